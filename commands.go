@@ -1,0 +1,296 @@
+package holdfast
+
+import (
+	"context"
+	"time"
+
+	"github.com/redis/rueidis"
+)
+
+// GetMany returns the values of the keys that are found; a key that is not, or
+// whose Redis is away, is absent from the map. It may wait for at most
+// Options.Timeout in all. The error joins one *Error for each key about which
+// Redis had one to tell; the values of the others are returned beside it.
+//
+// The bytes may be shared: read them, do not write to them.
+func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte, error) {
+	lane, open := c.fence.enter()
+	defer lane.leave()
+	if err := enterable(ctx, open); err != nil {
+		return nil, err
+	}
+	now := c.clock.now()
+	found := make(map[string][]byte, len(keys))
+	var missing []string
+	var hits uint64
+	for _, key := range keys {
+		h := c.local.hash(key)
+		if e := c.fresh(h, key, now); e != nil {
+			found[key] = e.value
+			hits++
+			continue
+		}
+		if e, ok := c.journaled(h, key, now); ok {
+			if e.Value != nil {
+				found[key] = e.Value
+			} else {
+				c.stats.misses.Add(1)
+			}
+			continue
+		}
+		if err := checkKey(key); err != nil {
+			return nil, &Error{Op: "getmany", Tier: Remote, Err: err}
+		}
+		missing = append(missing, key)
+	}
+	c.stats.batchHits.Add(hits)
+	if len(missing) == 0 {
+		return found, nil
+	}
+	s := c.reader()
+	if s == nil {
+		for _, key := range missing {
+			if e, err := c.fallback(c.local.hash(key), key, now); err == nil {
+				found[key] = e.Value
+			}
+		}
+		return found, nil
+	}
+	tokens := make([]token, len(missing))
+	for i, key := range missing {
+		tokens[i] = c.local.token(c.local.hash(key))
+	}
+	var errs errorList
+	c.remote.getMany(ctx, s, now, missing, func(i int, v value, o outcome) {
+		key := missing[i]
+		e, err := c.readOutcome("getmany", c.local.hash(key), key, now, tokens[i], s, v, o)
+		switch {
+		case err == nil:
+			found[key] = e.Value
+		case err != ErrMiss:
+			errs.errs = append(errs.errs, err)
+		}
+	})
+	if err := ctx.Err(); err != nil {
+		return found, err
+	}
+	return found, errs.join()
+}
+
+// Add stores value under key if the key is absent, and says whether it did. Only
+// Redis can decide that, so while Redis is away, refuses writes, or does not
+// answer in time it returns ErrUnavailable; in the last case the value may have
+// been stored. It waits for at most Options.Timeout. Without any Redis
+// configured the local tier decides.
+func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Duration) (bool, error) {
+	ttl, err := c.ttl(ttl)
+	if err != nil {
+		return false, &Error{Op: "add", Key: key, Err: err}
+	}
+	lane, open := c.fence.enter()
+	defer lane.leave()
+	if err := enterable(ctx, open); err != nil {
+		return false, err
+	}
+	if err := checkSize(key, value); err != nil {
+		return false, &Error{Op: "add", Err: err}
+	}
+	now := c.clock.now()
+	h := c.local.hash(key)
+	e := &entry{value: own(value), confirmed: now, expires: after(now, ttl), epoch: c.local.epoch.Load()}
+	e.fresh = c.freshUntil(now, e.expires)
+	if c.link == nil {
+		return c.local.add(h, key, e, now), nil
+	}
+	s, err := c.decider(ctx, h, key)
+	if err != nil {
+		return false, err
+	}
+	// Not e: until Redis has decided, the key's present value stands.
+	cell, _, _ := c.local.begin(h, key, nil)
+	added, kept := false, false
+	defer func() { c.local.end(cell, kept) }()
+	set := s.client.B().Set().Key(key).Value(viewString(e.value)).Nx()
+	cmd := set.Build()
+	if ttl > 0 {
+		cmd = s.client.B().Set().Key(key).Value(viewString(e.value)).Nx().PxMilliseconds(ttl.Milliseconds()).Build()
+	}
+	replies, o := c.remote.do(ctx, s, now, cmd)
+	if o.class == classOK {
+		o = c.remote.reply(s, replies[0])
+		added = o.class == classOK && !rueidis.IsRedisNil(replies[0].Error())
+	}
+	return added, c.decided("add", key, o)
+}
+
+// decider returns the session that decides on a key now. A fenced key is
+// replayed first, within the budget.
+func (c *Cache) decider(ctx context.Context, h uint64, key string) (*session, error) {
+	s := c.link.writer()
+	if s == nil {
+		return nil, ErrUnavailable
+	}
+	if !c.journal.holds(h, key) {
+		return s, nil
+	}
+	ctx, cancel := c.remote.budget.of(ctx, c.clock.now())
+	defer cancel()
+	if tasks := c.journal.takeOne(h, key); tasks != nil {
+		c.replayer.replay(ctx, s, tasks)
+	}
+	if c.journal.holds(h, key) {
+		return nil, ErrUnavailable
+	}
+	return s, nil
+}
+
+// decided is the error of a command that only Redis can answer.
+func (c *Cache) decided(op, key string, o outcome) error {
+	switch o.class {
+	case classOK:
+		return nil
+	case classCommand:
+		return &Error{Op: op, Key: key, Tier: Remote, Err: o.err}
+	case classCanceled:
+		return o.err
+	default:
+		return &Error{Op: op, Key: key, Tier: Remote, Err: unavailable{o.err}}
+	}
+}
+
+// unavailable is ErrUnavailable with its cause.
+type unavailable struct{ cause error }
+
+func (u unavailable) Error() string        { return ErrUnavailable.Error() + ": " + u.cause.Error() }
+func (u unavailable) Is(target error) bool { return target == ErrUnavailable }
+func (u unavailable) Unwrap() error        { return u.cause }
+
+// TTL returns what is left of the key's life, 0 where it has no expiry, and
+// ErrMiss where there is no such key. It answers from a fresh local copy at once
+// and else asks Redis, waiting for at most Options.Timeout. While Redis is away
+// it answers from the journal or from a copy that Outage allows to be served;
+// where there is none, ErrUnavailable.
+func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
+	lane, open := c.fence.enter()
+	defer lane.leave()
+	if err := enterable(ctx, open); err != nil {
+		return 0, err
+	}
+	now := c.clock.now()
+	h := c.local.hash(key)
+	if e := c.fresh(h, key, now); e != nil {
+		return left(now, e.expires), nil
+	}
+	if e, ok := c.journaled(h, key, now); ok {
+		if e.Value == nil {
+			return 0, ErrMiss
+		}
+		return e.TTL, nil
+	}
+	if err := checkKey(key); err != nil {
+		return 0, &Error{Op: "ttl", Tier: Remote, Err: err}
+	}
+	s := c.reader()
+	if s == nil {
+		return c.knownTTL(h, key, now)
+	}
+	replies, o := c.remote.do(ctx, s, now, s.client.B().Pttl().Key(key).Build())
+	if o.class == classOK {
+		o = c.remote.reply(s, replies[0])
+	}
+	switch o.class {
+	case classOK:
+	case classDown, classWriteRefused:
+		return c.knownTTL(h, key, now)
+	default:
+		return 0, c.decided("ttl", key, o)
+	}
+	switch ms, err := replies[0].AsInt64(); {
+	case err != nil:
+		return 0, &Error{Op: "ttl", Key: key, Tier: Remote, Err: err}
+	case ms == -2:
+		return 0, ErrMiss
+	case ms == -1:
+		return 0, nil
+	default:
+		return max(millis(ms), time.Nanosecond), nil
+	}
+}
+
+func (c *Cache) knownTTL(h uint64, key string, now int64) (time.Duration, error) {
+	e, err := c.fallback(h, key, now)
+	switch {
+	case err == nil && !e.Stale:
+		return e.TTL, nil
+	case c.link == nil:
+		return 0, ErrMiss
+	default:
+		return 0, ErrUnavailable
+	}
+}
+
+// Touch gives the key a new life of ttl from now; 0 means Options.DefaultTTL,
+// and where that is 0 too, no expiry. ErrMiss where there is no such key. It
+// waits for at most Options.Timeout. While Redis is away only a key whose value
+// is in the journal can be touched; others get ErrUnavailable.
+func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error {
+	ttl, err := c.ttl(ttl)
+	if err != nil {
+		return &Error{Op: "touch", Key: key, Err: err}
+	}
+	lane, open := c.fence.enter()
+	defer lane.leave()
+	if err := enterable(ctx, open); err != nil {
+		return err
+	}
+	if err := checkKey(key); err != nil {
+		return &Error{Op: "touch", Err: err}
+	}
+	now := c.clock.now()
+	h := c.local.hash(key)
+	deadline := after(now, ttl)
+	if c.link == nil {
+		return c.touchLocal(h, key, now, deadline)
+	}
+	if f, ok := c.journal.get(h, key, now); ok {
+		if !f.live {
+			return ErrMiss
+		}
+		if c.journal.touch(h, key, now, deadline) {
+			return nil
+		}
+	}
+	s, err := c.decider(ctx, h, key)
+	if err != nil {
+		return err
+	}
+	cmd := s.client.B().Persist().Key(key).Build()
+	if ttl > 0 {
+		cmd = s.client.B().Pexpire().Key(key).Milliseconds(ttl.Milliseconds()).Build()
+	}
+	cmds := []rueidis.Completed{cmd, s.client.B().Exists().Key(key).Build()}
+	replies, o := c.remote.do(ctx, s, now, cmds...)
+	if o.class == classOK {
+		o = c.remote.reply(s, replies[0])
+	}
+	// Whatever came of it, the copy's end is in question.
+	c.local.doubt(h, key, 0)
+	if o.class != classOK {
+		return c.decided("touch", key, o)
+	}
+	if n, err := replies[1].AsInt64(); err == nil && n == 0 {
+		return ErrMiss
+	}
+	return nil
+}
+
+func (c *Cache) touchLocal(h uint64, key string, now, deadline int64) error {
+	e := c.local.get(h, key)
+	if e == nil || now >= e.expires {
+		return ErrMiss
+	}
+	touched := *e
+	touched.expires, touched.fresh = deadline, deadline
+	c.local.put(h, key, &touched)
+	return nil
+}

@@ -1,0 +1,105 @@
+package holdfast
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+
+	"github.com/holdfast-cache/holdfast/internal/resp"
+	"github.com/redis/rueidis"
+)
+
+// errNoPermit is what rueidis gets when it wants to dial on a caller's behalf.
+var errNoPermit = errors.New("holdfast: the connection was lost; only the supervisor dials")
+
+// dialer is the DialCtxFn of one session. It has one permit: rueidis redials
+// whenever a command finds its connection gone, on the caller's goroutine, with
+// no back-off; here that fails at once, and the supervisor builds another
+// session when its schedule says so.
+type dialer struct {
+	user    func(context.Context, string, *net.Dialer, *tls.Config) (net.Conn, error)
+	life    context.Context // ends with the session
+	permit  atomic.Bool
+	attempt func()      // counts
+	lost    func(error) // the connection closed, for whatever reason
+
+	mu struct {
+		sync.Mutex
+		conn   *resp.Conn
+		closed bool
+	}
+}
+
+func (d *dialer) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (net.Conn, error) {
+	if !d.permit.CompareAndSwap(true, false) {
+		return nil, errNoPermit
+	}
+	d.attempt()
+	// rueidis passes a background context: the bound and the end are ours.
+	ctx, cancel := context.WithTimeout(ctx, nd.Timeout)
+	defer cancel()
+	stop := context.AfterFunc(d.life, cancel)
+	defer stop()
+	raw, err := d.connect(ctx, addr, nd, cfg)
+	if err != nil {
+		return nil, err
+	}
+	conn := resp.Guard(raw, resp.DefaultLimits, d.lost)
+	d.mu.Lock()
+	closed := d.mu.closed
+	d.mu.conn = conn
+	d.mu.Unlock()
+	if closed {
+		conn.Close()
+		return nil, net.ErrClosed
+	}
+	return conn, nil
+}
+
+func (d *dialer) connect(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (net.Conn, error) {
+	switch {
+	case d.user != nil:
+		return d.user(ctx, addr, nd, cfg)
+	case cfg != nil:
+		// A DialCtxFn replaces rueidis' own TLS as well.
+		return (&tls.Dialer{NetDialer: nd, Config: cfg}).DialContext(ctx, "tcp", addr)
+	default:
+		return nd.DialContext(ctx, "tcp", addr)
+	}
+}
+
+// close ends the connection, and one that is being dialled as soon as it is
+// there. Everything that waits on it fails at once, also a handshake.
+func (d *dialer) close() {
+	d.permit.Store(false)
+	d.mu.Lock()
+	d.mu.closed = true
+	conn := d.mu.conn
+	d.mu.Unlock()
+	if conn != nil {
+		conn.Close()
+	}
+}
+
+// clientOption is the rueidis configuration of one session.
+func clientOption(user rueidis.ClientOption, d *dialer) rueidis.ClientOption {
+	o := user
+	o.DialCtxFn = d.dial
+	// Without it rueidis asks the server what it is by trying cluster commands,
+	// and takes miniredis for a cluster.
+	o.ForceSingleClient = true
+	// One wire: replies then come in the order in which the writes were sent.
+	// More wires bring nothing on loopback and cost the order.
+	o.PipelineMultiplex = -1
+	// Without it a call whose context ends closes the connection of all.
+	o.AlwaysPipelining = true
+	// A retry would outlive the budget; with the permit gone it would spin.
+	o.DisableRetry = true
+	// 2,000 commands in one pipeline would make rueidis dial a connection.
+	o.BlockingPipeline = -1
+	o.DisableCache = true
+	return o
+}

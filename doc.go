@@ -1,0 +1,2 @@
+// Package holdfast is a resilient, non-blocking cache client.
+package holdfast

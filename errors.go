@@ -1,0 +1,139 @@
+package holdfast
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"github.com/redis/rueidis"
+)
+
+// The errors to compare with errors.Is. Each says what the caller should do.
+var (
+	// ErrMiss: no tier holds the key, or Redis is away and no local copy may
+	// be served. Ask the source of truth.
+	ErrMiss = errors.New("holdfast: miss: ask the source of truth")
+
+	// ErrUnavailable: only Redis can decide this and Redis is away. Nothing was
+	// done; try again later, or do without.
+	ErrUnavailable = errors.New("holdfast: redis is unavailable and only redis can answer: try again later")
+
+	// ErrClosed: the Cache was closed. Make a new one.
+	ErrClosed = errors.New("holdfast: the cache is closed")
+
+	// ErrJournalFull: the write was refused, because Redis is away and the
+	// journal holds as many keys as Journal.MaxKeys allows. The key is gone from
+	// the local tier, so that this process does not serve the replaced value
+	// while Redis is away.
+	ErrJournalFull = errors.New("holdfast: the journal is full: the write was refused")
+
+	// ErrInvalidTTL: a negative time to live. Nothing was done.
+	ErrInvalidTTL = errors.New("holdfast: invalid ttl: it must be zero or positive")
+
+	errNilContext    = errors.New("holdfast: nil context: pass context.Background() where there is none")
+	errKeyTooLarge   = errors.New("holdfast: the key is over 512 MiB, the most that redis takes")
+	errValueTooLarge = errors.New("holdfast: the value is over 512 MiB, the most that redis takes")
+	errBudget        = errors.New("holdfast: redis did not answer within Options.Timeout")
+	errBulkhead      = errors.New("holdfast: too many calls wait for redis already")
+)
+
+// maxString is Redis' proto-max-bulk-len: a longer key or value makes the
+// server close the connection, which every other call in flight would share.
+const maxString = 512 << 20
+
+// Error says which operation on which key failed and which tier said so. It
+// wraps the cause: a sentinel of this package, a context's error, or Redis'
+// own *rueidis.RedisError.
+type Error struct {
+	Op   string // the method, in lower case: "set"
+	Key  string // the key, or "" where the call names none
+	Tier Tier   // the tier that refused
+	Err  error
+}
+
+func (e *Error) Error() string {
+	var b strings.Builder
+	b.WriteString("holdfast: ")
+	b.WriteString(e.Op)
+	if e.Key != "" {
+		key := e.Key
+		if len(key) > 64 {
+			key = key[:64] + "..."
+		}
+		b.WriteString(" ")
+		b.WriteString(strings.ToValidUTF8(key, "?"))
+	}
+	b.WriteString(": ")
+	b.WriteString(strings.TrimPrefix(e.Err.Error(), "holdfast: "))
+	return b.String()
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// class is what an outcome means for the circuit and for the write that met it.
+type class uint8
+
+const (
+	classOK           class = iota // Redis answered; a nil reply is an answer
+	classCommand                   // Redis refused this command: the error is the answer
+	classWriteRefused              // Redis refuses every write; reads go on
+	classDown                      // Redis is away, mute, or refuses this caller
+	classCanceled                  // the caller gave up; says nothing about Redis
+)
+
+// classify is the one place where an error of the remote tier gets its
+// meaning. ctx is the caller's own, without the budget: rueidis reports a used
+// up budget and an impatient caller as the same context error, and only the
+// caller's context can tell them apart.
+func classify(ctx context.Context, err error) class {
+	if err == nil || rueidis.IsRedisNil(err) {
+		return classOK
+	}
+	var re *rueidis.RedisError
+	if errors.As(err, &re) {
+		return classifyReply(re.Error())
+	}
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		if ctx.Err() != nil {
+			return classCanceled
+		}
+	}
+	return classDown
+}
+
+// replyClasses maps the code that starts an error reply. A code that is not
+// here is about the command that got it.
+var replyClasses = map[string]class{
+	"READONLY":   classWriteRefused, // a replica
+	"MISCONF":    classWriteRefused, // a failed snapshot stops writes
+	"OOM":        classWriteRefused, // maxmemory with noeviction
+	"NOREPLICAS": classWriteRefused, // min-replicas-to-write
+
+	"LOADING":     classDown,
+	"MASTERDOWN":  classDown,
+	"CLUSTERDOWN": classDown,
+	"TRYAGAIN":    classDown,
+	"BUSY":        classDown, // a script runs and runs; not BUSYKEY, BUSYGROUP
+	"NOAUTH":      classDown,
+	"WRONGPASS":   classDown,
+}
+
+func classifyReply(text string) class {
+	code, _, _ := strings.Cut(text, " ")
+	if c, ok := replyClasses[code]; ok {
+		return c
+	}
+	if code == "ERR" {
+		if strings.Contains(text, "max number of clients") {
+			return classDown
+		}
+		// Redis before 7 wraps what a script met: "ERR Error running script
+		// (...): @user_script: 1: -READONLY You can't write ...".
+		for code, c := range replyClasses {
+			if c == classWriteRefused && strings.Contains(text, " -"+code+" ") {
+				return c
+			}
+		}
+	}
+	return classCommand
+}

@@ -1,0 +1,56 @@
+package holdfast
+
+import (
+	"fmt"
+	"time"
+)
+
+// State is what the link to Redis is good for.
+type State uint8
+
+const (
+	// Connecting: Redis was never reached. Calls are answered as in Down.
+	Connecting State = iota
+	// Up: a write probe succeeded on the connection that serves traffic.
+	Up
+	// ReadOnly: Redis answers reads and refuses every write (READONLY, MISCONF,
+	// OOM, NOREPLICAS, or no permission on the probe's key). Reads go on;
+	// writes are kept in the journal.
+	ReadOnly
+	// Down: Redis is away. Calls are answered locally, at once.
+	Down
+	// Closed: the Cache was closed.
+	Closed
+)
+
+var stateNames = [...]string{"connecting", "up", "readonly", "down", "closed"}
+
+func (s State) String() string {
+	if int(s) < len(stateNames) {
+		return stateNames[s]
+	}
+	return fmt.Sprintf("state(%d)", uint8(s))
+}
+
+// Health is what was last known of Redis; asking costs no I/O.
+type Health struct {
+	State State
+
+	// Writable: the last probe or write on the present connection succeeded.
+	Writable bool
+
+	// Tracking: the server tells of changes made by other clients. Where it is
+	// false, a local copy counts as fresh for Tracking.UntrackedTTL at most.
+	Tracking bool
+
+	// Since is when State was entered.
+	Since time.Time
+
+	// LastError is why Redis is not Up, or the last such reason; nil if there
+	// never was one.
+	LastError error
+
+	// JournalKeys is how many keys wait to be replayed or to be checked once
+	// more after a replay.
+	JournalKeys int
+}

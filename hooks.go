@@ -1,0 +1,156 @@
+package holdfast
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+)
+
+// Hooks are called one at a time, in order, on a goroutine of their own: a
+// hook may block or call the Cache, and no call ever waits for one. While a
+// hook is stuck, up to 256 events wait; later ones are dropped and counted in
+// Stats.HooksDropped. A panic in a hook is logged and goes no further.
+type Hooks struct {
+	// OnStateChange is called after each change of Health.State.
+	OnStateChange func(StateChange)
+	// OnReplay is called after each round of replaying the journal.
+	OnReplay func(Replay)
+	// OnDrop is called when a write could not be kept as it was.
+	OnDrop func(Drop)
+}
+
+// StateChange is one step of the link's life.
+type StateChange struct {
+	From, To State
+	At       time.Time
+	Err      error // why, where To is not Up
+}
+
+// Replay says what one round of draining the journal did, in keys.
+type Replay struct {
+	Replayed   int // Redis holds what was wanted
+	Superseded int // somebody else wrote meanwhile: deleted, or left alone
+	Refused    int // Redis refused this entry: it was dropped
+	Left       int // still to be replayed
+}
+
+// Drop says what became of a write that could not be kept.
+type Drop struct {
+	Key    string
+	Reason DropReason
+}
+
+// DropReason is why a write could not be kept.
+type DropReason uint8
+
+const (
+	// DropDowngraded: the value did not fit Journal.MaxBytes; the key will be
+	// deleted instead.
+	DropDowngraded DropReason = iota
+	// DropRefused: the key did not fit Journal.MaxKeys; the caller was told.
+	DropRefused
+	// DropSuperseded: another client wrote the key during the outage.
+	DropSuperseded
+	// DropRejected: Redis rejected the replayed write for itself.
+	DropRejected
+)
+
+func (r DropReason) String() string {
+	switch r {
+	case DropDowngraded:
+		return "downgraded"
+	case DropRefused:
+		return "refused"
+	case DropSuperseded:
+		return "superseded"
+	case DropRejected:
+		return "rejected"
+	}
+	return fmt.Sprintf("drop(%d)", uint8(r))
+}
+
+// notifier runs the user's code, hooks and log handler, away from every caller
+// and from the supervisor.
+type notifier struct {
+	hooks   Hooks
+	log     *slog.Logger
+	events  chan func()
+	stats   *counters
+	stopped chan struct{}
+}
+
+func newNotifier(o Options, stats *counters) *notifier {
+	return &notifier{
+		hooks:   o.Hooks,
+		log:     o.Logger,
+		events:  make(chan func(), 256),
+		stats:   stats,
+		stopped: make(chan struct{}),
+	}
+}
+
+// run ends after stop is closed and what was queued until then is delivered.
+func (n *notifier) run(stop <-chan struct{}) {
+	defer close(n.stopped)
+	for {
+		select {
+		case f := <-n.events:
+			n.call(f)
+			continue
+		case <-stop:
+		}
+		for {
+			select {
+			case f := <-n.events:
+				n.call(f)
+			default:
+				return
+			}
+		}
+	}
+}
+
+func (n *notifier) call(f func()) {
+	defer func() {
+		if p := recover(); p != nil {
+			n.log.Error("holdfast: a hook panicked", "panic", fmt.Sprint(p))
+		}
+	}()
+	f()
+}
+
+func (n *notifier) post(f func()) {
+	select {
+	case n.events <- f:
+	default:
+		n.stats.hooksDropped.Add(1)
+	}
+}
+
+func (n *notifier) stateChange(c StateChange) {
+	n.post(func() {
+		level := slog.LevelInfo
+		attrs := []slog.Attr{slog.String("from", c.From.String()), slog.String("to", c.To.String())}
+		if c.Err != nil {
+			level = slog.LevelWarn
+			attrs = append(attrs, slog.String("error", c.Err.Error()))
+		}
+		n.log.LogAttrs(context.Background(), level, "holdfast: redis is "+c.To.String(), attrs...)
+		if n.hooks.OnStateChange != nil {
+			n.hooks.OnStateChange(c)
+		}
+	})
+}
+
+func (n *notifier) replay(r Replay) {
+	if n.hooks.OnReplay != nil {
+		n.post(func() { n.hooks.OnReplay(r) })
+	}
+}
+
+func (n *notifier) drop(key string, why DropReason) {
+	if n.hooks.OnDrop != nil {
+		n.post(func() { n.hooks.OnDrop(Drop{key, why}) })
+	}
+}

@@ -1,0 +1,223 @@
+package holdfast
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"time"
+)
+
+// Health tells what was last known of Redis. It does no I/O and waits for
+// nothing. Without a Redis configured the state is Up.
+func (c *Cache) Health() Health {
+	if c.fence.closed.Load() {
+		h := Health{State: Closed}
+		if c.link != nil {
+			h = c.link.health()
+			h.State, h.Writable = Closed, false
+		}
+		return h
+	}
+	if c.link == nil {
+		return Health{State: Up, Writable: true, Since: c.clock.base.Add(time.Hour)}
+	}
+	h := c.link.health()
+	h.JournalKeys = int(c.journal.keys.Load())
+	return h
+}
+
+// Check writes a probe to Redis now, over the connection that serves traffic,
+// and returns nil if that succeeded: it is made for readiness endpoints. It
+// waits for at most Options.Timeout. While Redis is away it returns
+// ErrUnavailable, with the cause, at once.
+func (c *Cache) Check(ctx context.Context) error {
+	lane, open := c.fence.enter()
+	defer lane.leave()
+	if err := enterable(ctx, open); err != nil {
+		return err
+	}
+	if c.link == nil {
+		return nil
+	}
+	s := c.link.reader()
+	if s == nil {
+		return c.unavailable()
+	}
+	now := c.clock.now()
+	completed := s.completed.Load()
+	bounded, cancel := c.remote.budget.of(ctx, now)
+	defer cancel()
+	err := s.probe(bounded, c.link.probing)
+	o := outcome{class: classify(ctx, err), err: err}
+	if o.class == classDown || o.class == classCanceled {
+		o = c.remote.unanswered(ctx, s, now, completed, err)
+	} else {
+		c.link.report(s, o.class, err)
+	}
+	return c.decided("check", "", o)
+}
+
+func (c *Cache) unavailable() error {
+	if err := c.link.health().LastError; err != nil {
+		return &Error{Op: "check", Tier: Remote, Err: unavailable{err}}
+	}
+	return ErrUnavailable
+}
+
+// WaitReady waits until Redis was Up for the first time, or until ctx ends. It
+// is for programs that would rather not start than start degraded; nothing else
+// in this package waits for Redis. Without a Redis configured it returns at
+// once.
+func (c *Cache) WaitReady(ctx context.Context) error {
+	if ctx == nil {
+		return errNilContext
+	}
+	if c.link == nil {
+		return enterable(ctx, !c.fence.closed.Load())
+	}
+	c.link.waiting.Add(1)
+	defer c.link.waiting.Add(-1)
+	c.link.look()
+	select {
+	case <-c.stop:
+		return ErrClosed
+	default:
+	}
+	select {
+	case <-c.link.ready:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-c.stop:
+		return ErrClosed
+	}
+}
+
+// Drain waits until everything in the journal was replayed, or until ctx ends.
+// A key whose write may still run late at Redis stays fenced a little longer and
+// counts in Health.JournalKeys until it was checked once more.
+func (c *Cache) Drain(ctx context.Context) error {
+	if ctx == nil {
+		return errNilContext
+	}
+	for {
+		idle := c.journal.drained()
+		if idle == nil {
+			return enterable(ctx, !c.fence.closed.Load())
+		}
+		c.link.use()
+		select {
+		case <-idle:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-c.stop:
+			return ErrClosed
+		}
+	}
+}
+
+// Stats returns the counters and gauges.
+func (c *Cache) Stats() Stats {
+	n := &c.stats
+	doubt := n.doubtHits.Load()
+	s := Stats{
+		LocalHits:       c.fence.hits() + n.batchHits.Load() + doubt,
+		RemoteHits:      n.remoteHits.Load(),
+		JournalHits:     n.journalHits.Load(),
+		StaleHits:       n.staleHits.Load(),
+		DoubtHits:       doubt,
+		Misses:          n.misses.Load(),
+		DialAttempts:    n.dials.Load(),
+		Timeouts:        n.timeouts.Load(),
+		BulkheadRefused: n.bulkheadRefused.Load(),
+		HooksDropped:    n.hooksDropped.Load(),
+		JournalKeys:     int(c.journal.keys.Load()),
+		JournalBytes:    c.journal.bytes.Load(),
+		Journaled:       n.journaled.Load(),
+		Replayed:        n.replayed.Load(),
+		Superseded:      n.superseded.Load(),
+		Downgraded:      n.downgraded.Load(),
+		Refused:         n.refused.Load(),
+		Rejected:        n.rejected.Load(),
+		FillsDiscarded:  n.fillsDiscarded.Load(),
+		LocalEvicted:    c.local.evicted.Load(),
+		LocalDropped:    c.local.dropped.Load(),
+	}
+	if c.link != nil {
+		s.BreakerOpens = c.link.breaker.opens.Load()
+	}
+	if lane, open := c.fence.enter(); open {
+		s.LocalBytes, s.LocalEntries = c.local.bytes(), c.local.len()
+		lane.leave()
+	} else {
+		lane.leave()
+	}
+	return s
+}
+
+// closeLimit bounds what Close waits for a user's code that does not return: a
+// hook, a log handler, a dial function that ignores its context.
+const closeLimit = time.Second
+
+// errStuck is what Close returns when it stopped waiting.
+var errStuck = errors.New("holdfast: close: a hook, the log handler or the dial function did not return")
+
+// Close stops everything and waits for it: calls in flight get their answer or,
+// from Redis, none. It is bounded by a second even if a hook never returns, and
+// takes milliseconds otherwise, also while a dial or the server hangs. What is in
+// the journal is lost; Shutdown delivers it first. Further calls of Close wait
+// for the first and return nil; every other call returns ErrClosed.
+func (c *Cache) Close() error {
+	if !c.fence.close() {
+		<-c.closed
+		return nil
+	}
+	defer close(c.closed)
+	c.cancel() // ends the supervisor, which cuts the connection under every call
+	c.fence.wait()
+	close(c.stop)
+	if !c.group.wait(closeLimit) {
+		// The local tier stays open: closing it under its flusher would panic.
+		return errStuck
+	}
+	c.local.close()
+	return nil
+}
+
+// Undelivered is the error of Shutdown: what the journal still held.
+type Undelivered struct {
+	Keys int   // writes that did not reach Redis
+	Err  error // why not
+}
+
+func (u *Undelivered) Error() string {
+	return fmt.Sprintf("holdfast: shutdown: %d writes did not reach redis: %v", u.Keys, u.Err)
+}
+
+func (u *Undelivered) Unwrap() error { return u.Err }
+
+// Shutdown drains the journal for as long as ctx allows, then closes. Where
+// writes remain undelivered it returns an *Undelivered that counts them.
+func (c *Cache) Shutdown(ctx context.Context) error {
+	err := c.Drain(ctx)
+	if err != nil && errors.Is(err, ErrClosed) {
+		return err
+	}
+	if n := int(c.journal.queued.Load()); n > 0 {
+		err = &Undelivered{Keys: n, Err: err}
+	} else {
+		err = nil
+	}
+	return errors.Join(err, c.Close())
+}
+
+// withoutURL keeps what was wrong with a URL and drops the URL, which may hold a
+// password.
+func withoutURL(err error) error {
+	var u *url.Error
+	if errors.As(err, &u) {
+		return u.Err
+	}
+	return err
+}

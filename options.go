@@ -1,0 +1,268 @@
+package holdfast
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/redis/rueidis"
+)
+
+// Options configures a Cache. The zero value is a cache of the local tier
+// only; with Redis.InitAddress set, every other zero value is a good default.
+type Options struct {
+	// Redis says where Redis is and how to log in: addresses, user, password,
+	// database, TLS, dialer. Empty InitAddress: local tier only.
+	//
+	// holdfast owns the connection's life, so some fields of
+	// rueidis.ClientOption cannot mean what they mean there. Replica routing,
+	// client-side caching hooks, ConnLifetime and DisableAutoPipelining are
+	// refused by New; DisableRetry, DisableCache, AlwaysPipelining,
+	// ForceSingleClient, PipelineMultiplex and BlockingPipeline are set by
+	// holdfast. Dialer.Timeout (default here 1s) bounds a dial and, again, its
+	// handshake. A silent connection is given up after at most
+	// 2 x Dialer.KeepAlive + ConnWriteTimeout (defaults here 1s and 2s).
+	Redis rueidis.ClientOption
+
+	// Mode says what kind of deployment InitAddress names. See Mode.
+	Mode Mode
+
+	// Timeout is a call's whole remote budget: no call waits for Redis longer
+	// than this, whatever the network does. Default 50ms; at least 1ms.
+	// A call may be given up to 1/16 less, because calls that begin together
+	// share one timer.
+	Timeout time.Duration
+
+	// DefaultTTL is used where a call passes ttl 0. Default 0: no expiry.
+	// A fraction of a millisecond is rounded up to Redis' resolution, 1ms.
+	DefaultTTL time.Duration
+
+	Local    LocalOptions
+	Breaker  BreakerOptions
+	Tracking TrackingOptions
+	Journal  JournalOptions
+	Outage   OutageOptions
+
+	// Logger gets one line for each change of state and none for a call.
+	// Default: nothing is logged.
+	Logger *slog.Logger
+
+	// Hooks are told of changes of state, replays and drops.
+	Hooks Hooks
+}
+
+// Mode is the kind of Redis deployment.
+type Mode uint8
+
+const (
+	// ModeAuto takes one address for a standalone server.
+	ModeAuto Mode = iota
+	// ModeStandalone is one server at one address.
+	ModeStandalone
+)
+
+func (m Mode) String() string {
+	switch m {
+	case ModeAuto:
+		return "auto"
+	case ModeStandalone:
+		return "standalone"
+	}
+	return fmt.Sprintf("mode(%d)", uint8(m))
+}
+
+// LocalOptions bounds the in-process tier.
+type LocalOptions struct {
+	// MaxBytes bounds keys, values and their bookkeeping (about 300 bytes an
+	// entry). Default 64 MiB; at least 64 KiB. When full, the entries that are
+	// used least go. An entry larger than MaxBytes/8 is not kept here at all;
+	// it still goes to Redis.
+	MaxBytes int64
+
+	// MaxTTL is the longest that a local copy of what Redis holds is served
+	// without being read again. Default 10m. It does not shorten an entry's
+	// life where there is no Redis to ask.
+	MaxTTL time.Duration
+}
+
+// BreakerOptions says when Redis counts as away and how it is looked for.
+type BreakerOptions struct {
+	// Failures is how many calls in a row must fail for the circuit to open.
+	// Default 5. A lost connection opens it at once.
+	Failures int
+
+	// MinBackoff and MaxBackoff bound the time between two attempts to reach
+	// Redis, which doubles from the first to the second with 15% of jitter.
+	// Defaults 100ms and 1s. The very first attempt after a stable connection
+	// was lost is made at once.
+	MinBackoff time.Duration
+	MaxBackoff time.Duration
+
+	// ProbePrefix begins the name of the one key that the write probe sets
+	// (with an expiry of 10s). Default "holdfast:probe:". The Redis user needs
+	// SET on it.
+	ProbePrefix string
+}
+
+// TrackingOptions bounds how old a fresh local copy may be.
+type TrackingOptions struct {
+	// UntrackedTTL is how long a local copy counts as fresh where the server
+	// does not tell of changes. Default 5s. What another client writes is seen
+	// at the latest after this time. The copy stays behind it as a fallback for
+	// an outage.
+	UntrackedTTL time.Duration
+}
+
+// JournalOptions bounds what is remembered of the writes made while Redis is
+// away, to be replayed when it is back.
+type JournalOptions struct {
+	// MaxKeys bounds the keys. Default 65536. When reached, a write of a
+	// further key is refused with ErrJournalFull.
+	MaxKeys int
+
+	// MaxBytes bounds keys and values. Default 64 MiB. A set that does not fit
+	// is downgraded to a delete, and counted: after the outage the key is
+	// absent rather than old.
+	MaxBytes int64
+}
+
+// OutageOptions says what may be served while Redis is away.
+type OutageOptions struct {
+	// ServeFor is how long after it was last confirmed a copy may be served
+	// that Redis cannot confirm. Default 0: for as long as its own TTL lasts.
+	ServeFor time.Duration
+
+	// ServeStaleFor is how long past its TTL a copy may be served while Redis
+	// is away. Default 0: not at all.
+	ServeStaleFor time.Duration
+}
+
+// withDefaults fills in what was left zero.
+func (o Options) withDefaults() Options {
+	def(&o.Timeout, 50*time.Millisecond)
+	def(&o.Local.MaxBytes, 64<<20)
+	def(&o.Local.MaxTTL, 10*time.Minute)
+	def(&o.Breaker.Failures, 5)
+	def(&o.Breaker.MinBackoff, 100*time.Millisecond)
+	def(&o.Breaker.MaxBackoff, max(time.Second, o.Breaker.MinBackoff))
+	def(&o.Breaker.ProbePrefix, "holdfast:probe:")
+	def(&o.Tracking.UntrackedTTL, 5*time.Second)
+	def(&o.Journal.MaxKeys, 65536)
+	def(&o.Journal.MaxBytes, 64<<20)
+	def(&o.Redis.Dialer.Timeout, time.Second)
+	def(&o.Redis.Dialer.KeepAlive, time.Second)
+	def(&o.Redis.ConnWriteTimeout, 2*time.Second)
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
+func def[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// validate reports every contradiction at once, in the words of the fields.
+// It is given options that already have their defaults.
+func (o Options) validate() error {
+	var errs []error
+	bad := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("holdfast: options: "+format, args...))
+	}
+	atLeast := func(name string, d, least time.Duration) {
+		if d < least {
+			bad("%s is %v: it must be at least %v", name, d, least)
+		}
+	}
+
+	if o.Mode > ModeStandalone {
+		bad("Mode is %d: no such mode", o.Mode)
+	}
+	atLeast("Timeout", o.Timeout, time.Millisecond)
+	atLeast("DefaultTTL", o.DefaultTTL, 0)
+	if o.Local.MaxBytes < 64<<10 {
+		bad("Local.MaxBytes is %d: it must be at least 65536", o.Local.MaxBytes)
+	}
+	atLeast("Local.MaxTTL", o.Local.MaxTTL, time.Millisecond)
+	if o.Breaker.Failures < 1 {
+		bad("Breaker.Failures is %d: it must be at least 1", o.Breaker.Failures)
+	}
+	atLeast("Breaker.MinBackoff", o.Breaker.MinBackoff, time.Millisecond)
+	if o.Breaker.MaxBackoff < o.Breaker.MinBackoff {
+		bad("Breaker.MaxBackoff is %v: it must not be below Breaker.MinBackoff, %v", o.Breaker.MaxBackoff, o.Breaker.MinBackoff)
+	}
+	atLeast("Tracking.UntrackedTTL", o.Tracking.UntrackedTTL, time.Millisecond)
+	if o.Journal.MaxKeys < 1 {
+		bad("Journal.MaxKeys is %d: it must be at least 1", o.Journal.MaxKeys)
+	}
+	if o.Journal.MaxBytes < 1 {
+		bad("Journal.MaxBytes is %d: it must be at least 1", o.Journal.MaxBytes)
+	}
+	atLeast("Outage.ServeFor", o.Outage.ServeFor, 0)
+	atLeast("Outage.ServeStaleFor", o.Outage.ServeStaleFor, 0)
+	errs = append(errs, validateRedis(o.Redis)...)
+	return errors.Join(errs...)
+}
+
+func validateRedis(r rueidis.ClientOption) []error {
+	var errs []error
+	bad := func(field, why string) {
+		errs = append(errs, fmt.Errorf("holdfast: options: Redis.%s %s", field, why))
+	}
+	for i, addr := range r.InitAddress {
+		field := fmt.Sprintf("InitAddress[%d]", i)
+		switch _, _, err := net.SplitHostPort(addr); {
+		case addr == "":
+			bad(field, "is empty")
+		case r.DialCtxFn == nil && err != nil:
+			// With a dial function the address may be anything, a socket's path
+			// for one.
+			bad(field, fmt.Sprintf("is %q: it must be host:port", addr))
+		}
+	}
+	if len(r.InitAddress) > 1 {
+		bad("InitAddress", fmt.Sprintf("names %d servers: this version speaks to one standalone server", len(r.InitAddress)))
+	}
+	if r.Sentinel.MasterSet != "" {
+		bad("Sentinel.MasterSet", "is set: this version does not speak to Sentinel")
+	}
+	if r.SelectDB < 0 {
+		bad("SelectDB", fmt.Sprintf("is %d: it must not be negative", r.SelectDB))
+	}
+	if r.Dialer.Timeout < 0 {
+		bad("Dialer.Timeout", "is negative")
+	}
+	if r.ConnWriteTimeout < 0 {
+		bad("ConnWriteTimeout", "is negative")
+	}
+	if r.RingScaleEachConn != 0 && r.RingScaleEachConn < 10 {
+		bad("RingScaleEachConn", fmt.Sprintf("is %d: it must be at least 10, so that a mute server cannot hold callers", r.RingScaleEachConn))
+	}
+	refused := []struct {
+		set   bool
+		field string
+		why   string
+	}{
+		{r.DialFn != nil, "DialFn", "is set: use DialCtxFn, which can be cancelled"},
+		{r.ReplicaOnly, "ReplicaOnly", "is set: holdfast reads from the master, because a replica may answer with what was replaced"},
+		{r.SendToReplicas != nil, "SendToReplicas", "is set: holdfast reads from the master, because a replica may answer with what was replaced"},
+		{len(r.Standalone.ReplicaAddress) > 0, "Standalone.ReplicaAddress", "is set: holdfast reads from the master, because a replica may answer with what was replaced"},
+		{r.Standalone.EnableRedirect, "Standalone.EnableRedirect", "is set: only the supervisor dials"},
+		{r.ConnLifetime != 0, "ConnLifetime", "is set: it would drop the connection under calls in flight"},
+		{r.DisableAutoPipelining, "DisableAutoPipelining", "is set: every caller would need a connection of its own"},
+		{r.OnInvalidations != nil, "OnInvalidations", "is set: holdfast owns invalidations"},
+		{r.ClientTrackingOptions != nil, "ClientTrackingOptions", "is set: holdfast owns tracking"},
+		{r.NewCacheStoreFn != nil, "NewCacheStoreFn", "is set: holdfast is the client-side cache"},
+	}
+	for _, f := range refused {
+		if f.set {
+			bad(f.field, f.why)
+		}
+	}
+	return errs
+}

@@ -1,0 +1,323 @@
+package holdfast
+
+import (
+	"context"
+	"crypto/sha1"
+	"encoding/hex"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/rueidis"
+)
+
+// replayer carries the journal's intents to Redis, on a goroutine of its own.
+type replayer struct {
+	journal *journal
+	link    *link
+	clock   clock
+	stats   *counters
+	notify  *notifier
+	hash    func(string) uint64
+	// doubt is told of each key before it leaves the journal: the local copy
+	// must be confirmed before it is fresh again.
+	doubt func(h uint64, key string)
+
+	timeout time.Duration
+	kick    chan struct{}
+}
+
+const (
+	// replayBatch bounds the intents in one pipeline.
+	replayBatch = 128
+	// replayJitter spreads the starts of a fleet that sees Redis come back at
+	// one moment.
+	replayJitter = 50 * time.Millisecond
+	// replayPause is the wait after a round that Redis did not answer.
+	replayPause = 100 * time.Millisecond
+)
+
+// replayScript decides by the plain value, inside Redis, where nobody else can
+// write between the look and the deed.
+//
+//	ARGV[1]  set, delete: replay an intent
+//	         reset, redelete: the second check, which only undoes our own late write
+//	ARGV[2]  the value
+//	ARGV[3]  its remaining life in ms, 0 for no expiry
+//	ARGV[4]  1 where absence is no conflict
+//	ARGV[5+] digests of what Redis may hold by our own doing
+//
+// It answers "done", or "superseded" where somebody else wrote meanwhile.
+const replayScript = `
+local key, op, value, ttl = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+local kind = redis.call('TYPE', key)
+if type(kind) == 'table' then kind = kind['ok'] end
+if kind ~= 'none' and kind ~= 'string' then return 'superseded' end
+local function write()
+  if ttl == '0' then redis.call('SET', key, value) else redis.call('SET', key, value, 'PX', ttl) end
+  return 'done'
+end
+if op == 'delete' then
+  redis.call('DEL', key)
+  return 'done'
+end
+local now = redis.call('GET', key)
+local ours = false
+if now then
+  local sum = redis.sha1hex(now)
+  for i = 5, #ARGV do
+    if ARGV[i] == sum then ours = true end
+  end
+end
+if op == 'redelete' then
+  if ours then redis.call('DEL', key) end
+  return 'done'
+end
+if now == value then return 'done' end
+if ours then return write() end
+if op == 'reset' then return 'done' end
+if not now then
+  if ARGV[4] == '1' then return write() end
+  return 'superseded'
+end
+redis.call('DEL', key)
+return 'superseded'
+`
+
+var replayDigest = func() string {
+	sum := sha1.Sum([]byte(replayScript))
+	return hex.EncodeToString(sum[:])
+}()
+
+func (r *replayer) wake() {
+	select {
+	case r.kick <- struct{}{}:
+	default:
+	}
+}
+
+// run is the replayer's life. It ends with ctx.
+func (r *replayer) run(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.kick:
+			if !sleep(ctx, time.Duration(rand.Int64N(int64(replayJitter)))) {
+				return
+			}
+		case <-timer.C:
+		}
+		if s := r.link.gate.Load(); s != nil && s.writable.Load() && !r.drain(ctx, s) {
+			timer.Reset(replayPause)
+			continue
+		}
+		if next := r.journal.nextCheck(); next != never {
+			timer.Reset(max(replayPause, time.Duration(next-r.clock.now())))
+		}
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// drain replays until nothing is left; false where Redis stopped answering.
+func (r *replayer) drain(ctx context.Context, s *session) bool {
+	var total Replay
+	ok := true
+	for ok {
+		tasks := r.journal.take(replayBatch, r.clock.now(), r.hash)
+		if len(tasks) == 0 {
+			break
+		}
+		var round Replay
+		round, ok = r.replay(ctx, s, tasks)
+		total.Replayed += round.Replayed
+		total.Superseded += round.Superseded
+		total.Refused += round.Refused
+	}
+	if total != (Replay{}) {
+		total.Left = int(r.journal.queued.Load())
+		r.notify.replay(total)
+	}
+	return ok
+}
+
+// replay sends the tasks in one pipeline and settles each. It blocks for at most
+// the replay's own timeout: nobody waits for it but the journal.
+func (r *replayer) replay(ctx context.Context, s *session, tasks []task) (round Replay, ok bool) {
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
+	defer cancel()
+	replies, sent := r.send(ctx, s, tasks)
+	if !sent {
+		for _, t := range tasks {
+			r.journal.settle(t, unsent, s.id, r.clock.now())
+		}
+		return round, false
+	}
+	ok = true
+	var plain []task
+	for i, t := range tasks {
+		answer, err := replies[i].ToString()
+		switch c := classify(context.Background(), err); {
+		case c == classOK:
+			if answer == "superseded" {
+				round.Superseded++
+				r.stats.superseded.Add(1)
+				r.notify.drop(t.key, DropSuperseded)
+			} else if !t.check {
+				round.Replayed++
+				r.stats.replayed.Add(1)
+			}
+			r.settle(t, s)
+		case c == classCommand && noScripts(err):
+			plain = append(plain, t)
+		case c == classCommand:
+			// It is this entry that Redis does not take: trying again would hold
+			// up the others for nothing.
+			round.Refused++
+			r.stats.rejected.Add(1)
+			r.notify.drop(t.key, DropRejected)
+			r.settle(t, s)
+		default:
+			ok = false
+			r.postpone(t, s, c, err)
+		}
+	}
+	if len(plain) > 0 && !r.deletePlainly(ctx, s, plain, &round) {
+		ok = false
+	}
+	return round, ok
+}
+
+// postpone leaves the task in the journal for a later round.
+func (r *replayer) postpone(t task, s *session, c class, err error) {
+	how := failed
+	if _, answered := rueidis.IsRedisErr(err); answered {
+		how = unsent // a reply says that it did not run
+	} else if gaveUp(err) {
+		err = errBudget
+	}
+	r.journal.settle(t, how, s.id, r.clock.now())
+	r.link.report(s, c, err)
+}
+
+// noScripts says that the server will not run the script, now or at all: it was
+// flushed between load and use, the user may not, or a proxy knows no scripts.
+func noScripts(err error) bool {
+	text := err.Error()
+	return strings.HasPrefix(text, "NOSCRIPT") || strings.HasPrefix(text, "NOPERM") ||
+		strings.Contains(text, "unknown command")
+}
+
+// deletePlainly replays without the script: nothing can be compared then, so a
+// set becomes a delete, which is always safe.
+func (r *replayer) deletePlainly(ctx context.Context, s *session, tasks []task, round *Replay) (ok bool) {
+	cmds := make([]rueidis.Completed, len(tasks))
+	for i, t := range tasks {
+		cmds[i] = s.client.B().Del().Key(t.key).Build()
+	}
+	ok = true
+	for i, reply := range s.client.DoMulti(ctx, cmds...) {
+		t, err := tasks[i], reply.Error()
+		switch c := classify(context.Background(), err); c {
+		case classOK:
+			if t.del {
+				round.Replayed++
+				r.stats.replayed.Add(1)
+			} else {
+				r.stats.downgraded.Add(1)
+				r.notify.drop(t.key, DropDowngraded)
+			}
+			r.settle(t, s)
+		case classCommand:
+			round.Refused++
+			r.stats.rejected.Add(1)
+			r.notify.drop(t.key, DropRejected)
+			r.settle(t, s)
+		default:
+			ok = false
+			r.postpone(t, s, c, err)
+		}
+	}
+	return ok
+}
+
+// settle takes the key out of the journal, unless there is more to do. The local
+// copy is put in doubt first, so that nobody finds it fresh and unfenced.
+func (r *replayer) settle(t task, s *session) {
+	r.doubt(t.hash, t.key)
+	r.journal.settle(t, settled, s.id, r.clock.now())
+}
+
+// send returns a reply for each task; false where nothing was sent. A server
+// that lost its scripts is given this one again.
+func (r *replayer) send(ctx context.Context, s *session, tasks []task) ([]rueidis.RedisResult, bool) {
+	for try := 0; ; try++ {
+		ticket := s.tickets.Add(1)
+		replies := s.client.DoMulti(ctx, r.commands(s, tasks)...)
+		if replies[len(replies)-1].NonRedisError() == nil {
+			s.answered(ticket)
+		}
+		err := replies[0].Error()
+		if try > 0 || err == nil || !strings.HasPrefix(err.Error(), "NOSCRIPT") {
+			return replies, true
+		}
+		load := s.client.Do(ctx, s.client.B().ScriptLoad().Script(replayScript).Build())
+		if err := load.Error(); err != nil {
+			r.link.report(s, classify(context.Background(), err), err)
+			return nil, false
+		}
+	}
+}
+
+func (r *replayer) commands(s *session, tasks []task) []rueidis.Completed {
+	cmds := make([]rueidis.Completed, len(tasks))
+	now := r.clock.now()
+	b := s.client.B()
+	for i, t := range tasks {
+		op, value, ttl := t.operation(now)
+		absent := "0"
+		if !t.base.known || t.base.absent || t.base.server != s.server {
+			absent = "1"
+		}
+		args := make([]string, 0, 4+len(t.base.sums))
+		args = append(args, op, viewString(value), strconv.FormatInt(ttl.Milliseconds(), 10), absent)
+		for _, sum := range t.base.sums {
+			args = append(args, hex.EncodeToString(sum[:]))
+		}
+		cmds[i] = b.Evalsha().Sha1(replayDigest).Numkeys(1).Key(t.key).Arg(args...).Build()
+	}
+	return cmds
+}
+
+// operation says what to do with a task now: a set whose time ran out while it
+// waited deletes, or the value from before the outage would return.
+func (t task) operation(now int64) (op string, value []byte, ttl time.Duration) {
+	gone := t.del || now >= t.deadline
+	switch {
+	case gone && t.check:
+		return "redelete", nil, 0
+	case gone:
+		return "delete", nil, 0
+	}
+	if t.deadline != never {
+		ttl = max(left(now, t.deadline), time.Millisecond)
+	}
+	if t.check {
+		return "reset", t.value, ttl
+	}
+	return "set", t.value, ttl
+}

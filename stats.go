@@ -1,0 +1,50 @@
+package holdfast
+
+import "sync/atomic"
+
+// Stats counts since New, except for the gauges, which tell the present.
+// Counters only grow. Reading them costs a few microseconds and no I/O.
+type Stats struct {
+	// Reads, by the tier that answered. A read of n keys counts n times.
+	LocalHits   uint64
+	RemoteHits  uint64
+	JournalHits uint64
+	StaleHits   uint64 // of LocalHits: served past their TTL
+	DoubtHits   uint64 // of LocalHits: served although Redis could not confirm them
+	Misses      uint64
+
+	// The link.
+	BreakerOpens    uint64 // a closed circuit opened
+	DialAttempts    uint64
+	Timeouts        uint64 // calls that used up Options.Timeout
+	BulkheadRefused uint64 // calls that found no room among those in flight
+	HooksDropped    uint64
+
+	// The journal.
+	JournalKeys  int   // gauge
+	JournalBytes int64 // gauge
+	Journaled    uint64
+	Replayed     uint64
+	Superseded   uint64 // another client wrote during the outage
+	Downgraded   uint64 // sets turned into deletes for want of room
+	Refused      uint64 // ErrJournalFull
+	Rejected     uint64 // Redis rejected the replayed entry for itself
+
+	// The local tier.
+	LocalBytes     int64 // gauge, with about 300 bytes of bookkeeping an entry
+	LocalEntries   int64 // gauge
+	LocalEvicted   uint64
+	LocalDropped   uint64 // entries not kept because too many came at once
+	FillsDiscarded uint64 // reads of Redis that a write overtook
+}
+
+// counters are the ones that are off the hot path.
+type counters struct {
+	remoteHits, journalHits, staleHits, doubtHits, misses atomic.Uint64
+
+	batchHits, dials, timeouts, bulkheadRefused, hooksDropped atomic.Uint64
+
+	journaled, replayed, superseded, downgraded, refused, rejected atomic.Uint64
+
+	fillsDiscarded atomic.Uint64
+}
