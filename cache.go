@@ -110,7 +110,7 @@ func New(opts Options) (*Cache, error) {
 		stats:   &c.stats,
 		notify:  c.notify,
 		hash:    c.local.hash,
-		doubt:   func(h uint64, key string) { c.local.doubt(h, key, 0) },
+		doubt:   c.local.doubt,
 		timeout: max(opts.Timeout, time.Second),
 		kick:    make(chan struct{}, 1),
 	}
@@ -186,11 +186,11 @@ func enterable(ctx context.Context, open bool) error {
 
 // fresh returns the local entry that may be served without asking anybody, or
 // nil. It is where law 5 is kept: an entry of an older epoch is in doubt.
-func (c *Cache) fresh(h uint64, key string, now int64) *entry {
+func (c *Cache) fresh(h keyHash, key string, now int64) *entry {
 	if c.journal.keys.Load() != 0 && c.journal.holds(h, key) {
 		return nil
 	}
-	e := c.local.get(h, key)
+	e := c.local.get(h)
 	if e == nil || now >= e.fresh || e.epoch != c.local.epoch.Load() {
 		return nil
 	}
@@ -199,7 +199,7 @@ func (c *Cache) fresh(h uint64, key string, now int64) *entry {
 
 // read answers what the local tier could not: from the journal, from Redis, or
 // with what the outage options allow.
-func (c *Cache) read(ctx context.Context, op string, h uint64, key string, now int64) (Entry, error) {
+func (c *Cache) read(ctx context.Context, op string, h keyHash, key string, now int64) (Entry, error) {
 	if e, ok := c.journaled(h, key, now); ok {
 		if e.Value == nil {
 			c.stats.misses.Add(1)
@@ -212,7 +212,7 @@ func (c *Cache) read(ctx context.Context, op string, h uint64, key string, now i
 	}
 	s := c.reader()
 	if s == nil {
-		return c.fallback(h, key, now)
+		return c.fallback(h, now)
 	}
 	t := c.local.token(h)
 	v, o := c.remote.get(ctx, s, now, key)
@@ -220,7 +220,7 @@ func (c *Cache) read(ctx context.Context, op string, h uint64, key string, now i
 }
 
 // readOutcome turns what Redis said, or did not say, into an answer.
-func (c *Cache) readOutcome(op string, h uint64, key string, now int64, t token, s *session, v value, o outcome) (Entry, error) {
+func (c *Cache) readOutcome(op string, h keyHash, key string, now int64, t token, s *session, v value, o outcome) (Entry, error) {
 	switch o.class {
 	case classOK:
 	case classCommand:
@@ -228,18 +228,18 @@ func (c *Cache) readOutcome(op string, h uint64, key string, now int64, t token,
 	case classCanceled:
 		return Entry{}, o.err
 	default:
-		return c.fallback(h, key, c.clock.now())
+		return c.fallback(h, c.clock.now())
 	}
 	if !v.found {
-		c.local.fill(h, key, t, nil)
+		c.local.fill(h, t, nil)
 		c.stats.misses.Add(1)
 		return Entry{Tier: Remote}, ErrMiss
 	}
-	e := &entry{value: v.bytes, confirmed: now, expires: after(now, v.ttl), epoch: t.epoch}
+	e := &entry{value: v.bytes, confirmed: now, expires: after(now, v.ttl), epoch: t.epoch, size: sizeOf(key, v.bytes)}
 	if !s.replica.Load() {
 		e.fresh = c.freshUntil(now, e.expires)
 	}
-	if !c.local.fill(h, key, t, e) {
+	if !c.local.fill(h, t, e) {
 		c.stats.fillsDiscarded.Add(1)
 	}
 	c.stats.remoteHits.Add(1)
@@ -255,9 +255,16 @@ func (c *Cache) freshUntil(now, expires int64) int64 {
 	return min(expires, after(now, c.opts.Local.MaxTTL), after(now, c.opts.Tracking.UntrackedTTL))
 }
 
+// newEntry is the local copy of what is being written.
+func (c *Cache) newEntry(key string, value []byte, ttl time.Duration, now int64) *entry {
+	e := &entry{value: value, confirmed: now, expires: after(now, ttl), epoch: c.local.epoch.Load(), size: sizeOf(key, value)}
+	e.fresh = c.freshUntil(now, e.expires)
+	return e
+}
+
 // journaled answers for a fenced key: a value, or none where the key was
 // deleted or has expired.
-func (c *Cache) journaled(h uint64, key string, now int64) (Entry, bool) {
+func (c *Cache) journaled(h keyHash, key string, now int64) (Entry, bool) {
 	f, ok := c.journal.get(h, key, now)
 	if !ok {
 		return Entry{}, false
@@ -271,9 +278,9 @@ func (c *Cache) journaled(h uint64, key string, now int64) (Entry, bool) {
 
 // fallback answers without Redis: with a copy in doubt, if the outage options
 // allow it, or with a miss. It waits for nothing.
-func (c *Cache) fallback(h uint64, key string, now int64) (Entry, error) {
+func (c *Cache) fallback(h keyHash, now int64) (Entry, error) {
 	degraded := c.link != nil
-	e := c.local.get(h, key)
+	e := c.local.get(h)
 	if e == nil || !servable(e, now, degraded, c.opts.Outage) {
 		c.stats.misses.Add(1)
 		return Entry{Tier: Local, Degraded: degraded}, ErrMiss
@@ -381,9 +388,8 @@ type change struct {
 	value []byte
 	del   bool
 
-	hash  uint64
+	hash  keyHash
 	entry *entry // what the local tier is to hold; nil for a delete
-	cell  *cell
 	seq   uint64
 	base  base
 }
@@ -414,13 +420,12 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 		}
 		w.hash = c.local.hash(w.key)
 		if !w.del {
-			w.entry = &entry{value: w.value, confirmed: now, expires: after(now, ttl), epoch: c.local.epoch.Load()}
-			w.entry.fresh = c.freshUntil(now, w.entry.expires)
+			w.entry = c.newEntry(w.key, w.value, ttl, now)
 		}
 	}
 	if c.link == nil {
 		for i := range ws {
-			c.local.put(ws[i].hash, ws[i].key, ws[i].entry)
+			c.local.put(ws[i].hash, ws[i].entry)
 		}
 		return nil
 	}
@@ -446,7 +451,7 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 
 // keep is a write that Redis is not told of now.
 func (c *Cache) keep(w *change, now int64) error {
-	old, seq := c.local.put(w.hash, w.key, w.entry)
+	old, seq := c.local.put(w.hash, w.entry)
 	w.seq, w.base = seq, c.baseOf(old, now)
 	return c.remember(w, now, 0)
 }
@@ -462,7 +467,7 @@ func (c *Cache) remember(w *change, now int64, sentOn uint64) error {
 	case rejected:
 		c.stats.refused.Add(1)
 		c.notify.drop(w.key, DropRefused)
-		c.local.put(w.hash, w.key, nil)
+		c.local.put(w.hash, nil)
 		return ErrJournalFull
 	}
 	if c.link.gate.Load() != nil {
@@ -485,7 +490,7 @@ func (c *Cache) baseOf(old *entry, now int64) base {
 func (c *Cache) send(ctx context.Context, op string, s *session, ws []change, ttl time.Duration, now int64, errs *errorList) {
 	olds := make([]*entry, len(ws))
 	for i := range ws {
-		ws[i].cell, olds[i], ws[i].seq = c.local.begin(ws[i].hash, ws[i].key, ws[i].entry)
+		olds[i], ws[i].seq = c.local.begin(ws[i].hash, ws[i].entry)
 	}
 	b := s.client.B()
 	build := func(i int) rueidis.Completed {
@@ -499,9 +504,9 @@ func (c *Cache) send(ctx context.Context, op string, s *session, ws []change, tt
 		switch o.class {
 		case classOK:
 			c.journal.overtaken(w.hash, w.intent(now, 0), s.id)
-			c.local.end(w.cell, true)
+			c.local.end(w.hash, true)
 		case classCommand:
-			c.local.end(w.cell, false)
+			c.local.end(w.hash, false)
 			errs.add(op, w.key, o.err)
 		default:
 			// In the journal before the local tier is done with it: no reader
@@ -512,7 +517,7 @@ func (c *Cache) send(ctx context.Context, op string, s *session, ws []change, tt
 				sentOn = s.id
 			}
 			err := c.remember(w, now, sentOn)
-			c.local.end(w.cell, err == nil)
+			c.local.end(w.hash, err == nil)
 			if o.class == classCanceled {
 				err = o.err
 			}

@@ -50,7 +50,7 @@ func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte,
 	s := c.reader()
 	if s == nil {
 		for _, key := range missing {
-			if e, err := c.fallback(c.local.hash(key), key, now); err == nil {
+			if e, err := c.fallback(c.local.hash(key), now); err == nil {
 				found[key] = e.Value
 			}
 		}
@@ -97,19 +97,18 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 	}
 	now := c.clock.now()
 	h := c.local.hash(key)
-	e := &entry{value: own(value), confirmed: now, expires: after(now, ttl), epoch: c.local.epoch.Load()}
-	e.fresh = c.freshUntil(now, e.expires)
+	e := c.newEntry(key, own(value), ttl, now)
 	if c.link == nil {
-		return c.local.add(h, key, e, now), nil
+		return c.local.add(h, e, now), nil
 	}
 	s, err := c.decider(ctx, h, key)
 	if err != nil {
 		return false, err
 	}
 	// Not e: until Redis has decided, the key's present value stands.
-	cell, _, _ := c.local.begin(h, key, nil)
-	added, kept := false, false
-	defer func() { c.local.end(cell, kept) }()
+	c.local.begin(h, nil)
+	added := false
+	defer c.local.end(h, false)
 	set := s.client.B().Set().Key(key).Value(viewString(e.value)).Nx()
 	cmd := set.Build()
 	if ttl > 0 {
@@ -125,7 +124,7 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 
 // decider returns the session that decides on a key now. A fenced key is
 // replayed first, within the budget.
-func (c *Cache) decider(ctx context.Context, h uint64, key string) (*session, error) {
+func (c *Cache) decider(ctx context.Context, h keyHash, key string) (*session, error) {
 	s := c.link.writer()
 	if s == nil {
 		return nil, ErrUnavailable
@@ -192,7 +191,7 @@ func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
 	}
 	s := c.reader()
 	if s == nil {
-		return c.knownTTL(h, key, now)
+		return c.knownTTL(h, now)
 	}
 	replies, o := c.remote.do(ctx, s, now, s.client.B().Pttl().Key(key).Build())
 	if o.class == classOK {
@@ -201,7 +200,7 @@ func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
 	switch o.class {
 	case classOK:
 	case classDown, classWriteRefused:
-		return c.knownTTL(h, key, now)
+		return c.knownTTL(h, now)
 	default:
 		return 0, c.decided("ttl", key, o)
 	}
@@ -217,8 +216,8 @@ func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
 	}
 }
 
-func (c *Cache) knownTTL(h uint64, key string, now int64) (time.Duration, error) {
-	e, err := c.fallback(h, key, now)
+func (c *Cache) knownTTL(h keyHash, now int64) (time.Duration, error) {
+	e, err := c.fallback(h, now)
 	switch {
 	case err == nil && !e.Stale:
 		return e.TTL, nil
@@ -250,7 +249,7 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 	h := c.local.hash(key)
 	deadline := after(now, ttl)
 	if c.link == nil {
-		return c.touchLocal(h, key, now, deadline)
+		return c.touchLocal(h, now, deadline)
 	}
 	if f, ok := c.journal.get(h, key, now); ok {
 		if !f.live {
@@ -274,7 +273,7 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 		o = c.remote.reply(s, replies[0])
 	}
 	// Whatever came of it, the copy's end is in question.
-	c.local.doubt(h, key, 0)
+	c.local.doubt(h)
 	if o.class != classOK {
 		return c.decided("touch", key, o)
 	}
@@ -284,13 +283,13 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 	return nil
 }
 
-func (c *Cache) touchLocal(h uint64, key string, now, deadline int64) error {
-	e := c.local.get(h, key)
+func (c *Cache) touchLocal(h keyHash, now, deadline int64) error {
+	e := c.local.get(h)
 	if e == nil || now >= e.expires {
 		return ErrMiss
 	}
 	touched := *e
 	touched.expires, touched.fresh = deadline, deadline
-	c.local.put(h, key, &touched)
+	c.local.put(h, &touched)
 	return nil
 }

@@ -110,11 +110,11 @@ func newJournal(maxKeys int, maxBytes int64) *journal {
 	return j
 }
 
-func (j *journal) shard(h uint64) *journalShard { return &j.shards[h>>32%journalShards] }
+func (j *journal) shard(h keyHash) *journalShard { return &j.shards[h.check%journalShards] }
 
 // get says what a fenced key is. While the journal is empty it costs one atomic
 // load.
-func (j *journal) get(h uint64, key string, now int64) (f fenced, ok bool) {
+func (j *journal) get(h keyHash, key string, now int64) (f fenced, ok bool) {
 	if j.keys.Load() == 0 {
 		return f, false
 	}
@@ -128,7 +128,7 @@ func (j *journal) get(h uint64, key string, now int64) (f fenced, ok bool) {
 	return fenced{value: in.value, deadline: in.deadline, live: !in.del && now < in.deadline}, true
 }
 
-func (j *journal) holds(h uint64, key string) bool {
+func (j *journal) holds(h keyHash, key string) bool {
 	_, ok := j.get(h, key, 0)
 	return ok
 }
@@ -146,7 +146,7 @@ type write struct {
 
 // put keeps the write, unless a later one of the same key is there already. What
 // it may have done to Redis is added to the base in any case.
-func (j *journal) put(h uint64, w write) admission {
+func (j *journal) put(h keyHash, w write) admission {
 	sh := j.shard(h)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -220,7 +220,7 @@ func (j *journal) mayHold(in *intent, value []byte, del bool) {
 // done with, for either it was never sent, or it was sent before this one on the
 // same session and has run before it. An intent that may still run late stays,
 // and is brought up to date.
-func (j *journal) overtaken(h uint64, w write, session uint64) {
+func (j *journal) overtaken(h keyHash, w write, session uint64) {
 	if j.keys.Load() == 0 {
 		return
 	}
@@ -240,7 +240,7 @@ func (j *journal) overtaken(h uint64, w write, session uint64) {
 }
 
 // touch gives a journaled set another end. It says whether there was one.
-func (j *journal) touch(h uint64, key string, now, deadline int64) bool {
+func (j *journal) touch(h keyHash, key string, now, deadline int64) bool {
 	sh := j.shard(h)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -291,13 +291,13 @@ func (j *journal) drained() <-chan struct{} {
 // task is an intent on its way to Redis, as it was when it was taken.
 type task struct {
 	intent
-	hash  uint64
+	hash  keyHash
 	check bool // the second look at an ambiguous write
 }
 
 // take marks up to n intents as being sent and returns them: those to replay,
 // and those whose second check is due.
-func (j *journal) take(n int, now int64, hash func(string) uint64) []task {
+func (j *journal) take(n int, now int64, hash func(string) keyHash) []task {
 	var tasks []task
 	for i := range j.shards {
 		sh := &j.shards[i]
@@ -321,7 +321,7 @@ func (j *journal) take(n int, now int64, hash func(string) uint64) []task {
 }
 
 // takeOne is take for the one key, or nil.
-func (j *journal) takeOne(h uint64, key string) []task {
+func (j *journal) takeOne(h keyHash, key string) []task {
 	sh := j.shard(h)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()

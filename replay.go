@@ -19,10 +19,10 @@ type replayer struct {
 	clock   clock
 	stats   *counters
 	notify  *notifier
-	hash    func(string) uint64
+	hash    func(string) keyHash
 	// doubt is told of each key before it leaves the journal: the local copy
 	// must be confirmed before it is fresh again.
-	doubt func(h uint64, key string)
+	doubt func(h keyHash)
 
 	timeout time.Duration
 	kick    chan struct{}
@@ -258,7 +258,7 @@ func (r *replayer) deletePlainly(ctx context.Context, s *session, tasks []task, 
 // settle takes the key out of the journal, unless there is more to do. The local
 // copy is put in doubt first, so that nobody finds it fresh and unfenced.
 func (r *replayer) settle(t task, s *session) {
-	r.doubt(t.hash, t.key)
+	r.doubt(t.hash)
 	r.journal.settle(t, settled, s.id, r.clock.now())
 }
 

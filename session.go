@@ -117,9 +117,9 @@ func gaveUp(err error) bool {
 // connect dials, shakes hands and asks who is there. It blocks for at most
 // three times Dialer.Timeout, and less once life ends. It makes one dial. lost is
 // called once, when the connection ends, on whatever goroutine finds out.
-func connect(life context.Context, user rueidis.ClientOption, id uint64, attempt func(), lost func(*session)) (s *session, err error) {
+func connect(life context.Context, user rueidis.ClientOption, id uint64, attempt func(), lost func(*session)) (_ *session, err error) {
 	ctx, cancel := context.WithCancel(life)
-	s = &session{id: id, end: cancel}
+	s := &session{id: id, end: cancel}
 	s.slots = make(chan struct{}, bulkheadSlots)
 	s.dialer = &dialer{user: user.DialCtxFn, life: ctx, attempt: attempt}
 	s.dialer.lost = func(cause error) {
@@ -141,13 +141,12 @@ func connect(life context.Context, user rueidis.ClientOption, id uint64, attempt
 		if err != nil {
 			stop()
 			s.close()
-			s = nil
 			err = fmt.Errorf("holdfast: connecting to %s: %w", user.InitAddress[0], err)
 		}
 	}()
 	s.client, err = rueidis.NewClient(clientOption(user, s.dialer))
 	if err != nil {
-		return s, unanswered(err, user.Dialer.Timeout)
+		return nil, unanswered(err, user.Dialer.Timeout)
 	}
 	ask, done := context.WithTimeout(ctx, user.Dialer.Timeout)
 	defer done()

@@ -1,0 +1,280 @@
+package holdfast
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"sort"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/dgraph-io/ristretto/v2"
+	"github.com/holdfast-cache/holdfast/internal/redistest"
+	"github.com/redis/rueidis"
+)
+
+// Every figure stands beside its baseline from the same run: the two take turns,
+// so that what disturbs one disturbs the other, and the ratio is the median of
+// the turns' ratios.
+//
+//	go test -run '^$' -bench . -count 10 | tee bench.txt && benchstat bench.txt
+
+// turns is how often the two sides take turns within one benchmark.
+const turns = 10
+
+// versus runs b.N operations of ours and of base on each of g goroutines, in
+// turns. It reports ours as ns/op, the baseline as base-ns/op, and their ratio.
+func versus(b *testing.B, g int, ours, base func(goroutine, i int)) {
+	b.Helper()
+	b.ReportAllocs()
+	n := max(1, b.N/turns/g)
+	run := func(op func(goroutine, i int), turn int) time.Duration {
+		var wg sync.WaitGroup
+		start := time.Now()
+		for j := range g {
+			wg.Go(func() {
+				for i := range n {
+					op(j, turn*n+i)
+				}
+			})
+		}
+		wg.Wait()
+		return time.Since(start)
+	}
+	var mine, other time.Duration
+	ratios := make([]float64, 0, turns)
+	b.ResetTimer()
+	for turn := range turns {
+		b.StopTimer()
+		o := run(base, turn)
+		b.StartTimer()
+		m := run(ours, turn)
+		mine, other = mine+m, other+o
+		ratios = append(ratios, float64(m)/float64(o))
+	}
+	b.StopTimer()
+	sort.Float64s(ratios)
+	ops := float64(turns * n * g)
+	b.ReportMetric(float64(mine)/ops, "ns/op")
+	b.ReportMetric(float64(other)/ops, "base-ns/op")
+	b.ReportMetric((ratios[turns/2-1]+ratios[turns/2])/2, "ratio")
+}
+
+func benchCache(b *testing.B, o Options) *Cache {
+	b.Helper()
+	c, err := New(o)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { c.Close() })
+	return c
+}
+
+func benchKeys(n int) []string {
+	keys := make([]string, n)
+	for i := range keys {
+		keys[i] = "bench:key:" + strconv.Itoa(i)
+	}
+	return keys
+}
+
+// BenchmarkLocalHit is a hit in the local tier beside a raw ristretto Get of an
+// entry that was set with a TTL. Target: ratio at most 1.0, 0 allocs.
+func BenchmarkLocalHit(b *testing.B) {
+	const n = 1 << 14
+	keys := benchKeys(n)
+	value := make([]byte, 100)
+	raw, err := ristretto.NewCache(&ristretto.Config[string, []byte]{
+		NumCounters: 1 << 20, MaxCost: 64 << 20, BufferItems: 64, IgnoreInternalCost: true,
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer raw.Close()
+	server := redistest.Start(b)
+	c := benchCache(b, Options{
+		Redis:    rueidis.ClientOption{InitAddress: []string{server.Addr()}},
+		Tracking: TrackingOptions{UntrackedTTL: time.Hour},
+		Local:    LocalOptions{MaxTTL: time.Hour},
+	})
+	ctx := context.Background()
+	if err := c.WaitReady(ctx); err != nil {
+		b.Fatal(err)
+	}
+	for _, k := range keys {
+		raw.SetWithTTL(k, value, 100, time.Hour)
+		raw.Wait()
+		if err := c.Set(ctx, k, value, time.Hour); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := c.Drain(ctx); err != nil {
+		b.Fatal(err)
+	}
+	for _, k := range keys {
+		if _, err := c.Get(ctx, k); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.Cleanup(func() {
+		if h := c.Stats(); h.Misses > 0 {
+			b.Errorf("%d misses among the hits", h.Misses)
+		}
+	})
+	for _, g := range []int{1, 2, 8} {
+		b.Run(fmt.Sprintf("goroutines=%d", g), func(b *testing.B) {
+			before := c.Stats()
+			versus(b, g,
+				func(j, i int) { c.Get(ctx, keys[(i*7+j*1021)&(n-1)]) },
+				func(j, i int) { raw.Get(keys[(i*7+j*1021)&(n-1)]) })
+			if after := c.Stats(); after.RemoteHits != before.RemoteHits {
+				b.Errorf("%d of the hits were not local", after.RemoteHits-before.RemoteHits)
+			}
+		})
+	}
+}
+
+// BenchmarkMissCircuitOpen: a Get of an absent key while Redis is away. Target:
+// at most 300 ns and 0 allocs. The baseline is ristretto's own miss.
+func BenchmarkMissCircuitOpen(b *testing.B) {
+	raw, err := ristretto.NewCache(&ristretto.Config[string, []byte]{
+		NumCounters: 1 << 20, MaxCost: 64 << 20, BufferItems: 64,
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer raw.Close()
+	c := benchCache(b, Options{Redis: rueidis.ClientOption{InitAddress: []string{redistest.FreeAddr(b)}}})
+	ctx := context.Background()
+	keys := benchKeys(1 << 14)
+	versus(b, 1,
+		func(_, i int) { c.Get(ctx, keys[i&(1<<14-1)]) },
+		func(_, i int) { raw.Get(keys[i&(1<<14-1)]) })
+}
+
+// BenchmarkSetCircuitOpen: a Set of 100 B while Redis is away, into the local
+// tier and the journal. Target: at most 3 us. The baseline is ristretto's Set.
+func BenchmarkSetCircuitOpen(b *testing.B) {
+	raw, err := ristretto.NewCache(&ristretto.Config[string, []byte]{
+		NumCounters: 1 << 20, MaxCost: 64 << 20, BufferItems: 64,
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer raw.Close()
+	c := benchCache(b, Options{Redis: rueidis.ClientOption{InitAddress: []string{redistest.FreeAddr(b)}}})
+	ctx := context.Background()
+	keys := benchKeys(1 << 14)
+	value := make([]byte, 100)
+	versus(b, 1,
+		func(_, i int) { c.Set(ctx, keys[i&(1<<14-1)], value, time.Hour) },
+		func(_, i int) { raw.SetWithTTL(keys[i&(1<<14-1)], append([]byte(nil), value...), 400, time.Hour) })
+}
+
+// BenchmarkRemoteGet is a Get that goes to Redis and reads the TTL with the
+// value, beside a raw rueidis GET on one wire. Targets: at 64 callers at least
+// 0.8x its throughput (ratio at most 1.25), at 1 caller at most 1.2x its latency.
+func BenchmarkRemoteGet(b *testing.B) {
+	server := redistest.Start(b)
+	ctx := context.Background()
+	raw, err := rueidis.NewClient(rueidis.ClientOption{
+		InitAddress: []string{server.Addr()}, ForceSingleClient: true, PipelineMultiplex: -1,
+		AlwaysPipelining: true, DisableCache: true,
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer raw.Close()
+	// Nothing stays local for longer than it takes to ask again.
+	c := benchCache(b, Options{
+		Redis:    rueidis.ClientOption{InitAddress: []string{server.Addr()}},
+		Tracking: TrackingOptions{UntrackedTTL: time.Millisecond},
+		Timeout:  time.Second,
+	})
+	if err := c.WaitReady(ctx); err != nil {
+		b.Fatal(err)
+	}
+	const n = 1 << 16
+	keys := benchKeys(n)
+	items := map[string][]byte{}
+	for _, k := range keys {
+		items[k] = make([]byte, 100)
+	}
+	if err := c.SetMany(ctx, items, 0); err != nil {
+		b.Fatal(err)
+	}
+	for _, g := range []int{1, 64} {
+		b.Run(fmt.Sprintf("callers=%d", g), func(b *testing.B) {
+			before := c.Stats()
+			versus(b, g,
+				func(j, i int) { c.Get(ctx, keys[(i*64+j)&(n-1)]) },
+				func(j, i int) {
+					raw.Do(ctx, raw.B().Get().Key(keys[(i*64+j)&(n-1)]).Build()).AsBytes()
+				})
+			after := c.Stats()
+			b.ReportMetric(100*float64(after.LocalHits-before.LocalHits)/float64(max(1, after.LocalHits+after.RemoteHits-before.LocalHits-before.RemoteHits)), "local-%")
+		})
+	}
+}
+
+// BenchmarkHeapMillion is the heap of a million local entries of 100 B beside
+// raw ristretto's with the same counters and room. Target: ratio at most 1.5.
+func BenchmarkHeapMillion(b *testing.B) {
+	const n = 1_000_000
+	const room = 640 << 20
+	heap := func() uint64 {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	key := func(i int) string { return "bench:key:" + strconv.Itoa(i) }
+	for b.Loop() {
+		start := heap()
+		raw, err := ristretto.NewCache(&ristretto.Config[string, []byte]{
+			NumCounters: room / 64, MaxCost: room, BufferItems: 64, IgnoreInternalCost: true,
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+		for i := range n {
+			raw.SetWithTTL(key(i), make([]byte, 100), 400, time.Hour)
+			if i%1000 == 999 {
+				raw.Wait()
+			}
+		}
+		raw.Wait()
+		base := heap() - start
+		runtime.KeepAlive(raw)
+		raw.Close()
+		raw = nil
+
+		start = heap()
+		c, err := New(Options{Local: LocalOptions{MaxBytes: room}})
+		if err != nil {
+			b.Fatal(err)
+		}
+		for i := range n {
+			if err := c.Set(context.Background(), key(i), make([]byte, 100), time.Hour); err != nil {
+				b.Fatal(err)
+			}
+			for i%1000 == 999 && c.local.overlay.Load() > c.local.maxOverlay/2 {
+				runtime.Gosched()
+			}
+		}
+		for c.local.overlay.Load() > 0 {
+			time.Sleep(time.Millisecond)
+		}
+		ours := heap() - start
+		if got := c.Stats().LocalEntries; got < n*99/100 {
+			b.Fatalf("only %d of %d entries are there", got, n)
+		}
+		c.Close()
+		b.ReportMetric(float64(ours)/n, "B/entry")
+		b.ReportMetric(float64(base)/n, "base-B/entry")
+		b.ReportMetric(float64(ours)/float64(base), "ratio")
+	}
+}

@@ -1,0 +1,248 @@
+package holdfast_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/holdfast-cache/holdfast"
+	"github.com/holdfast-cache/holdfast/internal/redistest"
+	"github.com/redis/rueidis"
+	"go.uber.org/goleak"
+)
+
+// begin is the first line of every test: when all that the test started is
+// closed, no goroutine may be left.
+func begin(t testing.TB) context.Context {
+	t.Helper()
+	old := goleak.IgnoreCurrent()
+	t.Cleanup(func() {
+		goleak.VerifyNone(t, old, goleak.IgnoreTopFunction(redistest.SpawnerFunction), goleak.IgnoreAnyFunction(redistest.SpawnerFunction))
+	})
+	return context.Background()
+}
+
+// open makes a Cache that is closed with the test.
+func open(t testing.TB, o holdfast.Options) *holdfast.Cache {
+	t.Helper()
+	c, err := holdfast.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+	return c
+}
+
+// at is Options for a server at addr.
+func at(addr string) holdfast.Options {
+	return holdfast.Options{Redis: rueidis.ClientOption{InitAddress: []string{addr}}}
+}
+
+func ready(t testing.TB, c *holdfast.Cache) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := c.WaitReady(ctx); err != nil {
+		t.Fatalf("not ready: %v; last error: %v", err, c.Health().LastError)
+	}
+}
+
+func drain(t testing.TB, c *holdfast.Cache) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := c.Drain(ctx); err != nil {
+		t.Fatalf("journal not drained: %v; health %+v", err, c.Health())
+	}
+}
+
+func waitState(t testing.TB, c *holdfast.Cache, want holdfast.State) {
+	t.Helper()
+	redistest.WaitFor(t, 10*time.Second, "state "+want.String(), func() bool { return c.Health().State == want })
+}
+
+// backend is one server under a behaviour test: miniredis always, a real
+// redis-server where there is one.
+type backend struct {
+	addr string
+	get  func(key string) (string, bool)
+	set  func(key, value string)
+	del  func(key string)
+}
+
+// backends runs the test against each kind of server.
+func backends(t *testing.T, test func(t *testing.T, ctx context.Context, b backend)) {
+	t.Run("miniredis", func(t *testing.T) {
+		ctx := begin(t)
+		m := miniredis.RunT(t)
+		test(t, ctx, backend{
+			addr: m.Addr(),
+			get: func(key string) (string, bool) {
+				v, err := m.Get(key)
+				return v, err == nil
+			},
+			set: func(key, value string) { m.Set(key, value) },
+			del: func(key string) { m.Del(key) },
+		})
+	})
+	t.Run("redis-server", func(t *testing.T) {
+		ctx := begin(t)
+		s := redistest.Start(t)
+		test(t, ctx, serverBackend(s))
+	})
+}
+
+func serverBackend(s *redistest.Server) backend {
+	return backend{
+		addr: s.Addr(),
+		get: func(key string) (string, bool) {
+			v := s.MustDo("GET", key)
+			return v, v != "(nil)"
+		},
+		set: func(key, value string) { s.MustDo("SET", key, value) },
+		del: func(key string) { s.MustDo("DEL", key) },
+	}
+}
+
+// wantGet asserts what a Get returns; "" means a miss.
+func wantGet(t testing.TB, c *holdfast.Cache, key, want string) {
+	t.Helper()
+	got, err := c.Get(context.Background(), key)
+	if want == "" {
+		if !errors.Is(err, holdfast.ErrMiss) {
+			t.Fatalf("get %s: %q, %v; want a miss", key, got, err)
+		}
+		return
+	}
+	if err != nil || string(got) != want {
+		t.Fatalf("get %s: %q, %v; want %q", key, got, err, want)
+	}
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// latencies gathers what calls took.
+type latencies struct {
+	mu  sync.Mutex
+	all []time.Duration
+}
+
+func (l *latencies) time(f func()) {
+	start := time.Now()
+	f()
+	d := time.Since(start)
+	l.mu.Lock()
+	l.all = append(l.all, d)
+	l.mu.Unlock()
+}
+
+func (l *latencies) reset() {
+	l.mu.Lock()
+	l.all = nil
+	l.mu.Unlock()
+}
+
+// quantile returns the q-th part's upper bound; 1 is the maximum.
+func (l *latencies) quantile(q float64) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.all) == 0 {
+		return 0
+	}
+	s := slices.Clone(l.all)
+	slices.Sort(s)
+	return s[min(len(s)-1, int(q*float64(len(s))))]
+}
+
+// within asserts that the q-th part took no longer than the bound, loosely: the
+// bound is the promise, the factor is what a loaded machine may add.
+func (l *latencies) within(t testing.TB, q float64, bound time.Duration) {
+	t.Helper()
+	if got := l.quantile(q); got > bound {
+		t.Errorf("quantile %v of %d calls took %v, over %v", q, len(l.all), got, bound)
+	}
+}
+
+// slack is what a loaded machine may add to a call: the scheduler's doing, the
+// collector's and, under -race, the detector's.
+const slack = 60 * time.Millisecond
+
+// logLines is a log handler that keeps the lines.
+type logLines struct {
+	mu    sync.Mutex
+	lines []string
+}
+
+func (l *logLines) Enabled(context.Context, slog.Level) bool { return true }
+func (l *logLines) WithAttrs([]slog.Attr) slog.Handler       { return l }
+func (l *logLines) WithGroup(string) slog.Handler            { return l }
+func (l *logLines) Handle(_ context.Context, r slog.Record) error {
+	line := r.Message
+	r.Attrs(func(a slog.Attr) bool {
+		line += fmt.Sprintf(" %s=%v", a.Key, a.Value)
+		return true
+	})
+	l.mu.Lock()
+	l.lines = append(l.lines, line)
+	l.mu.Unlock()
+	return nil
+}
+
+func (l *logLines) get() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.lines)
+}
+
+// load calls f from n goroutines until stop is called, which waits for them.
+func load(n int, f func(goroutine, i int)) (stop func()) {
+	var wg sync.WaitGroup
+	done := make(chan struct{})
+	for g := range n {
+		wg.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				f(g, i)
+				if i%8 == 0 {
+					runtime.Gosched()
+				}
+			}
+		})
+	}
+	return sync.OnceFunc(func() {
+		close(done)
+		wg.Wait()
+	})
+}
+
+func slogTo(l *logLines) *slog.Logger { return slog.New(l) }
+
+func contains(text string, parts ...string) bool {
+	for _, p := range parts {
+		if strings.Contains(strings.ToLower(text), strings.ToLower(p)) {
+			return true
+		}
+	}
+	return false
+}
