@@ -7,6 +7,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/resp"
 	"github.com/redis/rueidis"
@@ -25,6 +26,10 @@ type dialer struct {
 	permit  atomic.Bool
 	attempt func()      // counts
 	lost    func(error) // the connection closed, for whatever reason
+
+	// late is set when the handshake was cut short for taking too long.
+	late  atomic.Bool
+	watch *time.Timer // written before the dial returns, stopped by shaken
 
 	mu struct {
 		sync.Mutex
@@ -56,7 +61,20 @@ func (d *dialer) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls
 		conn.Close()
 		return nil, net.ErrClosed
 	}
+	// rueidis bounds the handshake too, and then waits another second for a mute
+	// server to take its goodbye.
+	d.watch = time.AfterFunc(nd.Timeout, func() {
+		d.late.Store(true)
+		conn.Close()
+	})
 	return conn, nil
+}
+
+// shaken says that the handshake is over, one way or the other.
+func (d *dialer) shaken() {
+	if d.watch != nil {
+		d.watch.Stop()
+	}
 }
 
 func (d *dialer) connect(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (net.Conn, error) {

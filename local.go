@@ -187,10 +187,7 @@ func (l *local) fill(h keyHash, t token, e *entry) bool {
 	if p != nil && p.writers > 0 || e != nil && old != nil && old.confirmed > e.confirmed {
 		return false
 	}
-	if e == nil && old == nil {
-		return false
-	}
-	return l.storeLocked(s, h, p, e)
+	return l.storeLocked(s, h, p, old, e)
 }
 
 // begin makes e the key's value, or deletes it where e is nil, while the write
@@ -208,7 +205,7 @@ func (l *local) begin(h keyHash, e *entry) (old *entry, seq uint64) {
 	}
 	p.overlap = p.overlap || p.writers > 0
 	p.writers++
-	l.storeLocked(s, h, p, e)
+	l.storeLocked(s, h, p, old, e)
 	return old, seq
 }
 
@@ -232,7 +229,7 @@ func (l *local) end(h keyHash, keep bool) {
 	if p.writers == 0 {
 		p.overlap = false
 	}
-	l.storeLocked(s, h, p, e)
+	l.storeLocked(s, h, p, p.entry, e)
 }
 
 // put is a write that Redis is not told of: begin and end in one.
@@ -247,9 +244,7 @@ func (l *local) put(h keyHash, e *entry) (old *entry, seq uint64) {
 		// Redis: let it, too, leave nothing behind.
 		p.overlap = p.overlap || p.writers > 0
 	}
-	if e != nil || old != nil || p != nil {
-		l.storeLocked(s, h, p, e)
-	}
+	l.storeLocked(s, h, p, old, e)
 	return old, seq
 }
 
@@ -263,7 +258,7 @@ func (l *local) add(h keyHash, e *entry, now int64) bool {
 		return false
 	}
 	s.version.Add(1)
-	l.storeLocked(s, h, p, e)
+	l.storeLocked(s, h, p, old, e)
 	return true
 }
 
@@ -280,7 +275,7 @@ func (l *local) doubt(h keyHash) {
 	}
 	e := *old
 	e.fresh = 0
-	l.storeLocked(s, h, p, &e)
+	l.storeLocked(s, h, p, old, &e)
 }
 
 // lookLocked returns the key's place in the overlay, if it has one, and its
@@ -308,27 +303,24 @@ func (l *local) pendLocked(s *stripe, h keyHash) *pending {
 }
 
 // storeLocked makes e what the overlay says of the key, for readers at once and
-// for the flusher to carry on. Where there is no room it leaves a tombstone and
-// returns false. The caller holds the stripe.
-func (l *local) storeLocked(s *stripe, h keyHash, p *pending, e *entry) bool {
-	if p == nil {
-		p = l.pendLocked(s, h)
-	}
-	fits := true
-	if e != nil {
-		e.check = h.check
-		if int64(e.size) > l.maxEntry {
-			fits = false
-		} else if l.overlay.Load()+int64(e.size)-p.size > l.maxOverlay {
-			fits = false
-			l.dropped.Add(1)
-		}
-	}
-	size := int64(entryOverhead)
+// for the flusher to carry on; p and old are what lookLocked returned. Where there
+// is no room it leaves a tombstone and returns false. Tombstones have room
+// always: there are no more than entries and writes under way. The caller holds
+// the stripe.
+func (l *local) storeLocked(s *stripe, h keyHash, p *pending, old, e *entry) bool {
+	fits := e == nil || l.fits(p, e)
 	if !fits {
 		e = nil
 	}
+	if p == nil {
+		if e == nil && old == nil {
+			return fits // nothing to say of the key, and nothing to take back
+		}
+		p = l.pendLocked(s, h)
+	}
+	size := int64(entryOverhead)
 	if e != nil {
+		e.check = h.check
 		size = int64(e.size)
 	}
 	l.overlay.Add(size - p.size)
@@ -336,6 +328,22 @@ func (l *local) storeLocked(s *stripe, h keyHash, p *pending, e *entry) bool {
 	p.dirty++
 	l.wake()
 	return fits
+}
+
+func (l *local) fits(p *pending, e *entry) bool {
+	size := int64(e.size)
+	if size > l.maxEntry {
+		return false
+	}
+	held := l.overlay.Load()
+	if p != nil {
+		held -= p.size
+	}
+	if held+size > l.maxOverlay {
+		l.dropped.Add(1)
+		return false
+	}
+	return true
 }
 
 // sizeOf is what an entry costs.

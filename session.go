@@ -145,12 +145,19 @@ func connect(life context.Context, user rueidis.ClientOption, id uint64, attempt
 		}
 	}()
 	s.client, err = rueidis.NewClient(clientOption(user, s.dialer))
+	s.dialer.shaken()
+	if s.dialer.late.Load() {
+		err = context.DeadlineExceeded
+	}
 	if err != nil {
 		return nil, unanswered(err, user.Dialer.Timeout)
 	}
 	ask, done := context.WithTimeout(ctx, user.Dialer.Timeout)
 	defer done()
-	return s, unanswered(s.identify(ask), user.Dialer.Timeout)
+	if err := s.identify(ask); err != nil {
+		return nil, unanswered(err, user.Dialer.Timeout)
+	}
+	return s, nil
 }
 
 var errConnClosed = errors.New("holdfast: the connection was closed")

@@ -1,0 +1,58 @@
+package redistest
+
+import (
+	"runtime"
+	"testing"
+	"time"
+)
+
+// pollEvery is how often the helpers look again while they wait.
+const pollEvery = 5 * time.Millisecond
+
+// poll calls cond until it holds or the time is over, and says whether it held.
+func poll(within time.Duration, cond func() bool) bool {
+	if cond() {
+		return true
+	}
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	over := time.NewTimer(within)
+	defer over.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if cond() {
+				return true
+			}
+		case <-over.C:
+			return cond()
+		}
+	}
+}
+
+// WaitFor blocks until cond holds, looking every few milliseconds, and fails
+// the test when it does not within the given time. what completes the sentence
+// "waited 5s for ...".
+func WaitFor(tb testing.TB, within time.Duration, what string, cond func() bool) {
+	tb.Helper()
+	if !poll(within, cond) {
+		tb.Fatalf("redistest: waited %v for %s", within, what)
+	}
+}
+
+// GoroutinesBackTo blocks until no more than base+slack goroutines run, and
+// fails the test with all their stacks when that has not happened after 10
+// seconds. A connection through a Proxy costs the test binary goroutines too;
+// they end with the connection, but not while the proxy hangs: let it pass or
+// Close it first.
+func GoroutinesBackTo(tb testing.TB, base, slack int) {
+	tb.Helper()
+	const within = 10 * time.Second
+	if poll(within, func() bool { return runtime.NumGoroutine() <= base+slack }) {
+		return
+	}
+	buf := make([]byte, 1<<20)
+	buf = buf[:runtime.Stack(buf, true)]
+	tb.Fatalf("redistest: %d goroutines after %v, want at most %d+%d:\n%s",
+		runtime.NumGoroutine(), within, base, slack, buf)
+}

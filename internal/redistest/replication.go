@@ -1,0 +1,71 @@
+package redistest
+
+import (
+	"fmt"
+	"strconv"
+	"time"
+)
+
+// replicationArgs let replicas be in sync without the waits that spare a real
+// network.
+var replicationArgs = []string{"--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1"}
+
+// inSync returns nil when every replica has its master's data and receives what
+// is written from now on.
+func inSync(master *Server, replicas []*Server) error {
+	for _, s := range replicas {
+		out, err := s.call("ROLE")
+		if err != nil {
+			return err
+		}
+		role := out.strings()
+		if len(role) < 4 || role[0] != "slave" || role[3] != "connected" {
+			return fmt.Errorf("role of %s: %q", s.Addr(), role)
+		}
+	}
+	return streams(master, len(replicas))
+}
+
+// streams returns nil when n replicas have acknowledged something that the
+// master sent just now. A replica calls itself connected up to a second before
+// the master starts to send it new writes, and a master that is killed within
+// that second takes them with it.
+func streams(master *Server, n int) error {
+	if n == 0 {
+		return nil
+	}
+	c, err := dialRESP(master.Addr(), master.currentPassword())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	// Waiting for one replica too many has the master send a request for
+	// acknowledgement down the stream, which leaves no trace in the data. The
+	// next command moves the point to wait for behind that request.
+	if _, err := c.call("WAIT", strconv.Itoa(n+1), "1"); err != nil {
+		return err
+	}
+	if _, err := c.call("PING"); err != nil {
+		return err
+	}
+	got, err := c.call("WAIT", strconv.Itoa(n), "1000")
+	if err != nil {
+		return err
+	}
+	if got.text != strconv.Itoa(n) {
+		return fmt.Errorf("%s of the %d replicas of %s acknowledge", got.text, n, master.Addr())
+	}
+	return nil
+}
+
+// AwaitReplicas blocks until n replicas have everything that was written to the
+// server before the call, and fails the test when they do not within 10
+// seconds. (A WAIT sent by Do says nothing: it waits for the writes of its own
+// connection, of which there are none.)
+func (s *Server) AwaitReplicas(n int) {
+	s.tb.Helper()
+	var last error
+	if !poll(10*time.Second, func() bool { last = streams(s, n); return last == nil }) {
+		s.tb.Fatalf("redistest: waited 10s for the replicas: %v\n%s", last, s.log())
+	}
+}

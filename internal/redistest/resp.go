@@ -1,0 +1,168 @@
+package redistest
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// commandTimeout bounds one command including connecting and authenticating.
+const commandTimeout = 5 * time.Second
+
+// ReplyError is an error reply of a server, as opposed to a failure to reach it.
+type ReplyError string
+
+// Error returns the server's error line without its leading dash. It does not block.
+func (e ReplyError) Error() string { return string(e) }
+
+// Do sends one command to addr over a connection of its own, without
+// authenticating, and returns the reply as text: a bulk string's bytes, "(nil)"
+// for a null, an integer in decimal, a status line as it is, and an array's
+// elements joined by newlines. An error reply comes back as a ReplyError. It
+// blocks for 5 seconds at most and may be called from any goroutine.
+func Do(addr string, args ...string) (string, error) {
+	r, err := call(addr, "", args...)
+	return r.String(), err
+}
+
+// call is Do with a password and with the reply's structure kept.
+func call(addr, password string, args ...string) (reply, error) {
+	c, err := dialRESP(addr, password)
+	if err != nil {
+		return reply{}, err
+	}
+	defer c.Close()
+	return c.call(args...)
+}
+
+type respConn struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+func dialRESP(addr, password string) (*respConn, error) {
+	deadline := time.Now().Add(commandTimeout)
+	nc, err := (&net.Dialer{Deadline: deadline}).Dial("tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	c := &respConn{Conn: nc, r: bufio.NewReader(nc)}
+	if err := nc.SetDeadline(deadline); err != nil {
+		nc.Close()
+		return nil, err
+	}
+	if password != "" {
+		if _, err := c.call("AUTH", password); err != nil {
+			nc.Close()
+			return nil, fmt.Errorf("AUTH: %w", err)
+		}
+	}
+	return c, nil
+}
+
+func (c *respConn) call(args ...string) (reply, error) {
+	if len(args) == 0 {
+		return reply{}, errors.New("redistest: empty command")
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "*%d\r\n", len(args))
+	for _, a := range args {
+		fmt.Fprintf(&b, "$%d\r\n%s\r\n", len(a), a)
+	}
+	if _, err := io.WriteString(c.Conn, b.String()); err != nil {
+		return reply{}, err
+	}
+	r, err := readReply(c.r)
+	if err != nil {
+		return reply{}, err
+	}
+	if r.kind == '-' {
+		return reply{}, ReplyError(r.text)
+	}
+	return r, nil
+}
+
+// reply is one RESP2 value.
+type reply struct {
+	kind  byte
+	text  string
+	null  bool
+	elems []reply
+}
+
+func (r reply) String() string {
+	if r.null {
+		return "(nil)"
+	}
+	if r.kind != '*' {
+		return r.text
+	}
+	parts := make([]string, len(r.elems))
+	for i, e := range r.elems {
+		parts[i] = e.String()
+	}
+	return strings.Join(parts, "\n")
+}
+
+// strings returns the elements of an array, each as text.
+func (r reply) strings() []string {
+	out := make([]string, len(r.elems))
+	for i, e := range r.elems {
+		out[i] = e.String()
+	}
+	return out
+}
+
+func readReply(r *bufio.Reader) (reply, error) {
+	line, err := r.ReadString('\n')
+	if err != nil {
+		return reply{}, err
+	}
+	line = strings.TrimRight(line, "\r\n")
+	if line == "" {
+		return reply{}, errors.New("redistest: empty reply line")
+	}
+	kind, rest := line[0], line[1:]
+	switch kind {
+	case '+', '-', ':':
+		return reply{kind: kind, text: rest}, nil
+	case '$', '*':
+		n, err := strconv.Atoi(rest)
+		if err != nil {
+			return reply{}, fmt.Errorf("redistest: bad length in reply line %q", line)
+		}
+		if n < 0 {
+			return reply{kind: kind, null: true}, nil
+		}
+		if kind == '$' {
+			return readBulk(r, n)
+		}
+		return readArray(r, n)
+	}
+	return reply{}, fmt.Errorf("redistest: not a RESP2 reply: %q", line)
+}
+
+func readBulk(r *bufio.Reader, n int) (reply, error) {
+	b := make([]byte, n+2)
+	if _, err := io.ReadFull(r, b); err != nil {
+		return reply{}, err
+	}
+	return reply{kind: '$', text: string(b[:n])}, nil
+}
+
+func readArray(r *bufio.Reader, n int) (reply, error) {
+	out := reply{kind: '*', elems: make([]reply, n)}
+	for i := range out.elems {
+		e, err := readReply(r)
+		if err != nil {
+			return reply{}, err
+		}
+		out.elems[i] = e
+	}
+	return out, nil
+}

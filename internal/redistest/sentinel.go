@@ -1,0 +1,172 @@
+package redistest
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+const (
+	// MasterSet is the name under which a Sentinel rig watches its master.
+	MasterSet = "holdfast"
+
+	sentinelCount  = 3
+	sentinelQuorum = 2
+	// topologyWithin bounds how long a sentinel group or cluster takes to form.
+	topologyWithin = 60 * time.Second
+)
+
+// Sentinel is a master with replicas, watched by three sentinels.
+type Sentinel struct {
+	tb        testing.TB
+	servers   []*Server
+	sentinels []*Server
+}
+
+// StartSentinel runs one master, the given number of replicas, and three
+// sentinels that take a master for dead after 500 ms, fail over when two of
+// them agree, and allow a failover 3 seconds. It returns when the replicas are
+// in sync and every sentinel knows the others and the replicas, usually after a
+// second; after a minute it fails the test. Everything ends with the test.
+func StartSentinel(tb testing.TB, replicas int) *Sentinel {
+	tb.Helper()
+	r := &Sentinel{tb: tb}
+	master := Start(tb, replicationArgs...)
+	r.servers = append(r.servers, master)
+	for range replicas {
+		args := append([]string{"--replicaof", "127.0.0.1 " + strconv.Itoa(master.Port())}, replicationArgs...)
+		r.servers = append(r.servers, Start(tb, args...))
+	}
+	// Sentinels ask a new master for its replicas at once and then only every
+	// ten seconds, so the replicas come first.
+	r.await("the replicas to be in sync", func() error { return inSync(master, r.servers[1:]) })
+	for range sentinelCount {
+		s := start(tb, sentinelBase(master.Port()), nil)
+		// The group forms by messages that are two seconds apart by default. And
+		// a sentinel that was not scheduled for two seconds, as happens on a
+		// loaded machine, would sit out the next thirty.
+		s.MustDo("SENTINEL", "DEBUG", "PUBLISH-PERIOD", "200", "INFO-PERIOD", "500", "TILT-PERIOD", "1000")
+		r.sentinels = append(r.sentinels, s)
+	}
+	r.await("the sentinels to know each other", func() error {
+		for _, s := range r.sentinels {
+			if err := sentinelComplete(s, replicas); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return r
+}
+
+// sentinelBase writes the configuration file, without which no sentinel runs
+// and in which it keeps its state over a restart.
+func sentinelBase(masterPort int) func(dir string, port int) ([]string, error) {
+	return func(dir string, port int) ([]string, error) {
+		file := filepath.Join(dir, "sentinel.conf")
+		conf := fmt.Sprintf(`port %d
+bind 127.0.0.1
+dir %q
+sentinel monitor %[3]s 127.0.0.1 %[4]d %[5]d
+sentinel down-after-milliseconds %[3]s 500
+sentinel failover-timeout %[3]s 3000
+sentinel parallel-syncs %[3]s 1
+`, port, dir, MasterSet, masterPort, sentinelQuorum)
+		return []string{file, "--sentinel"}, os.WriteFile(file, []byte(conf), 0o600)
+	}
+}
+
+func (r *Sentinel) await(what string, check func() error) {
+	r.tb.Helper()
+	await(r.tb, what, append(append([]*Server(nil), r.servers...), r.sentinels...), check)
+}
+
+// await polls check and shows the logs of all servers when it keeps failing.
+func await(tb testing.TB, what string, servers []*Server, check func() error) {
+	tb.Helper()
+	var last error
+	if poll(topologyWithin, func() bool { last = check(); return last == nil }) {
+		return
+	}
+	var logs strings.Builder
+	for _, s := range servers {
+		fmt.Fprintf(&logs, "%s: %s\n", s.Addr(), s.log())
+	}
+	tb.Fatalf("redistest: waited %v for %s: %v\n%s", topologyWithin, what, last, &logs)
+}
+
+// sentinelComplete returns nil when a sentinel sees all there is to see.
+func sentinelComplete(s *Server, replicas int) error {
+	out, err := s.call("SENTINEL", "MASTER", MasterSet)
+	if err != nil {
+		return err
+	}
+	want := map[string]string{
+		"flags":               "master",
+		"num-other-sentinels": strconv.Itoa(sentinelCount - 1),
+		"num-slaves":          strconv.Itoa(replicas),
+	}
+	fields := out.strings()
+	for i := 0; i+1 < len(fields); i += 2 {
+		if w, ok := want[fields[i]]; ok && w != fields[i+1] {
+			return fmt.Errorf("sentinel %s: %s is %s, want %s", s.Addr(), fields[i], fields[i+1], w)
+		}
+	}
+	_, err = s.call("SENTINEL", "CKQUORUM", MasterSet)
+	return err
+}
+
+// Addrs returns the addresses of the sentinels. It does not block.
+func (r *Sentinel) Addrs() []string { return addrs(r.sentinels) }
+
+func addrs(servers []*Server) []string {
+	out := make([]string, len(servers))
+	for i, s := range servers {
+		out[i] = s.Addr()
+	}
+	return out
+}
+
+// Sentinels returns the three sentinels. One that a test restarts exchanges
+// messages at the default, slower pace from then on. It does not block.
+func (r *Sentinel) Sentinels() []*Server { return append([]*Server(nil), r.sentinels...) }
+
+// Servers returns the first master and then the replicas, in the order they
+// were started, whatever their roles are now. It does not block.
+func (r *Sentinel) Servers() []*Server { return append([]*Server(nil), r.servers...) }
+
+// Master returns the server that is master now, according to the first sentinel
+// that runs and answers; while a failover is going on that is the old one. It
+// blocks for 5 seconds at most per sentinel.
+func (r *Sentinel) Master() *Server {
+	r.tb.Helper()
+	last := fmt.Errorf("no sentinel is running")
+	for _, s := range r.sentinels {
+		if !s.responsive() {
+			continue
+		}
+		var out reply
+		if out, last = s.call("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MasterSet); last != nil {
+			continue
+		}
+		hostPort := out.strings()
+		if len(hostPort) != 2 {
+			last = fmt.Errorf("sentinel %s knows no master: %s", s.Addr(), out)
+			continue
+		}
+		addr := net.JoinHostPort(hostPort[0], hostPort[1])
+		for _, m := range r.servers {
+			if m.Addr() == addr {
+				return m
+			}
+		}
+		last = fmt.Errorf("sentinel %s says master is %s, which is none of this rig", s.Addr(), addr)
+	}
+	r.tb.Fatalf("redistest: asking for the master: %v", last)
+	return nil
+}

@@ -1,0 +1,172 @@
+package resp
+
+import (
+	"errors"
+	"net"
+	"os"
+	"sync/atomic"
+	"time"
+)
+
+// A Conn is a net.Conn whose traffic is validated. One goroutine may Read while
+// another one Writes, and any number may Close.
+type Conn struct {
+	conn    net.Conn
+	onClose func(error)
+	end     atomic.Pointer[ending]
+	timeout atomic.Pointer[ending]
+	closed  atomic.Bool
+
+	out      Framer // of the goroutine that writes
+	requests atomic.Int64
+
+	in      Framer // of the goroutine that reads
+	replies atomic.Int64
+}
+
+// An ending is the reason why a connection ended; nil if we ended it.
+type ending struct{ err error }
+
+// Guard wraps c, which must be fresh: nothing written and nothing read, except
+// for a TLS handshake. The connection must not be used to subscribe, for a
+// subscription is answered with pushes and not with a reply. A client that
+// unsubscribes as a precaution, as rueidis does when it takes back a dedicated
+// connection (mux.go, Store), loses the connection.
+//
+// onClose may be nil. It is called once, on the goroutine that closes the
+// connection or that found the violation, so it must not block.
+func Guard(c net.Conn, limits Limits, onClose func(error)) *Conn {
+	return &Conn{
+		conn:    c,
+		onClose: onClose,
+		in:      newFramer(limits.withDefaults()),
+		out:     newRequestFramer(),
+	}
+}
+
+// Read reads from the peer. If the peer breaks the protocol, Read closes the
+// connection and returns no bytes and a *ProtocolError, then and ever after.
+func (c *Conn) Read(p []byte) (int, error) {
+	if e := c.end.Load(); e != nil {
+		return 0, e.cause()
+	}
+	n, err := c.conn.Read(p)
+	if n > 0 {
+		// A request is counted before it is sent, so the count is at least that
+		// of the requests these bytes may answer.
+		c.in.allowed = c.requests.Load()
+		if bad := c.in.Feed(p[:n]); bad != nil {
+			return 0, c.abort(bad)
+		}
+		c.replies.Store(c.in.replies)
+	}
+	if err != nil {
+		c.note(err)
+	}
+	return n, err
+}
+
+// Write sends requests to the peer. Anything but requests closes the
+// connection: their number could not be known any more.
+func (c *Conn) Write(p []byte) (int, error) {
+	if e := c.end.Load(); e != nil {
+		return 0, e.cause()
+	}
+	if bad := c.out.Feed(p); bad != nil {
+		return 0, c.abort(bad)
+	}
+	// A request counts from its first byte, for a server that finds it too
+	// large says so without reading the rest.
+	c.requests.Store(c.out.begun)
+	n, err := c.conn.Write(p)
+	if err != nil {
+		c.note(err)
+	}
+	return n, err
+}
+
+// Close closes the connection. Only the first call does anything; none waits
+// for the peer.
+func (c *Conn) Close() error {
+	c.end.CompareAndSwap(nil, &ending{})
+	if !c.closed.CompareAndSwap(false, true) {
+		return nil
+	}
+	if t, ok := c.conn.(interface{ NetConn() net.Conn }); ok {
+		// tls.Conn waits up to five seconds to say goodbye to a peer that does
+		// not read.
+		_ = t.NetConn().Close()
+	}
+	err := c.conn.Close()
+	if c.onClose != nil {
+		cause := c.end.Load().err
+		if cause == nil {
+			if t := c.timeout.Load(); t != nil {
+				cause = t.err
+			}
+		}
+		c.onClose(cause)
+	}
+	return err
+}
+
+// Err returns the error that ended the connection: a violation, or an error of
+// Read or Write other than a timeout, whichever came first. It is nil while the
+// connection works, and if Close came before any error.
+func (c *Conn) Err() error {
+	if e := c.end.Load(); e != nil {
+		return e.err
+	}
+	return nil
+}
+
+// Pending returns how many requests have not been answered.
+func (c *Conn) Pending() int64 {
+	replies := c.replies.Load() // first, or the difference may be negative
+	return c.requests.Load() - replies
+}
+
+// NetConn returns the wrapped connection. Bytes that go through it directly are
+// not validated, and not counted.
+func (c *Conn) NetConn() net.Conn { return c.conn }
+
+// LocalAddr returns the local address of the wrapped connection.
+func (c *Conn) LocalAddr() net.Addr { return c.conn.LocalAddr() }
+
+// RemoteAddr returns the address of the peer.
+func (c *Conn) RemoteAddr() net.Addr { return c.conn.RemoteAddr() }
+
+// SetDeadline sets both deadlines of the wrapped connection.
+func (c *Conn) SetDeadline(t time.Time) error { return c.conn.SetDeadline(t) }
+
+// SetReadDeadline sets the read deadline of the wrapped connection.
+func (c *Conn) SetReadDeadline(t time.Time) error { return c.conn.SetReadDeadline(t) }
+
+// SetWriteDeadline sets the write deadline of the wrapped connection.
+func (c *Conn) SetWriteDeadline(t time.Time) error { return c.conn.SetWriteDeadline(t) }
+
+// note remembers an error of the wrapped connection. A timeout does not end
+// it, but is what onClose is told if the connection is closed with nothing
+// worse to tell.
+func (c *Conn) note(err error) {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		c.timeout.CompareAndSwap(nil, &ending{err})
+		return
+	}
+	c.end.CompareAndSwap(nil, &ending{err})
+}
+
+// abort closes the connection for a violation. It returns the error to report,
+// which is another one if that ended the connection before.
+func (c *Conn) abort(err error) error {
+	c.end.CompareAndSwap(nil, &ending{err})
+	_ = c.Close()
+	return c.end.Load().cause()
+}
+
+func (e *ending) cause() error {
+	if e.err == nil {
+		return net.ErrClosed
+	}
+	return e.err
+}
