@@ -83,7 +83,7 @@ func benchKeys(n int) []string {
 // BenchmarkLocalHit is a hit in the local tier beside a raw ristretto Get of an
 // entry that was set with a TTL. Target: ratio at most 1.0, 0 allocs.
 func BenchmarkLocalHit(b *testing.B) {
-	const n = 1 << 14
+	const n = 1 << 9
 	keys := benchKeys(n)
 	value := make([]byte, 100)
 	raw, err := ristretto.NewCache(&ristretto.Config[string, []byte]{

@@ -146,13 +146,14 @@ func (c *Cache) Get(ctx context.Context, key string) ([]byte, error) {
 		return nil, err
 	}
 	h, now := c.local.hash(key), c.clock.now()
-	if e := c.fresh(h, key, now); e != nil {
+	e, fresh := c.look(h, key, now)
+	if fresh {
 		lane.hit()
 		return e.value, nil
 	}
 	defer lane.leave()
-	e, err := c.read(ctx, "get", h, key, now)
-	return e.Value, err
+	answer, err := c.read(ctx, "get", h, key, now, e)
+	return answer.Value, err
 }
 
 // Lookup is Get with the circumstances. The Entry's Degraded is told beside
@@ -164,12 +165,13 @@ func (c *Cache) Lookup(ctx context.Context, key string) (Entry, error) {
 		return Entry{}, err
 	}
 	h, now := c.local.hash(key), c.clock.now()
-	if e := c.fresh(h, key, now); e != nil {
+	e, fresh := c.look(h, key, now)
+	if fresh {
 		lane.hit()
 		return Entry{Value: e.value, Tier: Local, TTL: left(now, e.expires)}, nil
 	}
 	defer lane.leave()
-	return c.read(ctx, "lookup", h, key, now)
+	return c.read(ctx, "lookup", h, key, now, e)
 }
 
 // enterable is what every call checks first. The caller's context always wins,
@@ -184,35 +186,35 @@ func enterable(ctx context.Context, open bool) error {
 	return ctx.Err()
 }
 
-// fresh returns the local entry that may be served without asking anybody, or
-// nil. It is where law 5 is kept: an entry of an older epoch is in doubt.
-func (c *Cache) fresh(h keyHash, key string, now int64) *entry {
+// look returns the key's local entry, if there is one, and whether it may be
+// served without asking anybody. It is where law 5 is kept: an entry of an older
+// epoch is in doubt.
+func (c *Cache) look(h keyHash, key string, now int64) (e *entry, fresh bool) {
 	if c.journal.keys.Load() != 0 && c.journal.holds(h, key) {
-		return nil
+		return nil, false
 	}
-	e := c.local.get(h)
-	if e == nil || now >= e.fresh || e.epoch != c.local.epoch.Load() {
-		return nil
+	if e = c.local.get(h); e == nil {
+		return nil, false
 	}
-	return e
+	return e, now < e.fresh && e.epoch == c.local.epoch.Load()
 }
 
 // read answers what the local tier could not: from the journal, from Redis, or
-// with what the outage options allow.
-func (c *Cache) read(ctx context.Context, op string, h keyHash, key string, now int64) (Entry, error) {
-	if e, ok := c.journaled(h, key, now); ok {
-		if e.Value == nil {
+// with e, the copy in doubt, if the outage options allow it.
+func (c *Cache) read(ctx context.Context, op string, h keyHash, key string, now int64, e *entry) (Entry, error) {
+	if kept, ok := c.journaled(h, key, now); ok {
+		if kept.Value == nil {
 			c.stats.misses.Add(1)
 			return Entry{Tier: Journal, Degraded: true}, ErrMiss
 		}
-		return e, nil
+		return kept, nil
 	}
 	if err := checkKey(key); err != nil {
 		return Entry{}, &Error{Op: op, Tier: Remote, Err: err}
 	}
 	s := c.reader()
 	if s == nil {
-		return c.fallback(h, now)
+		return c.fallback(e, now)
 	}
 	t := c.local.token(h)
 	v, o := c.remote.get(ctx, s, now, key)
@@ -228,7 +230,9 @@ func (c *Cache) readOutcome(op string, h keyHash, key string, now int64, t token
 	case classCanceled:
 		return Entry{}, o.err
 	default:
-		return c.fallback(h, c.clock.now())
+		// Not the copy that was there when the call began: a write of our own
+		// may have come since.
+		return c.fallback(c.local.get(h), c.clock.now())
 	}
 	if !v.found {
 		c.local.fill(h, t, nil)
@@ -278,9 +282,8 @@ func (c *Cache) journaled(h keyHash, key string, now int64) (Entry, bool) {
 
 // fallback answers without Redis: with a copy in doubt, if the outage options
 // allow it, or with a miss. It waits for nothing.
-func (c *Cache) fallback(h keyHash, now int64) (Entry, error) {
+func (c *Cache) fallback(e *entry, now int64) (Entry, error) {
 	degraded := c.link != nil
-	e := c.local.get(h)
 	if e == nil || !servable(e, now, degraded, c.opts.Outage) {
 		c.stats.misses.Add(1)
 		return Entry{Tier: Local, Degraded: degraded}, ErrMiss

@@ -25,7 +25,7 @@ func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte,
 	var hits uint64
 	for _, key := range keys {
 		h := c.local.hash(key)
-		if e := c.fresh(h, key, now); e != nil {
+		if e, fresh := c.look(h, key, now); fresh {
 			found[key] = e.value
 			hits++
 			continue
@@ -50,7 +50,7 @@ func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte,
 	s := c.reader()
 	if s == nil {
 		for _, key := range missing {
-			if e, err := c.fallback(c.local.hash(key), now); err == nil {
+			if e, err := c.fallback(c.local.get(c.local.hash(key)), now); err == nil {
 				found[key] = e.Value
 			}
 		}
@@ -177,21 +177,22 @@ func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
 	}
 	now := c.clock.now()
 	h := c.local.hash(key)
-	if e := c.fresh(h, key, now); e != nil {
+	e, fresh := c.look(h, key, now)
+	if fresh {
 		return left(now, e.expires), nil
 	}
-	if e, ok := c.journaled(h, key, now); ok {
-		if e.Value == nil {
+	if kept, ok := c.journaled(h, key, now); ok {
+		if kept.Value == nil {
 			return 0, ErrMiss
 		}
-		return e.TTL, nil
+		return kept.TTL, nil
 	}
 	if err := checkKey(key); err != nil {
 		return 0, &Error{Op: "ttl", Tier: Remote, Err: err}
 	}
 	s := c.reader()
 	if s == nil {
-		return c.knownTTL(h, now)
+		return c.knownTTL(e, now)
 	}
 	replies, o := c.remote.do(ctx, s, now, s.client.B().Pttl().Key(key).Build())
 	if o.class == classOK {
@@ -200,7 +201,7 @@ func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
 	switch o.class {
 	case classOK:
 	case classDown, classWriteRefused:
-		return c.knownTTL(h, now)
+		return c.knownTTL(e, now)
 	default:
 		return 0, c.decided("ttl", key, o)
 	}
@@ -216,11 +217,11 @@ func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
 	}
 }
 
-func (c *Cache) knownTTL(h keyHash, now int64) (time.Duration, error) {
-	e, err := c.fallback(h, now)
+func (c *Cache) knownTTL(e *entry, now int64) (time.Duration, error) {
+	known, err := c.fallback(e, now)
 	switch {
-	case err == nil && !e.Stale:
-		return e.TTL, nil
+	case err == nil && !known.Stale:
+		return known.TTL, nil
 	case c.link == nil:
 		return 0, ErrMiss
 	default:
