@@ -10,11 +10,19 @@ import (
 // same sixteenth of the timeout share one deadline context: a context of its
 // own costs a call about 0.5 us and five allocations, a shared one an atomic
 // load. So a call has the timeout, less a sixteenth at most.
+//
+// There are a few such contexts at a time, because everybody who waits on one
+// takes its channel's lock.
 type budget struct {
 	timeout time.Duration
 	slack   int64
-	shared  atomic.Pointer[sharedDeadline]
+	lanes   [budgetLanes]struct {
+		shared atomic.Pointer[sharedDeadline]
+		_      [56]byte // a cache line each
+	}
 }
+
+const budgetLanes = 8
 
 type sharedDeadline struct {
 	ctx    context.Context
@@ -32,7 +40,7 @@ func newBudget(timeout time.Duration) *budget {
 // in ways of its own, the two must be joined, and that is not free: rueidis
 // waits on one context.
 func (b *budget) of(ctx context.Context, now int64) (context.Context, context.CancelFunc) {
-	d := b.current(now)
+	d := b.current(&b.lanes[lane()%budgetLanes].shared, now)
 	if ctx.Done() == nil {
 		return d.ctx, noCancel
 	}
@@ -44,17 +52,17 @@ func (b *budget) of(ctx context.Context, now int64) (context.Context, context.Ca
 
 func noCancel() {}
 
-func (b *budget) current(now int64) *sharedDeadline {
-	old := b.shared.Load()
+func (b *budget) current(shared *atomic.Pointer[sharedDeadline], now int64) *sharedDeadline {
+	old := shared.Load()
 	if old != nil && now-old.born < b.slack {
 		return old
 	}
 	at := time.Now().Add(b.timeout)
 	d := &sharedDeadline{born: now, at: at}
 	d.ctx, d.cancel = context.WithDeadline(context.Background(), at)
-	if b.shared.CompareAndSwap(old, d) {
+	if shared.CompareAndSwap(old, d) {
 		return d
 	}
 	d.cancel()
-	return b.shared.Load()
+	return shared.Load()
 }

@@ -168,7 +168,7 @@ func (c *Cache) Lookup(ctx context.Context, key string) (Entry, error) {
 	e, fresh := c.look(h, key, now)
 	if fresh {
 		lane.hit()
-		return Entry{Value: e.value, Tier: Local, TTL: left(now, e.expires)}, nil
+		return Entry{Value: e.value, Tier: Local, TTL: left(now, e.expires.Load())}, nil
 	}
 	defer lane.leave()
 	return c.read(ctx, "lookup", h, key, now, e)
@@ -196,7 +196,7 @@ func (c *Cache) look(h keyHash, key string, now int64) (e *entry, fresh bool) {
 	if e = c.local.get(h); e == nil {
 		return nil, false
 	}
-	return e, now < e.fresh && e.epoch == c.local.epoch.Load()
+	return e, now < e.fresh.Load() && e.epoch.Load() == c.local.epoch.Load()
 }
 
 // read answers what the local tier could not: from the journal, from Redis, or
@@ -235,15 +235,15 @@ func (c *Cache) readOutcome(op string, h keyHash, key string, now int64, t token
 		return c.fallback(c.local.get(h), c.clock.now())
 	}
 	if !v.found {
-		c.local.fill(h, t, nil)
+		c.local.forget(h, t)
 		c.stats.misses.Add(1)
 		return Entry{Tier: Remote}, ErrMiss
 	}
-	e := &entry{value: v.bytes, confirmed: now, expires: after(now, v.ttl), epoch: t.epoch, size: sizeOf(key, v.bytes)}
-	if !s.replica.Load() {
-		e.fresh = c.freshUntil(now, e.expires)
+	k := c.term(v.ttl, now, t.epoch)
+	if s.replica.Load() {
+		k.fresh = 0 // its master may hold something newer
 	}
-	if !c.local.fill(h, t, e) {
+	if !c.local.fill(h, key, v.bytes, t, k) {
 		c.stats.fillsDiscarded.Add(1)
 	}
 	c.stats.remoteHits.Add(1)
@@ -259,11 +259,12 @@ func (c *Cache) freshUntil(now, expires int64) int64 {
 	return min(expires, after(now, c.opts.Local.MaxTTL), after(now, c.opts.Tracking.UntrackedTTL))
 }
 
-// newEntry is the local copy of what is being written.
-func (c *Cache) newEntry(key string, value []byte, ttl time.Duration, now int64) *entry {
-	e := &entry{value: value, confirmed: now, expires: after(now, ttl), epoch: c.local.epoch.Load(), size: sizeOf(key, value)}
-	e.fresh = c.freshUntil(now, e.expires)
-	return e
+// term is what is known of a value that Redis holds, or is told to hold, for ttl
+// from now.
+func (c *Cache) term(ttl time.Duration, now int64, epoch uint32) term {
+	k := term{confirmed: now, expires: after(now, ttl), epoch: epoch}
+	k.fresh = c.freshUntil(now, k.expires)
+	return k
 }
 
 // journaled answers for a fenced key: a value, or none where the key was
@@ -289,22 +290,24 @@ func (c *Cache) fallback(e *entry, now int64) (Entry, error) {
 		return Entry{Tier: Local, Degraded: degraded}, ErrMiss
 	}
 	c.stats.doubtHits.Add(1)
-	if now >= e.expires {
+	expires := e.expires.Load()
+	if now >= expires {
 		c.stats.staleHits.Add(1)
 		return Entry{Value: e.value, Tier: Local, Degraded: degraded, Stale: true}, nil
 	}
-	return Entry{Value: e.value, Tier: Local, Degraded: degraded, TTL: left(now, e.expires)}, nil
+	return Entry{Value: e.value, Tier: Local, Degraded: degraded, TTL: left(now, expires)}, nil
 }
 
 // servable decides whether a copy that cannot be confirmed may be served.
 func servable(e *entry, now int64, outage bool, o OutageOptions) bool {
+	expires := e.expires.Load()
 	if !outage {
-		return now < e.expires
+		return now < expires
 	}
-	if o.ServeFor > 0 && now-e.confirmed > int64(o.ServeFor) {
+	if o.ServeFor > 0 && now-e.confirmed.Load() > int64(o.ServeFor) {
 		return false
 	}
-	return now < e.expires || e.expires != never && now-e.expires < int64(o.ServeStaleFor)
+	return now < expires || expires != never && now-expires < int64(o.ServeStaleFor)
 }
 
 func (c *Cache) reader() *session {
@@ -400,7 +403,7 @@ type change struct {
 func (w *change) intent(now int64, sentOn uint64) write {
 	i := write{key: w.key, value: w.value, del: w.del, deadline: never, seq: w.seq, base: w.base, sentOn: sentOn}
 	if w.entry != nil {
-		i.deadline = w.entry.expires
+		i.deadline = w.entry.expires.Load()
 	}
 	return i
 }
@@ -423,7 +426,7 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 		}
 		w.hash = c.local.hash(w.key)
 		if !w.del {
-			w.entry = c.newEntry(w.key, w.value, ttl, now)
+			w.entry = newEntry(w.key, w.value, c.term(ttl, now, c.local.epoch.Load()))
 		}
 	}
 	if c.link == nil {
@@ -486,7 +489,7 @@ func (c *Cache) baseOf(old *entry, now int64) base {
 	if old == nil {
 		return base{}
 	}
-	return knownBase(old.value, now >= old.expires, c.link.server())
+	return knownBase(old.value, now >= old.expires.Load(), c.link.server())
 }
 
 // send writes to Redis what may go there.

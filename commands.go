@@ -97,7 +97,7 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 	}
 	now := c.clock.now()
 	h := c.local.hash(key)
-	e := c.newEntry(key, own(value), ttl, now)
+	e := newEntry(key, own(value), c.term(ttl, now, c.local.epoch.Load()))
 	if c.link == nil {
 		return c.local.add(h, e, now), nil
 	}
@@ -179,7 +179,7 @@ func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
 	h := c.local.hash(key)
 	e, fresh := c.look(h, key, now)
 	if fresh {
-		return left(now, e.expires), nil
+		return left(now, e.expires.Load()), nil
 	}
 	if kept, ok := c.journaled(h, key, now); ok {
 		if kept.Value == nil {
@@ -286,11 +286,9 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 
 func (c *Cache) touchLocal(h keyHash, now, deadline int64) error {
 	e := c.local.get(h)
-	if e == nil || now >= e.expires {
+	if e == nil || now >= e.expires.Load() {
 		return ErrMiss
 	}
-	touched := *e
-	touched.expires, touched.fresh = deadline, deadline
-	c.local.put(h, &touched)
+	e.confirm(term{confirmed: now, fresh: deadline, expires: deadline, epoch: e.epoch.Load()})
 	return nil
 }

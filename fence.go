@@ -27,12 +27,17 @@ type fenceLane struct {
 // enter returns the lane to leave by, and false where the fence is closed; the
 // lane must be left in either case.
 func (f *fence) enter() (*fenceLane, bool) {
-	// Callers are spread by the address of their stack: goroutines on two cores
-	// then seldom share a cache line, whatever keys they ask for.
+	l := &f.lanes[lane()%fenceLanes]
+	l.entered.Add(1)
+	return l, !f.closed.Load()
+}
+
+// lane spreads callers over counters and locks by the address of their stack:
+// goroutines on two cores then seldom share a cache line, whatever keys they ask
+// for.
+func lane() uintptr {
 	var here byte
-	lane := &f.lanes[(uintptr(unsafe.Pointer(&here))>>11)*0x9E3779B1>>7%fenceLanes]
-	lane.entered.Add(1)
-	return lane, !f.closed.Load()
+	return (uintptr(unsafe.Pointer(&here)) >> 11) * 0x9E3779B1 >> 7
 }
 
 func (l *fenceLane) hit()   { l.hits.Add(1) }

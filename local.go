@@ -1,6 +1,7 @@
 package holdfast
 
 import (
+	"bytes"
 	"hash/maphash"
 	"sync"
 	"sync/atomic"
@@ -72,15 +73,40 @@ const (
 // likely than that the memory that holds them fails.
 type keyHash struct{ place, check uint64 }
 
-// entry is one value of one key. It never changes.
+// entry is one value of one key. The value never changes; what is known of it
+// does, when Redis confirms it.
 type entry struct {
-	check     uint64
-	value     []byte
-	confirmed int64  // when Redis was last known to hold it, or when it was written
-	fresh     int64  // served without asking Redis until then, within its epoch
-	expires   int64  // its own TTL; never for none
-	epoch     uint32 // the epoch of its fill
-	size      int32  // what it costs, with the key and the bookkeeping
+	check uint64
+	value []byte
+	size  int32 // what it costs, with the key and the bookkeeping
+
+	epoch     atomic.Uint32 // the epoch of its fill
+	confirmed atomic.Int64  // when Redis was last known to hold it, or when it was written
+	fresh     atomic.Int64  // served without asking Redis until then, within its epoch; 0: in doubt
+	expires   atomic.Int64  // its own TTL; never for none
+}
+
+// term is what is known of a value but for its bytes.
+type term struct {
+	confirmed, fresh, expires int64
+	epoch                     uint32
+}
+
+func newEntry(key string, value []byte, k term) *entry {
+	e := &entry{value: value, size: sizeOf(key, value)}
+	e.confirm(k)
+	return e
+}
+
+// confirm gives a standing entry a new term. The epoch comes last but for fresh:
+// a reader that finds the entry fresh finds it so by the new term altogether, or
+// by the old one, which was as good when the confirmation was asked for.
+func (e *entry) confirm(k term) {
+	e.fresh.Store(0)
+	e.confirmed.Store(k.confirmed)
+	e.expires.Store(k.expires)
+	e.epoch.Store(k.epoch)
+	e.fresh.Store(k.fresh)
 }
 
 // pending is a key in the overlay. Guarded by its stripe.
@@ -173,21 +199,48 @@ func (l *local) token(h keyHash) token {
 	return token{l.stripe(h).version.Load(), l.epoch.Load()}
 }
 
-// fill stores what Redis answered; nil where it has no such key. It is
-// discarded where a write of our own, an invalidation or a loss of the stream
-// came between the token and now, and where a later read has filled already.
-func (l *local) fill(h keyHash, t token, e *entry) bool {
+// fill stores what Redis answered. It is discarded where a write of our own, an
+// invalidation or a loss of the stream came between the token and now, and where
+// a later read has filled already.
+func (l *local) fill(h keyHash, key string, value []byte, t token, k term) bool {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	p, old, ok := l.fillableLocked(s, h, t)
+	if !ok || old != nil && old.confirmed.Load() > k.confirmed {
+		return false
+	}
+	// What is confirmed as it was needs no new place: so a copy that is read
+	// again when its time is up costs a fill neither memory nor ristretto's
+	// attention.
+	if old != nil && len(value) <= comparedBytes && bytes.Equal(old.value, value) {
+		old.confirm(k)
+		return true
+	}
+	return l.storeLocked(s, h, p, old, newEntry(key, value, k))
+}
+
+// comparedBytes bounds what is compared under a stripe's lock.
+const comparedBytes = 64 << 10
+
+// forget is fill where Redis has no such key.
+func (l *local) forget(h keyHash, t token) {
+	s := l.stripe(h)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p, old, ok := l.fillableLocked(s, h, t); ok {
+		l.storeLocked(s, h, p, old, nil)
+	}
+}
+
+// fillableLocked is lookLocked, and says whether what was read under the token
+// may still be stored. The caller holds the stripe.
+func (l *local) fillableLocked(s *stripe, h keyHash, t token) (p *pending, old *entry, ok bool) {
 	if s.version.Load() != t.version || l.epoch.Load() != t.epoch {
-		return false
+		return nil, nil, false
 	}
-	p, old := l.lookLocked(s, h)
-	if p != nil && p.writers > 0 || e != nil && old != nil && old.confirmed > e.confirmed {
-		return false
-	}
-	return l.storeLocked(s, h, p, old, e)
+	p, old = l.lookLocked(s, h)
+	return p, old, p == nil || p.writers == 0
 }
 
 // begin makes e the key's value, or deletes it where e is nil, while the write
@@ -254,7 +307,7 @@ func (l *local) add(h keyHash, e *entry, now int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p, old := l.lookLocked(s, h)
-	if old != nil && now < old.expires {
+	if old != nil && now < old.expires.Load() {
 		return false
 	}
 	s.version.Add(1)
@@ -269,13 +322,9 @@ func (l *local) doubt(h keyHash) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.version.Add(1)
-	p, old := l.lookLocked(s, h)
-	if old == nil || old.fresh == 0 {
-		return
+	if _, old := l.lookLocked(s, h); old != nil {
+		old.fresh.Store(0)
 	}
-	e := *old
-	e.fresh = 0
-	l.storeLocked(s, h, p, old, &e)
 }
 
 // lookLocked returns the key's place in the overlay, if it has one, and its

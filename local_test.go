@@ -23,7 +23,7 @@ type tier interface {
 type localTier struct{ l *local }
 
 func (t localTier) set(key string, value []byte) {
-	t.l.put(t.l.hash(key), &entry{value: value, expires: never, size: sizeOf(key, value)})
+	t.l.put(t.l.hash(key), newEntry(key, value, term{expires: never}))
 }
 func (t localTier) del(key string) { t.l.put(t.l.hash(key), nil) }
 func (t localTier) get(key string) []byte {
@@ -215,7 +215,10 @@ func TestAFillThatAWriteOvertookIsDiscarded(t *testing.T) {
 	l := startLocal(t, 1<<20)
 	h := l.hash("k")
 	at := func(v string, confirmed int64) *entry {
-		return &entry{value: []byte(v), confirmed: confirmed, expires: never, size: sizeOf("k", nil)}
+		return newEntry("k", []byte(v), term{confirmed: confirmed, expires: never})
+	}
+	fill := func(tok token, v string, confirmed int64) bool {
+		return l.fill(h, "k", []byte(v), tok, term{confirmed: confirmed, expires: never})
 	}
 	want := func(v string) {
 		t.Helper()
@@ -226,33 +229,33 @@ func TestAFillThatAWriteOvertookIsDiscarded(t *testing.T) {
 	}
 	tok := l.token(h)
 	l.put(h, at("own", 1))
-	if l.fill(h, tok, at("read before", 2)) {
+	if fill(tok, "read before", 2) {
 		t.Error("filled over an own write")
 	}
 	want("own")
 
 	tok = l.token(h)
 	l.epoch.Add(1)
-	if l.fill(h, tok, at("of a lost stream", 3)) {
+	if fill(tok, "of a lost stream", 3) {
 		t.Error("filled across a loss of the stream")
 	}
 
 	l.begin(h, at("under way", 4))
 	tok = l.token(h)
-	if l.fill(h, tok, at("read beside the write", 5)) {
+	if fill(tok, "read beside the write", 5) {
 		t.Error("filled beside a write under way")
 	}
 	l.end(h, true)
 	want("under way")
 
 	tok = l.token(h)
-	if !l.fill(h, tok, at("later", 10)) || l.fill(h, tok, at("earlier", 9)) {
+	if !fill(tok, "later", 10) || fill(tok, "earlier", 9) {
 		t.Error("an earlier read filled over a later one")
 	}
 	want("later")
 
 	tok = l.token(h)
-	l.fill(h, tok, nil) // redis has no such key
+	l.forget(h, tok) // redis has no such key
 	want("")
 }
 
@@ -261,7 +264,7 @@ func TestOverlappingOwnWritesLeaveNoLocalCopy(t *testing.T) {
 	l := startLocal(t, 1<<20)
 	h := l.hash("k")
 	e := func(v string) *entry {
-		return &entry{value: []byte(v), expires: never, size: sizeOf("k", nil)}
+		return newEntry("k", []byte(v), term{expires: never})
 	}
 	l.begin(h, e("first"))
 	l.begin(h, e("second"))

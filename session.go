@@ -44,7 +44,10 @@ type session struct {
 // call that gave up leaves its command in the ring, so it keeps its slot, until
 // a command that was sent later is answered: replies come in order.
 type bulkhead struct {
-	slots     chan struct{}
+	used    atomic.Int64
+	waiting atomic.Int64
+	freed   chan struct{} // a token for each slot freed while somebody waited
+
 	tickets   atomic.Uint64
 	completed atomic.Uint64
 
@@ -58,16 +61,45 @@ const bulkheadSlots = 512
 // acquire takes a slot, waiting until ctx ends if there is none. The ticket
 // orders calls as they are sent, nearly.
 func (b *bulkhead) acquire(ctx context.Context) (ticket uint64, err error) {
-	select {
-	case b.slots <- struct{}{}:
-	default:
-		select {
-		case b.slots <- struct{}{}:
-		case <-ctx.Done():
-			return 0, errBulkhead
+	if !b.tryAcquire() {
+		if err := b.acquireSlow(ctx); err != nil {
+			return 0, err
 		}
 	}
 	return b.tickets.Add(1), nil
+}
+
+func (b *bulkhead) tryAcquire() bool {
+	if b.used.Add(1) <= bulkheadSlots {
+		return true
+	}
+	b.used.Add(-1)
+	return false
+}
+
+func (b *bulkhead) acquireSlow(ctx context.Context) error {
+	b.waiting.Add(1)
+	defer b.waiting.Add(-1)
+	// Whoever frees a slot from here on leaves a token; who freed one before is
+	// found by trying again.
+	for !b.tryAcquire() {
+		select {
+		case <-b.freed:
+		case <-ctx.Done():
+			return errBulkhead
+		}
+	}
+	return nil
+}
+
+func (b *bulkhead) release() {
+	b.used.Add(-1)
+	if b.waiting.Load() != 0 {
+		select {
+		case b.freed <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // answered says that Redis answered the command with this ticket.
@@ -75,7 +107,7 @@ func (b *bulkhead) answered(ticket uint64) {
 	b.completed.Add(1)
 	if b.abandoned.Load() != 0 && ticket > b.lastAbandon.Load() {
 		for n := b.abandoned.Swap(0); n > 0; n-- {
-			<-b.slots
+			b.release()
 		}
 	}
 }
@@ -89,27 +121,6 @@ func (b *bulkhead) abandon(ticket uint64) {
 	b.abandoned.Add(1)
 }
 
-func (b *bulkhead) release() { <-b.slots }
-
-// roundTrip runs send within a slot. err is what send says of the wire; an
-// error reply is no error here.
-func (s *session) roundTrip(ctx context.Context, send func() error) error {
-	ticket, err := s.acquire(ctx)
-	if err != nil {
-		return err
-	}
-	err = send()
-	if gaveUp(err) {
-		s.abandon(ticket)
-		return err
-	}
-	s.release()
-	if err == nil {
-		s.answered(ticket)
-	}
-	return err
-}
-
 func gaveUp(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
 }
@@ -120,7 +131,7 @@ func gaveUp(err error) bool {
 func connect(life context.Context, user rueidis.ClientOption, id uint64, attempt func(), lost func(*session)) (_ *session, err error) {
 	ctx, cancel := context.WithCancel(life)
 	s := &session{id: id, end: cancel}
-	s.slots = make(chan struct{}, bulkheadSlots)
+	s.freed = make(chan struct{}, bulkheadSlots)
 	s.dialer = &dialer{user: user.DialCtxFn, life: ctx, attempt: attempt}
 	s.dialer.lost = func(cause error) {
 		if cause == nil {
