@@ -217,7 +217,9 @@ func (c *Cache) read(ctx context.Context, op string, h keyHash, key string, now 
 		return c.fallback(e, now)
 	}
 	t := c.local.token(h)
-	v, o := c.remote.get(ctx, s, now, key)
+	bounded, cancel := c.remote.bound(ctx, now)
+	defer cancel()
+	v, o := c.remote.get(bounded, s, key)
 	return c.readOutcome(op, h, key, now, t, s, v, o)
 }
 
@@ -498,6 +500,8 @@ func (c *Cache) send(ctx context.Context, op string, s *session, ws []change, tt
 	for i := range ws {
 		olds[i], ws[i].seq = c.local.begin(ws[i].hash, ws[i].entry)
 	}
+	bounded, cancel := c.remote.bound(ctx, now)
+	defer cancel()
 	b := s.client.B()
 	build := func(i int) rueidis.Completed {
 		if ws[i].del {
@@ -505,7 +509,7 @@ func (c *Cache) send(ctx context.Context, op string, s *session, ws []change, tt
 		}
 		return setCommand(b, ws[i].key, ws[i].value, ttl)
 	}
-	c.remote.pipeline(ctx, s, now, len(ws), build, func(i int, _ rueidis.RedisResult, o outcome) {
+	c.remote.pipeline(bounded, s, len(ws), build, func(i int, _ rueidis.RedisResult, o outcome) {
 		w := &ws[i]
 		switch o.class {
 		case classOK:

@@ -61,7 +61,9 @@ func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte,
 		tokens[i] = c.local.token(c.local.hash(key))
 	}
 	var errs errorList
-	c.remote.getMany(ctx, s, now, missing, func(i int, v value, o outcome) {
+	bounded, cancel := c.remote.bound(ctx, now)
+	defer cancel()
+	c.remote.getMany(bounded, s, missing, func(i int, v value, o outcome) {
 		key := missing[i]
 		e, err := c.readOutcome("getmany", c.local.hash(key), key, now, tokens[i], s, v, o)
 		switch {
@@ -101,7 +103,9 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 	if c.link == nil {
 		return c.local.add(h, e, now), nil
 	}
-	s, err := c.decider(ctx, h, key)
+	bounded, cancel := c.remote.bound(ctx, now)
+	defer cancel()
+	s, err := c.decider(bounded, h, key)
 	if err != nil {
 		return false, err
 	}
@@ -114,7 +118,7 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 	if ttl > 0 {
 		cmd = s.client.B().Set().Key(key).Value(viewString(e.value)).Nx().PxMilliseconds(ttl.Milliseconds()).Build()
 	}
-	replies, o := c.remote.do(ctx, s, now, cmd)
+	replies, o := c.remote.do(bounded, s, cmd)
 	if o.class == classOK {
 		o = c.remote.reply(s, replies[0])
 		added = o.class == classOK && !rueidis.IsRedisNil(replies[0].Error())
@@ -124,7 +128,7 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 
 // decider returns the session that decides on a key now. A fenced key is
 // replayed first, within the budget.
-func (c *Cache) decider(ctx context.Context, h keyHash, key string) (*session, error) {
+func (c *Cache) decider(ctx bound, h keyHash, key string) (*session, error) {
 	s := c.link.writer()
 	if s == nil {
 		return nil, ErrUnavailable
@@ -132,8 +136,6 @@ func (c *Cache) decider(ctx context.Context, h keyHash, key string) (*session, e
 	if !c.journal.holds(h, key) {
 		return s, nil
 	}
-	ctx, cancel := c.remote.budget.of(ctx, c.clock.now())
-	defer cancel()
 	if tasks := c.journal.takeOne(h, key); tasks != nil {
 		c.replayer.replay(ctx, s, tasks)
 	}
@@ -194,7 +196,9 @@ func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
 	if s == nil {
 		return c.knownTTL(e, now)
 	}
-	replies, o := c.remote.do(ctx, s, now, s.client.B().Pttl().Key(key).Build())
+	bounded, cancel := c.remote.bound(ctx, now)
+	defer cancel()
+	replies, o := c.remote.do(bounded, s, s.client.B().Pttl().Key(key).Build())
 	if o.class == classOK {
 		o = c.remote.reply(s, replies[0])
 	}
@@ -260,7 +264,9 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 			return nil
 		}
 	}
-	s, err := c.decider(ctx, h, key)
+	bounded, cancel := c.remote.bound(ctx, now)
+	defer cancel()
+	s, err := c.decider(bounded, h, key)
 	if err != nil {
 		return err
 	}
@@ -269,7 +275,7 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 		cmd = s.client.B().Pexpire().Key(key).Milliseconds(ttl.Milliseconds()).Build()
 	}
 	cmds := []rueidis.Completed{cmd, s.client.B().Exists().Key(key).Build()}
-	replies, o := c.remote.do(ctx, s, now, cmds...)
+	replies, o := c.remote.do(bounded, s, cmds...)
 	if o.class == classOK {
 		o = c.remote.reply(s, replies[0])
 	}

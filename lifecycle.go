@@ -44,14 +44,13 @@ func (c *Cache) Check(ctx context.Context) error {
 	if s == nil {
 		return c.unavailable()
 	}
-	now := c.clock.now()
 	completed := s.completed.Load()
-	bounded, cancel := c.remote.budget.of(ctx, now)
+	bounded, cancel := c.remote.bound(ctx, c.clock.now())
 	defer cancel()
 	err := s.probe(bounded, c.link.probing)
 	o := outcome{class: classify(ctx, err), err: err}
 	if o.class == classDown || o.class == classCanceled {
-		o = c.remote.unanswered(ctx, s, now, completed, err)
+		o = c.remote.unanswered(bounded, s, completed, err)
 	} else {
 		c.link.report(s, o.class, err)
 	}

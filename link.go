@@ -279,7 +279,10 @@ func (l *link) supervise(ctx context.Context) {
 		}
 		if l.refused.Swap(false) {
 			l.apply(evRefused, nil)
-			due = min(due, now+int64(l.schedule.min))
+			if now-stable >= int64(l.schedule.max) {
+				l.schedule.reset()
+			}
+			due = now + int64(l.schedule.next())
 		}
 
 		wanted := now-lastUse < int64(l.idle) || l.pending()

@@ -97,6 +97,7 @@ func TestRedisIsStoppedUnderALoadOfTwoThousandAndComesBack(t *testing.T) {
 	var calls latencies
 	stop := mixed(t, ctx, c, 2000, &calls)
 	redistest.WaitFor(t, 10*time.Second, "some load", func() bool { return calls.quantile(0.5) > 0 })
+	waitState(t, c, holdfast.Up) // so many on so few cores can make Redis look slow
 	s.Pause()
 	paused := time.Now()
 	waitState(t, c, holdfast.Down)
@@ -108,7 +109,10 @@ func TestRedisIsStoppedUnderALoadOfTwoThousandAndComesBack(t *testing.T) {
 		return time.Since(paused) > 5*time.Second
 	})
 	must(t, redistest.RateOKUntil(p.AcceptTimes(), paused, time.Now()))
-	calls.within(t, 0.99, 20*time.Millisecond) // 2,000 callers share two cores
+	// 2,000 goroutines share the cores of whatever machine this is: the bound on
+	// most says that nothing is waited for, the one on all that the law holds.
+	calls.within(t, 0.5, 10*time.Millisecond)
+	calls.within(t, 0.999, 50*time.Millisecond+slack)
 	if limit := base + 2000 + 600; peak > limit {
 		t.Errorf("%d goroutines, over %d: callers 2000, abandoned calls at most 512", peak, limit)
 	}

@@ -32,22 +32,36 @@ type outcome struct {
 // deadline of its own must have waited in vain before that counts against Redis.
 const hungAfter = 10
 
-// do sends the commands in one pipeline and waits for their replies for at most
-// the budget, and no longer than ctx. The replies are nil where none came.
-func (r *remote) do(ctx context.Context, s *session, now int64, cmds ...rueidis.Completed) ([]rueidis.RedisResult, outcome) {
-	bounded, cancel := r.budget.of(ctx, now)
-	defer cancel()
-	ticket, err := s.acquire(bounded)
+// bound is a call of the user's as far as Redis is concerned: however many
+// commands it sends, they share one budget.
+type bound struct {
+	context.Context                 // ends with the budget or with the caller's own
+	caller          context.Context // the caller's own
+	began           int64
+}
+
+// bound begins a call's budget; cancel must be called at its end.
+func (r *remote) bound(ctx context.Context, now int64) (b bound, cancel context.CancelFunc) {
+	b = bound{caller: ctx, began: now}
+	b.Context, cancel = r.budget.of(ctx, now)
+	return b, cancel
+}
+
+// do sends the commands in one pipeline and waits for their replies until the
+// call's budget or the caller's context ends. The replies are nil where none
+// came.
+func (r *remote) do(ctx bound, s *session, cmds ...rueidis.Completed) ([]rueidis.RedisResult, outcome) {
+	ticket, err := s.acquire(ctx)
 	if err != nil {
-		if ctx.Err() != nil {
-			return nil, outcome{class: classCanceled, err: ctx.Err()}
+		if ctx.caller.Err() != nil {
+			return nil, outcome{class: classCanceled, err: ctx.caller.Err()}
 		}
 		r.stats.bulkheadRefused.Add(1)
 		// Nothing was sent, and those who were sent report for themselves.
 		return nil, outcome{class: classDown, err: err}
 	}
 	completed := s.completed.Load()
-	replies := s.client.DoMulti(bounded, cmds...)
+	replies := s.client.DoMulti(ctx.Context, cmds...)
 	err = replies[len(replies)-1].NonRedisError()
 	if err == nil {
 		s.release()
@@ -59,19 +73,19 @@ func (r *remote) do(ctx context.Context, s *session, now int64, cmds ...rueidis.
 	} else {
 		s.release()
 	}
-	return replies, r.unanswered(ctx, s, now, completed, err)
+	return replies, r.unanswered(ctx, s, completed, err)
 }
 
 // unanswered gives a command that got no reply its outcome, and reports it.
-func (r *remote) unanswered(ctx context.Context, s *session, now int64, completed uint64, err error) outcome {
-	o := outcome{class: classify(ctx, err), err: err, unknown: !errors.Is(err, errNoPermit)}
+func (r *remote) unanswered(ctx bound, s *session, completed uint64, err error) outcome {
+	o := outcome{class: classify(ctx.caller, err), err: err, unknown: !errors.Is(err, errNoPermit)}
 	switch {
 	case o.class == classCanceled:
-		o.err = ctx.Err()
+		o.err = ctx.caller.Err()
 		// A caller who leaves says nothing about Redis; one whose own deadline
 		// ran out while nothing at all came back says that it hangs.
 		mute := s.completed.Load() == completed
-		waited := time.Duration(r.clock.now() - now)
+		waited := time.Duration(r.clock.now() - ctx.began)
 		if mute && errors.Is(o.err, context.DeadlineExceeded) && waited >= r.budget.timeout/hungAfter {
 			r.link.report(s, classDown, errBudget)
 		}
@@ -105,9 +119,9 @@ type value struct {
 
 // get reads a value with its remaining time to live, so that a local copy does
 // not outlive the original.
-func (r *remote) get(ctx context.Context, s *session, now int64, key string) (value, outcome) {
+func (r *remote) get(ctx bound, s *session, key string) (value, outcome) {
 	b := s.client.B()
-	replies, o := r.do(ctx, s, now, b.Get().Key(key).Build(), b.Pttl().Key(key).Build())
+	replies, o := r.do(ctx, s, b.Get().Key(key).Build(), b.Pttl().Key(key).Build())
 	if o.class != classOK {
 		return value{}, o
 	}
@@ -147,9 +161,9 @@ func millis(ms int64) time.Duration {
 // of every other caller's command.
 const keysAtOnce = 256
 
-// getMany reads the keys in pipelines, within one budget. each is called for
+// getMany reads the keys in pipelines. each is called for
 // every key in turn.
-func (r *remote) getMany(ctx context.Context, s *session, now int64, keys []string, each func(i int, v value, o outcome)) {
+func (r *remote) getMany(ctx bound, s *session, keys []string, each func(i int, v value, o outcome)) {
 	b := s.client.B()
 	for from := 0; from < len(keys); from += keysAtOnce {
 		part := keys[from:min(from+keysAtOnce, len(keys))]
@@ -157,7 +171,7 @@ func (r *remote) getMany(ctx context.Context, s *session, now int64, keys []stri
 		for _, key := range part {
 			cmds = append(cmds, b.Get().Key(key).Build(), b.Pttl().Key(key).Build())
 		}
-		replies, o := r.do(ctx, s, now, cmds...)
+		replies, o := r.do(ctx, s, cmds...)
 		for i := range part {
 			if o.class != classOK {
 				each(from+i, value{}, o)
@@ -169,16 +183,15 @@ func (r *remote) getMany(ctx context.Context, s *session, now int64, keys []stri
 	}
 }
 
-// pipeline runs one command for each of n items, in pipelines, within one
-// budget; build makes the i-th, each gets its reply.
-func (r *remote) pipeline(ctx context.Context, s *session, now int64, n int, build func(i int) rueidis.Completed, each func(i int, res rueidis.RedisResult, o outcome)) {
+// pipeline runs one command for each of n items, in pipelines; build makes the i-th, each gets its reply.
+func (r *remote) pipeline(ctx bound, s *session, n int, build func(i int) rueidis.Completed, each func(i int, res rueidis.RedisResult, o outcome)) {
 	for from := 0; from < n; from += keysAtOnce {
 		to := min(from+keysAtOnce, n)
 		cmds := make([]rueidis.Completed, 0, to-from)
 		for i := from; i < to; i++ {
 			cmds = append(cmds, build(i))
 		}
-		replies, o := r.do(ctx, s, now, cmds...)
+		replies, o := r.do(ctx, s, cmds...)
 		for i := from; i < to; i++ {
 			if o.class != classOK {
 				// The connection may have broken behind some of the replies.
