@@ -101,8 +101,17 @@ func (b *breaker) trip() {
 func (b *breaker) probe() (done func(error), ok bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	done, err := b.mu.cb.Allow()
-	return done, err == nil
+	report, err := b.mu.cb.Allow()
+	if err != nil {
+		return nil, false
+	}
+	return func(err error) {
+		if err != nil {
+			// On a closed circuit it begins a row of failures like any other.
+			b.suspect.Store(true)
+		}
+		report(err)
+	}, true
 }
 
 // whileClosed runs f if the circuit is closed, and keeps it closed meanwhile.

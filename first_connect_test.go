@@ -258,3 +258,27 @@ func TestCloseAtTheWorstMoment(t *testing.T) {
 		wg.Wait()
 	}
 }
+
+// rueidis panics on some of these, on a goroutine of its own, where nobody can
+// recover: the host would be gone.
+func TestGarbageFromTheServerHarmsNobody(t *testing.T) {
+	ctx := begin(t)
+	garbage := []string{
+		"+OK\r\n+OK\r\n+OK\r\n+OK\r\n+OK\r\n+OK\r\n+OK\r\n+OK\r\n+OK\r\n",
+		"$-5\r\n", "*-7\r\n", "$9999999999999\r\n", "*9999999999\r\n", "%9223372036854775807\r\n",
+		">3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n", "\x00\x01\x02", "-ERR no\r\n", "*1\r\n*1\r\n*1\r\n",
+	}
+	for i, bytes := range garbage {
+		l := redistest.Garbage(t, func(int) []byte { return []byte(bytes) })
+		o := at(l.Addr())
+		o.Redis.Dialer.Timeout = 100 * time.Millisecond
+		c := open(t, o)
+		must(t, c.Set(ctx, "k", []byte("v"), 0))
+		wantGet(t, c, "k", "v")
+		redistest.WaitFor(t, 5*time.Second, "two attempts", func() bool { return c.Stats().DialAttempts >= 2 })
+		if h := c.Health(); h.State != holdfast.Connecting || h.LastError == nil {
+			t.Errorf("garbage %d: health %+v", i, h)
+		}
+		must(t, c.Close())
+	}
+}
