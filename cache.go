@@ -14,13 +14,16 @@ import (
 // Cache is a cache of two tiers. It is safe for concurrent use. Close stops
 // every goroutine that it started and waits for them.
 type Cache struct {
-	opts   Options
-	clock  clock
-	stats  counters
-	fence  fence
-	group  group
-	cancel context.CancelFunc
-	stop   chan struct{} // ends what must outlive the calls in flight
+	opts  Options
+	clock clock
+	stats counters
+	fence fence
+
+	// The workers end with cancel; the servants, who carry what workers and
+	// calls leave behind, with stop, after them.
+	workers, servants group
+	cancel            context.CancelFunc
+	stop              chan struct{}
 
 	local    *local
 	notify   *notifier
@@ -96,8 +99,8 @@ func New(opts Options) (*Cache, error) {
 		closed:  make(chan struct{}),
 	}
 	c.notify = newNotifier(opts, &c.stats)
-	c.group.spawn("flusher", func() { c.local.flush(c.stop) })
-	c.group.spawn("notifier", func() { c.notify.run(c.stop) })
+	c.servants.spawn("flusher", func() { c.local.flush(c.stop) })
+	c.servants.spawn("notifier", func() { c.notify.run(c.stop) })
 	if len(opts.Redis.InitAddress) == 0 {
 		return c, nil
 	}
@@ -117,8 +120,8 @@ func New(opts Options) (*Cache, error) {
 	c.link.pending = func() bool { return c.journal.keys.Load() > 0 }
 	c.link.onUp = c.replayer.wake
 	c.link.onLost = func() { c.local.epoch.Add(1) }
-	c.group.spawn("supervisor", func() { c.link.supervise(ctx) })
-	c.group.spawn("replayer", func() { c.replayer.run(ctx) })
+	c.workers.spawn("supervisor", func() { c.link.supervise(ctx) })
+	c.workers.spawn("replayer", func() { c.replayer.run(ctx) })
 	return c, nil
 }
 
@@ -460,7 +463,7 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 // keep is a write that Redis is not told of now.
 func (c *Cache) keep(w *change, now int64) error {
 	old, seq := c.local.put(w.hash, w.entry)
-	w.seq, w.base = seq, c.baseOf(old, now)
+	w.seq, w.base = seq, c.baseOf(old)
 	return c.remember(w, now, 0)
 }
 
@@ -487,11 +490,11 @@ func (c *Cache) remember(w *change, now int64, sentOn uint64) error {
 }
 
 // baseOf is what Redis was last known to hold, going by the local copy.
-func (c *Cache) baseOf(old *entry, now int64) base {
+func (c *Cache) baseOf(old *entry) base {
 	if old == nil {
 		return base{}
 	}
-	return knownBase(old.value, now >= old.expires.Load(), c.link.server())
+	return holding(old.value, old.expires.Load(), c.link.server())
 }
 
 // send writes to Redis what may go there.
@@ -513,7 +516,7 @@ func (c *Cache) send(ctx context.Context, op string, s *session, ws []change, tt
 		w := &ws[i]
 		switch o.class {
 		case classOK:
-			c.journal.overtaken(w.hash, w.intent(now, 0), s.id)
+			c.journal.overtaken(w.hash, w.intent(now, 0), s.id, s.server)
 			c.local.end(w.hash, true)
 		case classCommand:
 			c.local.end(w.hash, false)
@@ -521,7 +524,7 @@ func (c *Cache) send(ctx context.Context, op string, s *session, ws []change, tt
 		default:
 			// In the journal before the local tier is done with it: no reader
 			// may find neither.
-			w.base = c.baseOf(olds[i], now)
+			w.base = c.baseOf(olds[i])
 			var sentOn uint64
 			if o.unknown {
 				sentOn = s.id

@@ -1,2 +1,77 @@
-// Package holdfast is a resilient, non-blocking cache client.
+// Package holdfast is a cache client of two tiers that goes on answering while
+// Redis is away. An in-process tier stands in front of one Redis server; a
+// circuit breaker stands between them.
+//
+// # Tiers
+//
+// A read asks the local tier first. A copy there is served as it is while it is
+// fresh: within its own TTL, Options.Local.MaxTTL and
+// Options.Tracking.UntrackedTTL, and since the connection was last lost. What is
+// not fresh is read from Redis, with its remaining TTL, and kept locally for the
+// next caller. A write goes to the local tier first and then to Redis. Where no
+// Redis is configured the local tier is all there is.
+//
+// # What may block, and for how long
+//
+// New and Open do no I/O and wait for nothing. Every other call waits for Redis
+// for at most Options.Timeout in all, also one of many keys, and no longer than
+// its own context. It waits only while Redis is believed to be there: once the
+// circuit is open, a read is answered from memory or with ErrMiss, and a write is
+// kept in the journal, in microseconds. A call never dials. One goroutine does,
+// one attempt at a time, with a back-off. The calls that wait for something else,
+// as long as their context allows, are WaitReady, Drain and Shutdown. Close takes
+// a second at most.
+//
+// # Staleness
+//
+// This version does not ask the server to tell of changes. A write by another
+// client is therefore seen after Tracking.UntrackedTTL at the latest, as long as
+// Redis answers. In an outage nothing can be confirmed: a copy is served for as
+// long as its own TTL lasts, which Options.Outage shortens (ServeFor) or
+// stretches (ServeStaleFor). Lookup tells such an answer by Entry.Degraded and
+// Entry.Stale. After the outage every copy from before it is read again before
+// it counts as fresh; nothing is flushed, so that the next outage finds it.
+//
+// # Read your own writes
+//
+// Once Set or Delete has returned nil, no read through the same Cache returns an
+// older value: not while the write waits for Redis, not in an outage, not between
+// the outage's end and the replay, and not when the local tier had no room. The
+// law holds for one Cache, not between two, and it ends where Redis forgets what
+// it had acknowledged.
+//
+// # The journal
+//
+// What Redis did not acknowledge is kept in memory, one intent a key, within
+// Options.Journal, and is replayed once a probe has shown that Redis takes writes
+// again. Until then the key is answered from the journal. A replay never
+// overwrites what somebody else wrote meanwhile: it compares what Redis holds
+// with what this process last knew it to hold, in a script, and writes only where
+// the two agree. Otherwise it deletes, because a miss is safe where a wrong value
+// is not. A journaled delete always deletes. A write that timed out may still run
+// late, so its key is looked at a second time. The journal is lost with the
+// process: Shutdown delivers it first, and says what it could not deliver.
+//
+// # Values
+//
+// What Set stores is byte for byte what any other client reads, and the other way
+// round: there is no envelope, no version, no second key. The client's own key is
+// that of the write probe, which begins with Breaker.ProbePrefix and expires
+// after ten seconds. Bytes that a read returns may be shared with other readers:
+// do not write to them. Bytes given to Set are copied.
+//
+// # Units
+//
+// Durations are time.Duration, with the millisecond as Redis' resolution; a
+// fraction of one is rounded up. A ttl of 0 is Options.DefaultTTL, and where that
+// is 0 too, no expiry. A negative one is ErrInvalidTTL. Sizes are bytes. Keys and
+// values are any bytes up to 512 MiB each.
+//
+// # Concurrency and lifetime
+//
+// A Cache is safe for concurrent use and is meant to be shared: one for a Redis,
+// for the life of the program. It holds one connection and a handful of
+// goroutines, however many callers it has. Close ends all of them and waits for
+// them; every later call returns ErrClosed. Hooks and the log handler run on a
+// goroutine of their own, and no call waits for one.
 package holdfast

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// group is every goroutine of one Cache. Nothing else in this package starts
-// one.
+// group is goroutines that end together. Nothing else in this package starts one,
+// but for timers' and contexts' functions, which close a connection and return.
 type group struct{ wg sync.WaitGroup }
 
 // spawn runs f under a name that a goroutine profile shows.

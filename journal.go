@@ -48,41 +48,74 @@ type intent struct {
 	seq      uint64 // the order of the writes of one key
 	checkAt  int64  // when the second check is due, 0 while it is to be replayed
 
-	base   base
-	sentOn uint64 // the session on which it may still run late, 0 for none
+	base base
+	late late
 
 	del     bool
 	sending bool // a replay of it is under way
 }
 
-// base is what Redis may hold for a key without anybody else having written.
+// base is what Redis was last known to hold.
 type base struct {
 	known  bool
-	absent bool   // absence is expected, whatever the server
+	held   bool   // it held a value; else nothing
+	sum    digest // of that value
+	gone   int64  // from then on that value's own time has run out; never for never
 	server string // run id of the server that held it
-	sums   []digest
+}
+
+// late is what our own writes may still do at Redis: those that got no answer.
+type late struct {
+	since uint64   // the first session on which one was sent, 0 for none
+	sums  []digest // of the values they may leave
+	gone  int64    // when the first of those values ends
+	del   bool     // one of them deletes
 }
 
 type digest [sha1.Size]byte
 
-// knownBase is the base of a key of which this value was last seen. Its own TTL
-// may have taken it away: then its absence is nobody's doing.
-func knownBase(value []byte, expired bool, server string) base {
-	return base{known: true, absent: expired, server: server, sums: []digest{sha1.Sum(value)}}
+// holding is the base of a key that was last seen to have this value, with this
+// end to its life.
+func holding(value []byte, expires int64, server string) base {
+	return base{known: true, held: true, sum: sha1.Sum(value), gone: expires, server: server}
 }
 
-// add says that Redis may hold value by our own doing.
-func (b *base) add(value []byte) {
+// holdingNothing is the base of a key that was last seen to be absent.
+func holdingNothing(server string) base { return base{known: true, server: server} }
+
+// mayBeAbsent says whether finding nothing at server is no conflict: nothing is
+// known, or nothing was there, or a write of our own deleted it, or its time ran
+// out, or the server is another one than the one that held it and has lost it.
+func (in *intent) mayBeAbsent(server string, now int64) bool {
+	b, l := &in.base, &in.late
+	return !b.known || !b.held || now >= b.gone || b.server != server ||
+		l.del || l.since != 0 && now >= l.gone
+}
+
+// lateMost bounds the values that are remembered of one key's unanswered writes.
+// What is forgotten makes a replay delete where it could have written: safe, and
+// rare, for while a key is fenced only replays are sent.
+const lateMost = 8
+
+// unanswered notes a write that was sent on the session and got no answer.
+func (l *late) unanswered(session uint64, value []byte, del bool, deadline int64) {
+	if l.since == 0 {
+		*l = late{since: session, gone: never}
+	}
+	l.since = min(l.since, session)
+	if del {
+		l.del = true
+		return
+	}
+	l.gone = min(l.gone, deadline)
 	sum := sha1.Sum(value)
-	for _, s := range b.sums {
+	for _, s := range l.sums {
 		if s == sum {
 			return
 		}
 	}
-	// Past a few, what is forgotten makes a replay delete where it could have
-	// written: safe, and rare.
-	if len(b.sums) < 8 {
-		b.sums = append(b.sums, sum)
+	if len(l.sums) < lateMost {
+		l.sums = append(l.sums, sum)
 	}
 }
 
@@ -145,11 +178,15 @@ type write struct {
 }
 
 // put keeps the write, unless a later one of the same key is there already. What
-// it may have done to Redis is added to the base in any case.
+// it may have done to Redis is remembered in any case.
 func (j *journal) put(h keyHash, w write) admission {
 	sh := j.shard(h)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
+	return j.putLocked(sh, w)
+}
+
+func (j *journal) putLocked(sh *journalShard, w write) admission {
 	in := sh.intents[w.key]
 	if in == nil {
 		if j.keys.Add(1) > int64(j.maxKeys) {
@@ -159,30 +196,21 @@ func (j *journal) put(h keyHash, w write) admission {
 		in = &intent{key: strings.Clone(w.key), base: w.base, checkAt: notQueued}
 		sh.intents[in.key] = in
 		j.bytes.Add(int64(len(in.key)))
-	} else if in.sending || in.sentOn != 0 || in.checkAt > 0 {
-		j.mayHold(in, in.value, in.del)
 	}
 	if w.sentOn != 0 {
-		in.sentOn = w.sentOn
-		j.mayHold(in, w.value, w.del)
-		if w.base.known {
-			in.base.known = true
-			for _, s := range w.base.sums {
-				in.base.sums = appendNew(in.base.sums, s)
-			}
-		}
+		in.late.unanswered(w.sentOn, w.value, w.del, w.deadline)
 	}
 	if w.seq < in.seq {
+		// It began earlier and comes later: what it found was there before.
+		in.base = w.base
 		return admitted
 	}
 	verdict := admitted
-	freed := int64(len(in.value))
-	if !w.del && j.bytes.Add(int64(len(w.value))-freed) > j.maxBytes {
+	j.bytes.Add(-int64(len(in.value)))
+	if !w.del && j.bytes.Add(int64(len(w.value))) > j.maxBytes {
 		j.bytes.Add(-int64(len(w.value)))
 		w.value, w.del = nil, true
 		verdict = downgraded
-	} else if w.del {
-		j.bytes.Add(-freed)
 	}
 	in.value, in.del, in.deadline, in.seq = w.value, w.del, w.deadline, w.seq
 	if in.checkAt != 0 {
@@ -195,48 +223,36 @@ func (j *journal) put(h keyHash, w write) admission {
 // notQueued marks an intent that is new, until put has queued it.
 const notQueued = -1
 
-func appendNew(sums []digest, s digest) []digest {
-	for _, have := range sums {
-		if have == s {
-			return sums
-		}
-	}
-	if len(sums) < 8 {
-		sums = append(sums, s)
-	}
-	return sums
-}
-
-func (j *journal) mayHold(in *intent, value []byte, del bool) {
-	if del {
-		in.base.absent = true
-		return
-	}
-	in.base.add(value)
-}
-
 // overtaken is told of a write that Redis has acknowledged although its key is
 // fenced by now: it was begun before the fence. An intent of an earlier write is
 // done with, for either it was never sent, or it was sent before this one on the
 // same session and has run before it. An intent that may still run late stays,
 // and is brought up to date.
-func (j *journal) overtaken(h keyHash, w write, session uint64) {
+func (j *journal) overtaken(h keyHash, w write, session uint64, server string) {
 	if j.keys.Load() == 0 {
 		return
 	}
 	sh := j.shard(h)
 	sh.mu.Lock()
 	in := sh.intents[w.key]
-	stays := false
-	if in != nil && in.seq < w.seq {
-		if stays = in.sending || in.sentOn != 0 && in.sentOn != session; !stays {
-			j.dropLocked(sh, in)
-		}
+	switch {
+	case in == nil || in.seq >= w.seq:
+	case in.sending || in.late.since != 0 && in.late.since != session:
+		j.putLocked(sh, w)
+		in.base = afterwards(w.value, w.del, w.deadline, server)
+	default:
+		j.dropLocked(sh, in)
 	}
 	sh.mu.Unlock()
-	if stays {
-		j.put(h, w)
+	j.announce()
+}
+
+// afterwards is the base once Redis has run a write.
+func afterwards(value []byte, del bool, deadline int64, server string) base {
+	if del {
+		return holdingNothing(server)
 	}
+	return holding(value, deadline, server)
 }
 
 // touch gives a journaled set another end. It says whether there was one.
@@ -252,26 +268,28 @@ func (j *journal) touch(h keyHash, key string, now, deadline int64) bool {
 	return true
 }
 
+// dropLocked takes the intent out. The caller holds the shard, and announces
+// afterwards.
 func (j *journal) dropLocked(sh *journalShard, in *intent) {
 	delete(sh.intents, in.key)
 	j.bytes.Add(-int64(len(in.key) + len(in.value)))
 	j.keys.Add(-1)
 	if in.checkAt == 0 {
-		j.unqueued()
+		j.queued.Add(-1)
 	}
 }
 
-// unqueued counts one less to replay, and wakes who waits for none.
-func (j *journal) unqueued() {
-	if j.queued.Add(-1) != 0 {
+// announce wakes who waits for nothing to be queued, if so it is.
+func (j *journal) announce() {
+	if j.queued.Load() != 0 {
 		return
 	}
 	j.idle.Lock()
-	if j.idle.ch != nil {
+	defer j.idle.Unlock()
+	if j.idle.ch != nil && j.queued.Load() == 0 {
 		close(j.idle.ch)
 		j.idle.ch = nil
 	}
-	j.idle.Unlock()
 }
 
 // drained returns a channel that is closed when nothing is queued, or nil where
@@ -295,9 +313,9 @@ type task struct {
 	check bool // the second look at an ambiguous write
 }
 
-// take marks up to n intents as being sent and returns them: those to replay,
-// and those whose second check is due.
-func (j *journal) take(n int, now int64, hash func(string) keyHash) []task {
+// take marks intents as being sent and returns them: those to replay, and those
+// whose second check is due; up to n of them, and up to about so many bytes.
+func (j *journal) take(n, bytes int, now int64, hash func(string) keyHash) []task {
 	var tasks []task
 	for i := range j.shards {
 		sh := &j.shards[i]
@@ -308,9 +326,10 @@ func (j *journal) take(n int, now int64, hash func(string) keyHash) []task {
 			}
 			in.sending = true
 			t := task{intent: *in, hash: hash(in.key), check: in.checkAt > 0}
-			t.base.sums = t.base.sums[:len(t.base.sums):len(t.base.sums)]
+			t.late.sums = t.late.sums[:len(t.late.sums):len(t.late.sums)]
 			tasks = append(tasks, t)
-			if len(tasks) == n {
+			bytes -= len(t.key) + len(t.value)
+			if len(tasks) == n || bytes <= 0 {
 				sh.mu.Unlock()
 				return tasks
 			}
@@ -330,7 +349,9 @@ func (j *journal) takeOne(h keyHash, key string) []task {
 		return nil
 	}
 	in.sending = true
-	return []task{{intent: *in, hash: h}}
+	t := task{intent: *in, hash: h}
+	t.late.sums = t.late.sums[:len(t.late.sums):len(t.late.sums)]
+	return []task{t}
 }
 
 // nextCheck is when the next second check is due, or never.
@@ -352,13 +373,15 @@ func (j *journal) nextCheck() int64 {
 	return next
 }
 
-// settleAs is what a replay found out about a task.
-type settleAs uint8
+// found is what a replay found out about a task.
+type found uint8
 
 const (
-	settled settleAs = iota // Redis decided: it holds ours, theirs or nothing
-	failed                  // it may or may not have run, on the given session
-	unsent                  // it did not run
+	foundOurs    found = iota // Redis holds what was wanted
+	foundNothing              // somebody else wrote; now the key is absent
+	foundRefused              // Redis does not take it: what it holds is not known
+	foundNoReply              // it may or may not have run
+	foundUnsent               // it did not run
 )
 
 // lateAfter is how long after a replay a server may still run a command that an
@@ -366,35 +389,46 @@ const (
 // its client had gone.
 const lateAfter = 2 * time.Second
 
-// settle ends a task. It returns false where a later write of the key came in
-// meanwhile, or where a second check is to follow: the key stays fenced then.
-func (j *journal) settle(t task, how settleAs, session uint64, now int64) bool {
+// settle ends a task that was sent on the session. The key leaves the journal
+// unless a later write of it came in meanwhile, or Redis has not decided, or a
+// write of an earlier session may still run late: then it is checked once more.
+func (j *journal) settle(t task, what found, session uint64, server string, now int64) {
 	sh := j.shard(t.hash)
 	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	in := sh.intents[t.key]
-	if in == nil {
-		return false
+	if in := sh.intents[t.key]; in != nil {
+		in.sending = false
+		if j.settleLocked(in, t, what, session, server, now) {
+			j.dropLocked(sh, in)
+		}
 	}
-	in.sending = false
-	switch {
-	case how == unsent:
+	sh.mu.Unlock()
+	j.announce()
+}
+
+// settleLocked says whether the intent is done with.
+func (j *journal) settleLocked(in *intent, t task, what found, session uint64, server string, now int64) bool {
+	switch what {
+	case foundUnsent:
 		return false
-	case how == failed:
-		in.sentOn = session
-		j.mayHold(in, t.value, t.del)
+	case foundNoReply:
+		in.late.unanswered(session, t.value, t.del, t.deadline)
 		return false
-	case in.seq != t.seq || in.deadline != t.deadline:
-		// A later write took the intent over while this one was replayed: Redis
-		// may hold the earlier value now.
-		j.mayHold(in, t.value, t.del)
-		return false
+	case foundOurs:
+		in.base = afterwards(t.value, t.del || now >= t.deadline, t.deadline, server)
+	case foundNothing:
+		in.base = holdingNothing(server)
+	case foundRefused:
+		in.base = base{}
 	}
-	if !t.check && in.sentOn != 0 && in.sentOn != session {
-		in.checkAt = now + int64(lateAfter)
-		j.unqueued()
-		return false
+	if in.seq != t.seq || in.deadline != t.deadline {
+		return false // a later write took the intent over
 	}
-	j.dropLocked(sh, in)
-	return true
+	if t.check || in.late.since == 0 || in.late.since == session {
+		return true
+	}
+	if in.checkAt == 0 {
+		j.queued.Add(-1)
+	}
+	in.checkAt = now + int64(lateAfter)
+	return false
 }

@@ -163,7 +163,7 @@ const closeLimit = time.Second
 var errStuck = errors.New("holdfast: close: a hook, the log handler or the dial function did not return")
 
 // Close stops everything and waits for it: calls in flight get their answer or,
-// from Redis, none. It is bounded by a second even if a hook never returns, and
+// from Redis, none. It is bounded by two seconds even if a hook never returns, and
 // takes milliseconds otherwise, also while a dial or the server hangs. What is in
 // the journal is lost; Shutdown delivers it first. Further calls of Close wait
 // for the first and return nil; every other call returns ErrClosed.
@@ -175,8 +175,9 @@ func (c *Cache) Close() error {
 	defer close(c.closed)
 	c.cancel() // ends the supervisor, which cuts the connection under every call
 	c.fence.wait()
+	stuck := !c.workers.wait(closeLimit)
 	close(c.stop)
-	if !c.group.wait(closeLimit) {
+	if !c.servants.wait(closeLimit) || stuck {
 		// The local tier stays open: closing it under its flusher would panic.
 		return errStuck
 	}

@@ -75,7 +75,7 @@ func (m Mode) String() string {
 
 // LocalOptions bounds the in-process tier.
 type LocalOptions struct {
-	// MaxBytes bounds keys, values and their bookkeeping (about 300 bytes an
+	// MaxBytes bounds keys, values and their bookkeeping (about 250 bytes an
 	// entry). Default 64 MiB; at least 64 KiB. When full, the entries that are
 	// used least go. An entry larger than MaxBytes/8 is not kept here at all;
 	// it still goes to Redis.

@@ -29,8 +29,10 @@ type replayer struct {
 }
 
 const (
-	// replayBatch bounds the intents in one pipeline.
-	replayBatch = 128
+	// replayBatch and replayBytes bound one pipeline, which the commands of
+	// callers must wait for.
+	replayBatch = 64
+	replayBytes = 1 << 20
 	// replayJitter spreads the starts of a fleet that sees Redis come back at
 	// one moment.
 	replayJitter = 50 * time.Millisecond
@@ -138,7 +140,7 @@ func (r *replayer) drain(ctx context.Context, s *session) bool {
 	var total Replay
 	ok := true
 	for ok {
-		tasks := r.journal.take(replayBatch, r.clock.now(), r.hash)
+		tasks := r.journal.take(replayBatch, replayBytes, r.clock.now(), r.hash)
 		if len(tasks) == 0 {
 			break
 		}
@@ -156,14 +158,19 @@ func (r *replayer) drain(ctx context.Context, s *session) bool {
 }
 
 // replay sends the tasks in one pipeline and settles each. It blocks for at most
-// the replay's own timeout: nobody waits for it but the journal.
+// the replay's own timeout and a second for each megabyte: nobody waits for it
+// but the journal.
 func (r *replayer) replay(ctx context.Context, s *session, tasks []task) (round Replay, ok bool) {
-	ctx, cancel := context.WithTimeout(ctx, r.timeout)
+	limit := r.timeout
+	for _, t := range tasks {
+		limit += time.Duration(len(t.value)) * time.Microsecond
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	replies, sent := r.send(ctx, s, tasks)
 	if !sent {
 		for _, t := range tasks {
-			r.journal.settle(t, unsent, s.id, r.clock.now())
+			r.journal.settle(t, foundUnsent, s.id, s.server, r.clock.now())
 		}
 		return round, false
 	}
@@ -177,11 +184,14 @@ func (r *replayer) replay(ctx context.Context, s *session, tasks []task) (round 
 				round.Superseded++
 				r.stats.superseded.Add(1)
 				r.notify.drop(t.key, DropSuperseded)
-			} else if !t.check {
+				r.settle(t, foundNothing, s)
+				continue
+			}
+			if !t.check {
 				round.Replayed++
 				r.stats.replayed.Add(1)
 			}
-			r.settle(t, s)
+			r.settle(t, foundOurs, s)
 		case c == classCommand && noScripts(err):
 			plain = append(plain, t)
 		case c == classCommand:
@@ -190,7 +200,7 @@ func (r *replayer) replay(ctx context.Context, s *session, tasks []task) (round 
 			round.Refused++
 			r.stats.rejected.Add(1)
 			r.notify.drop(t.key, DropRejected)
-			r.settle(t, s)
+			r.settle(t, foundRefused, s)
 		default:
 			ok = false
 			r.postpone(t, s, c, err)
@@ -204,13 +214,13 @@ func (r *replayer) replay(ctx context.Context, s *session, tasks []task) (round 
 
 // postpone leaves the task in the journal for a later round.
 func (r *replayer) postpone(t task, s *session, c class, err error) {
-	how := failed
+	what := foundNoReply
 	if _, answered := rueidis.IsRedisErr(err); answered {
-		how = unsent // a reply says that it did not run
+		what = foundUnsent // a reply says that it did not run
 	} else if gaveUp(err) {
 		err = errBudget
 	}
-	r.journal.settle(t, how, s.id, r.clock.now())
+	r.journal.settle(t, what, s.id, s.server, r.clock.now())
 	r.link.report(s, c, err)
 }
 
@@ -241,12 +251,12 @@ func (r *replayer) deletePlainly(ctx context.Context, s *session, tasks []task, 
 				r.stats.downgraded.Add(1)
 				r.notify.drop(t.key, DropDowngraded)
 			}
-			r.settle(t, s)
+			r.settle(t, foundNothing, s)
 		case classCommand:
 			round.Refused++
 			r.stats.rejected.Add(1)
 			r.notify.drop(t.key, DropRejected)
-			r.settle(t, s)
+			r.settle(t, foundRefused, s)
 		default:
 			ok = false
 			r.postpone(t, s, c, err)
@@ -257,9 +267,9 @@ func (r *replayer) deletePlainly(ctx context.Context, s *session, tasks []task, 
 
 // settle takes the key out of the journal, unless there is more to do. The local
 // copy is put in doubt first, so that nobody finds it fresh and unfenced.
-func (r *replayer) settle(t task, s *session) {
+func (r *replayer) settle(t task, what found, s *session) {
 	r.doubt(t.hash)
-	r.journal.settle(t, settled, s.id, r.clock.now())
+	r.journal.settle(t, what, s.id, s.server, r.clock.now())
 }
 
 // send returns a reply for each task; false where nothing was sent. A server
@@ -290,13 +300,16 @@ func (r *replayer) commands(s *session, tasks []task) []rueidis.Completed {
 	for i, t := range tasks {
 		op, value, ttl := t.operation(now)
 		absent := "0"
-		if !t.base.known || t.base.absent || t.base.server != s.server {
+		if t.mayBeAbsent(s.server, now) {
 			absent = "1"
 		}
-		args := make([]string, 0, 4+len(t.base.sums))
+		args := make([]string, 0, 5+len(t.late.sums))
 		args = append(args, op, viewString(value), strconv.FormatInt(ttl.Milliseconds(), 10), absent)
-		for _, sum := range t.base.sums {
+		for _, sum := range t.late.sums {
 			args = append(args, hex.EncodeToString(sum[:]))
+		}
+		if t.base.held && !t.check {
+			args = append(args, hex.EncodeToString(t.base.sum[:]))
 		}
 		cmds[i] = b.Evalsha().Sha1(replayDigest).Numkeys(1).Key(t.key).Arg(args...).Build()
 	}

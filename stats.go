@@ -31,7 +31,7 @@ type Stats struct {
 	Rejected     uint64 // Redis rejected the replayed entry for itself
 
 	// The local tier.
-	LocalBytes     int64 // gauge, with about 300 bytes of bookkeeping an entry
+	LocalBytes     int64 // gauge, with about 250 bytes of bookkeeping an entry
 	LocalEntries   int64 // gauge
 	LocalEvicted   uint64
 	LocalDropped   uint64 // entries not kept because too many came at once

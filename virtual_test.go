@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
 	"sync"
 	"testing"
@@ -376,6 +377,57 @@ func TestASetWhoseTimeRanOutInTheOutageDoesNotReturn(t *testing.T) {
 		if v.redis.Exists("k") {
 			got, _ := v.redis.Get("k")
 			t.Errorf("redis holds %q", got)
+		}
+	})
+}
+
+// The value from before the outage ended by its own TTL during it: its absence is
+// nobody's doing, and the set of the outage must be there afterwards.
+func TestASetSurvivesTheEndOfTheValueItReplaced(t *testing.T) {
+	inBubble(t, nil, func(ctx context.Context, c *holdfast.Cache, v *virtual) {
+		must(t, c.Set(ctx, "k", []byte("before"), 5*time.Second))
+		v.set(true, false, true)
+		time.Sleep(time.Second)
+		must(t, c.Set(ctx, "k", []byte("ours"), 0))
+		time.Sleep(10 * time.Second)
+		v.set(false, false, false)
+		drain(t, c)
+		if got, _ := v.redis.Get("k"); got != "ours" {
+			t.Errorf("redis holds %q; stats %+v", got, c.Stats())
+		}
+	})
+}
+
+// Many writes of one key follow a write that timed out.
+func TestAHotKeyAfterATimeoutIsReplayed(t *testing.T) {
+	inBubble(t, nil, func(ctx context.Context, c *holdfast.Cache, v *virtual) {
+		must(t, c.Set(ctx, "k", []byte("before"), 0))
+		v.freeze()
+		for i := range 20 {
+			must(t, c.Set(ctx, "k", []byte(fmt.Sprint("v", i)), 0))
+			time.Sleep(100 * time.Millisecond)
+		}
+		v.unfreeze()
+		v.set(true, false, true) // cut: the second check is on
+		time.Sleep(500 * time.Millisecond)
+		v.set(false, false, false)
+		for range 100 {
+			if v.redis.Exists("k") && c.Health().State == holdfast.Up {
+				break
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		drain(t, c)
+		if got, _ := v.redis.Get("k"); got != "v19" {
+			t.Errorf("after the outage redis holds %q", got)
+		}
+		for i := range 10 {
+			must(t, c.Set(ctx, "k", []byte(fmt.Sprint("w", i)), 0))
+			drain(t, c)
+			if got, _ := v.redis.Get("k"); got != fmt.Sprint("w", i) {
+				t.Errorf("%d: redis holds %q; superseded %d", i, got, c.Stats().Superseded)
+			}
+			time.Sleep(50 * time.Millisecond)
 		}
 	})
 }

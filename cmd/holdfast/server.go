@@ -1,0 +1,135 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/rueidis"
+)
+
+// endpoint is a server and how to log in to it.
+type endpoint struct {
+	option rueidis.ClientOption
+}
+
+var errPlainTCP = errors.New("the demo proxies plain TCP to one server only")
+
+// parseEndpoint reads a URL in the syntax of rueidis.ParseURL. Its error never
+// shows the password.
+func parseEndpoint(text string) (endpoint, error) {
+	option, err := rueidis.ParseURL(text)
+	var broken *url.Error
+	switch {
+	case errors.As(err, &broken):
+		return endpoint{}, broken.Err // broken itself holds the whole URL
+	case err != nil:
+		return endpoint{}, err
+	case option.TLSConfig != nil:
+		return endpoint{}, fmt.Errorf("%w, not TLS", errPlainTCP)
+	case option.DialCtxFn != nil:
+		return endpoint{}, fmt.Errorf("%w, not a unix socket", errPlainTCP)
+	case option.Sentinel.MasterSet != "":
+		return endpoint{}, fmt.Errorf("%w, not Sentinel", errPlainTCP)
+	case len(option.InitAddress) != 1:
+		return endpoint{}, fmt.Errorf("%w, not %d addresses", errPlainTCP, len(option.InitAddress))
+	}
+	return endpoint{option}, nil
+}
+
+func (e endpoint) address() string { return e.option.InitAddress[0] }
+
+// embedded is a server inside this process. Its clock stands still by itself.
+type embedded struct {
+	server *miniredis.Miniredis
+	stop   chan struct{}
+	group  sync.WaitGroup
+}
+
+// tick is how often the embedded server's clock is moved, and so how much too
+// early a key may expire there.
+const tick = 10 * time.Millisecond
+
+func embed() (*embedded, error) {
+	e := &embedded{server: miniredis.NewMiniRedis(), stop: make(chan struct{})}
+	if err := e.server.Start(); err != nil {
+		return nil, fmt.Errorf("starting the embedded server: %w", err)
+	}
+	e.group.Go(e.age)
+	return e, nil
+}
+
+// age lets TTLs run down. The server could do so itself, but would sort all of
+// its keys on each command.
+func (e *embedded) age() {
+	ticks := time.NewTicker(tick)
+	defer ticks.Stop()
+	for last := time.Now(); ; {
+		select {
+		case <-e.stop:
+			return
+		case <-ticks.C:
+		}
+		now := time.Now()
+		e.server.FastForward(now.Sub(last))
+		last = now
+	}
+}
+
+func (e *embedded) endpoint() endpoint {
+	return endpoint{rueidis.ClientOption{InitAddress: []string{e.server.Addr()}}}
+}
+
+func (e *embedded) close() {
+	close(e.stop)
+	e.group.Wait()
+	e.server.Close()
+}
+
+// direct connects past the proxy, to look at what the server holds.
+func (e endpoint) direct() (rueidis.Client, error) {
+	option := e.option
+	option.ForceSingleClient = true
+	option.DisableCache = true
+	option.DisableRetry = true // a server that is LOADING would be asked for ever
+	client, err := rueidis.NewClient(option)
+	if err != nil {
+		if client != nil {
+			client.Close()
+		}
+		return nil, fmt.Errorf("connecting to %s: %w", e.address(), err)
+	}
+	return client, nil
+}
+
+// through is the endpoint as the clients under test get it: behind the proxy,
+// with their dials counted, also those that are refused.
+func (e endpoint) through(proxy string, dials *atomic.Int64) rueidis.ClientOption {
+	option := e.option
+	option.InitAddress = []string{proxy}
+	option.DialCtxFn = func(ctx context.Context, addr string, dialer *net.Dialer, _ *tls.Config) (net.Conn, error) {
+		dials.Add(1)
+		return dialer.DialContext(ctx, "tcp", addr)
+	}
+	return option
+}
+
+// forget deletes the keys, a batch at a time.
+func forget(ctx context.Context, server rueidis.Client, keys []string) error {
+	const batch = 500
+	for len(keys) > 0 {
+		n := min(batch, len(keys))
+		if err := server.Do(ctx, server.B().Del().Key(keys[:n]...).Build()).Error(); err != nil {
+			return err
+		}
+		keys = keys[n:]
+	}
+	return nil
+}

@@ -1,0 +1,179 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// tally is what was seen of the calls of a while.
+type tally struct {
+	calls, failed, overran int
+	reads                  [sources]int
+	latency                histogram
+	failure                error         // one of the failures
+	oversleep              time.Duration // the longest
+}
+
+func (t *tally) merge(other *tally) {
+	t.calls += other.calls
+	t.failed += other.failed
+	t.overran += other.overran
+	for i, n := range other.reads {
+		t.reads[i] += n
+	}
+	t.latency.merge(&other.latency)
+	t.oversleep = max(t.oversleep, other.oversleep)
+	if t.failure == nil {
+		t.failure = other.failure
+	}
+}
+
+// meter gathers tallies. Callers report to it when their call is over, so a call
+// of seconds shows in the row in which it ended.
+type meter struct {
+	limit time.Duration // what a call may take
+
+	mu  sync.Mutex
+	now *tally
+}
+
+func newMeter(limit time.Duration) *meter { return &meter{limit: limit, now: new(tally)} }
+
+func (m *meter) read(took time.Duration, from source, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.count(took, err)
+	if err == nil {
+		m.now.reads[from]++
+	}
+}
+
+func (m *meter) write(took time.Duration, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.count(took, err)
+}
+
+func (m *meter) woke(late time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.now.oversleep = max(m.now.oversleep, late)
+}
+
+// count needs the lock.
+func (m *meter) count(took time.Duration, err error) {
+	m.now.calls++
+	m.now.latency.add(took)
+	if took > m.limit {
+		m.now.overran++
+	}
+	if err != nil {
+		m.now.failed++
+		m.now.failure = err
+	}
+}
+
+// take returns what was gathered since it was last called.
+func (m *meter) take() *tally {
+	fresh := new(tally)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	taken := m.now
+	m.now = fresh
+	return taken
+}
+
+// row is one line of the table.
+type row struct {
+	at      time.Duration // since the script began
+	length  time.Duration
+	script  mode
+	state   string // "" where the client knows none
+	journal string
+	dials   int64
+	tally   *tally
+}
+
+// printer writes for a person.
+type printer struct {
+	out    io.Writer
+	styled bool
+}
+
+const rowFormat = "%6s  %-6s  %-10s  %7s  %6s %6s %8s %6s  %7s %7s %7s  %6s  %6s  %7s\n"
+
+func (p printer) heading() {
+	p.style("\x1b[1m", fmt.Sprintf(rowFormat, "time", "script", "state", "calls/s",
+		"local", "redis", "journal", "miss", "p50 ms", "p99 ms", "max ms", "errors", "dials", "pending"))
+}
+
+func (p printer) row(r row) {
+	t := r.tally
+	reads := 0
+	for _, n := range t.reads {
+		reads += n
+	}
+	share := func(s source) string {
+		if r.state == "" && (s == fromLocal || s == fromJournal) {
+			return "-"
+		}
+		if reads == 0 {
+			return "."
+		}
+		return fmt.Sprintf("%.1f%%", 100*float64(t.reads[s])/float64(reads))
+	}
+	line := fmt.Sprintf(rowFormat,
+		fmt.Sprintf("%.1fs", r.at.Seconds()), r.script, orDash(r.state),
+		thousands(int64(float64(t.calls)/r.length.Seconds())),
+		share(fromLocal), share(fromRedis), share(fromJournal), share(fromNowhere),
+		millis(t.latency.quantile(0.5)), millis(t.latency.quantile(0.99)), millis(t.latency.longest),
+		thousands(int64(t.failed)), thousands(r.dials), orDash(r.journal))
+	switch {
+	case t.failed > 0:
+		p.style("\x1b[31m", line)
+	case r.script != up:
+		p.style("\x1b[33m", line)
+	default:
+		p.style("", line)
+	}
+}
+
+// style writes a line, with colour where that is wanted.
+func (p printer) style(escape, line string) {
+	if p.styled && escape != "" {
+		line = escape + line[:len(line)-1] + "\x1b[0m\n"
+	}
+	io.WriteString(p.out, line)
+}
+
+func (p printer) say(format string, args ...any) { fmt.Fprintf(p.out, format+"\n", args...) }
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// millis writes a duration with as many digits as matter.
+func millis(d time.Duration) string {
+	ms := float64(d) / float64(time.Millisecond)
+	switch {
+	case ms < 10:
+		return fmt.Sprintf("%.3f", ms)
+	case ms < 100:
+		return fmt.Sprintf("%.1f", ms)
+	}
+	return thousands(int64(ms))
+}
+
+func thousands(n int64) string {
+	digits := strconv.FormatInt(n, 10)
+	for i := len(digits) - 3; i > 0; i -= 3 {
+		digits = digits[:i] + "," + digits[i:]
+	}
+	return digits
+}

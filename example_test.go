@@ -1,0 +1,204 @@
+package holdfast_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/holdfast-cache/holdfast"
+	"github.com/redis/rueidis"
+)
+
+// unused returns an address where nothing listens.
+func unused() string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		panic(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// The README shows this from Open on.
+func Example() {
+	server, err := miniredis.Run()
+	if err != nil {
+		panic(err)
+	}
+	defer server.Close()
+	addr := server.Addr()
+
+	cache, err := holdfast.Open("redis://" + addr)
+	if err != nil {
+		panic(err) // the options contradict each other; never the network
+	}
+	defer cache.Close()
+
+	ctx := context.Background()
+	value, err := cache.Get(ctx, "user:7")
+	if errors.Is(err, holdfast.ErrMiss) {
+		// A miss, or Redis is away: the program goes on either way.
+		value = []byte("Ada") // from the source of truth
+		err = cache.Set(ctx, "user:7", value, time.Hour)
+	}
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println(string(value))
+
+	again, err := cache.Lookup(ctx, "user:7")
+	fmt.Println(string(again.Value), err)
+	// Output:
+	// Ada
+	// Ada <nil>
+}
+
+// Nothing listens at the address. Every call answers at once: with what this
+// process wrote, or with a miss.
+func ExampleCache_Lookup() {
+	cache, err := holdfast.Open("redis://" + unused())
+	if err != nil {
+		panic(err)
+	}
+	defer cache.Close()
+	ctx := context.Background()
+
+	fmt.Println("set:", cache.Set(ctx, "written", []byte("during the outage"), time.Hour))
+
+	entry, err := cache.Lookup(ctx, "written")
+	fmt.Printf("%s, from the %v, degraded: %v, error: %v\n", entry.Value, entry.Tier, entry.Degraded, err)
+
+	entry, err = cache.Lookup(ctx, "never written")
+	fmt.Printf("a miss: %v, confirmed by redis: %v\n", errors.Is(err, holdfast.ErrMiss), !entry.Degraded)
+	// Output:
+	// set: <nil>
+	// during the outage, from the journal, degraded: true, error: <nil>
+	// a miss: true, confirmed by redis: false
+}
+
+func ExampleCache_Health() {
+	cache, err := holdfast.Open("redis://" + unused())
+	if err != nil {
+		panic(err)
+	}
+	defer cache.Close()
+	if err := cache.Set(context.Background(), "k", []byte("v"), 0); err != nil {
+		panic(err)
+	}
+
+	h := cache.Health()
+	fmt.Println(h.State, "writable:", h.Writable, "waiting in the journal:", h.JournalKeys)
+
+	// What only Redis can decide is refused at once.
+	_, err = cache.Add(context.Background(), "lock", []byte("mine"), time.Minute)
+	fmt.Println(errors.Is(err, holdfast.ErrUnavailable))
+	// Output:
+	// connecting writable: false waiting in the journal: 1
+	// true
+}
+
+func ExampleOptions() {
+	server, err := miniredis.Run()
+	if err != nil {
+		panic(err)
+	}
+	defer server.Close()
+	addr := server.Addr()
+
+	cache, err := holdfast.New(holdfast.Options{
+		Redis:      rueidis.ClientOption{InitAddress: []string{addr}},
+		Timeout:    20 * time.Millisecond,
+		DefaultTTL: 10 * time.Minute,
+		Local:      holdfast.LocalOptions{MaxBytes: 256 << 20},
+		Outage: holdfast.OutageOptions{
+			ServeFor:      time.Hour,
+			ServeStaleFor: 5 * time.Minute,
+		},
+		Hooks: holdfast.Hooks{
+			OnStateChange: func(c holdfast.StateChange) {
+				if c.To == holdfast.Up {
+					fmt.Println("redis was", c.From, "and is", c.To)
+				}
+			},
+		},
+	})
+	if err != nil {
+		panic(err)
+	}
+
+	ready, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := cache.WaitReady(ready); err != nil {
+		panic(err)
+	}
+	cache.Close()
+	// Output:
+	// redis was connecting and is up
+}
+
+// Every contradiction is reported at once, in the words of the fields.
+func ExampleOptions_contradictions() {
+	_, err := holdfast.New(holdfast.Options{
+		Redis:   rueidis.ClientOption{InitAddress: []string{"localhost"}},
+		Timeout: -time.Second,
+		Outage:  holdfast.OutageOptions{ServeFor: -1},
+	})
+	fmt.Println(err)
+	// Output:
+	// holdfast: options: Timeout is -1s: it must be at least 1ms
+	// holdfast: options: Outage.ServeFor is -1ns: it must be at least 0s
+	// holdfast: options: Redis.InitAddress[0] is "localhost": it must be host:port
+}
+
+// What was written while Redis was away reaches it when it comes up.
+func ExampleCache_Drain() {
+	addr := unused()
+	cache, err := holdfast.Open("redis://" + addr)
+	if err != nil {
+		panic(err)
+	}
+	defer cache.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := cache.Set(ctx, "k", []byte("v"), 0); err != nil {
+		panic(err)
+	}
+
+	server := miniredis.NewMiniRedis()
+	if err := server.StartAddr(addr); err != nil {
+		panic(err)
+	}
+	defer server.Close()
+
+	fmt.Println(cache.Drain(ctx))
+	fmt.Println(server.Get("k"))
+	// Output:
+	// <nil>
+	// v <nil>
+}
+
+func ExampleCache_Shutdown() {
+	cache, err := holdfast.Open("redis://" + unused())
+	if err != nil {
+		panic(err)
+	}
+	if err := cache.Set(context.Background(), "k", []byte("v"), 0); err != nil {
+		panic(err)
+	}
+
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancel()
+	err = cache.Shutdown(ctx)
+	var lost *holdfast.Undelivered
+	if errors.As(err, &lost) {
+		fmt.Println(lost.Keys, "not delivered:", lost.Err)
+	}
+	_, err = cache.Get(context.Background(), "k")
+	fmt.Println(errors.Is(err, holdfast.ErrClosed))
+	// Output:
+	// 1 not delivered: context deadline exceeded
+	// true
+}

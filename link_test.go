@@ -1,0 +1,83 @@
+package holdfast
+
+import (
+	"os"
+	"strings"
+	"testing"
+)
+
+// linkTable is the table of link.go, cell by cell. Where it has no answer, since
+// the event cannot come, the state must stay.
+var linkTable = []struct {
+	from State
+	to   [6]State // by event
+}{
+	//           ok      no write  failed      lost        refused     close
+	{Connecting, [6]State{Up, ReadOnly, Connecting, Connecting, Connecting, Closed}},
+	{Up, [6]State{Up, ReadOnly, Down, Down, ReadOnly, Closed}},
+	{ReadOnly, [6]State{Up, ReadOnly, Down, Down, ReadOnly, Closed}},
+	{Down, [6]State{Up, ReadOnly, Down, Down, Down, Closed}},
+	{Closed, [6]State{Closed, Closed, Closed, Closed, Closed, Closed}},
+}
+
+var linkEvents = [6]event{evProbeOK, evProbeRefused, evProbeFailed, evLost, evRefused, evClose}
+
+func TestTheLinkStepsAsItsTableSays(t *testing.T) {
+	for _, row := range linkTable {
+		for i, ev := range linkEvents {
+			if got := step(row.from, ev); got != row.to[i] {
+				t.Errorf("%v, event %d: %v, want %v", row.from, ev, got, row.to[i])
+			}
+		}
+	}
+}
+
+func TestTheTableAboveTheLinkIsTheOneItSteps(t *testing.T) {
+	src, err := os.ReadFile("link.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := map[string]State{"Connecting": Connecting, "Up": Up, "ReadOnly": ReadOnly, "Down": Down, "Closed": Closed}
+	rows := 0
+	for line := range strings.Lines(string(src)) {
+		line, isComment := strings.CutPrefix(strings.TrimSpace(line), "//")
+		cells := strings.Split(line, "|")
+		if !isComment || len(cells) != 1+len(linkEvents) {
+			continue
+		}
+		for i := range cells {
+			cells[i] = strings.TrimSpace(cells[i])
+		}
+		from, ok := names[cells[0]]
+		if !ok {
+			continue // the heading
+		}
+		rows++
+		for i, cell := range cells[1:] {
+			want, ok := names[cell]
+			if cell == "-" {
+				want, ok = from, true
+			}
+			if !ok {
+				t.Errorf("%v: cell %q is no state", from, cell)
+			}
+			if got := step(from, linkEvents[i]); got != want {
+				t.Errorf("%v, event %d: the code says %v and its comment %q", from, linkEvents[i], got, cell)
+			}
+		}
+	}
+	if rows != len(names) {
+		t.Errorf("%d rows of %d states: where has the table gone?", rows, len(names))
+	}
+}
+
+func TestStatesHaveTheirLowerCaseNames(t *testing.T) {
+	for s, want := range map[State]string{
+		Connecting: "connecting", Up: "up", ReadOnly: "readonly", Down: "down", Closed: "closed",
+		Closed + 1: "state(5)", 255: "state(255)",
+	} {
+		if got := s.String(); got != want {
+			t.Errorf("state %d is %q, want %q", uint8(s), got, want)
+		}
+	}
+}
