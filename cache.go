@@ -115,6 +115,7 @@ func New(opts Options) (*Cache, error) {
 		hash:    c.local.hash,
 		doubt:   c.local.doubt,
 		timeout: max(opts.Timeout, time.Second),
+		share:   opts.Timeout / 8,
 		kick:    make(chan struct{}, 1),
 	}
 	c.link.pending = func() bool { return c.journal.keys.Load() > 0 }

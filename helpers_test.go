@@ -246,3 +246,5 @@ func contains(text string, parts ...string) bool {
 	}
 	return false
 }
+
+func asUndelivered(err error, u **holdfast.Undelivered) bool { return errors.As(err, u) }

@@ -70,6 +70,7 @@ type late struct {
 	sums  []digest // of the values they may leave
 	gone  int64    // when the first of those values ends
 	del   bool     // one of them deletes
+	until int64    // until when that may happen; 0 while Redis has not answered since
 }
 
 type digest [sha1.Size]byte
@@ -102,7 +103,7 @@ func (l *late) unanswered(session uint64, value []byte, del bool, deadline int64
 	if l.since == 0 {
 		*l = late{since: session, gone: never}
 	}
-	l.since = min(l.since, session)
+	l.since, l.until = min(l.since, session), 0
 	if del {
 		l.del = true
 		return
@@ -423,12 +424,18 @@ func (j *journal) settleLocked(in *intent, t task, what found, session uint64, s
 	if in.seq != t.seq || in.deadline != t.deadline {
 		return false // a later write took the intent over
 	}
-	if t.check || in.late.since == 0 || in.late.since == session {
+	if in.late.since == 0 || in.late.since == session {
 		return true
+	}
+	if in.late.until == 0 {
+		in.late.until = now + int64(lateAfter)
+	}
+	if now >= in.late.until {
+		return true // this was the second look, or as good as one
 	}
 	if in.checkAt == 0 {
 		j.queued.Add(-1)
 	}
-	in.checkAt = now + int64(lateAfter)
+	in.checkAt = in.late.until
 	return false
 }

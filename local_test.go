@@ -206,7 +206,9 @@ func TestUpdatesCannotGrowPastMaxBytes(t *testing.T) {
 	if held > 1<<20 {
 		t.Errorf("%d bytes of values are held, over 1 MiB", held)
 	}
-	if n := l.len(); n < 10 || n > 60 {
+	// How many there are depends on how quick the flusher was: the overlay takes
+	// three at a time.
+	if n := l.len(); n < 3 || n > 60 {
 		t.Errorf("%d entries of 38 KB in 1 MiB", n)
 	}
 }

@@ -25,13 +25,16 @@ type replayer struct {
 	doubt func(h keyHash)
 
 	timeout time.Duration
+	share   time.Duration // what one pipeline may take of a caller's budget
 	kick    chan struct{}
 }
 
 const (
-	// replayBatch and replayBytes bound one pipeline, which the commands of
-	// callers must wait for.
-	replayBatch = 64
+	// One pipeline begins with replayFirst intents and grows to replayMost where
+	// the server is quick: the commands of callers wait for it, and a slow
+	// server would time them out and open the circuit that has just closed.
+	replayFirst = 8
+	replayMost  = 256
 	replayBytes = 1 << 20
 	// replayJitter spreads the starts of a fleet that sees Redis come back at
 	// one moment.
@@ -47,7 +50,8 @@ const (
 //	         reset, redelete: the second check, which only undoes our own late write
 //	ARGV[2]  the value
 //	ARGV[3]  its remaining life in ms, 0 for no expiry
-//	ARGV[4]  1 where absence is no conflict
+//	ARGV[4]  1 where absence is no conflict; in a check, where a delete of our
+//	         own may have run late
 //	ARGV[5+] digests of what Redis may hold by our own doing
 //
 // It answers "done", or "superseded" where somebody else wrote meanwhile.
@@ -76,13 +80,15 @@ if op == 'redelete' then
   if ours then redis.call('DEL', key) end
   return 'done'
 end
-if now == value then return 'done' end
-if ours then return write() end
-if op == 'reset' then return 'done' end
-if not now then
-  if ARGV[4] == '1' then return write() end
-  return 'superseded'
+if now == value then
+  if op == 'set' then
+    if ttl == '0' then redis.call('PERSIST', key) else redis.call('PEXPIRE', key, ttl) end
+  end
+  return 'done'
 end
+if ours or (not now and ARGV[4] == '1') then return write() end
+if op == 'reset' then return 'done' end
+if not now then return 'superseded' end
 redis.call('DEL', key)
 return 'superseded'
 `
@@ -139,13 +145,15 @@ func sleep(ctx context.Context, d time.Duration) bool {
 func (r *replayer) drain(ctx context.Context, s *session) bool {
 	var total Replay
 	ok := true
-	for ok {
-		tasks := r.journal.take(replayBatch, replayBytes, r.clock.now(), r.hash)
+	for batch := replayFirst; ok; {
+		began := r.clock.now()
+		tasks := r.journal.take(batch, replayBytes, began, r.hash)
 		if len(tasks) == 0 {
 			break
 		}
 		var round Replay
 		round, ok = r.replay(ctx, s, tasks)
+		batch = nextBatch(batch, time.Duration(r.clock.now()-began), r.share)
 		total.Replayed += round.Replayed
 		total.Superseded += round.Superseded
 		total.Refused += round.Refused
@@ -155,6 +163,17 @@ func (r *replayer) drain(ctx context.Context, s *session) bool {
 		r.notify.replay(total)
 	}
 	return ok
+}
+
+// nextBatch keeps a pipeline at about its share.
+func nextBatch(batch int, took, share time.Duration) int {
+	switch {
+	case took > share:
+		return max(1, batch/2)
+	case took < share/2:
+		return min(replayMost, batch*2)
+	}
+	return batch
 }
 
 // replay sends the tasks in one pipeline and settles each. It blocks for at most
@@ -300,7 +319,7 @@ func (r *replayer) commands(s *session, tasks []task) []rueidis.Completed {
 	for i, t := range tasks {
 		op, value, ttl := t.operation(now)
 		absent := "0"
-		if t.mayBeAbsent(s.server, now) {
+		if t.check && t.late.del || !t.check && t.mayBeAbsent(s.server, now) {
 			absent = "1"
 		}
 		args := make([]string, 0, 5+len(t.late.sums))

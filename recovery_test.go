@@ -1,0 +1,297 @@
+package holdfast_test
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/holdfast-cache/holdfast"
+	"github.com/holdfast-cache/holdfast/internal/redistest"
+)
+
+// outage runs during while the server cannot be reached, and returns when the
+// journal is drained. The server keeps its data and can be written to by others.
+func outage(t *testing.T, c *holdfast.Cache, p *redistest.Proxy, during func()) {
+	t.Helper()
+	p.SetMode(redistest.Cut)
+	waitState(t, c, holdfast.Down)
+	during()
+	p.SetMode(redistest.Pass)
+	waitState(t, c, holdfast.Up)
+	drain(t, c)
+}
+
+func TestWhatAnotherWroteInTheOutageIsNeverOverwritten(t *testing.T) {
+	ctx := begin(t)
+	s, p := behind(t)
+	c := open(t, at(p.Addr()))
+	ready(t, c)
+	for _, k := range []string{"known", "deleted", "same"} {
+		must(t, c.Set(ctx, k, []byte("before"), 0))
+	}
+	s.MustDo("SET", "unknown", "before")
+	s.MustDo("RPUSH", "list", "theirs")
+	outage(t, c, p, func() {
+		for _, k := range []string{"known", "deleted", "same", "unknown", "new", "list"} {
+			must(t, c.Set(ctx, k, []byte("ours"), 0))
+			wantGet(t, c, k, "ours")
+		}
+		s.MustDo("SET", "known", "theirs")
+		s.MustDo("DEL", "deleted")
+	})
+	for key, want := range map[string]string{
+		"known":   "(nil)", // a conflict: absent, never our older value
+		"deleted": "(nil)", // somebody deleted it, and it stays so
+		"same":    "ours",
+		"unknown": "(nil)", // what was there may have been anybody's
+		"new":     "ours",
+	} {
+		if got := s.MustDo("GET", key); got != want {
+			t.Errorf("%s is %s, want %s", key, got, want)
+		}
+	}
+	if got := s.MustDo("LRANGE", "list", "0", "-1"); got != "theirs" {
+		t.Errorf("somebody's list is %q", got)
+	}
+	if st := c.Stats(); st.Superseded != 4 || st.Replayed != 2 {
+		t.Errorf("stats %+v", st)
+	}
+	wantGet(t, c, "known", "")
+	wantGet(t, c, "same", "ours")
+}
+
+func TestADeleteInTheOutageIsNeverUndone(t *testing.T) {
+	ctx := begin(t)
+	s, p := behind(t)
+	c := open(t, at(p.Addr()))
+	ready(t, c)
+	must(t, c.Set(ctx, "k", []byte("old"), 0))
+	p.SetMode(redistest.Cut)
+	waitState(t, c, holdfast.Down)
+	must(t, c.Delete(ctx, "k"))
+	// From here on nobody may see the old value: not in the outage, not between
+	// the reconnect and the drain, not after.
+	stop := load(4, func(int, int) {
+		if v, err := c.Get(ctx, "k"); err == nil {
+			t.Errorf("read %q after the delete", v)
+		}
+		time.Sleep(100 * time.Microsecond)
+	})
+	p.SetMode(redistest.Pass)
+	waitState(t, c, holdfast.Up)
+	drain(t, c)
+	stop()
+	if got := s.MustDo("EXISTS", "k"); got != "0" {
+		t.Error("the delete did not reach redis")
+	}
+}
+
+func TestTheTTLOfTheOutageReachesRedis(t *testing.T) {
+	ctx := begin(t)
+	s, p := behind(t)
+	c := open(t, at(p.Addr()))
+	ready(t, c)
+	must(t, c.Set(ctx, "longer", []byte("v"), time.Minute))
+	must(t, c.Set(ctx, "shorter", []byte("v"), 0))
+	must(t, c.Set(ctx, "forever", []byte("v"), time.Minute))
+	must(t, c.Set(ctx, "touched", []byte("v"), time.Minute))
+	outage(t, c, p, func() {
+		must(t, c.Set(ctx, "longer", []byte("v"), time.Hour))
+		must(t, c.Set(ctx, "shorter", []byte("v"), time.Minute))
+		must(t, c.Set(ctx, "forever", []byte("v"), 0))
+		must(t, c.Set(ctx, "touched", []byte("new"), time.Minute))
+		must(t, c.Touch(ctx, "touched", time.Hour))
+	})
+	for key, want := range map[string][2]int{"longer": {3500, 3600}, "shorter": {50, 60}, "forever": {-1, -1}, "touched": {3500, 3600}} {
+		var ttl int
+		fmt.Sscan(s.MustDo("TTL", key), &ttl)
+		if ttl < want[0] || ttl > want[1] {
+			t.Errorf("ttl of %s is %ds, want %d to %d", key, ttl, want[0], want[1])
+		}
+	}
+}
+
+// hungOnce is a cache whose first connection hangs on demand while later ones do
+// not: what it sent may run late, when another connection has long replayed.
+func hungOnce(t *testing.T) (c *holdfast.Cache, s *redistest.Server, first *redistest.Proxy) {
+	t.Helper()
+	s = redistest.Start(t)
+	first = redistest.NewProxy(t, s.Addr())
+	var used atomic.Bool
+	o := at(s.Addr())
+	o.Breaker.Failures = 1
+	o.Redis.DialCtxFn = func(ctx context.Context, addr string, d *net.Dialer, _ *tls.Config) (net.Conn, error) {
+		if used.CompareAndSwap(false, true) {
+			addr = first.Addr()
+		}
+		return d.DialContext(ctx, "tcp", addr)
+	}
+	c = open(t, o)
+	ready(t, c)
+	return c, s, first
+}
+
+func settled(t *testing.T, c *holdfast.Cache) {
+	t.Helper()
+	redistest.WaitFor(t, 10*time.Second, "the second checks", func() bool { return c.Health().JournalKeys == 0 })
+}
+
+func TestAWriteThatRunsLateDoesNotUndoALaterOne(t *testing.T) {
+	ctx := begin(t)
+	c, s, first := hungOnce(t)
+	for _, k := range []string{"set-set", "set-del", "del-set"} {
+		must(t, c.Set(ctx, k, []byte("before"), 0))
+	}
+	first.SetMode(redistest.Hang)
+	// Sent, and not answered: one pipeline, so that the circuit opens behind it.
+	must(t, c.SetMany(ctx, map[string][]byte{"set-set": []byte("late"), "set-del": []byte("late")}, 0))
+	waitState(t, c, holdfast.Down)
+	must(t, c.Set(ctx, "set-set", []byte("last"), 0))
+	must(t, c.Delete(ctx, "set-del"))
+	drain(t, c)
+	check := func(when string) {
+		t.Helper()
+		if got := s.MustDo("GET", "set-set"); got != "last" {
+			t.Errorf("%s: set-set is %s", when, got)
+		}
+		if got := s.MustDo("GET", "set-del"); got != "(nil)" {
+			t.Errorf("%s: set-del is %s", when, got)
+		}
+	}
+	check("after the replay")
+	first.SetMode(redistest.Pass) // now they run
+	redistest.WaitFor(t, 5*time.Second, "the late writes to run", func() bool { return s.MustDo("GET", "set-set") == "late" })
+	wantGet(t, c, "set-set", "last")
+	wantGet(t, c, "set-del", "")
+	settled(t, c)
+	check("after the second check")
+	wantGet(t, c, "set-set", "last")
+	wantGet(t, c, "set-del", "")
+}
+
+func TestADeleteThatRunsLateDoesNotUndoALaterSet(t *testing.T) {
+	ctx := begin(t)
+	c, s, first := hungOnce(t)
+	must(t, c.Set(ctx, "k", []byte("before"), 0))
+	first.SetMode(redistest.Hang)
+	must(t, c.Delete(ctx, "k"))
+	must(t, c.Set(ctx, "k", []byte("last"), 0))
+	drain(t, c)
+	first.SetMode(redistest.Pass)
+	redistest.WaitFor(t, 5*time.Second, "the late delete to run", func() bool { return s.MustDo("EXISTS", "k") == "0" })
+	settled(t, c)
+	if got := s.MustDo("GET", "k"); got != "last" {
+		t.Errorf("after the second check k is %s", got)
+	}
+}
+
+// A key that is written all the time must leave the journal, too.
+func TestAHotKeyIsUnfencedOnceNothingCanRunLate(t *testing.T) {
+	ctx := begin(t)
+	c, s, first := hungOnce(t)
+	must(t, c.Set(ctx, "k", []byte("before"), 0))
+	first.SetMode(redistest.Hang)
+	for i := range 20 {
+		must(t, c.Set(ctx, "k", []byte(fmt.Sprint("during", i)), 0))
+	}
+	drain(t, c)
+	first.SetMode(redistest.Cut) // nothing runs late
+	last := ""
+	redistest.WaitFor(t, 10*time.Second, "the key to leave the journal under writes", func() bool {
+		last = fmt.Sprint("after", len(last), time.Now().UnixNano())
+		must(t, c.Set(ctx, "k", []byte(last), 0))
+		drain(t, c)
+		if got := s.MustDo("GET", "k"); got != last {
+			t.Fatalf("k is %s, want %s", got, last)
+		}
+		return c.Health().JournalKeys == 0
+	})
+	if n := c.Stats().Superseded; n != 0 {
+		t.Errorf("%d writes superseded where nobody else writes", n)
+	}
+}
+
+func TestAFullJournalDowngradesAndThenRefuses(t *testing.T) {
+	ctx := begin(t)
+	s, p := behind(t)
+	o := at(p.Addr())
+	o.Journal = holdfast.JournalOptions{MaxKeys: 4, MaxBytes: 100}
+	c := open(t, o)
+	ready(t, c)
+	for i := range 6 {
+		must(t, c.Set(ctx, fmt.Sprint("k", i), []byte("before"), 0))
+	}
+	outage(t, c, p, func() {
+		must(t, c.Set(ctx, "k0", []byte("fits"), 0))
+		must(t, c.Set(ctx, "k1", make([]byte, 200), 0)) // becomes a delete
+		wantGet(t, c, "k1", "")
+		must(t, c.Delete(ctx, "k2"))
+		must(t, c.Set(ctx, "k3", []byte("fits too"), 0))
+		for _, err := range []error{c.Set(ctx, "k4", []byte("x"), 0), c.Delete(ctx, "k5")} {
+			if err == nil || !contains(err.Error(), "journal is full") {
+				t.Errorf("over MaxKeys: %v", err)
+			}
+		}
+		wantGet(t, c, "k4", "")
+		wantGet(t, c, "k5", "")
+		must(t, c.Set(ctx, "k0", []byte("again"), 0)) // a key that is there has room
+	})
+	for key, want := range map[string]string{"k0": "again", "k1": "(nil)", "k2": "(nil)", "k3": "fits too", "k4": "before", "k5": "before"} {
+		if got := s.MustDo("GET", key); got != want {
+			t.Errorf("%s is %s, want %s", key, got, want)
+		}
+	}
+	if st := c.Stats(); st.Downgraded != 1 || st.Refused != 2 || st.JournalBytes != 0 || st.JournalKeys != 0 {
+		t.Errorf("stats %+v", st)
+	}
+}
+
+func TestARestartedEmptyServerGetsItsOwnBack(t *testing.T) {
+	ctx := begin(t)
+	s, p := behind(t)
+	c := open(t, at(p.Addr()))
+	ready(t, c)
+	must(t, c.Set(ctx, "k", []byte("before"), 0))
+	s.Kill()
+	waitState(t, c, holdfast.Down)
+	must(t, c.Set(ctx, "k", []byte("ours"), 0))
+	s.RestartEmpty()
+	waitState(t, c, holdfast.Up)
+	drain(t, c)
+	if got := s.MustDo("GET", "k"); got != "ours" {
+		t.Errorf("k is %s: its absence was the server's loss, nobody's delete", got)
+	}
+}
+
+func TestShutdownDeliversOrSaysHowManyItCouldNot(t *testing.T) {
+	ctx := begin(t)
+	s, p := behind(t)
+	c := open(t, at(p.Addr()))
+	ready(t, c)
+	p.SetMode(redistest.Cut)
+	waitState(t, c, holdfast.Down)
+	for i := range 10 {
+		must(t, c.Set(ctx, fmt.Sprint("k", i), []byte("v"), 0))
+	}
+	p.SetMode(redistest.Pass)
+	must(t, c.Shutdown(ctx))
+	if got := s.MustDo("DBSIZE"); got != "10" && got != "11" { // and the probe's
+		t.Errorf("%s keys reached redis", got)
+	}
+
+	c = open(t, at(redistest.FreeAddr(t)))
+	for i := range 7 {
+		must(t, c.Set(ctx, fmt.Sprint("k", i), []byte("v"), 0))
+	}
+	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancel()
+	err := c.Shutdown(short)
+	var u *holdfast.Undelivered
+	if !asUndelivered(err, &u) || u.Keys != 7 {
+		t.Errorf("shutdown without redis: %v", err)
+	}
+}
