@@ -45,7 +45,7 @@ func newBreaker(failures int, onOpen func()) *breaker {
 		MaxRequests: 1,
 		Timeout:     1,
 		ReadyToTrip: func(c gobreaker.Counts) bool {
-			return b.mu.forced || c.ConsecutiveFailures >= uint32(failures)
+			return b.mu.forced || uint64(c.ConsecutiveFailures) >= uint64(failures)
 		},
 		OnStateChange: func(_ string, from, to gobreaker.State) {
 			if to == gobreaker.StateOpen {
@@ -141,9 +141,13 @@ func (b *backoff) next() time.Duration {
 	if b.tries == 1 {
 		return 0
 	}
-	d := b.max
-	if shift := b.tries - 2; shift < 32 && b.min<<shift > 0 {
-		d = min(d, b.min<<shift)
+	d := b.min
+	for i := 2; i < b.tries && d < b.max; i++ {
+		if d > b.max/2 {
+			d = b.max
+			break
+		}
+		d *= 2
 	}
 	return d - time.Duration(rand.Float64()*backoffJitter*float64(d))
 }

@@ -132,7 +132,7 @@ func New(opts Options) (*Cache, error) {
 func Open(url string) (*Cache, error) {
 	redis, err := rueidis.ParseURL(url)
 	if err != nil {
-		return nil, fmt.Errorf("holdfast: open: %w", withoutURL(err))
+		return nil, urlError(url, err)
 	}
 	return New(Options{Redis: redis})
 }

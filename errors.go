@@ -123,12 +123,13 @@ func classifyReply(text string) class {
 	if c, ok := replyClasses[code]; ok {
 		return c
 	}
-	if code == "ERR" {
-		if strings.Contains(text, "max number of clients") {
-			return classDown
-		}
-		// Redis before 7 wraps what a script met: "ERR Error running script
-		// (...): @user_script: 1: -READONLY You can't write ...".
+	text = strings.TrimPrefix(text, "ERR ") // rueidis drops it, mostly
+	if strings.HasPrefix(text, "max number of clients") {
+		return classDown
+	}
+	if strings.HasPrefix(text, "Error running script") {
+		// Redis before 7 wraps what a script met: "Error running script (...):
+		// @user_script: 1: -READONLY You can't write ...".
 		for code, c := range replyClasses {
 			if c == classWriteRefused && strings.Contains(text, " -"+code+" ") {
 				return c

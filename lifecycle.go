@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
+	"strings"
 	"time"
 )
 
@@ -212,12 +212,11 @@ func (c *Cache) Shutdown(ctx context.Context) error {
 	return errors.Join(err, c.Close())
 }
 
-// withoutURL keeps what was wrong with a URL and drops the URL, which may hold a
-// password.
-func withoutURL(err error) error {
-	var u *url.Error
-	if errors.As(err, &u) {
-		return u.Err
+// urlError is what was wrong with a URL. Parsers quote what they stumble on, and
+// in a URL with a user part that may be the password.
+func urlError(text string, err error) error {
+	if strings.Contains(text, "@") {
+		return errors.New("holdfast: open: malformed URL: want redis://user:password@host:port/db (it is not shown, for it may hold a password)")
 	}
-	return err
+	return fmt.Errorf("holdfast: open: %w", err)
 }
