@@ -68,8 +68,8 @@ func (b *breaker) success() {
 
 // failure reports a call that Redis did not answer, or refused to serve.
 func (b *breaker) failure(err error) {
-	b.suspect.Store(true)
 	b.report(err)
+	b.suspect.Store(true) // after it: a success in between must not be the last word
 }
 
 func (b *breaker) report(err error) {
@@ -106,11 +106,11 @@ func (b *breaker) probe() (done func(error), ok bool) {
 		return nil, false
 	}
 	return func(err error) {
+		report(err)
 		if err != nil {
 			// On a closed circuit it begins a row of failures like any other.
 			b.suspect.Store(true)
 		}
-		report(err)
 	}, true
 }
 

@@ -19,11 +19,15 @@ type Cache struct {
 	stats counters
 	fence fence
 
-	// The workers end with cancel; the servants, who carry what workers and
-	// calls leave behind, with stop, after them.
-	workers, servants group
-	cancel            context.CancelFunc
-	stop              chan struct{}
+	// The workers, who speak to Redis, end with life. The notifier and the
+	// flusher, who carry what workers and calls leave behind, end with stop,
+	// after them.
+	life     context.Context
+	cancel   context.CancelFunc
+	workers  group
+	stop     chan struct{}
+	notifier group
+	flusher  group
 
 	local    *local
 	notify   *notifier
@@ -92,6 +96,7 @@ func New(opts Options) (*Cache, error) {
 	c := &Cache{
 		opts:    opts,
 		clock:   newClock(),
+		life:    ctx,
 		cancel:  cancel,
 		stop:    make(chan struct{}),
 		local:   tier,
@@ -99,8 +104,8 @@ func New(opts Options) (*Cache, error) {
 		closed:  make(chan struct{}),
 	}
 	c.notify = newNotifier(opts, &c.stats)
-	c.servants.spawn("flusher", func() { c.local.flush(c.stop) })
-	c.servants.spawn("notifier", func() { c.notify.run(c.stop) })
+	c.flusher.spawn("flusher", func() { c.local.flush(c.stop) })
+	c.notifier.spawn("notifier", func() { c.notify.run(c.stop) })
 	if len(opts.Redis.InitAddress) == 0 {
 		return c, nil
 	}
@@ -113,7 +118,8 @@ func New(opts Options) (*Cache, error) {
 		stats:   &c.stats,
 		notify:  c.notify,
 		hash:    c.local.hash,
-		doubt:   c.local.doubt,
+		doubt:   func(h keyHash) { c.local.doubt(h, never) },
+		forget:  func(h keyHash) { c.local.put(h, nil) },
 		timeout: max(opts.Timeout, time.Second),
 		share:   opts.Timeout / 8,
 		kick:    make(chan struct{}, 1),
@@ -329,6 +335,10 @@ func (c *Cache) reader() *session {
 // journal; so it is where Redis did not answer in time. A nil value is an empty
 // one.
 //
+// A value that cannot be sent within the budget ends in the journal, and where it
+// does not fit there the key is deleted instead: give large values a larger
+// Options.Timeout.
+//
 // Errors: ErrInvalidTTL, ErrClosed, ErrJournalFull, the context's own (the write
 // may have happened then), and what Redis says of this command. After nil, no
 // read through this Cache returns an older value.
@@ -343,7 +353,8 @@ func (c *Cache) Set(ctx context.Context, key string, value []byte, ttl time.Dura
 
 // SetMany is Set for each item, in one pipeline; all have the one ttl. It may
 // wait for at most Options.Timeout in all. The error joins one *Error for each
-// key that was refused; the others are stored.
+// key that was refused; the others are stored. A key or value over 512 MiB
+// refuses the whole call.
 func (c *Cache) SetMany(ctx context.Context, items map[string][]byte, ttl time.Duration) error {
 	ttl, err := c.ttl(ttl)
 	if err != nil {
@@ -399,6 +410,7 @@ type change struct {
 	key   string
 	value []byte
 	del   bool
+	undo  []byte // see journal.write
 
 	hash  keyHash
 	entry *entry // what the local tier is to hold; nil for a delete
@@ -407,7 +419,7 @@ type change struct {
 }
 
 func (w *change) intent(now int64, sentOn uint64) write {
-	i := write{key: w.key, value: w.value, del: w.del, deadline: never, seq: w.seq, base: w.base, sentOn: sentOn}
+	i := write{key: w.key, value: w.value, del: w.del, undo: w.undo, deadline: never, seq: w.seq, base: w.base, sentOn: sentOn}
 	if w.entry != nil {
 		i.deadline = w.entry.expires.Load()
 	}

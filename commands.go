@@ -109,10 +109,10 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 	if err != nil {
 		return false, err
 	}
-	// Not e: until Redis has decided, the key's present value stands.
-	c.local.begin(h, nil)
+	// Until Redis has decided, the key's present value stands.
+	seq := c.local.hold(h)
 	added := false
-	defer c.local.end(h, false)
+	defer func() { c.local.end(h, !added) }()
 	set := s.client.B().Set().Key(key).Value(viewString(e.value)).Nx()
 	cmd := set.Build()
 	if ttl > 0 {
@@ -122,6 +122,14 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 	if o.class == classOK {
 		o = c.remote.reply(s, replies[0])
 		added = o.class == classOK && !rueidis.IsRedisNil(replies[0].Error())
+	}
+	if o.unknown {
+		// It may run late, behind a Delete that was acknowledged: the caller is
+		// told that nothing was done, so what it may leave is taken back.
+		w := change{key: key, del: true, undo: e.value, hash: h, entry: e, seq: seq}
+		if err := c.remember(&w, now, s.id); err != nil {
+			return false, &Error{Op: "add", Key: key, Err: err}
+		}
 	}
 	return added, c.decided("add", key, o)
 }
@@ -136,8 +144,21 @@ func (c *Cache) decider(ctx bound, h keyHash, key string) (*session, error) {
 	if !c.journal.holds(h, key) {
 		return s, nil
 	}
+	// Within the bulkhead, like everything that callers send.
+	ticket, err := s.acquire(ctx)
+	if err != nil {
+		return nil, c.decided("replay", key, unsent(ctx))
+	}
 	if tasks := c.journal.takeOne(h, key); tasks != nil {
 		c.replayer.replay(ctx, s, tasks)
+	}
+	if ctx.Err() != nil {
+		s.abandon(ticket)
+	} else {
+		s.release()
+	}
+	if err := ctx.caller.Err(); err != nil {
+		return nil, err
 	}
 	if c.journal.holds(h, key) {
 		return nil, ErrUnavailable
@@ -279,8 +300,11 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 	if o.class == classOK {
 		o = c.remote.reply(s, replies[0])
 	}
-	// Whatever came of it, the copy's end is in question.
-	c.local.doubt(h)
+	if o.class == classOK {
+		c.local.retime(h, deadline)
+	} else {
+		c.local.doubt(h, deadline) // it may have been given its new end
+	}
 	if o.class != classOK {
 		return c.decided("touch", key, o)
 	}

@@ -46,6 +46,11 @@ type Health struct {
 	// Since is when State was entered.
 	Since time.Time
 
+	// ProbedAt is when a write probe last succeeded. There is about one each
+	// Breaker.MaxBackoff while the Cache is in use, and none while it is not:
+	// then State is as old as this.
+	ProbedAt time.Time
+
 	// LastError is why Redis is not Up, or the last such reason; nil if there
 	// never was one.
 	LastError error

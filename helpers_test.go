@@ -182,7 +182,7 @@ func (l *latencies) within(t testing.TB, q float64, bound time.Duration) {
 
 // slack is what a loaded machine may add to a call: the scheduler's doing, the
 // collector's and, under -race, the detector's.
-const slack = 60 * time.Millisecond
+const slack = 150 * time.Millisecond
 
 // logLines is a log handler that keeps the lines.
 type logLines struct {

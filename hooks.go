@@ -8,7 +8,8 @@ import (
 )
 
 // Hooks are called one at a time, in order, on a goroutine of their own: a
-// hook may block or call the Cache, and no call ever waits for one. While a
+// hook may block or call the Cache, except Close, which would wait for the hook,
+// for a second; and no call ever waits for one. While a
 // hook is stuck, up to 256 events wait; later ones are dropped and counted in
 // Stats.HooksDropped. A panic in a hook is logged and goes no further.
 type Hooks struct {
@@ -114,6 +115,8 @@ func (n *notifier) run(stop <-chan struct{}) {
 func (n *notifier) call(f func()) {
 	defer func() {
 		if p := recover(); p != nil {
+			// It may have been the log handler that panicked.
+			defer func() { _ = recover() }()
 			n.log.Error("holdfast: a hook panicked", "panic", fmt.Sprint(p))
 		}
 	}()

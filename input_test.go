@@ -200,7 +200,6 @@ func TestAValueOf100MiBIsCarried(t *testing.T) {
 		must(t, c.Set(ctx, "large", value, 0))
 		// Larger than an eighth of the local tier: not kept there.
 		same(t, c, holdfast.Remote)
-		same(t, c, holdfast.Remote)
 		if st := c.Stats(); c.Health().State != holdfast.Up || st.Timeouts != 0 || st.Journaled != 0 || st.LocalBytes > 1<<20 {
 			t.Errorf("%v, %+v", c.Health().State, st)
 		}

@@ -52,6 +52,7 @@ type intent struct {
 	late late
 
 	del     bool
+	undo    bool // of a delete: only of what a write of our own may have left
 	sending bool // a replay of it is under way
 }
 
@@ -70,6 +71,7 @@ type late struct {
 	sums  []digest // of the values they may leave
 	gone  int64    // when the first of those values ends
 	del   bool     // one of them deletes
+	more  bool     // there were too many to remember
 	until int64    // until when that may happen; 0 while Redis has not answered since
 }
 
@@ -93,10 +95,11 @@ func (in *intent) mayBeAbsent(server string, now int64) bool {
 		l.del || l.since != 0 && now >= l.gone
 }
 
-// lateMost bounds the values that are remembered of one key's unanswered writes.
-// What is forgotten makes a replay delete where it could have written: safe, and
-// rare, for while a key is fenced only replays are sent.
-const lateMost = 8
+// lateMost bounds the values that are remembered of one key's unanswered writes:
+// more than a bulkhead lets under way, as many as there may be on a hot key when
+// the circuit opens. Past it, what the key holds cannot be told from what others
+// wrote, and the second check deletes instead.
+const lateMost = 2 * bulkheadSlots
 
 // unanswered notes a write that was sent on the session and got no answer.
 func (l *late) unanswered(session uint64, value []byte, del bool, deadline int64) {
@@ -115,9 +118,11 @@ func (l *late) unanswered(session uint64, value []byte, del bool, deadline int64
 			return
 		}
 	}
-	if len(l.sums) < lateMost {
-		l.sums = append(l.sums, sum)
+	if len(l.sums) == lateMost {
+		l.more = true
+		return
 	}
+	l.sums = append(l.sums, sum)
 }
 
 // admission is what became of a write that was offered to the journal.
@@ -172,6 +177,7 @@ type write struct {
 	key      string
 	value    []byte
 	del      bool
+	undo     []byte // the value of an Add that got no answer, to be taken back
 	deadline int64
 	seq      uint64
 	base     base
@@ -190,7 +196,7 @@ func (j *journal) put(h keyHash, w write) admission {
 func (j *journal) putLocked(sh *journalShard, w write) admission {
 	in := sh.intents[w.key]
 	if in == nil {
-		if j.keys.Add(1) > int64(j.maxKeys) {
+		if j.keys.Add(1) > int64(j.maxKeys) || j.bytes.Load()+int64(len(w.key)) > j.maxBytes {
 			j.keys.Add(-1)
 			return rejected
 		}
@@ -199,7 +205,11 @@ func (j *journal) putLocked(sh *journalShard, w write) admission {
 		j.bytes.Add(int64(len(in.key)))
 	}
 	if w.sentOn != 0 {
-		in.late.unanswered(w.sentOn, w.value, w.del, w.deadline)
+		if w.undo != nil {
+			in.late.unanswered(w.sentOn, w.undo, false, w.deadline)
+		} else {
+			in.late.unanswered(w.sentOn, w.value, w.del, w.deadline)
+		}
 	}
 	if w.seq < in.seq {
 		// It began earlier and comes later: what it found was there before.
@@ -214,6 +224,7 @@ func (j *journal) putLocked(sh *journalShard, w write) admission {
 		verdict = downgraded
 	}
 	in.value, in.del, in.deadline, in.seq = w.value, w.del, w.deadline, w.seq
+	in.undo = w.undo != nil
 	if in.checkAt != 0 {
 		in.checkAt = 0
 		j.queued.Add(1)
@@ -412,9 +423,15 @@ func (j *journal) settleLocked(in *intent, t task, what found, session uint64, s
 	case foundUnsent:
 		return false
 	case foundNoReply:
-		in.late.unanswered(session, t.value, t.del, t.deadline)
+		if !t.undo {
+			in.late.unanswered(session, t.value, t.del, t.deadline)
+		}
 		return false
 	case foundOurs:
+		if t.undo {
+			in.base = base{} // somebody else's value may be there, and stays
+			break
+		}
 		in.base = afterwards(t.value, t.del || now >= t.deadline, t.deadline, server)
 	case foundNothing:
 		in.base = holdingNothing(server)

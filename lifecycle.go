@@ -44,15 +44,11 @@ func (c *Cache) Check(ctx context.Context) error {
 	if s == nil {
 		return c.unavailable()
 	}
-	completed := s.completed.Load()
 	bounded, cancel := c.remote.bound(ctx, c.clock.now())
 	defer cancel()
-	err := s.probe(bounded, c.link.probing)
-	o := outcome{class: classify(ctx, err), err: err}
-	if o.class == classDown || o.class == classCanceled {
-		o = c.remote.unanswered(bounded, s, completed, err)
-	} else {
-		c.link.report(s, o.class, err)
+	replies, o := c.remote.do(bounded, s, s.probeCommand(c.link.probing))
+	if o.class == classOK {
+		o = c.remote.reply(s, replies[0])
 	}
 	return c.decided("check", "", o)
 }
@@ -97,20 +93,24 @@ func (c *Cache) WaitReady(ctx context.Context) error {
 // A key whose write may still run late at Redis stays fenced a little longer and
 // counts in Health.JournalKeys until it was checked once more.
 func (c *Cache) Drain(ctx context.Context) error {
-	if ctx == nil {
-		return errNilContext
+	if err := enterable(ctx, !c.fence.closed.Load()); err != nil {
+		return err
 	}
+	return c.drain(ctx)
+}
+
+func (c *Cache) drain(ctx context.Context) error {
 	for {
 		idle := c.journal.drained()
 		if idle == nil {
-			return enterable(ctx, !c.fence.closed.Load())
+			return nil
 		}
 		c.link.use()
 		select {
 		case <-idle:
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-c.stop:
+		case <-c.life.Done():
 			return ErrClosed
 		}
 	}
@@ -169,20 +169,33 @@ var errStuck = errors.New("holdfast: close: a hook, the log handler or the dial 
 // for the first and return nil; every other call returns ErrClosed.
 func (c *Cache) Close() error {
 	if !c.fence.close() {
+		c.cancel() // also where a Shutdown still drains
 		<-c.closed
 		return nil
 	}
+	return c.end()
+}
+
+// end is Close, once the fence is closed.
+func (c *Cache) end() error {
 	defer close(c.closed)
 	c.cancel() // ends the supervisor, which cuts the connection under every call
 	c.fence.wait()
 	stuck := !c.workers.wait(closeLimit)
 	close(c.stop)
-	if !c.servants.wait(closeLimit) || stuck {
-		// The local tier stays open: closing it under its flusher would panic.
-		return errStuck
+	stuck = !c.notifier.wait(closeLimit) || stuck
+	c.flusher.wait(closeLimit)
+	if !stuck {
+		c.local.close()
+		return nil
 	}
-	c.local.close()
-	return nil
+	// Somebody may still be inside, and ristretto panics when it is closed beside
+	// a call. It is closed when they are gone.
+	c.flusher.spawn("closer", func() {
+		c.workers.wg.Wait()
+		c.local.close()
+	})
+	return errStuck
 }
 
 // Undelivered is the error of Shutdown: what the journal still held.
@@ -197,19 +210,25 @@ func (u *Undelivered) Error() string {
 
 func (u *Undelivered) Unwrap() error { return u.Err }
 
-// Shutdown drains the journal for as long as ctx allows, then closes. Where
-// writes remain undelivered it returns an *Undelivered that counts them.
+// Shutdown turns away new calls, lets those in flight end, drains the journal for
+// as long as ctx allows, and closes. Where writes remain undelivered it returns an
+// *Undelivered that counts them. A Close beside it cuts the drain short.
 func (c *Cache) Shutdown(ctx context.Context) error {
-	err := c.Drain(ctx)
-	if err != nil && errors.Is(err, ErrClosed) {
-		return err
+	if !c.fence.close() {
+		<-c.closed
+		return ErrClosed
+	}
+	c.fence.wait() // what they could not deliver is in the journal then
+	err := errNilContext
+	if ctx != nil {
+		err = c.drain(ctx)
 	}
 	if n := int(c.journal.queued.Load()); n > 0 {
 		err = &Undelivered{Keys: n, Err: err}
 	} else {
 		err = nil
 	}
-	return errors.Join(err, c.Close())
+	return errors.Join(err, c.end())
 }
 
 // urlError is what was wrong with a URL. Parsers quote what they stumble on, and

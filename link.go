@@ -190,10 +190,11 @@ func (l *link) report(s *session, c class, err error) {
 // noteRefusal stops writes until a probe is let through.
 func (l *link) noteRefusal(s *session, err error) {
 	s.replica.Store(isReplica(err))
-	s.writable.Store(false)
 	l.setError(err)
-	l.refused.Store(true)
-	l.look()
+	if s.writable.Swap(false) {
+		l.refused.Store(true)
+		l.look()
+	}
 }
 
 func (l *link) setError(err error) {
@@ -229,6 +230,9 @@ func (l *link) apply(ev event, err error) {
 	if from != to {
 		l.mu.health.State = to
 		l.mu.health.Since = time.Now()
+	}
+	if ev == evProbeOK {
+		l.mu.health.ProbedAt = time.Now()
 	}
 	h := l.mu.health
 	l.mu.Unlock()
@@ -271,13 +275,12 @@ func (l *link) supervise(ctx context.Context) {
 		if l.observe() {
 			// It broke. A link that was up for a while starts its schedule anew;
 			// one that flaps goes on backing off.
-			lastUse = now
 			if now-stable >= int64(l.schedule.max) {
 				l.schedule.reset()
 			}
 			due = now + int64(l.schedule.next())
 		}
-		if l.refused.Swap(false) {
+		if l.refused.Swap(false) && l.state() == Up {
 			l.apply(evRefused, nil)
 			if now-stable >= int64(l.schedule.max) {
 				l.schedule.reset()
@@ -371,11 +374,11 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 	)
 	defer finish()
 
-	next := l.session
+	next, old := l.session, (*session)(nil)
 	if next == nil || next.replica.Load() {
 		// A replica does not become a master by waiting for it on the same
-		// connection: the address may lead elsewhere by now. Until there is
-		// another connection, this one goes on serving reads.
+		// connection: the address may lead elsewhere by now. Until another
+		// connection has proved itself, this one goes on serving reads.
 		l.sessions++
 		fresh, err := connect(ctx, l.opts, l.sessions, func() { l.stats.dials.Add(1) }, l.lostSession)
 		if err != nil {
@@ -388,13 +391,7 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 			}
 			return l.schedule.next()
 		}
-		if next != nil {
-			l.gate.CompareAndSwap(next, nil)
-			l.drop()
-			l.onLost()
-		}
-		next = fresh
-		l.session = fresh
+		next, old = fresh, next
 	}
 
 	budget, cancel := context.WithTimeout(ctx, l.timeout)
@@ -406,6 +403,7 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 		next.replica.Store(false)
 		result = nil
 		finish()
+		l.replace(ctx, old, next)
 		l.serve(next, evProbeOK, nil)
 		return l.schedule.max
 	case classWriteRefused, classCommand:
@@ -415,6 +413,7 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 		next.writable.Store(false)
 		result = nil
 		finish()
+		l.replace(ctx, old, next)
 		l.serve(next, evProbeRefused, err)
 		return l.schedule.next()
 	default:
@@ -422,6 +421,12 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 			err = errBudget
 		}
 		result = err
+		if old != nil {
+			next.close() // the old one goes on, such as it is
+			result = nil
+		} else {
+			l.session = next
+		}
 		if l.gate.Load() != nil {
 			l.setError(err) // one failure among calls that may fare better
 			return l.schedule.max
@@ -429,6 +434,23 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 		l.apply(evProbeFailed, err)
 		return l.schedule.next()
 	}
+}
+
+// replace makes next the session. The old one, if there is one, is closed once
+// the reads that are under way on it have ended, or their time is up.
+func (l *link) replace(ctx context.Context, old, next *session) {
+	l.session = next
+	if old == nil {
+		return
+	}
+	l.gate.CompareAndSwap(old, next)
+	l.onLost() // what the old one told may not be what the new one holds
+	for deadline := l.clock.now() + int64(l.timeout); old.used.Load() > 0 && l.clock.now() < deadline; {
+		if !sleep(ctx, time.Millisecond) {
+			break
+		}
+	}
+	old.close()
 }
 
 // serve opens the gate to the session, now that the breaker is closed.

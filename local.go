@@ -315,15 +315,44 @@ func (l *local) add(h keyHash, e *entry, now int64) bool {
 	return true
 }
 
+// hold is begin for a write that leaves what is there until Redis has decided.
+func (l *local) hold(h keyHash) (seq uint64) {
+	s := l.stripe(h)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	seq = s.version.Add(1)
+	p, old := l.lookLocked(s, h)
+	if p == nil {
+		p = l.pendLocked(s, h)
+	}
+	p.overlap = p.overlap || p.writers > 0
+	p.writers++
+	l.storeLocked(s, h, p, old, old)
+	return seq
+}
+
 // doubt makes the key be read from Redis before it is served again, and keeps
-// the copy as a fallback.
-func (l *local) doubt(h keyHash) {
+// the copy as a fallback, until the given time at most.
+func (l *local) doubt(h keyHash, until int64) {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.version.Add(1)
 	if _, old := l.lookLocked(s, h); old != nil {
 		old.fresh.Store(0)
+		old.expires.Store(min(old.expires.Load(), until))
+	}
+}
+
+// retime is doubt for a key whose end is known to be another one now.
+func (l *local) retime(h keyHash, expires int64) {
+	s := l.stripe(h)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.version.Add(1)
+	if _, old := l.lookLocked(s, h); old != nil {
+		old.fresh.Store(0)
+		old.expires.Store(expires)
 	}
 }
 
@@ -369,7 +398,9 @@ func (l *local) storeLocked(s *stripe, h keyHash, p *pending, old, e *entry) boo
 	}
 	size := int64(entryOverhead)
 	if e != nil {
-		e.check = h.check
+		if e.check != h.check {
+			e.check = h.check // new: readers may look at one that is not
+		}
 		size = int64(e.size)
 	}
 	l.overlay.Add(size - p.size)

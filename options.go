@@ -122,9 +122,10 @@ type JournalOptions struct {
 	// further key is refused with ErrJournalFull.
 	MaxKeys int
 
-	// MaxBytes bounds keys and values. Default 64 MiB. A set that does not fit
-	// is downgraded to a delete, and counted: after the outage the key is
-	// absent rather than old.
+	// MaxBytes bounds keys and values. Default 64 MiB. A set whose value does
+	// not fit is downgraded to a delete, and counted: after the outage the key
+	// is absent rather than old. Where not even the key fits, the write is
+	// refused with ErrJournalFull.
 	MaxBytes int64
 }
 
@@ -236,6 +237,9 @@ func validateRedis(r rueidis.ClientOption) []error {
 	}
 	if r.Dialer.Timeout < 0 {
 		bad("Dialer.Timeout", "is negative")
+	}
+	if r.Dialer.KeepAlive < 0 {
+		bad("Dialer.KeepAlive", "is negative: a connection that falls silent would never be given up")
 	}
 	if r.ConnWriteTimeout < 0 {
 		bad("ConnWriteTimeout", "is negative")

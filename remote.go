@@ -51,6 +51,9 @@ func (r *remote) bound(ctx context.Context, now int64) (b bound, cancel context.
 // call's budget or the caller's context ends. The replies are nil where none
 // came.
 func (r *remote) do(ctx bound, s *session, cmds ...rueidis.Completed) ([]rueidis.RedisResult, outcome) {
+	if ctx.Err() != nil {
+		return nil, unsent(ctx) // says nothing about Redis: it was not asked
+	}
 	ticket, err := s.acquire(ctx)
 	if err != nil {
 		if ctx.caller.Err() != nil {
@@ -74,6 +77,14 @@ func (r *remote) do(ctx bound, s *session, cmds ...rueidis.Completed) ([]rueidis
 		s.release()
 	}
 	return replies, r.unanswered(ctx, s, completed, err)
+}
+
+// unsent is the outcome of what is left of a call once its time is up.
+func unsent(ctx bound) outcome {
+	if err := ctx.caller.Err(); err != nil {
+		return outcome{class: classCanceled, err: err}
+	}
+	return outcome{class: classDown, err: errBudget}
 }
 
 // unanswered gives a command that got no reply its outcome, and reports it.
@@ -180,6 +191,13 @@ func (r *remote) getMany(ctx bound, s *session, keys []string, each func(i int, 
 			v, o := r.value(s, replies[2*i], replies[2*i+1])
 			each(from+i, v, o)
 		}
+		if o.class != classOK {
+			o.unknown = false
+			for i := from + len(part); i < len(keys); i++ {
+				each(i, value{}, o)
+			}
+			return
+		}
 	}
 }
 
@@ -203,6 +221,14 @@ func (r *remote) pipeline(ctx bound, s *session, n int, build func(i int) rueidi
 				continue
 			}
 			each(i, replies[i-from], r.reply(s, replies[i-from]))
+		}
+		if o.class != classOK {
+			// The rest is not sent: one part that found nobody speaks for all.
+			o.unknown = false
+			for i := to; i < n; i++ {
+				each(i, rueidis.RedisResult{}, o)
+			}
+			return
 		}
 	}
 }

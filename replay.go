@@ -23,6 +23,8 @@ type replayer struct {
 	// doubt is told of each key before it leaves the journal: the local copy
 	// must be confirmed before it is fresh again.
 	doubt func(h keyHash)
+	// forget is told where Redis does not hold what the local copy says.
+	forget func(h keyHash)
 
 	timeout time.Duration
 	share   time.Duration // what one pipeline may take of a caller's budget
@@ -184,7 +186,8 @@ func (r *replayer) replay(ctx context.Context, s *session, tasks []task) (round 
 	for _, t := range tasks {
 		limit += time.Duration(len(t.value)) * time.Microsecond
 	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	parent := ctx
+	ctx, cancel := context.WithTimeout(parent, limit)
 	defer cancel()
 	replies, sent := r.send(ctx, s, tasks)
 	if !sent {
@@ -222,6 +225,9 @@ func (r *replayer) replay(ctx context.Context, s *session, tasks []task) (round 
 			r.settle(t, foundRefused, s)
 		default:
 			ok = false
+			if gaveUp(err) && parent.Err() != nil {
+				c = classCanceled // who asked has left: that says nothing about Redis
+			}
 			r.postpone(t, s, c, err)
 		}
 	}
@@ -287,7 +293,11 @@ func (r *replayer) deletePlainly(ctx context.Context, s *session, tasks []task, 
 // settle takes the key out of the journal, unless there is more to do. The local
 // copy is put in doubt first, so that nobody finds it fresh and unfenced.
 func (r *replayer) settle(t task, what found, s *session) {
-	r.doubt(t.hash)
+	if what == foundOurs {
+		r.doubt(t.hash)
+	} else {
+		r.forget(t.hash)
+	}
 	r.journal.settle(t, what, s.id, s.server, r.clock.now())
 }
 
@@ -306,7 +316,11 @@ func (r *replayer) send(ctx context.Context, s *session, tasks []task) ([]rueidi
 		}
 		load := s.client.Do(ctx, s.client.B().ScriptLoad().Script(replayScript).Build())
 		if err := load.Error(); err != nil {
-			r.link.report(s, classify(context.Background(), err), err)
+			c := classify(context.Background(), err)
+			if c == classCommand {
+				return replies, true // no scripts here: NOSCRIPT is the last word
+			}
+			r.link.report(s, c, err)
 			return nil, false
 		}
 	}
@@ -339,8 +353,9 @@ func (r *replayer) commands(s *session, tasks []task) []rueidis.Completed {
 // waited deletes, or the value from before the outage would return.
 func (t task) operation(now int64) (op string, value []byte, ttl time.Duration) {
 	gone := t.del || now >= t.deadline
+	check := t.check && !t.late.more
 	switch {
-	case gone && t.check:
+	case t.undo, gone && check:
 		return "redelete", nil, 0
 	case gone:
 		return "delete", nil, 0
@@ -348,7 +363,7 @@ func (t task) operation(now int64) (op string, value []byte, ttl time.Duration) 
 	if t.deadline != never {
 		ttl = max(left(now, t.deadline), time.Millisecond)
 	}
-	if t.check {
+	if check {
 		return "reset", t.value, ttl
 	}
 	return "set", t.value, ttl

@@ -204,13 +204,16 @@ func (s *session) identify(ctx context.Context) error {
 	return nil
 }
 
+func (s *session) probeCommand(key string) rueidis.Completed {
+	return s.client.B().Set().Key(key).Value("1").Px(10 * time.Second).Build()
+}
+
 // probe writes. PING is no probe: a read-only replica and a server that cannot
 // save answer PONG. It needs no slot, so that a full bulkhead cannot hide that
 // the server is back, and its answer frees the slots of those who gave up.
 func (s *session) probe(ctx context.Context, key string) error {
 	ticket := s.tickets.Add(1)
-	cmd := s.client.B().Set().Key(key).Value("1").Px(10 * time.Second).Build()
-	res := s.client.Do(ctx, cmd)
+	res := s.client.Do(ctx, s.probeCommand(key))
 	if res.NonRedisError() == nil {
 		s.answered(ticket)
 	}

@@ -1,0 +1,942 @@
+package holdfast
+
+import (
+	"bytes"
+	"crypto/sha1"
+	"fmt"
+	"hash/fnv"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// hashed is a key's hash, without a local tier.
+func hashed(key string) keyHash {
+	f := fnv.New64a()
+	f.Write([]byte(key))
+	return keyHash{f.Sum64(), f.Sum64()}
+}
+
+func set(key, value string, seq uint64) write {
+	return write{key: key, value: []byte(value), deadline: never, seq: seq}
+}
+
+func del(key string, seq uint64) write {
+	return write{key: key, del: true, deadline: never, seq: seq}
+}
+
+func ambiguous(w write, session uint64) write {
+	w.sentOn = session
+	return w
+}
+
+func roomyJournal() *journal { return newJournal(1000, 1<<20) }
+
+// put offers the write and expects this verdict.
+func put(t *testing.T, j *journal, w write, want admission) {
+	t.Helper()
+	if got := j.put(hashed(w.key), w); got != want {
+		t.Fatalf("put %+v: verdict %d, want %d", w, got, want)
+	}
+}
+
+// takeAll takes what is due now.
+func takeAll(j *journal, now int64) []task { return j.take(1<<30, 1<<30, now, hashed) }
+
+// takeOnly takes the one task that there must be.
+func takeOnly(t *testing.T, j *journal, now int64) task {
+	t.Helper()
+	tasks := takeAll(j, now)
+	if len(tasks) != 1 {
+		t.Fatalf("%d tasks, want one: %+v", len(tasks), tasks)
+	}
+	return tasks[0]
+}
+
+// wantHolds asserts what a reader finds: a value, "gone" for a fenced key
+// without one, "" for a key that is not fenced.
+func wantHolds(t *testing.T, j *journal, key string, now int64, want string) {
+	t.Helper()
+	f, ok := j.get(hashed(key), key, now)
+	got := ""
+	switch {
+	case ok && f.live:
+		got = string(f.value)
+	case ok:
+		got = "gone"
+	}
+	if got != want {
+		t.Errorf("the journal says %q of %s, want %q", got, key, want)
+	}
+	if ok != j.holds(hashed(key), key) {
+		t.Errorf("get says that %s is fenced: %v, and holds says otherwise", key, ok)
+	}
+}
+
+func wantGauges(t *testing.T, j *journal, keys, queued, size int64) {
+	t.Helper()
+	if j.keys.Load() != keys || j.queued.Load() != queued || j.bytes.Load() != size {
+		t.Errorf("%d keys, %d queued, %d bytes; want %d, %d, %d", j.keys.Load(), j.queued.Load(), j.bytes.Load(), keys, queued, size)
+	}
+}
+
+// remembers says whether the value is among those that may appear late.
+func remembers(l late, value string) bool { return slices.Contains(l.sums, sha1.Sum([]byte(value))) }
+
+// settle ends the task on a server of that name and says whether the key has
+// left the journal.
+func settle(j *journal, task task, what found, session uint64, now int64) bool {
+	j.settle(task, what, session, "server", now)
+	return !j.holds(task.hash, task.key)
+}
+
+func TestTheLastIntentOfAKeyWinsInWhateverOrderTheyCome(t *testing.T) {
+	for _, tt := range []struct {
+		writes []write // by seq
+		want   string
+		size   int64
+	}{
+		{[]write{set("k", "one", 1), set("k", "two!", 2), set("k", "three", 3)}, "three", 6},
+		{[]write{set("k", "one", 1), del("k", 2), set("k", "three", 3)}, "three", 6},
+		{[]write{set("k", "one", 1), set("k", "two", 2), del("k", 3)}, "gone", 1},
+		{[]write{del("k", 1), set("k", "two", 2), del("k", 3)}, "gone", 1},
+		{[]write{ambiguous(set("k", "one", 1), 7), del("k", 2), ambiguous(set("k", "", 3), 7)}, "", 1},
+	} {
+		for _, order := range [][]int{{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}} {
+			j := roomyJournal()
+			for _, i := range order {
+				put(t, j, tt.writes[i], admitted)
+			}
+			f, ok := j.get(hashed("k"), "k", 0)
+			if !ok || f.live != !tt.writes[2].del || string(f.value) != string(tt.writes[2].value) {
+				t.Errorf("order %v: %+v, %v; want %q", order, f, ok, tt.want)
+			}
+			wantGauges(t, j, 1, 1, tt.size)
+			if got := takeOnly(t, j, 0); got.seq != 3 {
+				t.Errorf("order %v: write %d is replayed", order, got.seq)
+			}
+		}
+	}
+}
+
+func TestAKeyInTheJournalIsReadFromThere(t *testing.T) {
+	j := roomyJournal()
+	wantHolds(t, j, "k", 0, "")
+	w := set("k", "v", 1)
+	w.deadline = 100
+	put(t, j, w, admitted)
+	wantHolds(t, j, "k", 99, "v")
+	wantHolds(t, j, "k", 100, "gone") // expired, and fenced all the same
+	wantHolds(t, j, "other", 0, "")
+	put(t, j, del("k", 2), admitted)
+	wantHolds(t, j, "k", 0, "gone")
+}
+
+func TestASetThatDoesNotFitBecomesADelete(t *testing.T) {
+	j := newJournal(10, 10)
+	put(t, j, set("a", "12345678", 1), admitted) // 9 bytes
+	put(t, j, set("b", "1", 1), downgraded)
+	wantHolds(t, j, "b", 0, "gone")
+	wantGauges(t, j, 2, 2, 10)
+	// Where one value takes another's place, only the difference counts.
+	put(t, j, set("a", "1234567", 2), admitted)
+	wantHolds(t, j, "a", 0, "1234567")
+	wantGauges(t, j, 2, 2, 9)
+	put(t, j, set("b", "1", 2), admitted)
+	wantHolds(t, j, "b", 0, "1")
+	put(t, j, set("b", "12", 3), downgraded)
+	wantHolds(t, j, "b", 0, "gone") // and not the value that it should have replaced
+	wantGauges(t, j, 2, 2, 9)
+	// A key that does not fit has nothing to be downgraded to.
+	put(t, j, del("a key of many bytes", 1), rejected)
+	put(t, j, set("a", "1234567890", 3), downgraded)
+	put(t, j, del("a", 4), admitted)
+	for _, task := range takeAll(j, 0) {
+		if !task.del {
+			t.Errorf("%s is replayed as a set", task.key)
+		}
+		settle(j, task, foundOurs, 1, 0)
+	}
+	wantGauges(t, j, 0, 0, 0)
+}
+
+func TestAFurtherKeyThanMaxKeysIsRefused(t *testing.T) {
+	j := newJournal(2, 1<<20)
+	put(t, j, set("a", "1", 1), admitted)
+	put(t, j, del("b", 1), admitted)
+	for _, w := range []write{set("c", "1", 1), del("c", 2), ambiguous(set("d", "1", 1), 3)} {
+		put(t, j, w, rejected)
+		wantHolds(t, j, w.key, 0, "")
+		wantGauges(t, j, 2, 2, 3)
+	}
+	// The keys that are there may still be written.
+	put(t, j, set("a", "22", 2), admitted)
+	put(t, j, set("b", "1", 2), admitted)
+	wantGauges(t, j, 2, 2, 5)
+	for _, task := range takeAll(j, 0) {
+		settle(j, task, foundOurs, 1, 0)
+	}
+	wantGauges(t, j, 0, 0, 0)
+	put(t, j, set("c", "1", 3), admitted)
+	put(t, j, set("d", "1", 2), admitted)
+	put(t, j, set("e", "1", 1), rejected)
+}
+
+func TestWhatIsSettledLeavesNothingBehind(t *testing.T) {
+	j := newJournal(100, 110)
+	for i := range 20 {
+		put(t, j, del(fmt.Sprint("key", i), 1), admitted) // 90 bytes
+	}
+	for i := range 10 {
+		want := admitted
+		if j.bytes.Load()+4 > 110 {
+			want = downgraded
+		}
+		put(t, j, set(fmt.Sprint("key", 2*i), "1234", 2), want)
+	}
+	tasks := takeAll(j, 0)
+	if len(tasks) != 20 || len(takeAll(j, 0)) != 0 {
+		t.Fatalf("%d tasks of 20, and then %d again", len(tasks), len(takeAll(j, 0)))
+	}
+	for _, task := range tasks {
+		if !settle(j, task, foundOurs, 1, 0) {
+			t.Errorf("%s stays", task.key)
+		}
+		wantHolds(t, j, task.key, 0, "")
+		settle(j, task, foundOurs, 1, 0) // once more is as good as once
+	}
+	wantGauges(t, j, 0, 0, 0)
+	for i := range j.shards {
+		if n := len(j.shards[i].intents); n != 0 {
+			t.Errorf("%d intents in shard %d", n, i)
+		}
+	}
+}
+
+func TestTakeTakesNoMoreThanItsBatch(t *testing.T) {
+	j := roomyJournal()
+	for i := range 100 {
+		put(t, j, set(fmt.Sprint("key", i), "v", 1), admitted)
+	}
+	seen := map[string]bool{}
+	for _, want := range []int{30, 30, 30, 10, 0} {
+		tasks := j.take(30, 1<<30, 0, hashed)
+		if len(tasks) != want {
+			t.Fatalf("%d tasks, want %d", len(tasks), want)
+		}
+		for _, task := range tasks {
+			if seen[task.key] {
+				t.Errorf("%s was taken twice", task.key)
+			}
+			seen[task.key] = true
+		}
+	}
+}
+
+func TestTakeTakesNoMoreBytesThanAPipelineMayHold(t *testing.T) {
+	j := roomyJournal()
+	for i := range 10 {
+		put(t, j, set(fmt.Sprint("key", i), "1234", 1), admitted) // 8 bytes
+	}
+	// The one that reaches the bound goes with the others: else an entry over it
+	// would never go.
+	for _, tt := range []struct{ bytes, want int }{{1, 1}, {8, 1}, {9, 2}, {24, 3}, {1000, 3}, {1000, 0}} {
+		if got := len(j.take(100, tt.bytes, 0, hashed)); got != tt.want {
+			t.Errorf("of at most %d bytes: %d tasks, want %d", tt.bytes, got, tt.want)
+		}
+	}
+}
+
+func TestOneKeyCanBeTakenAlone(t *testing.T) {
+	j := roomyJournal()
+	put(t, j, set("a", "1", 1), admitted)
+	put(t, j, set("b", "2", 1), admitted)
+	if got := j.takeOne(hashed("c"), "c"); got != nil {
+		t.Errorf("a key that is not there was taken: %+v", got)
+	}
+	got := j.takeOne(hashed("b"), "b")
+	if len(got) != 1 || got[0].key != "b" || got[0].check {
+		t.Fatalf("taken: %+v", got)
+	}
+	if again := j.takeOne(hashed("b"), "b"); again != nil {
+		t.Errorf("taken twice at once: %+v", again)
+	}
+	if rest := takeOnly(t, j, 0); rest.key != "a" {
+		t.Errorf("take took %s as well", rest.key)
+	}
+	if !settle(j, got[0], foundOurs, 1, 0) {
+		t.Error("b stays")
+	}
+	wantGauges(t, j, 1, 1, 2)
+}
+
+func TestAWriteDuringAReplayIsKeptAndKnowsWhatTheReplayLeft(t *testing.T) {
+	const now = int64(time.Hour)
+	known := holding([]byte("v0"), never, "server")
+	v1 := late{since: 1, sums: []digest{sha1.Sum([]byte("v1"))}, gone: never}
+	for _, tt := range []struct {
+		name          string
+		first, second write
+		holds         string // once both are there
+		ran           base   // where the first has run
+		late          late   // where it may have run
+	}{
+		{"set over set", set("k", "v1", 1), set("k", "v2", 2), "v2", holding([]byte("v1"), never, "server"), v1},
+		{"delete over set", set("k", "v1", 1), del("k", 2), "gone", holding([]byte("v1"), never, "server"), v1},
+		{"set over delete", del("k", 1), set("k", "v2", 2), "v2", holdingNothing("server"), late{since: 1, gone: never, del: true}},
+	} {
+		for what, want := range map[found]intent{
+			foundOurs:    {base: tt.ran},
+			foundNothing: {base: holdingNothing("server")},
+			foundRefused: {},
+			foundNoReply: {base: known, late: tt.late},
+			foundUnsent:  {base: known},
+		} {
+			j := roomyJournal()
+			tt.first.base = known
+			put(t, j, tt.first, admitted)
+			sent := takeOnly(t, j, now)
+			put(t, j, tt.second, admitted)
+			wantHolds(t, j, "k", now, tt.holds)
+			if again := takeAll(j, now); len(again) != 0 {
+				t.Fatalf("%s: taken a second time while it is being sent: %+v", tt.name, again)
+			}
+			if settle(j, sent, what, 1, now) {
+				t.Errorf("%s, %d: the later write left with the earlier", tt.name, what)
+			}
+			wantHolds(t, j, "k", now, tt.holds)
+			if j.queued.Load() != 1 || j.keys.Load() != 1 {
+				t.Errorf("%s, %d: %d queued of %d", tt.name, what, j.queued.Load(), j.keys.Load())
+			}
+			next := takeOnly(t, j, now)
+			if next.seq != 2 || next.check || next.base != want.base ||
+				next.late.since != want.late.since || next.late.del != want.late.del || !slices.Equal(next.late.sums, want.late.sums) {
+				t.Errorf("%s, %d: %+v; want base %+v, late %+v", tt.name, what, next, want.base, want.late)
+			}
+			if !settle(j, next, foundOurs, 1, now) {
+				t.Errorf("%s, %d: stays", tt.name, what)
+			}
+			wantGauges(t, j, 0, 0, 0)
+		}
+	}
+}
+
+// The set was given another end while it was under way: Redis may hold the
+// value with the end before.
+func TestATouchDuringAReplayIsReplayedToo(t *testing.T) {
+	j := roomyJournal()
+	w := set("k", "v", 1)
+	w.deadline = 1000
+	put(t, j, w, admitted)
+	sent := takeOnly(t, j, 0)
+	if !j.touch(hashed("k"), "k", 0, 2000) {
+		t.Fatal("no set to touch")
+	}
+	if settle(j, sent, foundOurs, 1, 0) {
+		t.Error("the touch was lost")
+	}
+	next := takeOnly(t, j, 0)
+	if next.deadline != 2000 || next.base != holding([]byte("v"), 1000, "server") {
+		t.Errorf("%+v", next)
+	}
+	if !settle(j, next, foundOurs, 1, 0) {
+		t.Error("stays")
+	}
+}
+
+func TestWhatWasNotSentIsTakenAgainUnchanged(t *testing.T) {
+	j := roomyJournal()
+	put(t, j, set("k", "v", 1), admitted)
+	for range 3 {
+		sent := takeOnly(t, j, 0)
+		if sent.late.since != 0 || sent.base.known || sent.check {
+			t.Fatalf("%+v", sent)
+		}
+		if settle(j, sent, foundUnsent, 1, 0) {
+			t.Fatal("gone, and was never sent")
+		}
+		wantGauges(t, j, 1, 1, 2)
+	}
+}
+
+func TestAnAcknowledgedWriteOvertakesWhatWasJournaledBefore(t *testing.T) {
+	const session = 5
+	for _, tt := range []struct {
+		name   string
+		before func(t *testing.T, j *journal)
+		write  write
+		holds  string
+		seq    uint64 // of the intent that stays
+		late   string // what may appear late
+	}{
+		{"nothing there", func(*testing.T, *journal) {}, set("k", "new", 2), "", 0, ""},
+		{"another key", func(t *testing.T, j *journal) { put(t, j, set("other", "v", 1), admitted) }, set("k", "new", 2), "", 0, ""},
+		{"never sent", func(t *testing.T, j *journal) { put(t, j, set("k", "old", 1), admitted) }, set("k", "new", 2), "", 0, ""},
+		{"a delete, never sent", func(t *testing.T, j *journal) { put(t, j, del("k", 1), admitted) }, set("k", "new", 2), "", 0, ""},
+		{"sent before on the same session", func(t *testing.T, j *journal) {
+			put(t, j, ambiguous(set("k", "old", 1), session), admitted)
+		}, set("k", "new", 2), "", 0, ""},
+		{"later than the write", func(t *testing.T, j *journal) { put(t, j, set("k", "later", 3), admitted) }, set("k", "new", 2), "later", 3, ""},
+		{"may run late on another session", func(t *testing.T, j *journal) {
+			put(t, j, ambiguous(set("k", "old", 1), session-1), admitted)
+		}, set("k", "new", 2), "new", 2, "old"},
+		{"may run late on another session, and this is a delete", func(t *testing.T, j *journal) {
+			put(t, j, ambiguous(set("k", "old", 1), session-1), admitted)
+		}, del("k", 2), "gone", 2, "old"},
+		{"is being sent", func(t *testing.T, j *journal) {
+			put(t, j, set("k", "old", 1), admitted)
+			takeOnly(t, j, 0)
+		}, set("k", "new", 2), "new", 2, ""},
+		{"waits for its second check", func(t *testing.T, j *journal) {
+			put(t, j, ambiguous(set("k", "old", 1), session-1), admitted)
+			settle(j, takeOnly(t, j, 0), foundOurs, session, 0)
+		}, set("k", "new", 2), "new", 2, "old"},
+	} {
+		j := roomyJournal()
+		tt.before(t, j)
+		j.overtaken(hashed("k"), tt.write, session, "server")
+		wantHolds(t, j, "k", 0, tt.holds)
+		switch in := j.shard(hashed("k")).intents["k"]; {
+		case tt.seq == 0:
+			if in != nil {
+				t.Errorf("%s: the intent is %+v", tt.name, in)
+			}
+			if j.holds(hashed("other"), "other") {
+				wantGauges(t, j, 1, 1, 6)
+			} else {
+				wantGauges(t, j, 0, 0, 0)
+			}
+		case in == nil:
+			t.Errorf("%s: the intent is gone", tt.name)
+		default:
+			if in.seq != tt.seq || in.checkAt != 0 {
+				t.Errorf("%s: the intent is %+v, want write %d, queued", tt.name, in, tt.seq)
+			}
+			if tt.late != "" && !remembers(in.late, tt.late) {
+				t.Errorf("%s: what may run late is forgotten", tt.name)
+			}
+			if tt.seq == tt.write.seq && in.base != afterwards(tt.write.value, tt.write.del, never, "server") {
+				t.Errorf("%s: redis has acknowledged the write, and the base is %+v", tt.name, in.base)
+			}
+			wantGauges(t, j, 1, 1, int64(len("k")+len(in.value)))
+		}
+	}
+}
+
+func TestAnAmbiguousWriteIsCheckedOnceMoreUnlessItsSessionAnswered(t *testing.T) {
+	const now, due = int64(time.Hour), int64(time.Hour + lateAfter)
+	// replayed is a journal with a write of session 1 that was replayed on 2.
+	replayed := func(t *testing.T) *journal {
+		t.Helper()
+		j := roomyJournal()
+		put(t, j, ambiguous(set("k", "v1", 1), 1), admitted)
+		if j.nextCheck() != never {
+			t.Errorf("a check is due at %d before the replay", j.nextCheck())
+		}
+		if settle(j, takeOnly(t, j, now), foundOurs, 2, now) {
+			t.Fatal("gone, although it may still run late")
+		}
+		return j
+	}
+	t.Run("replayed on the session that sent it", func(t *testing.T) {
+		j := roomyJournal()
+		put(t, j, ambiguous(set("k", "v1", 1), 1), admitted)
+		sent := takeOnly(t, j, now)
+		if sent.check || !remembers(sent.late, "v1") {
+			t.Errorf("the replay: %+v", sent)
+		}
+		if !settle(j, sent, foundOurs, 1, now) {
+			t.Error("stays, although the session's own order has settled it")
+		}
+		wantGauges(t, j, 0, 0, 0)
+	})
+	t.Run("replayed on a later session", func(t *testing.T) {
+		j := replayed(t)
+		wantHolds(t, j, "k", now, "v1")
+		wantGauges(t, j, 1, 0, 3)
+		if got := j.nextCheck(); got != due {
+			t.Errorf("the check is due %v after the replay, want %v", time.Duration(got-now), lateAfter)
+		}
+		if j.drained() != nil {
+			t.Error("a second check is not part of drained")
+		}
+		if early := takeAll(j, due-1); len(early) != 0 {
+			t.Errorf("checked early: %+v", early)
+		}
+		if one := j.takeOne(hashed("k"), "k"); one != nil {
+			t.Errorf("replayed again before its check: %+v", one)
+		}
+		check := takeOnly(t, j, due)
+		if !check.check || !remembers(check.late, "v1") || check.base != holding([]byte("v1"), never, "server") {
+			t.Errorf("the second look: %+v", check)
+		}
+		if !settle(j, check, foundOurs, 2, due) {
+			t.Error("stays after its check")
+		}
+		wantGauges(t, j, 0, 0, 0)
+		if j.nextCheck() != never {
+			t.Errorf("an empty journal has a check due at %d", j.nextCheck())
+		}
+	})
+	t.Run("a check that found something else, or was refused, is done", func(t *testing.T) {
+		for _, what := range []found{foundNothing, foundRefused} {
+			j := replayed(t)
+			if !settle(j, takeOnly(t, j, due), what, 2, due) {
+				t.Errorf("%d: stays after its check", what)
+			}
+			wantGauges(t, j, 0, 0, 0)
+		}
+	})
+	t.Run("a check that was not sent is repeated", func(t *testing.T) {
+		j := replayed(t)
+		if settle(j, takeOnly(t, j, due), foundUnsent, 2, due) {
+			t.Error("gone without an answer")
+		}
+		wantGauges(t, j, 1, 0, 3)
+		check := takeOnly(t, j, due)
+		if !check.check || !settle(j, check, foundOurs, 2, due) {
+			t.Errorf("the repeated check: %+v", check)
+		}
+		wantGauges(t, j, 0, 0, 0)
+	})
+	t.Run("a check without an answer is repeated, and ends", func(t *testing.T) {
+		j := replayed(t)
+		if settle(j, takeOnly(t, j, due), foundNoReply, 2, due) {
+			t.Error("gone without an answer")
+		}
+		wantGauges(t, j, 1, 0, 3)
+		for at, looks := due, 0; looks < 3 && j.keys.Load() > 0; at += int64(lateAfter) {
+			for _, task := range takeAll(j, at) {
+				if !task.check {
+					t.Errorf("the repeated check: %+v", task)
+				}
+				settle(j, task, foundOurs, 3, at)
+			}
+			looks++
+		}
+		wantGauges(t, j, 0, 0, 0)
+	})
+	t.Run("a later write is replayed, and the check is due when it was", func(t *testing.T) {
+		j := replayed(t)
+		put(t, j, set("k", "v2", 2), admitted)
+		wantGauges(t, j, 1, 1, 3)
+		if j.nextCheck() != never {
+			t.Error("the check of the earlier write stands beside the replay of the later")
+		}
+		sent := takeOnly(t, j, now+1)
+		if sent.check || string(sent.value) != "v2" || !remembers(sent.late, "v1") {
+			t.Errorf("%+v", sent)
+		}
+		if settle(j, sent, foundOurs, 2, now+1) {
+			t.Error("gone, although v1 may still run late on session 1")
+		}
+		wantGauges(t, j, 1, 0, 3)
+		if j.nextCheck() != due {
+			t.Errorf("the check is due %v after the first answer, want %v: a key that is written all the time must be unfenced", time.Duration(j.nextCheck()-now), lateAfter)
+		}
+		check := takeOnly(t, j, due)
+		if !check.check || !remembers(check.late, "v1") || !settle(j, check, foundOurs, 2, due) {
+			t.Errorf("the check: %+v", check)
+		}
+		wantGauges(t, j, 0, 0, 0)
+	})
+	t.Run("a later write that is replayed after that time is its own check", func(t *testing.T) {
+		j := replayed(t)
+		put(t, j, set("k", "v2", 2), admitted)
+		if !settle(j, takeOnly(t, j, due), foundOurs, 2, due) {
+			t.Error("stays, although nothing can run late any more")
+		}
+		wantGauges(t, j, 0, 0, 0)
+	})
+	t.Run("a later write during the check", func(t *testing.T) {
+		j := replayed(t)
+		check := takeOnly(t, j, due)
+		put(t, j, set("k", "v2", 2), admitted)
+		if settle(j, check, foundOurs, 2, due) {
+			t.Error("the later write left with the check")
+		}
+		wantHolds(t, j, "k", now, "v2")
+		wantGauges(t, j, 1, 1, 3)
+	})
+	t.Run("an earlier ambiguous write that is told late", func(t *testing.T) {
+		j := roomyJournal()
+		later, earlier := set("k", "v2", 2), ambiguous(set("k", "v1", 1), 1)
+		later.base = holding([]byte("v1"), never, "server")
+		earlier.base = holding([]byte("v0"), never, "server")
+		put(t, j, later, admitted)
+		put(t, j, earlier, admitted)
+		wantHolds(t, j, "k", now, "v2")
+		sent := takeOnly(t, j, now)
+		if string(sent.value) != "v2" || !remembers(sent.late, "v1") || sent.late.since != 1 || sent.base != earlier.base {
+			t.Errorf("%+v", sent)
+		}
+		if settle(j, sent, foundOurs, 2, now) {
+			t.Error("gone, although v1 may still run late")
+		}
+	})
+}
+
+// A set timed out on session 1 and was replayed on session 2, which did not
+// answer in time either, and then on session 2 once more, which did. That
+// settles what session 2 was sent, and says nothing of what the server may still
+// read from session 1.
+func TestAReplayThatFailedDoesNotForgetAnEarlierSessionsLateWrite(t *testing.T) {
+	const now = int64(time.Hour)
+	j := roomyJournal()
+	put(t, j, ambiguous(set("k", "v1", 1), 1), admitted)
+	settle(j, takeOnly(t, j, now), foundNoReply, 2, now)
+	if settle(j, takeOnly(t, j, now), foundOurs, 2, now) {
+		t.Error("gone without a second check, although v1 may still run late on session 1")
+	}
+
+	// The same by two writes of one key that were under way when session 1 broke.
+	j = roomyJournal()
+	put(t, j, ambiguous(set("k", "v1", 1), 1), admitted)
+	put(t, j, ambiguous(set("k", "v2", 2), 2), admitted)
+	if settle(j, takeOnly(t, j, now), foundOurs, 2, now) {
+		t.Error("gone without a second check, although v1 may still run late on session 1")
+	}
+}
+
+func TestOnlyALiveQueuedSetCanBeTouched(t *testing.T) {
+	const now = 1000
+	expires := func(w write, at int64) write { w.deadline = at; return w }
+	for _, tt := range []struct {
+		name   string
+		before func(t *testing.T, j *journal)
+		want   bool
+	}{
+		{"absent", func(*testing.T, *journal) {}, false},
+		{"a set", func(t *testing.T, j *journal) { put(t, j, set("k", "v", 1), admitted) }, true},
+		{"a set with an end", func(t *testing.T, j *journal) { put(t, j, expires(set("k", "v", 1), now+1), admitted) }, true},
+		{"an expired set", func(t *testing.T, j *journal) { put(t, j, expires(set("k", "v", 1), now), admitted) }, false},
+		{"a delete", func(t *testing.T, j *journal) { put(t, j, del("k", 1), admitted) }, false},
+		{"a set that waits for its check", func(t *testing.T, j *journal) {
+			put(t, j, ambiguous(set("k", "v", 1), 1), admitted)
+			settle(j, takeOnly(t, j, now), foundOurs, 2, now)
+		}, false},
+	} {
+		j := roomyJournal()
+		tt.before(t, j)
+		if got := j.touch(hashed("k"), "k", now, now+500); got != tt.want {
+			t.Errorf("%s: touched %v, want %v", tt.name, got, tt.want)
+		}
+		if in := j.shard(hashed("k")).intents["k"]; in != nil && (in.deadline == now+500) != tt.want {
+			t.Errorf("%s: its end is %d", tt.name, in.deadline)
+		}
+	}
+}
+
+func TestDrainedIsClosedWhenNothingIsQueuedAndNotBefore(t *testing.T) {
+	isDone := func(ch <-chan struct{}) bool {
+		select {
+		case <-ch:
+			return true
+		default:
+			return false
+		}
+	}
+	j := roomyJournal()
+	if j.drained() != nil {
+		t.Fatal("an empty journal has something to wait for")
+	}
+	put(t, j, set("a", "v", 1), admitted)
+	put(t, j, ambiguous(set("b", "v", 1), 1), admitted)
+	put(t, j, del("c", 1), admitted)
+	first := j.drained()
+	if first == nil || isDone(first) {
+		t.Fatal("nothing to wait for, with three keys queued")
+	}
+	tasks := takeAll(j, 0)
+	for i, task := range tasks {
+		if isDone(first) {
+			t.Errorf("drained with %d of %d settled", i, len(tasks))
+		}
+		if i == 0 {
+			// Does not count until it was answered.
+			settle(j, task, foundNoReply, 2, 0)
+			task = takeOnly(t, j, 0)
+			if isDone(first) {
+				t.Error("drained by a replay that failed")
+			}
+		}
+		settle(j, task, foundOurs, 2, 0)
+	}
+	if !isDone(first) || j.drained() != nil {
+		t.Errorf("not drained: %d queued", j.queued.Load())
+	}
+	put(t, j, set("a", "v", 2), admitted)
+	second := j.drained()
+	if second == nil || isDone(second) {
+		t.Fatal("a new write is no new thing to wait for")
+	}
+	// Overtaken by a write that Redis took.
+	j.overtaken(hashed("a"), set("a", "w", 3), 2, "server")
+	if !isDone(second) {
+		t.Error("the last queued write was overtaken, and drained is not told")
+	}
+}
+
+func TestAbsenceIsAConflictOnlyWhereSomebodyElseMustHaveDeleted(t *testing.T) {
+	const now = int64(time.Hour)
+	held := holding([]byte("v0"), never, "here")
+	v1 := []digest{sha1.Sum([]byte("v1"))}
+	for _, tt := range []struct {
+		name string
+		base base
+		late late
+		want bool
+	}{
+		{"nothing is known", base{}, late{}, true},
+		{"nothing was there", holdingNothing("here"), late{}, true},
+		{"nothing was there, on another server", holdingNothing("there"), late{}, true},
+		{"a value was there", held, late{}, false},
+		{"a value was there, with time left", holding([]byte("v0"), now+1, "here"), late{}, false},
+		{"a value was there, and its time has run out", holding([]byte("v0"), now, "here"), late{}, true},
+		{"a value was there, on another server", holding([]byte("v0"), never, "there"), late{}, true},
+		{"our own delete may have run", held, late{since: 1, gone: never, del: true}, true},
+		{"our own set may have run", held, late{since: 1, gone: never, sums: v1}, false},
+		{"our own set may have run, with time left", held, late{since: 1, gone: now + 1, sums: v1}, false},
+		{"our own set may have run, and its time has run out", held, late{since: 1, gone: now, sums: v1}, true},
+	} {
+		in := &intent{base: tt.base, late: tt.late}
+		if got := in.mayBeAbsent("here", now); got != tt.want {
+			t.Errorf("%s: may be absent %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestTheBaseIsWhatRedisLastHeldAndTheLateOnesAreOurOwn(t *testing.T) {
+	if b := holding([]byte("v0"), 7, "server"); b != (base{known: true, held: true, sum: sha1.Sum([]byte("v0")), gone: 7, server: "server"}) {
+		t.Errorf("holding: %+v", b)
+	}
+	if b := holdingNothing("server"); b != (base{known: true, server: "server"}) {
+		t.Errorf("holding nothing: %+v", b)
+	}
+	if b := afterwards([]byte("v1"), false, 7, "server"); b != holding([]byte("v1"), 7, "server") {
+		t.Errorf("after a set: %+v", b)
+	}
+	if b := afterwards(nil, true, never, "server"); b != holdingNothing("server") {
+		t.Errorf("after a delete: %+v", b)
+	}
+
+	// The unanswered add up: the first session, all values, the first end.
+	var l late
+	l.unanswered(5, []byte("v1"), false, 100)
+	l.unanswered(5, []byte("v1"), false, never)
+	l.unanswered(4, []byte("v2"), false, 50)
+	l.until = 99
+	l.unanswered(6, []byte("v3"), false, never)
+	want := []digest{sha1.Sum([]byte("v1")), sha1.Sum([]byte("v2")), sha1.Sum([]byte("v3"))}
+	if l.since != 4 || l.gone != 50 || l.del || l.until != 0 || !slices.Equal(l.sums, want) {
+		t.Errorf("after v1, v1, v2, v3: %+v", l)
+	}
+	l.unanswered(7, nil, true, never)
+	if !l.del || len(l.sums) != 3 || l.since != 4 {
+		t.Errorf("after a delete: %+v", l)
+	}
+	if l.more {
+		t.Error("three were too many")
+	}
+	for i := range lateMost {
+		l.unanswered(7, fmt.Append(nil, i), false, never)
+	}
+	if len(l.sums) != lateMost || !l.more || !remembers(l, "v1") || !remembers(l, "v3") {
+		t.Errorf("%d values are remembered of a hundred; it is bounded, and keeps the first", len(l.sums))
+	}
+
+	// The first write's base stays: it is what Redis held before all of them.
+	j := roomyJournal()
+	w := set("k", "v1", 1)
+	w.base = holding([]byte("v0"), never, "server")
+	put(t, j, w, admitted)
+	w = set("k", "v2", 2)
+	w.base = holding([]byte("v1"), never, "another")
+	put(t, j, w, admitted)
+	sent := takeOnly(t, j, 0)
+	if sent.base != holding([]byte("v0"), never, "server") || sent.late.since != 0 {
+		t.Errorf("a write that nobody sent is in the base, or expected late: %+v", sent)
+	}
+	settle(j, sent, foundUnsent, 1, 0)
+}
+
+func TestWhatATaskRemembersIsItsOwn(t *testing.T) {
+	j := roomyJournal()
+	for i := range 5 { // a slice with room behind its end
+		put(t, j, ambiguous(set("k", fmt.Sprint("v", i), uint64(i+1)), 1), admitted)
+	}
+	for _, take := range []func() task{
+		func() task { return takeOnly(t, j, 0) },
+		func() task { return j.takeOne(hashed("k"), "k")[0] },
+	} {
+		sent := take()
+		before := slices.Clone(sent.late.sums)
+		_ = append(sent.late.sums, digest{1})
+		seq := sent.seq + 1
+		value := fmt.Sprint("later", seq)
+		put(t, j, ambiguous(set("k", value, seq), 1), admitted)
+		_ = append(sent.late.sums, digest{2})
+		if !slices.Equal(sent.late.sums, before) {
+			t.Error("a later write changed what a task under way remembers")
+		}
+		if !remembers(j.shard(sent.hash).intents["k"].late, value) {
+			t.Error("a task under way changed what the journal remembers")
+		}
+		settle(j, sent, foundUnsent, 1, 0)
+	}
+}
+
+func TestAJournalOfItsDefaultSizeCostsLittleBesideKeysAndValues(t *testing.T) {
+	heap := func() int64 {
+		var m runtime.MemStats
+		for range 3 {
+			runtime.GC()
+		}
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	const n, size, most = 65536, 100, 250
+	before := heap()
+	j := newJournal(n, 1<<30)
+	var keys int64
+	for i := range n {
+		key := fmt.Sprintf("session:%08d", i)
+		keys += int64(len(key))
+		value := bytes.Repeat([]byte{'v'}, size)
+		value[0], value[1] = byte(i), byte(i>>8)
+		w := write{key: key, value: value, deadline: never, seq: 1, base: holding(value, never, "server")}
+		if j.put(hashed(key), w) != admitted {
+			t.Fatal("refused")
+		}
+	}
+	used := heap() - before
+	if got := j.bytes.Load(); got != keys+n*size {
+		t.Errorf("it counts %d bytes of keys and values, and holds %d", got, keys+n*size)
+	}
+	over := (used - j.bytes.Load()) / n
+	t.Logf("%d B an entry over key and value", over)
+	if over > most {
+		t.Errorf("%d B an entry over key and value, want at most %d", over, most)
+	}
+	runtime.KeepAlive(j)
+}
+
+// Writers, readers and a replayer at once, with a Redis that is a map: when all
+// is replayed, it holds the last write of each key and the journal nothing.
+func TestTheJournalSettlesWhateverHappensAtOnce(t *testing.T) {
+	const writers, rounds, keys = 4, 3000, 20
+	j := newJournal(1000, 1<<20)
+	type slot struct {
+		mu   sync.Mutex
+		seq  uint64
+		last string // "" for a delete
+	}
+	slots := make([]slot, keys)
+	var redis sync.Map
+	run := func(task task) {
+		if task.del {
+			redis.Delete(task.key)
+		} else {
+			redis.Store(task.key, string(task.value))
+		}
+	}
+	name := func(i int) string { return fmt.Sprint("key", i) }
+
+	var now, done atomic.Int64
+	now.Store(1)
+	var background, wg sync.WaitGroup
+	replay := func(rnd *rand.Rand, faults bool) {
+		at := now.Add(int64(time.Second) / 4)
+		tasks := j.take(7, 1<<10, at, hashed)
+		if one := rnd.IntN(keys); len(tasks) == 0 {
+			tasks = j.takeOne(hashed(name(one)), name(one))
+		}
+		for _, task := range tasks {
+			what := foundOurs
+			if faults && rnd.IntN(4) == 0 {
+				what = foundNoReply + found(rnd.IntN(2))
+			}
+			if what == foundOurs || what == foundNoReply && rnd.IntN(2) == 0 {
+				run(task)
+			}
+			settle(j, task, what, 1+rnd.Uint64N(3), at)
+		}
+	}
+	for g := range 2 {
+		background.Go(func() {
+			rnd := rand.New(rand.NewPCG(7, uint64(g)))
+			for done.Load() == 0 {
+				replay(rnd, true)
+				if ch := j.drained(); ch != nil && rnd.IntN(10) == 0 {
+					select {
+					case <-ch:
+					default:
+					}
+				}
+				j.nextCheck()
+			}
+		})
+	}
+	for g := range writers {
+		wg.Go(func() {
+			rnd := rand.New(rand.NewPCG(8, uint64(g)))
+			for i := range rounds {
+				n := rnd.IntN(keys)
+				key, s := name(n), &slots[n]
+				s.mu.Lock()
+				s.seq++
+				w := write{key: key, value: fmt.Appendf(nil, "%d:%d", g, i), deadline: never, seq: s.seq}
+				if rnd.IntN(3) == 0 {
+					w.value, w.del = nil, true
+				}
+				s.last = string(w.value)
+				if rnd.IntN(3) == 0 {
+					w.sentOn = 1 + rnd.Uint64N(3)
+				}
+				if verdict := j.put(hashed(key), w); verdict != admitted {
+					t.Errorf("verdict %d", verdict)
+				}
+				s.mu.Unlock()
+				switch rnd.IntN(4) {
+				case 0:
+					j.touch(hashed(key), key, now.Load(), never-rnd.Int64N(1000))
+				case 1:
+					j.get(hashed(key), key, now.Load())
+				}
+			}
+		})
+	}
+	wg.Wait()
+	done.Store(1)
+	background.Wait()
+	rnd := rand.New(rand.NewPCG(9, 9))
+	waits := j.drained()
+	for i := 0; j.keys.Load() > 0; i++ {
+		replay(rnd, false)
+		if i > 100_000 {
+			t.Fatalf("%d keys, %d queued, and nothing settles", j.keys.Load(), j.queued.Load())
+		}
+	}
+	if waits != nil {
+		<-waits
+	}
+	wantGauges(t, j, 0, 0, 0)
+	for i := range slots {
+		got, _ := redis.Load(name(i))
+		if got == nil {
+			got = ""
+		}
+		if got != slots[i].last {
+			t.Errorf("%s is %q, last written %q", name(i), got, slots[i].last)
+		}
+	}
+	for i := range j.shards {
+		if n := len(j.shards[i].intents); n != 0 {
+			t.Errorf("%d intents in shard %d", n, i)
+		}
+	}
+}

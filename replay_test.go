@@ -1,0 +1,666 @@
+package holdfast
+
+import (
+	"context"
+	"crypto/sha1"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/holdfast-cache/holdfast/internal/redistest"
+	"github.com/redis/rueidis"
+	"go.uber.org/goleak"
+)
+
+// replayed is a Cache that is up, for tests that hand tasks to its replayer, and
+// a way round it to the same server.
+type replayed struct {
+	t  *testing.T
+	c  *Cache
+	do func(args ...string) string
+}
+
+// newReplayed connects to addr; do goes round the Cache.
+func newReplayed(t *testing.T, addr string, do func(args ...string) string, set ...func(*Options)) *replayed {
+	t.Helper()
+	o := Options{Redis: rueidis.ClientOption{InitAddress: []string{addr}}, Timeout: 2 * time.Second}
+	for _, f := range set {
+		f(&o)
+	}
+	c, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+	r := &replayed{t, c, do}
+	r.up()
+	return r
+}
+
+// up waits until calls are answered by Redis.
+func (r *replayed) up() {
+	r.t.Helper()
+	redistest.WaitFor(r.t, 10*time.Second, "up", func() bool {
+		r.c.link.use()
+		return r.c.Health().State == Up
+	})
+}
+
+func (r *replayed) drain() {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := r.c.Drain(ctx); err != nil {
+		r.t.Fatalf("not drained: %v; health %+v", err, r.c.Health())
+	}
+}
+
+func (r *replayed) session() *session {
+	r.t.Helper()
+	s := r.c.link.gate.Load()
+	if s == nil {
+		r.t.Fatalf("the gate is closed: %+v", r.c.Health())
+	}
+	return s
+}
+
+// replay hands the tasks to the replayer and returns what it made of them.
+func (r *replayed) replay(tasks ...task) Replay {
+	r.t.Helper()
+	for i := range tasks {
+		tasks[i].hash = r.c.local.hash(tasks[i].key)
+	}
+	round, ok := r.c.replayer.replay(context.Background(), r.session(), tasks)
+	if !ok {
+		r.t.Fatalf("redis did not answer: %v", r.c.Health().LastError)
+	}
+	return round
+}
+
+// servers runs the test against miniredis and against a real server.
+func servers(t *testing.T, test func(t *testing.T, r *replayed)) {
+	leaks := func(t *testing.T) {
+		old := goleak.IgnoreCurrent()
+		t.Cleanup(func() { goleak.VerifyNone(t, old, goleak.IgnoreAnyFunction(redistest.SpawnerFunction)) })
+	}
+	t.Run("miniredis", func(t *testing.T) {
+		leaks(t)
+		m := miniredis.RunT(t)
+		m.ClockTTL(true)
+		test(t, newReplayed(t, m.Addr(), func(args ...string) string {
+			t.Helper()
+			reply, err := redistest.Do(m.Addr(), args...)
+			if err != nil {
+				t.Fatalf("%q: %v", args, err)
+			}
+			return reply
+		}))
+	})
+	t.Run("redis-server", func(t *testing.T) {
+		leaks(t)
+		s := redistest.Start(t)
+		test(t, newReplayed(t, s.Addr(), s.MustDo))
+	})
+}
+
+const nothing = "(nil)"
+
+func TestAReplayDecidesByWhatRedisHoldsAndWhatWasKnown(t *testing.T) {
+	const (
+		none = iota
+		done
+		superseded
+	)
+	servers(t, func(t *testing.T, r *replayed) {
+		now := r.c.clock.now()
+		here := r.session().server
+		unknown := intent{}
+		known := intent{base: holding([]byte("v0"), never, here)}
+		expiring := intent{base: holding([]byte("v0"), after(now, time.Hour), here)}
+		expired := intent{base: holding([]byte("v0"), now-1, here)}
+		elsewhere := intent{base: holding([]byte("v0"), never, "another server")}
+		absent := intent{base: holdingNothing(here)}
+		v1 := late{since: 1, gone: never, sums: []digest{sha1.Sum([]byte("v1"))}}
+		unknownLate := intent{late: v1}
+		knownLate := intent{base: known.base, late: v1}
+		lateExpired := intent{base: known.base, late: late{since: 1, gone: now - 1, sums: v1.sums}}
+		lateDelete := intent{base: known.base, late: late{since: 1, gone: never, del: true}}
+
+		wanted := intent{value: []byte("ours"), deadline: never}
+		gone := intent{del: true, deadline: never}
+		overdue := intent{value: []byte("ours"), deadline: now - 1}
+		binary := intent{value: []byte("\x00\xff\r\n"), deadline: never}
+		empty := intent{value: []byte{}, deadline: never}
+
+		var wantRound Replay
+		var tasks []task
+		var checks []func()
+		for _, tt := range []struct {
+			name  string
+			what  intent
+			check bool
+			known intent // base and late
+			holds string // "": absent; "list": no string
+			want  string // "": absent
+			says  int
+		}{
+			{"set, base unknown", wanted, false, unknown, "", "ours", done},
+			{"set, base unknown", wanted, false, unknown, "ours", "ours", done},
+			{"set, base unknown", wanted, false, unknown, "theirs", "", superseded},
+			{"set, base unknown", wanted, false, unknown, "list", "list", superseded},
+			{"set, base unknown, v1 may have run", wanted, false, unknownLate, "v1", "ours", done},
+			{"set, base unknown, v1 may have run", wanted, false, unknownLate, "", "ours", done},
+			{"set, base unknown, v1 may have run", wanted, false, unknownLate, "theirs", "", superseded},
+
+			{"set, base known", wanted, false, known, "v0", "ours", done},
+			{"set, base known", wanted, false, known, "ours", "ours", done},
+			{"set, base known", wanted, false, known, "", "", superseded}, // somebody deleted it
+			{"set, base known", wanted, false, known, "theirs", "", superseded},
+			{"set, base known", wanted, false, known, "v1", "", superseded},
+			{"set, base known", wanted, false, known, "list", "list", superseded},
+			{"set, base known to be nothing", wanted, false, absent, "", "ours", done},
+			{"set, base known to be nothing", wanted, false, absent, "theirs", "", superseded},
+
+			{"set, base known, v1 may have run", wanted, false, knownLate, "v0", "ours", done},
+			{"set, base known, v1 may have run", wanted, false, knownLate, "v1", "ours", done},
+			{"set, base known, v1 may have run", wanted, false, knownLate, "", "", superseded},
+			{"set, base known, v1 may have run", wanted, false, knownLate, "theirs", "", superseded},
+			{"set, base known, v1 may have run and ended", wanted, false, lateExpired, "", "ours", done},
+			{"set, base known, our delete may have run", wanted, false, lateDelete, "", "ours", done},
+			{"set, base known, our delete may have run", wanted, false, lateDelete, "v0", "ours", done},
+			{"set, base known, our delete may have run", wanted, false, lateDelete, "theirs", "", superseded},
+
+			{"set, base known of another server", wanted, false, elsewhere, "", "ours", done}, // a loss
+			{"set, base known of another server", wanted, false, elsewhere, "v0", "ours", done},
+			{"set, base known of another server", wanted, false, elsewhere, "theirs", "", superseded},
+			{"set, base known, with time left", wanted, false, expiring, "", "", superseded},
+			{"set, base known, its time has run out", wanted, false, expired, "", "ours", done},
+			{"set, base known, its time has run out", wanted, false, expired, "v0", "ours", done},
+			{"set, base known, its time has run out", wanted, false, expired, "theirs", "", superseded},
+
+			{"binary set", binary, false, known, "v0", "\x00\xff\r\n", done},
+			{"binary set", binary, false, known, "\x00\xff\r\n", "\x00\xff\r\n", done},
+			{"empty set", empty, false, unknown, "", "<empty>", done},
+			{"empty set", empty, false, known, "v0", "<empty>", done},
+			{"empty set", empty, false, known, "", "", superseded},
+
+			{"delete", gone, false, unknown, "", "", done},
+			{"delete", gone, false, unknown, "theirs", "", done},
+			{"delete", gone, false, known, "v0", "", done},
+			{"delete", gone, false, known, "theirs", "", done},
+			{"delete", gone, false, known, "list", "list", superseded},
+
+			{"expired set", overdue, false, known, "v0", "", done},
+			{"expired set", overdue, false, unknown, "theirs", "", done},
+			{"expired set", overdue, false, unknown, "", "", done},
+			{"expired set", overdue, false, known, "list", "list", superseded},
+
+			// The second check undoes what we did ourselves, and nothing else.
+			{"check of a set", wanted, true, knownLate, "v1", "ours", none},
+			{"check of a set", wanted, true, knownLate, "ours", "ours", none},
+			{"check of a set", wanted, true, knownLate, "v0", "v0", none},
+			{"check of a set", wanted, true, knownLate, "theirs", "theirs", none},
+			{"check of a set", wanted, true, knownLate, "", "", none},
+			{"check of a set, base unknown", wanted, true, unknownLate, "", "", none},
+			{"check of a set, base unknown", wanted, true, unknownLate, "v1", "ours", none},
+			{"check of a set, our delete may have run", wanted, true, lateDelete, "", "ours", none},
+			{"check of a set, our delete may have run", wanted, true, lateDelete, "theirs", "theirs", none},
+			{"check of a delete", gone, true, knownLate, "v1", "", none},
+			{"check of a delete", gone, true, knownLate, "theirs", "theirs", none},
+			{"check of a delete", gone, true, knownLate, "", "", none},
+			{"check of an expired set", overdue, true, knownLate, "v1", "", none},
+			{"check of an expired set", overdue, true, knownLate, "theirs", "theirs", none},
+		} {
+			key := fmt.Sprint("key", len(tasks))
+			switch tt.holds {
+			case "":
+			case "list":
+				r.do("RPUSH", key, "e1", "e2")
+			default:
+				r.do("SET", key, tt.holds)
+			}
+			k := task{intent: tt.what, check: tt.check}
+			k.key, k.base, k.late, k.seq = key, tt.known.base, tt.known.late, 1
+			tasks = append(tasks, k)
+			switch tt.says {
+			case done:
+				wantRound.Replayed++
+			case superseded:
+				wantRound.Superseded++
+			}
+			checks = append(checks, func() {
+				var got string
+				switch {
+				case r.do("TYPE", key) == "list":
+					if got = "list"; r.do("LLEN", key) != "2" {
+						got = "another list"
+					}
+				default:
+					if got = r.do("GET", key); got == nothing {
+						got = ""
+					} else if got == "" {
+						got = "<empty>"
+					}
+				}
+				if got != tt.want {
+					t.Errorf("%s, redis held %q: now %q, want %q", tt.name, tt.holds, got, tt.want)
+				}
+			})
+			if one := r.replay(k); one.Replayed != b2i(tt.says == done) || one.Superseded != b2i(tt.says == superseded) || one.Refused != 0 {
+				t.Errorf("%s, redis holds %q: %+v", tt.name, tt.holds, one)
+			}
+		}
+		for _, check := range checks {
+			check()
+		}
+		if st := r.c.Stats(); int(st.Superseded) != wantRound.Superseded || int(st.Replayed) != wantRound.Replayed {
+			t.Errorf("%d replayed and %d superseded are counted, want %d and %d", st.Replayed, st.Superseded, wantRound.Replayed, wantRound.Superseded)
+		}
+	})
+}
+
+func b2i(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func TestAPipelineOfTasksSettlesEachForItself(t *testing.T) {
+	servers(t, func(t *testing.T, r *replayed) {
+		here := r.session().server
+		r.do("SET", "theirs", "x")
+		r.do("RPUSH", "list", "x")
+		var tasks []task
+		for _, key := range []string{"a", "theirs", "b", "list", "c"} {
+			tasks = append(tasks, task{intent: intent{key: key, value: []byte("v:" + key), deadline: never, base: holdingNothing(here)}})
+		}
+		if got, want := r.replay(tasks...), (Replay{Replayed: 3, Superseded: 2}); got != want {
+			t.Errorf("%+v, want %+v", got, want)
+		}
+		for key, want := range map[string]string{"a": "v:a", "b": "v:b", "c": "v:c", "theirs": nothing} {
+			if got := r.do("GET", key); got != want {
+				t.Errorf("%s is %q, want %q", key, got, want)
+			}
+		}
+	})
+}
+
+func TestAReplayKeepsTheTimeThatIsLeft(t *testing.T) {
+	servers(t, func(t *testing.T, r *replayed) {
+		now := r.c.clock.now()
+		longest := after(now, 1<<63-1-2*time.Hour)
+		for _, tt := range []struct {
+			name     string
+			holds    string
+			deadline int64
+			check    bool
+			ttl      time.Duration // -1ms: none
+		}{
+			{"none", "v0", never, false, -time.Millisecond},
+			{"a minute", "v0", after(now, time.Minute), false, time.Minute},
+			{"a year", "v0", after(now, 365*24*time.Hour), false, 365 * 24 * time.Hour},
+			{"as long as it gets", "v0", longest, false, time.Duration(longest - now)},
+			{"none, the same value", "v", never, false, -time.Millisecond},
+			{"a minute, the same value", "v", after(now, time.Minute), false, time.Minute},
+			{"a minute, checked", "v1", after(now, time.Minute), true, time.Minute},
+			{"none, checked", "v1", never, true, -time.Millisecond},
+		} {
+			r.do("SET", "k", tt.holds, "EX", "1000")
+			k := task{intent: intent{
+				key: "k", value: []byte("v"), deadline: tt.deadline, base: holding([]byte("v0"), never, ""),
+				late: late{since: 1, gone: never, sums: []digest{sha1.Sum([]byte("v1"))}},
+			}, check: tt.check}
+			r.replay(k)
+			ms, err := strconv.ParseInt(r.do("PTTL", "k"), 10, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := time.Duration(ms) * time.Millisecond
+			if got > tt.ttl || got < tt.ttl-30*time.Second || tt.ttl < 0 && got != tt.ttl || r.do("GET", "k") != "v" {
+				t.Errorf("%s: %q for another %v, want %v", tt.name, r.do("GET", "k"), got, tt.ttl)
+			}
+		}
+		// What has less than a millisecond left is set for one, which redis takes.
+		k := task{intent: intent{key: "brief", value: []byte("v"), deadline: r.c.clock.now() + int64(500*time.Microsecond)}}
+		if round := r.replay(k); round.Replayed != 1 {
+			t.Errorf("half a millisecond: %+v", round)
+		}
+		redistest.WaitFor(t, 5*time.Second, "its end", func() bool { return r.do("EXISTS", "brief") == "0" })
+	})
+}
+
+// A server forgets its scripts by SCRIPT FLUSH, by a restart and by a failover.
+// That must not turn sets into deletes.
+func TestAServerThatForgotTheScriptIsGivenItAgain(t *testing.T) {
+	servers(t, func(t *testing.T, r *replayed) {
+		for i := range 3 {
+			var tasks []task
+			for j := range 3 {
+				tasks = append(tasks, task{intent: intent{key: fmt.Sprint(i, j), value: []byte("v"), deadline: never}})
+			}
+			if got, want := r.replay(tasks...), (Replay{Replayed: 3}); got != want {
+				t.Errorf("round %d: %+v, want %+v", i, got, want)
+			}
+			for j := range 3 {
+				if got := r.do("GET", fmt.Sprint(i, j)); got != "v" {
+					t.Errorf("round %d: %q", i, got)
+				}
+			}
+			r.do("SCRIPT", "FLUSH")
+		}
+		if n := r.c.Stats().Downgraded; n != 0 {
+			t.Errorf("%d sets became deletes", n)
+		}
+	})
+}
+
+// Where the script may not run nothing can be compared: a set becomes a delete,
+// and the journal goes on.
+func TestWithoutScriptsAReplayDeletes(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		acl  []string
+		args []string
+		// loads: EVALSHA is allowed, and only the script cannot be left there.
+		// Then it is as well if the sets are made by another way.
+		loads bool
+	}{
+		{name: "no permission for EVALSHA", acl: []string{"+@all", "-evalsha"}},
+		{name: "no permission for any script command", acl: []string{"+@all", "-@scripting"}},
+		{name: "EVALSHA is unknown", args: []string{"--rename-command", "EVALSHA", ""}},
+		{name: "no permission for SCRIPT", acl: []string{"+@all", "-script"}, loads: true},
+		{name: "SCRIPT is unknown", args: []string{"--rename-command", "SCRIPT", ""}, loads: true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := redistest.Start(t, tt.args...)
+			var login []func(*Options)
+			if tt.acl != nil {
+				s.MustDo(slices.Concat([]string{"ACL", "SETUSER", "app", "on", ">pw", "~*", "&*"}, tt.acl)...)
+				login = append(login, func(o *Options) { o.Redis.Username, o.Redis.Password = "app", "pw" })
+			}
+			r := newReplayed(t, s.Addr(), s.MustDo, login...)
+			for _, key := range []string{"set", "deleted", "untouched"} {
+				r.do("SET", key, "v0")
+			}
+			var tasks []task
+			for _, w := range []write{
+				{key: "set", value: []byte("v"), deadline: never, seq: 1, base: holding([]byte("v0"), never, "")},
+				{key: "absent", value: []byte("v"), deadline: never, seq: 1},
+				{key: "deleted", del: true, deadline: never, seq: 1},
+			} {
+				h := r.c.local.hash(w.key)
+				r.c.journal.put(h, w)
+				tasks = append(tasks, r.c.journal.takeOne(h, w.key)...)
+			}
+			round, ok := r.c.replayer.replay(context.Background(), r.session(), tasks)
+			written := tt.loads && round.Replayed == 3
+			if !ok || round.Superseded != 0 || round.Refused != 0 || !written && round.Replayed != 1 {
+				t.Errorf("%+v, %v", round, ok)
+			}
+			for key, want := range map[string]string{"set": nothing, "absent": nothing, "deleted": nothing, "untouched": "v0"} {
+				if written && key != "deleted" && key != "untouched" {
+					want = "v"
+				}
+				if got := r.do("GET", key); got != want {
+					t.Errorf("%s is %q, want %q", key, got, want)
+				}
+			}
+			if st := r.c.Stats(); st.Downgraded != uint64(3-round.Replayed) || st.Superseded != 0 || st.Rejected != 0 || st.JournalKeys != 0 {
+				t.Errorf("stats %+v", st)
+			}
+			if h := r.c.Health(); h.State != Up {
+				t.Errorf("health %+v", h)
+			}
+		})
+	}
+}
+
+// Redis refuses one entry for itself: it is tried once and does not hold up the
+// others.
+func TestAnEntryThatRedisRefusesIsTriedOnce(t *testing.T) {
+	s := redistest.Start(t)
+	s.MustDo("ACL", "SETUSER", "app", "on", ">pw", "~holdfast:*", "~ours:*", "+@all")
+	var dropped []string
+	drops := make(chan Drop, 10)
+	r := newReplayed(t, s.Addr(), s.MustDo, func(o *Options) {
+		o.Redis.Username, o.Redis.Password = "app", "pw"
+		o.Hooks.OnDrop = func(d Drop) { drops <- d }
+	})
+	var tasks []task
+	for _, key := range []string{"ours:1", "theirs:1", "ours:2"} {
+		h := r.c.local.hash(key)
+		r.c.journal.put(h, write{key: key, value: []byte("v"), deadline: never, seq: 1})
+		tasks = append(tasks, r.c.journal.takeOne(h, key)...)
+	}
+	round, ok := r.c.replayer.replay(context.Background(), r.session(), tasks)
+	if want := (Replay{Replayed: 2, Refused: 1}); round != want || !ok {
+		t.Errorf("%+v, %v; want %+v", round, ok, want)
+	}
+	if st := r.c.Stats(); st.Rejected != 1 || st.Replayed != 2 || st.JournalKeys != 0 {
+		t.Errorf("stats %+v", st)
+	}
+	if r.do("GET", "ours:1") != "v" || r.do("GET", "ours:2") != "v" || r.do("GET", "theirs:1") != nothing {
+		t.Error("redis does not hold the others")
+	}
+	select {
+	case d := <-drops:
+		dropped = append(dropped, fmt.Sprint(d.Key, " ", d.Reason))
+	case <-time.After(10 * time.Second):
+	}
+	if len(dropped) != 1 || dropped[0] != "theirs:1 rejected" {
+		t.Errorf("dropped: %q", dropped)
+	}
+}
+
+// A read-only replica refuses the script and with it every write: that is no
+// fault of the entries.
+func TestAReplayThatMeetsAReplicaKeepsItsEntries(t *testing.T) {
+	server := redistest.Start(t)
+	r := newReplayed(t, server.Addr(), server.MustDo)
+	s := r.session()
+	r.do("REPLICAOF", "127.0.0.1", "1")
+	h := r.c.local.hash("k")
+	r.c.journal.put(h, write{key: "k", value: []byte("v"), deadline: never, seq: 1})
+	tasks := r.c.journal.takeOne(h, "k")
+	round, ok := r.c.replayer.replay(context.Background(), s, tasks)
+	if ok || round != (Replay{}) {
+		t.Errorf("%+v, %v; want nothing done", round, ok)
+	}
+	if !r.c.journal.holds(h, "k") || r.c.Stats().Rejected != 0 {
+		t.Errorf("the entry is gone: %+v", r.c.Stats())
+	}
+	r.do("REPLICAOF", "NO", "ONE")
+	r.up()
+	r.drain()
+	if got := r.do("GET", "k"); got != "v" {
+		t.Errorf("after the promotion k is %q", got)
+	}
+}
+
+func TestWhatARestartLostIsWrittenAgainAndWhatSomebodyDeletedIsNot(t *testing.T) {
+	bg := context.Background()
+	s := redistest.Start(t)
+	p := redistest.NewProxy(t, s.Addr())
+	r := newReplayed(t, p.Addr(), s.MustDo)
+	set := func(key, value string) {
+		t.Helper()
+		if err := r.c.Set(bg, key, []byte(value), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	away := func() {
+		t.Helper()
+		p.SetMode(redistest.Cut)
+		redistest.WaitFor(t, 10*time.Second, "down", func() bool { return r.c.Health().State == Down })
+	}
+
+	set("k", "v0")
+	set("other", "v0")
+	r.drain()
+	away()
+	set("k", "v1")
+	set("other", "v1")
+	r.do("DEL", "k") // somebody else, on the server that stays
+	p.SetMode(redistest.Pass)
+	r.up()
+	r.drain()
+	if got := r.do("GET", "k"); got != nothing {
+		t.Errorf("somebody deleted k on the same server, and it is %q", got)
+	}
+	if got := r.do("GET", "other"); got != "v1" {
+		t.Errorf("other is %q, want v1", got)
+	}
+	if st := r.c.Stats(); st.Superseded != 1 {
+		t.Errorf("stats %+v", st)
+	}
+
+	set("k", "v2")
+	r.drain()
+	away()
+	set("k", "v3")
+	s.Kill()
+	s.RestartEmpty()
+	if got := r.do("GET", "k"); got != nothing {
+		t.Fatalf("the server came back with %q", got)
+	}
+	p.SetMode(redistest.Pass)
+	r.up()
+	r.drain()
+	if got := r.do("GET", "k"); got != "v3" {
+		t.Errorf("the server came back empty, and k is %q, want v3", got)
+	}
+	if got, err := r.c.Get(bg, "k"); err != nil || string(got) != "v3" {
+		t.Errorf("get: %q, %v", got, err)
+	}
+}
+
+// The whole way of a write that timed out on a server that hung: its late run is
+// found and undone, and a foreign value that came after it stays.
+func TestALateRunOfOurOwnWriteIsUndoneByTheSecondCheck(t *testing.T) {
+	servers(t, func(t *testing.T, r *replayed) {
+		here := r.session().server
+		var tasks []task
+		for _, key := range []string{"late", "foreign"} {
+			r.do("SET", key, "v0")
+			h := r.c.local.hash(key)
+			w := write{key: key, value: []byte("v1"), deadline: never, seq: 1, base: holding([]byte("v0"), never, here), sentOn: 1 << 40}
+			r.c.journal.put(h, w)
+			w.value, w.seq, w.sentOn = []byte("v2"), 2, 0
+			r.c.journal.put(h, w)
+			tasks = append(tasks, r.c.journal.takeOne(h, key)...)
+		}
+		if got, want := r.replay(tasks...), (Replay{Replayed: 2}); got != want {
+			t.Fatalf("%+v, want %+v", got, want)
+		}
+		if n := r.c.Health().JournalKeys; n != 2 {
+			t.Errorf("%d keys wait for their second check, want 2", n)
+		}
+		r.drain()                      // is not held up by that
+		r.do("SET", "late", "v1")      // the server runs what session 1<<40 had sent
+		r.do("SET", "foreign", "new!") // and somebody writes
+		if got, err := r.c.Get(context.Background(), "late"); err != nil || string(got) != "v2" {
+			t.Errorf("get late before its check: %q, %v; want the journal's", got, err)
+		}
+		checks := r.c.journal.take(10, 1<<20, r.c.clock.now()+int64(lateAfter), r.c.local.hash)
+		if len(checks) != 2 || !checks[0].check || !checks[1].check {
+			t.Fatalf("checks: %+v", checks)
+		}
+		if got := r.replay(checks...); got != (Replay{}) {
+			t.Errorf("a second check counts as %+v", got)
+		}
+		if late, foreign := r.do("GET", "late"), r.do("GET", "foreign"); late != "v2" || foreign != "new!" {
+			t.Errorf("late is %q, want v2; foreign is %q, want new!", late, foreign)
+		}
+	})
+}
+
+func TestAPipelineGrowsWhileItIsQuickAndShrinksWhereItIsNot(t *testing.T) {
+	const share = 8 * time.Millisecond
+	for _, tt := range []struct {
+		batch int
+		took  time.Duration
+		want  int
+	}{
+		{8, 0, 16},
+		{8, share/2 - 1, 16},
+		{8, share / 2, 8},
+		{8, share, 8},
+		{8, share + 1, 4},
+		{1, time.Hour, 1},
+		{replayMost, 0, replayMost},
+		{replayMost - 1, 0, replayMost},
+	} {
+		if got := nextBatch(tt.batch, tt.took, share); got != tt.want {
+			t.Errorf("%d took %v: %d follow, want %d", tt.batch, tt.took, got, tt.want)
+		}
+	}
+}
+
+// queued puts a set in the journal without telling the replayer.
+func (r *replayed) queued(key string, sentOn uint64) keyHash {
+	h := r.c.local.hash(key)
+	r.c.journal.put(h, write{key: key, value: []byte("v"), deadline: never, seq: 1, sentOn: sentOn})
+	return h
+}
+
+// A caller has a fenced key replayed for it, and its context ends meanwhile.
+func TestACallerWhoLeavesWhileItsKeyIsReplayedTripsNothing(t *testing.T) {
+	s := redistest.Start(t)
+	p := redistest.NewProxy(t, s.Addr())
+	r := newReplayed(t, p.Addr(), s.MustDo)
+	r.queued("k", 0)
+	p.SetLatency(100 * time.Millisecond)
+	var err error
+	for range 10 {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Millisecond)
+		if _, e := r.c.Add(ctx, "k", []byte("w"), 0); !errors.Is(e, context.DeadlineExceeded) {
+			err = e
+		}
+		cancel()
+	}
+	if err != nil {
+		t.Errorf("add: %v, want the caller's own deadline", err)
+	}
+	if n := r.c.Stats().BreakerOpens; n != 0 {
+		t.Errorf("impatient callers opened the circuit %d times", n)
+	}
+	p.SetLatency(0)
+}
+
+// While a caller has a key replayed for it, the replayer passes by and finds
+// nothing to do. What the caller leaves undone must not wait for the next outage.
+func TestWhatACallersReplayLeavesUndoneIsDoneByTheReplayer(t *testing.T) {
+	s := redistest.Start(t)
+	r := newReplayed(t, s.Addr(), s.MustDo)
+	gone, cancel := context.WithCancel(context.Background())
+	cancel()
+	abandoned := r.c.journal.takeOne(r.queued("abandoned", 0), "abandoned")
+	ambiguous := r.c.journal.takeOne(r.queued("ambiguous", 1<<40), "ambiguous")
+	r.queued("other", 0)
+	r.c.replayer.wake()
+	redistest.WaitFor(t, 10*time.Second, "the replayer to pass by", func() bool { return r.do("GET", "other") == "v" })
+	redistest.WaitFor(t, 10*time.Second, "the replayer to settle that", func() bool { return !r.c.journal.holds(r.c.local.hash("other"), "other") })
+
+	r.c.replayer.replay(gone, r.session(), abandoned)
+	r.c.replayer.replay(context.Background(), r.session(), ambiguous)
+	limit := time.Now().Add(lateAfter + 2*time.Second)
+	for r.c.Health().JournalKeys > 0 && time.Now().Before(limit) {
+		runtime.Gosched()
+		r.do("PING")
+	}
+	for _, key := range []string{"abandoned", "ambiguous"} {
+		if r.c.journal.holds(r.c.local.hash(key), key) {
+			t.Errorf("%s is fenced for ever; redis holds %q", key, r.do("GET", key))
+		}
+	}
+}
