@@ -42,14 +42,14 @@ type journalShard struct {
 
 // intent is what Redis shall hold for a key.
 type intent struct {
-	key      string
 	value    []byte // not for a delete
 	deadline int64  // of a set; never for none
 	seq      uint64 // the order of the writes of one key
 	checkAt  int64  // when the second check is due, 0 while it is to be replayed
 
-	base base
-	late late
+	base    base
+	baseSeq uint64 // the write that found the base; 0 once a replay has told
+	late    late
 
 	del     bool
 	undo    bool // of a delete: only of what a write of our own may have left
@@ -200,9 +200,9 @@ func (j *journal) putLocked(sh *journalShard, w write) admission {
 			j.keys.Add(-1)
 			return rejected
 		}
-		in = &intent{key: strings.Clone(w.key), base: w.base, checkAt: notQueued}
-		sh.intents[in.key] = in
-		j.bytes.Add(int64(len(in.key)))
+		in = &intent{base: w.base, baseSeq: w.seq, checkAt: notQueued}
+		sh.intents[strings.Clone(w.key)] = in
+		j.bytes.Add(int64(len(w.key)))
 	}
 	if w.sentOn != 0 {
 		if w.undo != nil {
@@ -211,9 +211,12 @@ func (j *journal) putLocked(sh *journalShard, w write) admission {
 			in.late.unanswered(w.sentOn, w.value, w.del, w.deadline)
 		}
 	}
+	if w.seq < in.baseSeq {
+		// It began earlier and comes later: what it found was there before what
+		// the others found, which may have been its own.
+		in.base, in.baseSeq = w.base, w.seq
+	}
 	if w.seq < in.seq {
-		// It began earlier and comes later: what it found was there before.
-		in.base = w.base
 		return admitted
 	}
 	verdict := admitted
@@ -251,9 +254,9 @@ func (j *journal) overtaken(h keyHash, w write, session uint64, server string) {
 	case in == nil || in.seq >= w.seq:
 	case in.sending || in.late.since != 0 && in.late.since != session:
 		j.putLocked(sh, w)
-		in.base = afterwards(w.value, w.del, w.deadline, server)
+		in.base, in.baseSeq = afterwards(w.value, w.del, w.deadline, server), 0
 	default:
-		j.dropLocked(sh, in)
+		j.dropLocked(sh, w.key, in)
 	}
 	sh.mu.Unlock()
 	j.announce()
@@ -282,9 +285,9 @@ func (j *journal) touch(h keyHash, key string, now, deadline int64) bool {
 
 // dropLocked takes the intent out. The caller holds the shard, and announces
 // afterwards.
-func (j *journal) dropLocked(sh *journalShard, in *intent) {
-	delete(sh.intents, in.key)
-	j.bytes.Add(-int64(len(in.key) + len(in.value)))
+func (j *journal) dropLocked(sh *journalShard, key string, in *intent) {
+	delete(sh.intents, key)
+	j.bytes.Add(-int64(len(key) + len(in.value)))
 	j.keys.Add(-1)
 	if in.checkAt == 0 {
 		j.queued.Add(-1)
@@ -321,6 +324,7 @@ func (j *journal) drained() <-chan struct{} {
 // task is an intent on its way to Redis, as it was when it was taken.
 type task struct {
 	intent
+	key   string
 	hash  keyHash
 	check bool // the second look at an ambiguous write
 }
@@ -332,12 +336,12 @@ func (j *journal) take(n, bytes int, now int64, hash func(string) keyHash) []tas
 	for i := range j.shards {
 		sh := &j.shards[i]
 		sh.mu.Lock()
-		for _, in := range sh.intents {
+		for key, in := range sh.intents {
 			if in.sending || in.checkAt > now {
 				continue
 			}
 			in.sending = true
-			t := task{intent: *in, hash: hash(in.key), check: in.checkAt > 0}
+			t := task{intent: *in, key: key, hash: hash(key), check: in.checkAt > 0}
 			t.late.sums = t.late.sums[:len(t.late.sums):len(t.late.sums)]
 			tasks = append(tasks, t)
 			bytes -= len(t.key) + len(t.value)
@@ -361,7 +365,7 @@ func (j *journal) takeOne(h keyHash, key string) []task {
 		return nil
 	}
 	in.sending = true
-	t := task{intent: *in, hash: h}
+	t := task{intent: *in, key: key, hash: h}
 	t.late.sums = t.late.sums[:len(t.late.sums):len(t.late.sums)]
 	return []task{t}
 }
@@ -410,7 +414,7 @@ func (j *journal) settle(t task, what found, session uint64, server string, now 
 	if in := sh.intents[t.key]; in != nil {
 		in.sending = false
 		if j.settleLocked(in, t, what, session, server, now) {
-			j.dropLocked(sh, in)
+			j.dropLocked(sh, t.key, in)
 		}
 	}
 	sh.mu.Unlock()
@@ -438,6 +442,7 @@ func (j *journal) settleLocked(in *intent, t task, what found, session uint64, s
 	case foundRefused:
 		in.base = base{}
 	}
+	in.baseSeq = 0
 	if in.seq != t.seq || in.deadline != t.deadline {
 		return false // a later write took the intent over
 	}

@@ -282,7 +282,7 @@ func TestAPipelineOfTasksSettlesEachForItself(t *testing.T) {
 		r.do("RPUSH", "list", "x")
 		var tasks []task
 		for _, key := range []string{"a", "theirs", "b", "list", "c"} {
-			tasks = append(tasks, task{intent: intent{key: key, value: []byte("v:" + key), deadline: never, base: holdingNothing(here)}})
+			tasks = append(tasks, task{key: key, intent: intent{value: []byte("v:" + key), deadline: never, base: holdingNothing(here)}})
 		}
 		if got, want := r.replay(tasks...), (Replay{Replayed: 3, Superseded: 2}); got != want {
 			t.Errorf("%+v, want %+v", got, want)
@@ -316,8 +316,8 @@ func TestAReplayKeepsTheTimeThatIsLeft(t *testing.T) {
 			{"none, checked", "v1", never, true, -time.Millisecond},
 		} {
 			r.do("SET", "k", tt.holds, "EX", "1000")
-			k := task{intent: intent{
-				key: "k", value: []byte("v"), deadline: tt.deadline, base: holding([]byte("v0"), never, ""),
+			k := task{key: "k", intent: intent{
+				value: []byte("v"), deadline: tt.deadline, base: holding([]byte("v0"), never, ""),
 				late: late{since: 1, gone: never, sums: []digest{sha1.Sum([]byte("v1"))}},
 			}, check: tt.check}
 			r.replay(k)
@@ -331,7 +331,7 @@ func TestAReplayKeepsTheTimeThatIsLeft(t *testing.T) {
 			}
 		}
 		// What has less than a millisecond left is set for one, which redis takes.
-		k := task{intent: intent{key: "brief", value: []byte("v"), deadline: r.c.clock.now() + int64(500*time.Microsecond)}}
+		k := task{key: "brief", intent: intent{value: []byte("v"), deadline: r.c.clock.now() + int64(500*time.Microsecond)}}
 		if round := r.replay(k); round.Replayed != 1 {
 			t.Errorf("half a millisecond: %+v", round)
 		}
@@ -346,7 +346,7 @@ func TestAServerThatForgotTheScriptIsGivenItAgain(t *testing.T) {
 		for i := range 3 {
 			var tasks []task
 			for j := range 3 {
-				tasks = append(tasks, task{intent: intent{key: fmt.Sprint(i, j), value: []byte("v"), deadline: never}})
+				tasks = append(tasks, task{key: fmt.Sprint(i, j), intent: intent{value: []byte("v"), deadline: never}})
 			}
 			if got, want := r.replay(tasks...), (Replay{Replayed: 3}); got != want {
 				t.Errorf("round %d: %+v, want %+v", i, got, want)
