@@ -82,8 +82,8 @@ func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte,
 // Add stores value under key if the key is absent, and says whether it did. Only
 // Redis can decide that, so while Redis is away, refuses writes, or does not
 // answer in time it returns ErrUnavailable; in the last case the value, should it
-// have been stored, is taken back. It waits for at most Options.Timeout. Without any Redis
-// configured the local tier decides.
+// have been stored, is taken back. It waits for at most Options.Timeout. Without
+// any Redis configured the local tier decides.
 func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Duration) (bool, error) {
 	ttl, err := c.ttl(ttl)
 	if err != nil {

@@ -87,6 +87,42 @@ func TestWaitWaitsForEachLane(t *testing.T) {
 	}
 }
 
+// A call is inside while others are turned away from the same lane: their coming
+// and going must not make up for it.
+func TestCallsThatAreTurnedAwayDoNotHideOneInside(t *testing.T) {
+	var f fence
+	f.close()
+	l := &f.lanes[0]
+	l.entered.Add(1)
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					l.entered.Add(1)
+					l.leave()
+				}
+			}
+		})
+	}
+	for i := range 100_000 {
+		if f.drained() {
+			t.Errorf("look %d: drained with a call inside", i)
+			break
+		}
+	}
+	close(stop)
+	wg.Wait()
+	l.leave()
+	if !f.drained() {
+		t.Error("not drained, and all have left")
+	}
+}
+
 func TestAFenceClosesOnceAndKeepsNewCallsOut(t *testing.T) {
 	var f fence
 	l, open := f.enter()
