@@ -205,7 +205,7 @@ func BenchmarkRemoteGet(b *testing.B) {
 	if err := c.SetMany(ctx, items, 0); err != nil {
 		b.Fatal(err)
 	}
-	for _, g := range []int{1, 2, 4, 8, 16, 64} {
+	for _, g := range []int{1, 64} {
 		b.Run(fmt.Sprintf("callers=%d", g), func(b *testing.B) {
 			before := c.Stats()
 			versus(b, g,

@@ -28,8 +28,6 @@ type dialer struct {
 	attempt func()      // counts
 	lost    func(error) // the connection closed, for whatever reason
 
-	underWay *atomic.Int64
-
 	// late is set when the handshake was cut short for taking too long.
 	late  atomic.Bool
 	watch *time.Timer // written before the dial returns, stopped by shaken
@@ -55,7 +53,7 @@ func (d *dialer) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls
 	if err != nil {
 		return nil, err
 	}
-	conn := &wire{Conn: resp.Guard(raw, resp.DefaultLimits, d.lost), underWay: d.underWay}
+	conn := &wire{Conn: resp.Guard(raw, resp.DefaultLimits, d.lost)}
 	d.mu.Lock()
 	closed := d.mu.closed
 	d.mu.conn = conn
@@ -98,28 +96,25 @@ func (d *dialer) connect(ctx context.Context, addr string, nd *net.Dialer, cfg *
 // others after them. Yielding twice lets those who are ready to run add their
 // commands: five times as many go out with one write.
 //
-// It yields only in a crowd, and not for a while after that took long: where
-// goroutines compute rather than wait, the writer would stand behind all of them.
+// Where nobody is ready it costs next to nothing. Where it took long it is not
+// done for a while: among goroutines that compute rather than wait, the writer
+// would stand behind all of them.
 type wire struct {
 	*resp.Conn
-	underWay *atomic.Int64 // calls that wait for Redis
-	hurried  time.Time     // until then it does not yield
+	hurried time.Time // until then it does not yield
 }
 
 const (
-	yieldCrowd   = 8
-	yieldTooLong = 200 * time.Microsecond
+	yieldTooLong = 5 * time.Millisecond
 	yieldHurry   = time.Second
 )
 
 func (w *wire) Write(p []byte) (int, error) {
-	if w.underWay.Load() > yieldCrowd {
-		if began := time.Now(); began.After(w.hurried) {
-			runtime.Gosched()
-			runtime.Gosched()
-			if now := time.Now(); now.Sub(began) > yieldTooLong {
-				w.hurried = now.Add(yieldHurry)
-			}
+	if began := time.Now(); began.After(w.hurried) {
+		runtime.Gosched()
+		runtime.Gosched()
+		if now := time.Now(); now.Sub(began) > yieldTooLong {
+			w.hurried = now.Add(yieldHurry)
 		}
 	}
 	return w.Conn.Write(p)

@@ -132,7 +132,7 @@ func connect(life context.Context, user rueidis.ClientOption, id uint64, attempt
 	ctx, cancel := context.WithCancel(life)
 	s := &session{id: id, end: cancel}
 	s.freed = make(chan struct{}, bulkheadSlots)
-	s.dialer = &dialer{user: user.DialCtxFn, life: ctx, attempt: attempt, underWay: &s.used}
+	s.dialer = &dialer{user: user.DialCtxFn, life: ctx, attempt: attempt}
 	s.dialer.lost = func(cause error) {
 		if cause == nil {
 			cause = errConnClosed
