@@ -255,7 +255,6 @@ func validateRedis(r rueidis.ClientOption) []error {
 		{r.DialFn != nil, "DialFn", "is set: use DialCtxFn, which can be cancelled"},
 		{r.ReplicaOnly, "ReplicaOnly", "is set: holdfast reads from the master, because a replica may answer with what was replaced"},
 		{r.SendToReplicas != nil, "SendToReplicas", "is set: holdfast reads from the master, because a replica may answer with what was replaced"},
-		{r.ReplicaSelector != nil, "ReplicaSelector", "is set: holdfast reads from the master, because a replica may answer with what was replaced"},
 		{r.ReadNodeSelector != nil, "ReadNodeSelector", "is set: holdfast reads from the master, because a replica may answer with what was replaced"},
 		{len(r.Standalone.ReplicaAddress) > 0, "Standalone.ReplicaAddress", "is set: holdfast reads from the master, because a replica may answer with what was replaced"},
 		{r.Standalone.EnableRedirect, "Standalone.EnableRedirect", "is set: only the supervisor dials"},
