@@ -70,7 +70,7 @@ func (r *replier) null() error {
 }
 
 func (c class) String() string {
-	return [...]string{"ok", "command", "write refused", "down", "canceled"}[c]
+	return [...]string{"ok", "command", "write refused", "down", "canceled", "redirect"}[c]
 }
 
 func TestEachReplyOfRedisHasItsClass(t *testing.T) {
@@ -116,8 +116,8 @@ func TestEachReplyOfRedisHasItsClass(t *testing.T) {
 		{"CROSSSLOT Keys in request don't hash to the same slot", classCommand},
 		{"NOPERM this user has no permissions to access one of the keys used as arguments", classCommand},
 		{"NOPERM User app has no permissions to run the 'set' command", classCommand},
-		{"MOVED 3999 127.0.0.1:6381", classCommand},
-		{"ASK 3999 127.0.0.1:6381", classCommand},
+		{"MOVED 3999 127.0.0.1:6381", classRedirect},
+		{"ASK 3999 127.0.0.1:6381", classRedirect},
 		{"ERR syntax error", classCommand},
 		{"ERR invalid expire time in 'set' command", classCommand},
 		{"ERR value is not an integer or out of range", classCommand},

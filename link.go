@@ -77,6 +77,8 @@ type linkEnv struct {
 	leave func()
 	// fits says whether a server of this mode is one to speak to, and may ask it.
 	fits func(ctx context.Context, s *session, mode string) error
+	// redirected learns from a probe that another node has the key.
+	redirected func(s *session, err error)
 	// probeKey is a key that the server takes, last if it still does, and "" where
 	// it takes none: a node without slots.
 	probeKey func(last string) string
@@ -227,6 +229,9 @@ func (l *link) report(s *session, c class, err error) {
 func (l *link) noteRefusal(s *session, err error) {
 	l.setError(err)
 	if s.refuse(err) {
+		if s.replica.Load() {
+			l.doubt() // the copies are of what its master held
+		}
 		l.refused.Store(true)
 		l.look()
 	}
@@ -353,7 +358,9 @@ func (l *link) supervise(ctx context.Context) {
 			}
 			// Nobody probes from here on, so a stream that breaks would not be
 			// missed. The next reader asks Redis, and that wakes the supervisor.
-			l.doubt()
+			if s := l.gate.Load(); s != nil && s.tracked {
+				l.doubt()
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -424,7 +431,7 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 			result = err // that was all that this link was for
 		case l.gate.Load() != nil:
 			result = nil // reads go on
-			l.setError(err)
+			l.refuse(l.session, err)
 		default:
 			result = err
 			l.apply(evProbeFailed, err)
@@ -445,7 +452,13 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 		l.replace(ctx, old, next)
 		l.serve(next, evProbeOK, nil)
 		return l.schedule.max
-	case classWriteRefused, classCommand, classRedirect:
+	case classRedirect:
+		// The map of the cluster is out of date: with the next one, another key.
+		l.redirected(next, err)
+		result = nil
+		l.replace(ctx, old, next)
+		return l.schedule.min
+	case classWriteRefused, classCommand:
 		// A command error here is a user without permission for the probe's
 		// key: whether anything can be written is not known, and is not claimed.
 		next.refuse(err)
@@ -453,25 +466,30 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 		finish()
 		l.replace(ctx, old, next)
 		l.serve(next, evProbeRefused, err)
+		if next.replica.Load() {
+			l.doubt() // the copies are of what its master held
+		}
 		return l.schedule.next()
 	default:
 		if gaveUp(err) {
 			err = errBudget
 		}
 		result = err
-		again := l.schedule.min
-		if old != nil {
+		if old == nil {
+			l.session = next
+		} else {
 			next.close() // the old one goes on, such as it is
 			result = nil
-			again = l.schedule.next()
-		} else {
-			l.session = next
+			if l.gate.Load() != nil {
+				l.refuse(old, err)
+				return l.schedule.next()
+			}
 		}
 		if l.gate.Load() != nil {
 			// One failure among calls that may fare better. But the stream may
 			// be silent, so whether it is must be known soon.
 			l.setError(err)
-			return again
+			return l.schedule.min
 		}
 		l.apply(evProbeFailed, err)
 		return l.schedule.next()
@@ -495,6 +513,16 @@ func (l *link) candidate(ctx context.Context) (next, old *session, err error) {
 	}
 	next, err = l.openSession(ctx, addr)
 	return next, s, err
+}
+
+// refuse takes writes away from a session that serves, because Redis is
+// elsewhere by now, and that place cannot be reached.
+func (l *link) refuse(s *session, err error) {
+	l.setError(err)
+	s.replica.Store(true)
+	s.writable.Store(false)
+	l.doubt()
+	l.apply(evRefused, err)
 }
 
 // replace makes next the session. The old one, if there is one, is closed once

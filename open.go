@@ -74,8 +74,10 @@ func (c *Cache) connect() {
 		needless: func() bool { return false },
 		hits:     func() uint64 { return c.fence.hits() + c.stats.batchHits.Load() },
 		leave:    func() {},
-		domains:  func(each func(*domain)) { each(r.one) },
-		drop:     func(key string) { c.local.invalidate(c.local.hash(key), c.clock.now()) },
+
+		redirected: func(s *session, err error) { r.follow(s, err) },
+		domains:    func(each func(*domain)) { each(r.one) },
+		drop:       func(key string) { c.local.invalidate(c.local.hash(key), c.clock.now()) },
 		changed: func(s StateChange) {
 			c.notify.stateChange(s)
 			if s.To == Up {

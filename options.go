@@ -303,7 +303,8 @@ func (o Options) validateMode() []error {
 	if r.ClusterOption.MaxMovedRedirections < 0 {
 		bad("Redis.ClusterOption.MaxMovedRedirections is %d: it must not be negative", r.ClusterOption.MaxMovedRedirections)
 	}
-	if s := r.Sentinel.Dialer; s.Timeout < 0 || s.KeepAlive < 0 {
+	s := r.Sentinel.Dialer // it inherits from the other
+	if s.Timeout < 0 && r.Dialer.Timeout >= 0 || s.KeepAlive < 0 && r.Dialer.KeepAlive >= 0 {
 		bad("Redis.Sentinel.Dialer is negative in Timeout or KeepAlive")
 	}
 	if o.Tracking.Mode != TrackOff && r.AlwaysRESP2 {
@@ -340,7 +341,7 @@ func (t TrackingOptions) validate() []error {
 	for i, a := range t.Prefixes {
 		for j, b := range t.Prefixes[:i] {
 			if strings.HasPrefix(a, b) || strings.HasPrefix(b, a) {
-				bad("Tracking.Prefixes[%d], %q, overlaps with Tracking.Prefixes[%d], %q: redis takes no such list", i, a, j, b)
+				bad("Tracking.Prefixes[%d] is %q: it overlaps with Tracking.Prefixes[%d], %q, and redis takes no such list", i, a, j, b)
 			}
 		}
 	}

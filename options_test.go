@@ -64,8 +64,8 @@ func TestNewReportsEveryContradictionAtOnce(t *testing.T) {
 		"Mode", "Timeout", "DefaultTTL", "Local.MaxBytes", "Local.MaxTTL", "Breaker.Failures",
 		"Breaker.MaxBackoff", "Tracking.UntrackedTTL", "Journal.MaxKeys", "Journal.MaxBytes",
 		"Outage.ServeFor", "Outage.ServeStaleFor",
-		"Redis.InitAddress[0]", "Redis.InitAddress[1]", "Redis.InitAddress", "Redis.SelectDB",
-		"Redis.ConnWriteTimeout", "Redis.RingScaleEachConn", "Redis.Dialer.Timeout", "Redis.Sentinel.MasterSet",
+		"Redis.InitAddress[0]", "Redis.InitAddress[1]", "Redis.SelectDB", "Redis.Sentinel.Dialer",
+		"Redis.ConnWriteTimeout", "Redis.RingScaleEachConn", "Redis.Dialer.Timeout",
 		"Redis.Standalone.ReplicaAddress", "Redis.Standalone.EnableRedirect", "Redis.DialFn", "Redis.ReplicaOnly",
 		"Redis.SendToReplicas", "Redis.ConnLifetime", "Redis.DisableAutoPipelining", "Redis.OnInvalidations",
 		"Redis.ClientTrackingOptions", "Redis.NewCacheStoreFn",
@@ -92,7 +92,7 @@ func TestNewRefusesWhatCannotBeMeant(t *testing.T) {
 		set   func(*Options)
 		says  string
 	}{
-		{"Mode", func(o *Options) { o.Mode = ModeStandalone + 1 }, "no such mode"},
+		{"Mode", func(o *Options) { o.Mode = ModeCluster + 1 }, "no such mode"},
 		{"Timeout", func(o *Options) { o.Timeout = time.Millisecond - 1 }, "at least 1ms"},
 		{"Timeout", func(o *Options) { o.Timeout = -time.Second }, "-1s"},
 		{"DefaultTTL", func(o *Options) { o.DefaultTTL = -1 }, "at least 0s"},
@@ -111,8 +111,33 @@ func TestNewRefusesWhatCannotBeMeant(t *testing.T) {
 		{"Redis.InitAddress[0]", func(o *Options) { o.Redis.InitAddress = []string{"localhost"} }, "host:port"},
 		{"Redis.InitAddress[0]", func(o *Options) { o.Redis.InitAddress = []string{"::1:6379"} }, "host:port"},
 		{"Redis.InitAddress[0]", func(o *Options) { o.Redis.InitAddress = []string{"redis://localhost:6379"} }, "host:port"},
-		{"Redis.InitAddress", func(o *Options) { o.Redis.InitAddress = []string{"a:1", "b:1"} }, "2 servers"},
-		{"Redis.Sentinel.MasterSet", func(o *Options) { o.Redis.Sentinel.MasterSet = "m" }, "Sentinel"},
+		{"Redis.InitAddress", func(o *Options) {
+			o.Mode, o.Redis.InitAddress = ModeStandalone, []string{"a:1", "b:1"}
+		}, "2 servers"},
+		{"Redis.InitAddress", func(o *Options) { o.Mode, o.Redis.InitAddress = ModeCluster, nil }, "needs an address"},
+		{"Redis.Sentinel.MasterSet", func(o *Options) {
+			o.Mode, o.Redis.InitAddress = ModeSentinel, []string{"a:1"}
+		}, "needs its name"},
+		{"Redis.Sentinel.MasterSet", func(o *Options) {
+			o.Mode, o.Redis.InitAddress, o.Redis.Sentinel.MasterSet = ModeCluster, []string{"a:1"}, "m"
+		}, "contradicts Mode cluster"},
+		{"Redis.Sentinel.MasterSet", func(o *Options) {
+			o.Mode, o.Redis.InitAddress, o.Redis.Sentinel.MasterSet = ModeStandalone, []string{"a:1"}, "m"
+		}, "contradicts Mode standalone"},
+		{"Redis.Sentinel.TopologyRefreshInterval", func(o *Options) { o.Redis.Sentinel.TopologyRefreshInterval = -1 }, "negative"},
+		{"Redis.Sentinel.Dialer", func(o *Options) { o.Redis.Sentinel.Dialer.Timeout = -1 }, "negative"},
+		{"Redis.ClusterOption.ShardsRefreshInterval", func(o *Options) { o.Redis.ClusterOption.ShardsRefreshInterval = -1 }, "negative"},
+		{"Redis.ClusterOption.MaxMovedRedirections", func(o *Options) { o.Redis.ClusterOption.MaxMovedRedirections = -1 }, "negative"},
+		{"Redis.ClusterOption.PreferClusterShards", func(o *Options) { o.Redis.ClusterOption.PreferClusterShards = true }, "CLUSTER SLOTS"},
+		{"Redis.ClusterOption.PreferInitAddressRefresh", func(o *Options) { o.Redis.ClusterOption.PreferInitAddressRefresh = true }, "nodes that serve"},
+		{"Redis.SelectDB", func(o *Options) { o.Redis.InitAddress, o.Redis.SelectDB = []string{"a:1", "b:1"}, 1 }, "database 0"},
+		{"Redis.AlwaysRESP2", func(o *Options) { o.Redis.AlwaysRESP2 = true }, "TrackOff"},
+		{"Tracking.Mode", func(o *Options) { o.Tracking.Mode = TrackOff + 1 }, "no such mode"},
+		{"Tracking.Prefixes", func(o *Options) { o.Tracking.Mode = TrackPrefixes }, "one at least"},
+		{"Tracking.Prefixes", func(o *Options) { o.Tracking.Prefixes = []string{"a"} }, "only TrackPrefixes"},
+		{"Tracking.Prefixes[1]", func(o *Options) {
+			o.Tracking = TrackingOptions{Mode: TrackPrefixes, Prefixes: []string{"user:", "user:1"}}
+		}, "overlaps"},
 		{"Redis.SelectDB", func(o *Options) { o.Redis.SelectDB = -1 }, "negative"},
 		{"Redis.Dialer.Timeout", func(o *Options) { o.Redis.Dialer.Timeout = -1 }, "negative"},
 		{"Redis.ConnWriteTimeout", func(o *Options) { o.Redis.ConnWriteTimeout = -1 }, "negative"},
@@ -196,6 +221,11 @@ func TestWhatIsLeftZeroGetsItsDefault(t *testing.T) {
 		{"Redis.Dialer.Timeout", o.Redis.Dialer.Timeout, time.Second},
 		{"Redis.Dialer.KeepAlive", o.Redis.Dialer.KeepAlive, time.Second},
 		{"Redis.ConnWriteTimeout", o.Redis.ConnWriteTimeout, 2 * time.Second},
+		{"Redis.Sentinel.Dialer.Timeout", o.Redis.Sentinel.Dialer.Timeout, time.Second},
+		{"Redis.Sentinel.Dialer.KeepAlive", o.Redis.Sentinel.Dialer.KeepAlive, time.Second},
+		{"Redis.ClusterOption.ShardsRefreshInterval", o.Redis.ClusterOption.ShardsRefreshInterval, 10 * time.Second},
+		{"Redis.ClusterOption.MaxMovedRedirections", o.Redis.ClusterOption.MaxMovedRedirections, 3},
+		{"Tracking.Mode", o.Tracking.Mode, TrackReads},
 		{"Logger, enabled", o.Logger.Enabled(context.Background(), slog.LevelError), false},
 	} {
 		if tt.got != tt.want {
@@ -213,7 +243,11 @@ func TestWhatIsLeftZeroGetsItsDefault(t *testing.T) {
 		Breaker:  BreakerOptions{Failures: 4, MinBackoff: 5 * time.Second, MaxBackoff: 6 * time.Second, ProbePrefix: "p:"},
 		Tracking: TrackingOptions{UntrackedTTL: 7 * time.Second}, Journal: JournalOptions{MaxKeys: 8, MaxBytes: 9},
 		Outage: OutageOptions{ServeFor: 10 * time.Second, ServeStaleFor: 11 * time.Second},
-		Redis:  rueidis.ClientOption{Dialer: net.Dialer{Timeout: 12 * time.Second, KeepAlive: 13 * time.Second}, ConnWriteTimeout: 14 * time.Second},
+		Redis: rueidis.ClientOption{
+			Dialer: net.Dialer{Timeout: 12 * time.Second, KeepAlive: 13 * time.Second}, ConnWriteTimeout: 14 * time.Second,
+			Sentinel:      rueidis.SentinelOption{Dialer: net.Dialer{Timeout: 15 * time.Second, KeepAlive: 16 * time.Second}},
+			ClusterOption: rueidis.ClusterOption{ShardsRefreshInterval: 17 * time.Second, MaxMovedRedirections: 18},
+		},
 		Logger: slog.Default(),
 	}
 	if got := set.withDefaults(); !reflect.DeepEqual(got, set) {
@@ -242,6 +276,7 @@ func TestNoOptionIsForgotten(t *testing.T) {
 	// The fields for which zero is as good as anything.
 	free := map[string]string{
 		"Breaker.ProbePrefix": "any prefix will do",
+		"Tracking.Prefixes":   "TestNewRefusesWhatCannotBeMeant has the lists that are refused",
 		"Logger":              "any logger will do",
 		"Hooks.OnStateChange": "any function, or none",
 		"Hooks.OnReplay":      "any function, or none",
@@ -403,8 +438,7 @@ func TestOpenRefusesABadURLWithoutShowingThePassword(t *testing.T) {
 		"redis://app:hunter2@localhost:6379?write_timeout=x",
 		"redis://app:hunter2@localhost:6379?dial_timeout=-1s",
 		"rediss://app:hunter2@localhost:6379?skip_verify=x",
-		"redis://app:hunter2@a:1?addr=b:1",
-		"redis://app:hunter2@a:1?master_set=m",
+		"redis://app:hunter2@a:1/1?addr=b:1", // a cluster has one database
 		"unix://app:hunter2@",
 
 		// What url.Parse does not take, among it passwords that should have been
