@@ -337,3 +337,71 @@ func BenchmarkHeapMillion(b *testing.B) {
 		b.ReportMetric(float64(ours)/float64(base), "ratio")
 	}
 }
+
+// BenchmarkDrain is the replay of 65,536 journaled sets of 100 B, from the first
+// probe that succeeds until none is left, beside as many SETs of a raw rueidis
+// client in pipelines of 256. Target: at most a second.
+func BenchmarkDrain(b *testing.B) {
+	const n = 65536
+	server := redistest.Start(b)
+	proxy := redistest.NewProxy(b, server.Addr())
+	ctx := context.Background()
+	raw, err := rueidis.NewClient(rueidis.ClientOption{
+		InitAddress: []string{server.Addr()}, ForceSingleClient: true, PipelineMultiplex: -1,
+		AlwaysPipelining: true, DisableCache: true,
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer raw.Close()
+	keys, value := benchKeys(n), make([]byte, 100)
+	up := make(chan struct{}, 16)
+	c := benchCache(b, Options{
+		Redis:   rueidis.ClientOption{InitAddress: []string{proxy.Addr()}},
+		Journal: JournalOptions{MaxKeys: n},
+		Hooks: Hooks{OnStateChange: func(s StateChange) {
+			if s.To == Up {
+				up <- struct{}{}
+			}
+		}},
+	})
+	var ours, base time.Duration
+	for b.Loop() {
+		proxy.SetMode(redistest.Refuse)
+		proxy.CutAll()
+		redistest.WaitFor(b, time.Minute, "the outage", func() bool {
+			c.routes.use()
+			return c.Health().State != Up
+		})
+		for _, k := range keys {
+			if err := c.Set(ctx, k, value, 0); err != nil {
+				b.Fatal(err)
+			}
+		}
+		for len(up) > 0 {
+			<-up
+		}
+		proxy.SetMode(redistest.Pass)
+		<-up
+		start := time.Now()
+		if err := c.Drain(ctx); err != nil {
+			b.Fatal(err)
+		}
+		ours += time.Since(start)
+		if got := server.MustDo("DBSIZE"); got < strconv.Itoa(n) {
+			b.Fatalf("%s keys arrived", got)
+		}
+		start = time.Now()
+		for from := 0; from < n; from += replayMost {
+			cmds := make(rueidis.Commands, 0, replayMost)
+			for _, k := range keys[from : from+replayMost] {
+				cmds = append(cmds, raw.B().Set().Key(k).Value(rueidis.BinaryString(value)).Build())
+			}
+			raw.DoMulti(ctx, cmds...)
+		}
+		base += time.Since(start)
+	}
+	b.ReportMetric(ours.Seconds()/float64(b.N), "s/drain")
+	b.ReportMetric(base.Seconds()/float64(b.N), "base-s")
+	b.ReportMetric(float64(ours)/float64(base), "ratio")
+}
