@@ -48,6 +48,8 @@ const (
 	// strangers bounds the links to nodes that were named by a redirection and
 	// have no slot: targets of a move, or what a hostile server makes up.
 	strangers = 16
+	// mostNodes bounds the links in all. Redis is not made for larger clusters.
+	mostNodes = 1024
 )
 
 var (
@@ -104,6 +106,9 @@ func (c *cluster) learn(ranges []slotRange) {
 	defer c.mu.Unlock()
 	for _, r := range ranges {
 		l := c.nodeLocked(r.addr)
+		if l == nil {
+			continue
+		}
 		for i := r.from; i <= r.to; i++ {
 			c.giveLocked(i, l)
 		}
@@ -118,9 +123,10 @@ func (c *cluster) learn(ranges []slotRange) {
 	}
 }
 
+// nodeLocked returns the link to the node, nil where there are too many already.
 func (c *cluster) nodeLocked(addr string) *link {
 	l := c.mu.nodes[addr]
-	if l == nil {
+	if l == nil && len(c.mu.nodes) < mostNodes {
 		l = c.open(addr)
 		c.mu.nodes[addr] = l
 	}
@@ -162,7 +168,8 @@ func (c *cluster) redirected(to redirection) *link {
 		if homeless >= strangers {
 			return nil
 		}
-		l = c.nodeLocked(to.addr)
+		// It gets the slot when the map says so, too, or when it is named again.
+		return c.nodeLocked(to.addr)
 	}
 	if !to.ask {
 		c.giveLocked(to.slot, l)
