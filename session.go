@@ -53,7 +53,7 @@ func (p *pipe) dial(life context.Context, pl plan) (err error) {
 	p.dialer.permit.Store(true)
 	stop := context.AfterFunc(ctx, p.dialer.close)
 	if pl.within != nil {
-		defer context.AfterFunc(pl.within, p.dialer.close)()
+		defer context.AfterFunc(pl.within, cancel)() // also a dial that goes nowhere
 	}
 	defer func() {
 		// What rueidis makes of a handshake's replies it makes on this
