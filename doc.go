@@ -1,12 +1,13 @@
 // Package holdfast is a cache client of two tiers that goes on answering while
-// Redis is away. An in-process tier stands in front of one Redis server; a
-// circuit breaker stands between them.
+// Redis is away. An in-process tier stands in front of Redis, which is one server,
+// a master that sentinels watch, or a cluster; a circuit breaker stands between
+// them, in a cluster one for each shard.
 //
 // # Tiers
 //
 // A read asks the local tier first. A copy there is served as it is while it is
-// fresh: within its own TTL, Options.Local.MaxTTL and
-// Options.Tracking.UntrackedTTL, and since the connection was last lost. What is
+// fresh: within its own TTL and Options.Local.MaxTTL, and as long as the server,
+// which tells of every change, has told of none and can be heard. What is
 // not fresh is read from Redis, with its remaining TTL, and kept locally for the
 // next caller. A write goes to the local tier first and then to Redis. Where no
 // Redis is configured the local tier is all there is.
@@ -24,13 +25,22 @@
 //
 // # Staleness
 //
-// This version does not ask the server to tell of changes. A write by another
-// client is therefore seen after Tracking.UntrackedTTL at the latest, as long as
-// Redis answers. In an outage nothing can be confirmed: a copy is served for as
-// long as its own TTL lasts, which Options.Outage shortens (ServeFor) or
-// stretches (ServeStaleFor). Lookup tells such an answer by Entry.Degraded and
-// Entry.Stale. After the outage every copy from before it is read again before
-// it counts as fresh; nothing is flushed, so that the next outage finds it.
+// The server tells of every change to a key that was read here, whoever makes it:
+// another client, an expiry, FLUSHALL. It tells on the connection over which the
+// Cache reads, so what is read and what is told come in order, and the copy is gone
+// within a fraction of a millisecond, as a rule. When that connection breaks, falls
+// silent, or leads to a server that is the master no more, every copy from before is
+// in doubt: it is read again before it is served as fresh. Silence is noticed after
+// 1.75 seconds with the default options; see Options.Breaker.
+//
+// Where the server cannot tell, Health.Tracking is false, and a copy is fresh for
+// Tracking.UntrackedTTL.
+//
+// In an outage nothing can be confirmed: a copy is served for as long as its own TTL
+// lasts, which Options.Outage shortens (ServeFor) or stretches (ServeStaleFor).
+// Lookup tells such an answer by Entry.Degraded and Entry.Stale. Nothing is flushed
+// when a connection breaks, so that an outage finds every copy there was, but for
+// those of which the server told that they are wrong.
 //
 // # Read your own writes
 //

@@ -52,7 +52,7 @@ func at(addr string) holdfast.Options {
 
 func ready(t testing.TB, c *holdfast.Cache) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if err := c.WaitReady(ctx); err != nil {
 		t.Fatalf("not ready: %v; last error: %v", err, c.Health().LastError)
@@ -61,7 +61,7 @@ func ready(t testing.TB, c *holdfast.Cache) {
 
 func drain(t testing.TB, c *holdfast.Cache) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if err := c.Drain(ctx); err != nil {
 		t.Fatalf("journal not drained: %v; health %+v", err, c.Health())
@@ -70,7 +70,7 @@ func drain(t testing.TB, c *holdfast.Cache) {
 
 func waitState(t testing.TB, c *holdfast.Cache, want holdfast.State) {
 	t.Helper()
-	redistest.WaitFor(t, 10*time.Second, "state "+want.String(), func() bool { return c.Health().State == want })
+	redistest.WaitFor(t, patience, "state "+want.String(), func() bool { return c.Health().State == want })
 }
 
 // backend is one server under a behaviour test: miniredis always, a real
@@ -179,6 +179,11 @@ func (l *latencies) within(t testing.TB, q float64, bound time.Duration) {
 		t.Errorf("quantile %v of the calls took %v, over %v", q, got, bound)
 	}
 }
+
+// patience is how long a test waits for what must come in the end: it says
+// nothing about how long that should take, and a slow machine under the race
+// detector may take long.
+const patience = time.Minute
 
 // slack is what a loaded machine may add to a call: the scheduler's doing, the
 // collector's and, under -race, the detector's.

@@ -337,3 +337,85 @@ func TestTheFlusherCarriesEverythingOver(t *testing.T) {
 		t.Errorf("after all was deleted: %d entries, %d bytes", l.len(), l.bytes())
 	}
 }
+
+func TestWhatTheServerRefutedIsNeverServedAgain(t *testing.T) {
+	l := startLocal(t, 1<<20)
+	h := l.hash("k")
+	set := func(expires int64) *entry {
+		e := newEntry("k", []byte("v"), term{fresh: expires, expires: expires, domain: &l.home, epoch: l.home.epoch.Load()})
+		l.put(h, e)
+		return e
+	}
+	outage := OutageOptions{ServeStaleFor: 1 << 62}
+	served := func(e *entry, now int64) bool { return servable(e, now, true, outage) }
+
+	e := set(100)
+	if !served(e, 50) || !served(e, 150) || e.refuted() {
+		t.Fatal("a copy that nobody refuted is not served")
+	}
+	l.invalidate(h, 50)
+	if served(e, 50) || served(e, 150) || !e.refuted() || e.fresh.Load() != 0 {
+		t.Errorf("a refuted copy is served: %+v", e)
+	}
+	l.doubt(h, func(int64) int64 { return 1000 }) // a Touch
+	if !e.refuted() {
+		t.Error("a new end brought a refuted copy back")
+	}
+	tok := l.token(h, &l.home)
+	if !l.fill(h, "k", []byte("v"), tok, term{confirmed: 60, fresh: 100, expires: 100, domain: &l.home, epoch: l.home.epoch.Load()}) {
+		t.Error("what redis holds now was not kept")
+	}
+	if e := l.get(h); e == nil || e.refuted() || e.fresh.Load() != 100 {
+		t.Errorf("after a read: %+v", e)
+	}
+
+	// What the server tells of an expired key is that it expired.
+	e = set(100)
+	l.invalidate(h, 100)
+	if !served(e, 150) || e.fresh.Load() != 0 {
+		t.Errorf("an expiry refuted a copy that may be served past its end: %+v", e)
+	}
+
+	e = set(100)
+	l.home.doubt()
+	if e.refuted() || !served(e, 50) || e.vouched() {
+		t.Error("a lost stream made more of a copy than doubtful, or less")
+	}
+	l.home.flush()
+	if !e.refuted() || served(e, 50) {
+		t.Error("a copy outlives FLUSHALL")
+	}
+	if e := set(100); e.refuted() || !e.vouched() {
+		t.Error("FLUSHALL refutes what is written after it")
+	}
+}
+
+// An invalidation is worked off by the goroutine that reads the connection.
+func TestAnInvalidationVoidsFillsAndWritesUnderWay(t *testing.T) {
+	l := startLocal(t, 1<<20)
+	h := l.hash("k")
+	k := term{confirmed: 1, fresh: never, expires: never, domain: &l.home}
+	tok := l.token(h, &l.home)
+	l.invalidate(h, 1)
+	if l.fill(h, "k", []byte("old"), tok, k) {
+		t.Error("filled with what was read before the invalidation")
+	}
+	l.begin(h, newEntry("k", []byte("ours"), k))
+	l.invalidate(h, 1)
+	l.end(h, true, never)
+	if e := l.get(h); e != nil {
+		t.Errorf("a write beside somebody else's left a copy: %s", e.bytes())
+	}
+	l.begin(h, newEntry("k", []byte("ours"), k))
+	l.end(h, true, 77)
+	if e := l.get(h); e == nil || e.fresh.Load() != 77 {
+		t.Errorf("a write alone left %+v", e)
+	}
+	if n := testing.AllocsPerRun(100, func() { l.invalidate(h, 1) }); n != 0 {
+		t.Errorf("an invalidation makes %v allocations", n)
+	}
+	absent := l.hash("absent")
+	if n := testing.AllocsPerRun(100, func() { l.invalidate(absent, 1) }); n != 0 {
+		t.Errorf("an invalidation of an absent key makes %v allocations", n)
+	}
+}

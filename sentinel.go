@@ -40,7 +40,7 @@ func newSentinels(life context.Context, o Options, clk clock, dials func()) *sen
 	option.Username, option.Password, option.ClientName = s.Username, s.Password, s.ClientName
 	option.AuthCredentialsFn = nil
 	option.Dialer, option.TLSConfig = s.Dialer, s.TLSConfig
-	option.SelectDB = 0
+	option.SelectDB, option.ClientNoEvict, option.ClientNoTouch = 0, false, false
 	return &sentinels{
 		life: life, addrs: o.Redis.InitAddress, option: option, name: s.MasterSet,
 		timeout: o.Timeout, every: s.TopologyRefreshInterval, clock: clk, dials: dials,
