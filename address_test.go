@@ -41,7 +41,7 @@ func TestAnAddressThatIsMovedToThePromotedReplicaUnderLoad(t *testing.T) {
 			// changes places with it: what was acknowledged is there.
 			old.MustDo("FAILOVER", "TO", "127.0.0.1", fmt.Sprint(next.Port()))
 			redistest.WaitFor(t, 10*time.Second, "the hand-over", func() bool {
-				return old.MustDo("ROLE")[:5] == "slave" && next.MustDo("ROLE")[:6] == "master"
+				return role(old) == "slave" && role(next) == "master"
 			})
 			// The writes that it held back may have opened the circuit first.
 			redistest.WaitFor(t, 10*time.Second, "the replica to be known as one", func() bool {

@@ -25,6 +25,7 @@ func TestADemotedMasterIsLeftAsSoonAsTheSentinelKnows(t *testing.T) {
 	f := sentinelFor(t, old.Addr())
 	var changes states
 	o := watched(f.Addr())
+	o.Timeout = 250 * time.Millisecond // a machine that stalls is no news of Redis
 	changes.record(&o)
 	c := open(t, o)
 	ready(t, c)
@@ -211,8 +212,8 @@ func TestWhateverASentinelSaysHarmsNobody(t *testing.T) {
 		f     *fakeSentinel
 		c     *holdfast.Cache
 		dials *redistest.DialCounter
+		began time.Time
 	}
-	began := time.Now()
 	subjects := make([]subject, len(tests))
 	for i, tt := range tests {
 		f := sentinelFor(t, master.Addr())
@@ -224,18 +225,18 @@ func TestWhateverASentinelSaysHarmsNobody(t *testing.T) {
 		o := watched(f.Addr())
 		o.Local.MaxBytes = 1 << 20
 		o.Redis.Dialer.Timeout, o.Redis.Sentinel.Dialer.Timeout = 200*time.Millisecond, 200*time.Millisecond
-		s := subject{f: f, dials: &redistest.DialCounter{}}
+		s := subject{f: f, dials: &redistest.DialCounter{}, began: time.Now()}
 		o.Redis.DialCtxFn = s.dials.Dial
 		s.c = open(t, o)
 		subjects[i] = s
 		must(t, s.c.Set(ctx, tt.name, []byte("v"), 0))
 	}
-	goroutines := 0
+	began, goroutines := time.Now(), 0
 	redistest.WaitFor(t, 10*time.Second, "two seconds of nonsense", func() bool {
 		goroutines = max(goroutines, runtime.NumGoroutine())
 		return time.Since(began) > 2*time.Second
 	})
-	if goroutines > 60*len(tests) {
+	if goroutines > 30*len(tests) {
 		t.Errorf("%d goroutines", goroutines)
 	}
 	for i, tt := range tests {
@@ -260,8 +261,11 @@ func TestWhateverASentinelSaysHarmsNobody(t *testing.T) {
 				}
 				continue
 			}
-			if err := redistest.RateOKUntil(allowed, began, time.Now()); err != nil {
-				t.Errorf("%s: %v", tt.name, err)
+			// Five in the first second and 1.2 in each later one, and twice that:
+			// a machine that stalls over so many clients moves attempts about.
+			most := 6 + int(2.4*time.Since(s.began).Seconds())
+			if n := len(allowed); n > most {
+				t.Errorf("%s: %d dials to %s in %v", tt.name, n, addr, time.Since(s.began))
 			}
 		}
 		wantGet(t, s.c, tt.name, "v") // from the journal
