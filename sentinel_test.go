@@ -45,7 +45,7 @@ func TestTwoMastersOfASentinelGoAndNoAcceptedWriteDoes(t *testing.T) {
 		lost = append(lost, gone)
 		waitState(t, c, holdfast.Down)
 		down := time.Now()
-		redistest.WaitFor(t, 20*time.Second, "a promotion", func() bool {
+		redistest.WaitFor(t, 60*time.Second, "a promotion", func() bool {
 			most = max(most, dials.Open())
 			return r.Master() != old
 		})
@@ -115,7 +115,7 @@ func TestAFailoverIsFollowedWithoutANotice(t *testing.T) {
 	next := r.Servers()[1]
 	began := time.Now()
 	r.Sentinels()[1].MustDo("SENTINEL", "FAILOVER", redistest.MasterSet)
-	redistest.WaitFor(t, 20*time.Second, "the promotion", func() bool { return role(next) == "master" })
+	redistest.WaitFor(t, 60*time.Second, "the promotion", func() bool { return role(next) == "master" })
 	promoted := time.Now()
 	// A sentinel makes a master of the replica before it makes a replica of the
 	// master: what the latter acknowledges in between will be lost, and nobody can
@@ -165,7 +165,7 @@ func TestAMasterThatItsSentinelsGaveUpIsLeftThoughItAnswers(t *testing.T) {
 	old.AwaitReplicas(1)
 	began := time.Now()
 	r.MasterProxy().SetMode(redistest.Cut)
-	redistest.WaitFor(t, 20*time.Second, "the promotion", func() bool {
+	redistest.WaitFor(t, 60*time.Second, "the promotion", func() bool {
 		must(t, c.Set(ctx, "lost", []byte("v"), 0))
 		wantGet(t, c, "lost", "v")
 		return r.Master() != old

@@ -47,7 +47,7 @@ type Sentinel struct {
 
 // StartSentinel runs one master, the given number of replicas, and three
 // sentinels that take a master for dead after 500 ms, fail over when two of
-// them agree, and allow a failover 3 seconds. It returns when the replicas are
+// them agree, and allow a failover 2 seconds. It returns when the replicas are
 // in sync and every sentinel knows the others and the replicas, usually after a
 // second; after a minute it fails the test. Everything ends with the test.
 func StartSentinel(tb testing.TB, replicas int) *Sentinel {
@@ -121,7 +121,7 @@ func sentinelBase(masterHost, masterPort string, o SentinelOptions) func(dir str
 		}
 		fmt.Fprintf(&conf, `sentinel monitor %[1]s %[2]s %[3]s %[4]d
 sentinel down-after-milliseconds %[1]s 500
-sentinel failover-timeout %[1]s 3000
+sentinel failover-timeout %[1]s 2000
 sentinel parallel-syncs %[1]s 1
 `, MasterSet, masterHost, masterPort, sentinelQuorum)
 		if o.Password != "" {
