@@ -73,6 +73,8 @@ type linkEnv struct {
 	// where names the server to speak to. It may ask for it, for longer where
 	// nothing is served meanwhile.
 	where func(ctx context.Context, serving bool) (addr string, err error)
+	// disbelieve says that where named a server that is no master, or not there.
+	disbelieve func()
 	// leave ends what where holds open.
 	leave func()
 	// fits says whether a server of this mode is one to speak to, and may ask it.
@@ -502,6 +504,9 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 // connection has proved itself, the old one goes on serving reads.
 func (l *link) candidate(ctx context.Context) (next, old *session, err error) {
 	s := l.session
+	if s != nil && s.replica.Load() {
+		l.disbelieve()
+	}
 	addr, err := l.where(ctx, s != nil)
 	switch {
 	case s == nil && err != nil:

@@ -75,6 +75,8 @@ func (c *Cache) connect() {
 		hits:     func() uint64 { return c.fence.hits() + c.stats.batchHits.Load() },
 		leave:    func() {},
 
+		disbelieve: func() {},
+
 		redirected: func(s *session, err error) { r.follow(s, err) },
 		domains:    func(each func(*domain)) { each(r.one) },
 		drop:       func(key string) { c.local.invalidate(c.local.hash(key), c.clock.now()) },
@@ -96,7 +98,7 @@ func (c *Cache) connect() {
 	switch c.opts.mode() {
 	case ModeSentinel:
 		s := newSentinels(c.life, c.opts, c.clock, func() { c.stats.dials.Add(1) })
-		home.where, home.leave = s.where, s.close
+		home.where, home.leave, home.disbelieve = s.where, s.close, s.disbelieve
 	default:
 		s := &seeds{addrs: c.opts.Redis.InitAddress, routes: r}
 		home.where = s.where

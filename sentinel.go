@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strconv"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -104,10 +105,29 @@ func (s *sentinels) ask(ctx context.Context) (string, error) {
 		return fail(errors.New("it knows no such master set"))
 	case err != nil:
 		return fail(unanswered(err, limit))
-	case len(parts) != 2 || parts[0] == "" || parts[1] == "":
+	case len(parts) != 2 || !isHost(parts[0]) || !isPort(parts[1]):
 		return fail(fmt.Errorf("the answer makes no sense: %.80q", parts))
 	}
 	return net.JoinHostPort(parts[0], parts[1]), nil
+}
+
+func isHost(s string) bool { return s != "" && len(s) <= 255 }
+
+// isPort says whether it is a number: a dial would look a word up.
+func isPort(s string) bool {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return err == nil && n > 0
+}
+
+// disbelieve says that what was answered last is not so: the server takes no
+// writes, or is not there. A sentinel may be behind the others for as long as it
+// lives, so the next one is asked, and asked at once.
+func (s *sentinels) disbelieve() {
+	s.last.at = 0
+	if len(s.addrs) > 1 {
+		s.close()
+		s.next++
+	}
 }
 
 // dial connects to the sentinel whose turn it is.

@@ -12,16 +12,21 @@ import (
 // redis client lets its user dial. The zero value is ready; all methods may be
 // called from any goroutine.
 type DialCounter struct {
-	mu    sync.Mutex
-	times []time.Time
-	open  int
+	mu       sync.Mutex
+	attempts []attempt
+	open     int
+}
+
+type attempt struct {
+	addr string
+	at   time.Time
 }
 
 // Dial counts an attempt and connects to addr over TCP, with TLS when cfg is
 // not nil. It blocks as long as ctx and the dialer allow.
 func (c *DialCounter) Dial(ctx context.Context, addr string, d *net.Dialer, cfg *tls.Config) (net.Conn, error) {
 	c.mu.Lock()
-	c.times = append(c.times, time.Now())
+	c.attempts = append(c.attempts, attempt{addr, time.Now()})
 	c.mu.Unlock()
 	if d == nil {
 		d = &net.Dialer{}
@@ -50,14 +55,30 @@ func (c *DialCounter) add(n int) {
 func (c *DialCounter) Attempts() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return len(c.times)
+	return len(c.attempts)
 }
 
 // Times returns when Dial was called, in order. It does not block.
 func (c *DialCounter) Times() []time.Time {
+	return c.times(func(string) bool { return true })
+}
+
+// TimesTo returns when Dial was called for the address, in order. It does not
+// block.
+func (c *DialCounter) TimesTo(addr string) []time.Time {
+	return c.times(func(a string) bool { return a == addr })
+}
+
+func (c *DialCounter) times(want func(addr string) bool) []time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return append([]time.Time(nil), c.times...)
+	var times []time.Time
+	for _, a := range c.attempts {
+		if want(a.addr) {
+			times = append(times, a.at)
+		}
+	}
+	return times
 }
 
 // Open returns how many dialed connections the caller has not closed yet. It

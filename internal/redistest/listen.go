@@ -1,6 +1,7 @@
 package redistest
 
 import (
+	"bufio"
 	"io"
 	"net"
 	"sync"
@@ -64,6 +65,29 @@ func Garbage(tb testing.TB, reply func(conn int) []byte) *Listener {
 			return
 		}
 		drain(c)
+	})
+}
+
+// Respond returns a listener that reads commands, as a server does, and writes
+// what answer returns for each, whatever that is; nothing leaves the command
+// without an answer, and false ends the connection behind it. Connections are
+// numbered from 0 in the order they are accepted. answer may be called from
+// several goroutines at once. Respond does not block.
+func Respond(tb testing.TB, answer func(conn int, command []string) (reply string, more bool)) *Listener {
+	tb.Helper()
+	return listen(tb, func(c *net.TCPConn, n int) {
+		r := bufio.NewReader(c)
+		for more := true; more; {
+			command, err := readReply(r)
+			if err != nil {
+				return
+			}
+			var reply string
+			reply, more = answer(n, command.strings())
+			if _, err := io.WriteString(c, reply); err != nil {
+				return
+			}
+		}
 	})
 }
 

@@ -484,7 +484,8 @@ func TestRateOKKnowsTheLaw(t *testing.T) {
 
 func TestDialCounterCountsAttemptsAndOpenConnections(t *testing.T) {
 	var d DialCounter
-	c, err := d.Dial(t.Context(), Blackhole(t).Addr(), &net.Dialer{}, nil)
+	mute := Blackhole(t).Addr()
+	c, err := d.Dial(t.Context(), mute, &net.Dialer{}, nil)
 	if err != nil || d.Open() != 1 {
 		t.Fatalf("open %d, %v", d.Open(), err)
 	}
@@ -492,6 +493,9 @@ func TestDialCounterCountsAttemptsAndOpenConnections(t *testing.T) {
 	c.Close()
 	if _, err := d.Dial(t.Context(), FreeAddr(t), nil, nil); err == nil {
 		t.Error("a dial to where nothing listens went through")
+	}
+	if n := len(d.TimesTo(mute)); n != 1 {
+		t.Errorf("%d attempts to the one address", n)
 	}
 	if d.Attempts() != 2 || len(d.Times()) != 2 || d.Open() != 0 {
 		t.Errorf("attempts %d, times %d, open %d", d.Attempts(), len(d.Times()), d.Open())

@@ -21,41 +21,86 @@ const (
 	topologyWithin = 60 * time.Second
 )
 
+// SentinelOptions says what is special about a Sentinel rig. The zero value is a
+// master without replicas and without passwords.
+type SentinelOptions struct {
+	// Replicas is how many there are at the start.
+	Replicas int
+	// Password is what the servers require, of clients and of each other.
+	Password string
+	// SentinelPassword is what the sentinels require.
+	SentinelPassword string
+	// MasterProxy puts a proxy in front of the first master: sentinels and
+	// replicas know it by the proxy's address alone.
+	MasterProxy bool
+	// Hostnames has the sentinels tell the master as localhost.
+	Hostnames bool
+}
+
 // Sentinel is a master with replicas, watched by three sentinels.
 type Sentinel struct {
 	tb        testing.TB
 	servers   []*Server
 	sentinels []*Server
+	proxy     *Proxy
 }
 
 // StartSentinel runs one master, the given number of replicas, and three
 // sentinels that take a master for dead after 500 ms, fail over when two of
-// them agree, and allow a failover 3 seconds. It returns when the replicas are
+// them agree, and allow a failover 2 seconds. It returns when the replicas are
 // in sync and every sentinel knows the others and the replicas, usually after a
 // second; after a minute it fails the test. Everything ends with the test.
 func StartSentinel(tb testing.TB, replicas int) *Sentinel {
 	tb.Helper()
+	return StartSentinelWith(tb, SentinelOptions{Replicas: replicas})
+}
+
+// StartSentinelWith is StartSentinel with options. It blocks as long.
+func StartSentinelWith(tb testing.TB, o SentinelOptions) *Sentinel {
+	tb.Helper()
 	r := &Sentinel{tb: tb}
-	master := Start(tb, replicationArgs...)
+	serverArgs := append([]string(nil), replicationArgs...)
+	if o.Password != "" {
+		serverArgs = append(serverArgs, "--requirepass", o.Password, "--masterauth", o.Password)
+	}
+	master := Start(tb, serverArgs...)
 	r.servers = append(r.servers, master)
-	for range replicas {
-		args := append([]string{"--replicaof", "127.0.0.1 " + strconv.Itoa(master.Port())}, replicationArgs...)
+	masterAddr := master.Addr()
+	if o.MasterProxy {
+		r.proxy = NewProxy(tb, masterAddr)
+		masterAddr = r.proxy.Addr()
+	}
+	host, port, err := net.SplitHostPort(masterAddr)
+	if err != nil {
+		tb.Fatalf("redistest: %v", err)
+	}
+	for range o.Replicas {
+		args := append([]string{"--replicaof", host + " " + port}, serverArgs...)
 		r.servers = append(r.servers, Start(tb, args...))
 	}
 	// Sentinels ask a new master for its replicas at once and then only every
 	// ten seconds, so the replicas come first.
 	r.await("the replicas to be in sync", func() error { return inSync(master, r.servers[1:]) })
+	if o.Hostnames {
+		host = "localhost"
+	}
+	var args []string
+	if o.SentinelPassword != "" {
+		args = []string{"--requirepass", o.SentinelPassword}
+	}
 	for range sentinelCount {
-		s := start(tb, sentinelBase(master.Port()), nil)
-		// The group forms by messages that are two seconds apart by default. And
-		// a sentinel that was not scheduled for two seconds, as happens on a
-		// loaded machine, would sit out the next thirty.
-		s.MustDo("SENTINEL", "DEBUG", "PUBLISH-PERIOD", "200", "INFO-PERIOD", "500", "TILT-PERIOD", "1000")
+		s := start(tb, sentinelBase(host, port, o), args)
+		// The group forms by messages that are two seconds apart by default. A
+		// sentinel that was not scheduled for two seconds, as happens on a
+		// loaded machine, would sit out the next thirty. And it first pings a
+		// new master one period after it has heard of it: if that were as long
+		// as it waits for an answer, it would take each new master for dead.
+		s.MustDo("SENTINEL", "DEBUG", "PUBLISH-PERIOD", "200", "INFO-PERIOD", "500", "PING-PERIOD", "100", "TILT-PERIOD", "1000")
 		r.sentinels = append(r.sentinels, s)
 	}
 	r.await("the sentinels to know each other", func() error {
 		for _, s := range r.sentinels {
-			if err := sentinelComplete(s, replicas); err != nil {
+			if err := sentinelComplete(s, o.Replicas); err != nil {
 				return err
 			}
 		}
@@ -66,18 +111,23 @@ func StartSentinel(tb testing.TB, replicas int) *Sentinel {
 
 // sentinelBase writes the configuration file, without which no sentinel runs
 // and in which it keeps its state over a restart.
-func sentinelBase(masterPort int) func(dir string, port int) ([]string, error) {
+func sentinelBase(masterHost, masterPort string, o SentinelOptions) func(dir string, port int) ([]string, error) {
 	return func(dir string, port int) ([]string, error) {
 		file := filepath.Join(dir, "sentinel.conf")
-		conf := fmt.Sprintf(`port %d
-bind 127.0.0.1
-dir %q
-sentinel monitor %[3]s 127.0.0.1 %[4]d %[5]d
-sentinel down-after-milliseconds %[3]s 500
-sentinel failover-timeout %[3]s 3000
-sentinel parallel-syncs %[3]s 1
-`, port, dir, MasterSet, masterPort, sentinelQuorum)
-		return []string{file, "--sentinel"}, os.WriteFile(file, []byte(conf), 0o600)
+		var conf strings.Builder
+		fmt.Fprintf(&conf, "port %d\nbind 127.0.0.1\ndir %q\n", port, dir)
+		if o.Hostnames { // before the first name
+			conf.WriteString("sentinel resolve-hostnames yes\nsentinel announce-hostnames yes\n")
+		}
+		fmt.Fprintf(&conf, `sentinel monitor %[1]s %[2]s %[3]s %[4]d
+sentinel down-after-milliseconds %[1]s 500
+sentinel failover-timeout %[1]s 2000
+sentinel parallel-syncs %[1]s 1
+`, MasterSet, masterHost, masterPort, sentinelQuorum)
+		if o.Password != "" {
+			fmt.Fprintf(&conf, "sentinel auth-pass %s %s\n", MasterSet, o.Password)
+		}
+		return []string{file, "--sentinel"}, os.WriteFile(file, []byte(conf.String()), 0o600)
 	}
 }
 
@@ -140,6 +190,27 @@ func (r *Sentinel) Sentinels() []*Server { return append([]*Server(nil), r.senti
 // were started, whatever their roles are now. It does not block.
 func (r *Sentinel) Servers() []*Server { return append([]*Server(nil), r.servers...) }
 
+// MasterProxy returns the proxy in front of the first master, if there is one.
+// It does not block.
+func (r *Sentinel) MasterProxy() *Proxy { return r.proxy }
+
+// at returns the server that the sentinels know by this address, or nil.
+func (r *Sentinel) at(host, port string) *Server {
+	if host == "localhost" {
+		host = "127.0.0.1"
+	}
+	addr := net.JoinHostPort(host, port)
+	if r.proxy != nil && addr == r.proxy.Addr() {
+		return r.servers[0]
+	}
+	for _, s := range r.servers {
+		if s.Addr() == addr {
+			return s
+		}
+	}
+	return nil
+}
+
 // Master returns the server that is master now, according to the first sentinel
 // that runs and answers; while a failover is going on that is the old one. It
 // blocks for 5 seconds at most per sentinel.
@@ -159,13 +230,10 @@ func (r *Sentinel) Master() *Server {
 			last = fmt.Errorf("sentinel %s knows no master: %s", s.Addr(), out)
 			continue
 		}
-		addr := net.JoinHostPort(hostPort[0], hostPort[1])
-		for _, m := range r.servers {
-			if m.Addr() == addr {
-				return m
-			}
+		if m := r.at(hostPort[0], hostPort[1]); m != nil {
+			return m
 		}
-		last = fmt.Errorf("sentinel %s says master is %s, which is none of this rig", s.Addr(), addr)
+		last = fmt.Errorf("sentinel %s says master is %q, which is none of this rig", s.Addr(), hostPort)
 	}
 	r.tb.Fatalf("redistest: asking for the master: %v", last)
 	return nil
