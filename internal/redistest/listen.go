@@ -1,6 +1,7 @@
 package redistest
 
 import (
+	"bufio"
 	"io"
 	"net"
 	"sync"
@@ -64,6 +65,30 @@ func Garbage(tb testing.TB, reply func(conn int) []byte) *Listener {
 			return
 		}
 		drain(c)
+	})
+}
+
+// Script returns a listener that answers each command with what answer returns
+// for it, as it is: a RESP reply, or anything else. An empty answer closes the
+// connection. Connections are numbered from 0 in the order they are accepted.
+// answer may be called from several goroutines at once. Script does not block.
+func Script(tb testing.TB, answer func(conn int, args []string) string) *Listener {
+	tb.Helper()
+	return listen(tb, func(c *net.TCPConn, n int) {
+		r := bufio.NewReader(c)
+		for {
+			cmd, err := readReply(r)
+			if err != nil || cmd.kind != '*' {
+				return
+			}
+			out := answer(n, cmd.strings())
+			if out == "" {
+				return
+			}
+			if _, err := io.WriteString(c, out); err != nil {
+				return
+			}
+		}
 	})
 }
 
