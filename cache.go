@@ -3,7 +3,6 @@ package holdfast
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"time"
@@ -29,12 +28,11 @@ type Cache struct {
 	notifier group
 	flusher  group
 
-	local    *local
-	notify   *notifier
-	journal  *journal
-	link     *link // nil where there is no Redis
-	remote   *remote
-	replayer *replayer
+	local   *local
+	notify  *notifier
+	journal *journal
+	routes  *routes // nil where there is no Redis
+	remote  *remote
 
 	closed chan struct{} // Close is done
 }
@@ -80,69 +78,6 @@ type Entry struct {
 	TTL time.Duration
 }
 
-// New makes a Cache. It does no I/O, waits for nothing and cannot fail for a
-// reason of the network: a Redis that is not there is a normal start. The error
-// names every option that contradicts itself or another.
-func New(opts Options) (*Cache, error) {
-	opts = opts.withDefaults()
-	if err := opts.validate(); err != nil {
-		return nil, err
-	}
-	tier, err := newLocal(opts.Local.MaxBytes)
-	if err != nil {
-		return nil, fmt.Errorf("holdfast: local tier: %w", err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	c := &Cache{
-		opts:    opts,
-		clock:   newClock(),
-		life:    ctx,
-		cancel:  cancel,
-		stop:    make(chan struct{}),
-		local:   tier,
-		journal: newJournal(opts.Journal.MaxKeys, opts.Journal.MaxBytes),
-		closed:  make(chan struct{}),
-	}
-	c.notify = newNotifier(opts, &c.stats)
-	c.flusher.spawn("flusher", func() { c.local.flush(c.stop) })
-	c.notifier.spawn("notifier", func() { c.notify.run(c.stop) })
-	if len(opts.Redis.InitAddress) == 0 {
-		return c, nil
-	}
-	c.link = newLink(opts, rand.Text(), c.clock, &c.stats, c.notify)
-	c.remote = &remote{link: c.link, budget: newBudget(opts.Timeout), clock: c.clock, stats: &c.stats}
-	c.replayer = &replayer{
-		journal: c.journal,
-		link:    c.link,
-		clock:   c.clock,
-		stats:   &c.stats,
-		notify:  c.notify,
-		hash:    c.local.hash,
-		doubt:   func(h keyHash) { c.local.doubt(h, never) },
-		forget:  func(h keyHash) { c.local.put(h, nil) },
-		timeout: max(opts.Timeout, time.Second),
-		share:   opts.Timeout / 8,
-		kick:    make(chan struct{}, 1),
-	}
-	c.link.pending = func() bool { return c.journal.keys.Load() > 0 }
-	c.link.onUp = c.replayer.wake
-	c.link.onLost = func() { c.local.epoch.Add(1) }
-	c.workers.spawn("supervisor", func() { c.link.supervise(ctx) })
-	c.workers.spawn("replayer", func() { c.replayer.run(ctx) })
-	return c, nil
-}
-
-// Open is New with the Redis options of a URL, in the syntax of
-// rueidis.ParseURL: redis://user:password@host:port/db, rediss:// for TLS,
-// unix:///path/to/redis.sock. The error never shows the password.
-func Open(url string) (*Cache, error) {
-	redis, err := rueidis.ParseURL(url)
-	if err != nil {
-		return nil, urlError(url, err)
-	}
-	return New(Options{Redis: redis})
-}
-
 // Get returns the value of key, or ErrMiss. While Redis is up it may wait for
 // it, for at most Options.Timeout; while Redis is away it waits for nothing. A
 // miss and an outage look the same: ask the source of truth. Other errors are
@@ -159,7 +94,7 @@ func (c *Cache) Get(ctx context.Context, key string) ([]byte, error) {
 	e, fresh := c.look(h, key, now)
 	if fresh {
 		lane.hit()
-		return e.value, nil
+		return e.bytes(), nil
 	}
 	defer lane.leave()
 	answer, err := c.read(ctx, "get", h, key, now, e)
@@ -178,7 +113,7 @@ func (c *Cache) Lookup(ctx context.Context, key string) (Entry, error) {
 	e, fresh := c.look(h, key, now)
 	if fresh {
 		lane.hit()
-		return Entry{Value: e.value, Tier: Local, TTL: left(now, e.expires.Load())}, nil
+		return Entry{Value: e.bytes(), Tier: Local, TTL: left(now, e.expires.Load())}, nil
 	}
 	defer lane.leave()
 	return c.read(ctx, "lookup", h, key, now, e)
@@ -197,8 +132,7 @@ func enterable(ctx context.Context, open bool) error {
 }
 
 // look returns the key's local entry, if there is one, and whether it may be
-// served without asking anybody. It is where law 5 is kept: an entry of an older
-// epoch is in doubt.
+// served without asking anybody: an entry of an older epoch is in doubt.
 func (c *Cache) look(h keyHash, key string, now int64) (e *entry, fresh bool) {
 	if c.journal.keys.Load() != 0 && c.journal.holds(h, key) {
 		return nil, false
@@ -206,7 +140,7 @@ func (c *Cache) look(h keyHash, key string, now int64) (e *entry, fresh bool) {
 	if e = c.local.get(h); e == nil {
 		return nil, false
 	}
-	return e, now < e.fresh.Load() && e.epoch.Load() == c.local.epoch.Load()
+	return e, now < e.fresh.Load() && e.vouched()
 }
 
 // read answers what the local tier could not: from the journal, from Redis, or
@@ -222,19 +156,23 @@ func (c *Cache) read(ctx context.Context, op string, h keyHash, key string, now 
 	if err := checkKey(key); err != nil {
 		return Entry{}, &Error{Op: op, Tier: Remote, Err: err}
 	}
-	s := c.reader()
+	if c.routes == nil {
+		return c.fallback(e, now)
+	}
+	l, d := c.routes.of(key)
+	t := c.local.token(h, d)
+	s := l.reader()
 	if s == nil {
 		return c.fallback(e, now)
 	}
-	t := c.local.token(h)
 	bounded, cancel := c.remote.bound(ctx, now)
 	defer cancel()
 	v, o := c.remote.get(bounded, s, key)
-	return c.readOutcome(op, h, key, now, t, s, v, o)
+	return c.readOutcome(op, h, key, now, t, v, o)
 }
 
 // readOutcome turns what Redis said, or did not say, into an answer.
-func (c *Cache) readOutcome(op string, h keyHash, key string, now int64, t token, s *session, v value, o outcome) (Entry, error) {
+func (c *Cache) readOutcome(op string, h keyHash, key string, now int64, t token, v value, o outcome) (Entry, error) {
 	switch o.class {
 	case classOK:
 	case classCommand:
@@ -251,9 +189,11 @@ func (c *Cache) readOutcome(op string, h keyHash, key string, now int64, t token
 		c.stats.misses.Add(1)
 		return Entry{Tier: Remote}, ErrMiss
 	}
-	k := c.term(v.ttl, now, t.epoch)
-	if s.replica.Load() {
-		k.fresh = 0 // its master may hold something newer
+	k := term{confirmed: now, expires: after(now, v.ttl), domain: t.domain, epoch: t.epoch}
+	// A replica's master may hold something newer; and who imports a slot tells
+	// of no changes to it that the owner makes.
+	if !o.session.replica.Load() && !o.asked {
+		k.fresh = c.freshUntil(now, k.expires, o.session.tells(key))
 	}
 	if !c.local.fill(h, key, v.bytes, t, k) {
 		c.stats.fillsDiscarded.Add(1)
@@ -262,21 +202,13 @@ func (c *Cache) readOutcome(op string, h keyHash, key string, now int64, t token
 	return Entry{Value: v.bytes, Tier: Remote, TTL: v.ttl}, nil
 }
 
-// freshUntil bounds how long a copy counts as fresh. Without a Redis there is
-// nothing that it could be a copy of.
-func (c *Cache) freshUntil(now, expires int64) int64 {
-	if c.link == nil {
-		return expires
+// freshUntil bounds how long a copy counts as fresh, if the server tells of
+// changes to it, and if it does not.
+func (c *Cache) freshUntil(now, expires int64, told bool) int64 {
+	if !told {
+		expires = min(expires, after(now, c.opts.Tracking.UntrackedTTL))
 	}
-	return min(expires, after(now, c.opts.Local.MaxTTL), after(now, c.opts.Tracking.UntrackedTTL))
-}
-
-// term is what is known of a value that Redis holds, or is told to hold, for ttl
-// from now.
-func (c *Cache) term(ttl time.Duration, now int64, epoch uint32) term {
-	k := term{confirmed: now, expires: after(now, ttl), epoch: epoch}
-	k.fresh = c.freshUntil(now, k.expires)
-	return k
+	return min(expires, after(now, c.opts.Local.MaxTTL))
 }
 
 // journaled answers for a fenced key: a value, or none where the key was
@@ -296,7 +228,7 @@ func (c *Cache) journaled(h keyHash, key string, now int64) (Entry, bool) {
 // fallback answers without Redis: with a copy in doubt, if the outage options
 // allow it, or with a miss. It waits for nothing.
 func (c *Cache) fallback(e *entry, now int64) (Entry, error) {
-	degraded := c.link != nil
+	degraded := c.routes != nil
 	if e == nil || !servable(e, now, degraded, c.opts.Outage) {
 		c.stats.misses.Add(1)
 		return Entry{Tier: Local, Degraded: degraded}, ErrMiss
@@ -305,9 +237,9 @@ func (c *Cache) fallback(e *entry, now int64) (Entry, error) {
 	expires := e.expires.Load()
 	if now >= expires {
 		c.stats.staleHits.Add(1)
-		return Entry{Value: e.value, Tier: Local, Degraded: degraded, Stale: true}, nil
+		return Entry{Value: e.bytes(), Tier: Local, Degraded: degraded, Stale: true}, nil
 	}
-	return Entry{Value: e.value, Tier: Local, Degraded: degraded, TTL: left(now, expires)}, nil
+	return Entry{Value: e.bytes(), Tier: Local, Degraded: degraded, TTL: left(now, expires)}, nil
 }
 
 // servable decides whether a copy that cannot be confirmed may be served.
@@ -316,17 +248,13 @@ func servable(e *entry, now int64, outage bool, o OutageOptions) bool {
 	if !outage {
 		return now < expires
 	}
+	if e.refuted() {
+		return false
+	}
 	if o.ServeFor > 0 && now-e.confirmed.Load() > int64(o.ServeFor) {
 		return false
 	}
 	return now < expires || expires != never && now-expires < int64(o.ServeStaleFor)
-}
-
-func (c *Cache) reader() *session {
-	if c.link == nil {
-		return nil
-	}
-	return c.link.reader()
 }
 
 // Set stores value under key for ttl; 0 means Options.DefaultTTL. The value is
@@ -412,18 +340,20 @@ type change struct {
 	del   bool
 	undo  []byte // see journal.write
 
-	hash  keyHash
-	entry *entry // what the local tier is to hold; nil for a delete
-	seq   uint64
-	base  base
+	hash     keyHash
+	link     *link
+	entry    *entry // what the local tier is to hold; nil for a delete
+	deadline int64
+	seq      uint64
+	base     base
+	old      *entry // what the local tier held
 }
 
-func (w *change) intent(now int64, sentOn uint64) write {
-	i := write{key: w.key, value: w.value, del: w.del, undo: w.undo, deadline: never, seq: w.seq, base: w.base, sentOn: sentOn}
-	if w.entry != nil {
-		i.deadline = w.entry.expires.Load()
+func (w *change) intent(sentOn uint64) write {
+	return write{
+		key: w.key, value: w.value, del: w.del, undo: w.undo, deadline: w.deadline,
+		seq: w.seq, base: w.base, sentOn: sentOn,
 	}
-	return i
 }
 
 // write takes changes through the tiers: to the local one at once, then to Redis,
@@ -442,49 +372,61 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 		if err := checkSize(w.key, w.value); err != nil {
 			return &Error{Op: op, Key: w.key, Err: err}
 		}
-		w.hash = c.local.hash(w.key)
+		w.hash, w.deadline = c.local.hash(w.key), never
 		if !w.del {
-			w.entry = newEntry(w.key, w.value, c.term(ttl, now, c.local.epoch.Load()))
+			w.deadline = after(now, ttl)
 		}
 	}
-	if c.link == nil {
+	if c.routes == nil {
 		for i := range ws {
-			c.local.put(ws[i].hash, ws[i].entry)
+			c.local.put(ws[i].hash, c.entryOf(&ws[i], now, &c.local.home, ws[i].deadline))
 		}
 		return nil
 	}
 	var errs errorList
-	s := c.link.writer()
-	send := ws[:0:0]
-	if len(ws) == 1 {
-		send = ws[:0]
-	}
+	send := make([]item, 0, len(ws))
 	for i := range ws {
 		w := &ws[i]
+		var d *domain
+		w.link, d = c.routes.of(w.key)
+		// While it is under way, a write may be served as long as its caller
+		// waits for it; what it is worth afterwards, send decides.
+		w.entry = c.entryOf(w, now, d, after(now, c.opts.Timeout))
+		s := w.link.writer(w.del)
 		if s == nil || c.journal.holds(w.hash, w.key) {
-			errs.add(op, w.key, c.keep(w, now))
+			errs.add(op, w.key, c.keep(w))
 			continue
 		}
-		send = append(send, *w)
+		send = append(send, item{key: w.key, session: s, change: w})
 	}
 	if len(send) > 0 {
-		c.send(ctx, op, s, send, ttl, now, &errs)
+		c.send(ctx, op, send, ttl, now, &errs)
 	}
 	return errs.join()
 }
 
+// entryOf is what the local tier is to hold of a change, nil for a delete.
+func (c *Cache) entryOf(w *change, now int64, d *domain, fresh int64) *entry {
+	if w.del {
+		return nil
+	}
+	return newEntry(w.key, w.value, term{
+		confirmed: now, expires: w.deadline, fresh: min(fresh, w.deadline), domain: d, epoch: d.epoch.Load(),
+	})
+}
+
 // keep is a write that Redis is not told of now.
-func (c *Cache) keep(w *change, now int64) error {
-	old, seq := c.local.put(w.hash, w.entry)
-	w.seq, w.base = seq, c.baseOf(old)
-	return c.remember(w, now, 0)
+func (c *Cache) keep(w *change) error {
+	w.old, w.seq = c.local.put(w.hash, w.entry)
+	w.base = w.baseOf()
+	return c.remember(w, 0)
 }
 
 // remember puts the write in the journal. Where that is refused, the key leaves
 // the local tier: what is there must not be taken for accepted.
-func (c *Cache) remember(w *change, now int64, sentOn uint64) error {
+func (c *Cache) remember(w *change, sentOn uint64) error {
 	c.stats.journaled.Add(1)
-	switch c.journal.put(w.hash, w.intent(now, sentOn)) {
+	switch c.journal.put(w.hash, w.intent(sentOn)) {
 	case downgraded:
 		c.stats.downgraded.Add(1)
 		c.notify.drop(w.key, DropDowngraded)
@@ -494,62 +436,106 @@ func (c *Cache) remember(w *change, now int64, sentOn uint64) error {
 		c.local.put(w.hash, nil)
 		return ErrJournalFull
 	}
-	if c.link.gate.Load() != nil {
-		c.replayer.wake()
+	if w.link.gate.Load() != nil {
+		w.link.replayer.wake()
 	} else {
-		c.link.use()
+		w.link.use()
 	}
 	return nil
 }
 
 // baseOf is what Redis was last known to hold, going by the local copy.
-func (c *Cache) baseOf(old *entry) base {
-	if old == nil {
+func (w *change) baseOf() base {
+	if w.old == nil || w.old.refuted() {
 		return base{}
 	}
-	return holding(old.value, old.expires.Load(), c.link.server())
+	return holding(w.old.bytes(), w.old.expires.Load(), w.link.server())
 }
 
 // send writes to Redis what may go there.
-func (c *Cache) send(ctx context.Context, op string, s *session, ws []change, ttl time.Duration, now int64, errs *errorList) {
-	olds := make([]*entry, len(ws))
-	for i := range ws {
-		olds[i], ws[i].seq = c.local.begin(ws[i].hash, ws[i].entry)
+//
+// Where the server forgets whom to tell of a key that this client writes, a small
+// value is read back in the same pipeline: that has it tell again, and says that
+// nobody wrote in between, which asking for the key's TTL would not. A large one
+// is not worth the way back. Its copy is in doubt, and the next reader confirms it.
+func (c *Cache) send(ctx context.Context, op string, items []item, ttl time.Duration, now int64, errs *errorList) {
+	for i := range items {
+		w := items[i].change
+		w.old, w.seq = c.local.begin(w.hash, w.entry)
 	}
 	bounded, cancel := c.remote.bound(ctx, now)
 	defer cancel()
-	b := s.client.B()
-	build := func(i int) rueidis.Completed {
-		if ws[i].del {
-			return b.Del().Key(ws[i].key).Build()
-		}
-		return setCommand(b, ws[i].key, ws[i].value, ttl)
+	readBack := false
+	for i := range items {
+		w := items[i].change
+		readBack = readBack || !w.del && len(w.value) <= readBackMost && items[i].session.tells(w.key) && items[i].session.forgets()
 	}
-	c.remote.pipeline(bounded, s, len(ws), build, func(i int, _ rueidis.RedisResult, o outcome) {
-		w := &ws[i]
+	stride := 1
+	if readBack {
+		stride = 2
+	}
+	build := func(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed {
+		w := it.change
+		if w.del {
+			cmds = append(cmds, b.Del().Key(w.key).Build())
+		} else {
+			cmds = append(cmds, setCommand(b, w.key, w.value, ttl))
+		}
+		switch {
+		case stride == 1:
+		case w.del || len(w.value) > readBackMost:
+			cmds = append(cmds, b.Exists().Key(w.key).Build())
+		default:
+			cmds = append(cmds, b.Get().Key(w.key).Build())
+		}
+		return cmds
+	}
+	c.remote.batch(bounded, items, stride, build, func(i int, replies []rueidis.RedisResult, o outcome) {
+		w := items[i].change
 		switch o.class {
 		case classOK:
-			c.journal.overtaken(w.hash, w.intent(now, 0), s.id, s.server)
-			c.local.end(w.hash, true)
+			c.journal.overtaken(w.hash, w.intent(0), o.session.id, o.session.server)
+			c.local.end(w.hash, true, c.worth(w, now, replies, o))
 		case classCommand:
-			c.local.end(w.hash, false)
+			c.local.end(w.hash, false, 0)
 			errs.add(op, w.key, o.err)
 		default:
 			// In the journal before the local tier is done with it: no reader
 			// may find neither.
-			w.base = c.baseOf(olds[i])
+			w.base = w.baseOf()
 			var sentOn uint64
 			if o.unknown {
-				sentOn = s.id
+				sentOn = o.session.id
 			}
-			err := c.remember(w, now, sentOn)
-			c.local.end(w.hash, err == nil)
+			err := c.remember(w, sentOn)
+			c.local.end(w.hash, err == nil, 0)
 			if o.class == classCanceled {
 				err = o.err
 			}
 			errs.add(op, w.key, err)
 		}
 	})
+}
+
+// readBackMost is the largest value that a write reads back.
+const readBackMost = 4 << 10
+
+// worth is until when the copy of an acknowledged write is fresh; 0 where it must
+// be read before it is.
+func (c *Cache) worth(w *change, now int64, replies []rueidis.RedisResult, o outcome) int64 {
+	told := o.session.tells(w.key)
+	switch {
+	case w.del || o.asked:
+		return 0
+	case told && o.session.forgets():
+		if len(replies) < 2 {
+			return 0
+		}
+		if held, err := replies[1].ToString(); err != nil || held != viewString(w.value) {
+			return 0
+		}
+	}
+	return c.freshUntil(now, w.deadline, told)
 }
 
 // errorList gathers one error a key.

@@ -16,7 +16,7 @@ import (
 func TestWithoutTrackingCopiesLiveUntrackedTTL(t *testing.T) {
 	backends(t, func(t *testing.T, ctx context.Context, b backend) {
 		o := at(b.addr)
-		o.Tracking.UntrackedTTL = 50 * time.Millisecond
+		o.Tracking = holdfast.TrackingOptions{Mode: holdfast.TrackOff, UntrackedTTL: 50 * time.Millisecond}
 		c := open(t, o)
 		ready(t, c)
 		if c.Health().Tracking {

@@ -26,7 +26,7 @@ func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte,
 	for _, key := range keys {
 		h := c.local.hash(key)
 		if e, fresh := c.look(h, key, now); fresh {
-			found[key] = e.value
+			found[key] = e.bytes()
 			hits++
 			continue
 		}
@@ -47,25 +47,40 @@ func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte,
 	if len(missing) == 0 {
 		return found, nil
 	}
-	s := c.reader()
-	if s == nil {
-		for _, key := range missing {
-			if e, err := c.fallback(c.local.get(c.local.hash(key)), now); err == nil {
-				found[key] = e.Value
+	var errs errorList
+	if err := c.readMany(ctx, missing, found, now, &errs); err != nil {
+		return found, err
+	}
+	return found, errs.join()
+}
+
+// readMany is read for the keys of a batch.
+func (c *Cache) readMany(ctx context.Context, keys []string, found map[string][]byte, now int64, errs *errorList) error {
+	items := make([]item, 0, len(keys))
+	tokens := make([]token, 0, len(keys))
+	for _, key := range keys {
+		var s *session
+		if c.routes != nil {
+			l, d := c.routes.of(key)
+			t := c.local.token(c.local.hash(key), d)
+			if s = l.reader(); s != nil {
+				items, tokens = append(items, item{key: key, session: s}), append(tokens, t)
+				continue
 			}
 		}
-		return found, nil
+		if e, err := c.fallback(c.local.get(c.local.hash(key)), now); err == nil {
+			found[key] = e.Value
+		}
 	}
-	tokens := make([]token, len(missing))
-	for i, key := range missing {
-		tokens[i] = c.local.token(c.local.hash(key))
+	if len(items) == 0 {
+		return nil
 	}
-	var errs errorList
 	bounded, cancel := c.remote.bound(ctx, now)
 	defer cancel()
-	c.remote.getMany(bounded, s, missing, func(i int, v value, o outcome) {
-		key := missing[i]
-		e, err := c.readOutcome("getmany", c.local.hash(key), key, now, tokens[i], s, v, o)
+	c.remote.batch(bounded, items, 2, readCommands, func(i int, replies []rueidis.RedisResult, o outcome) {
+		key := items[i].key
+		v, o := readValue(replies, o)
+		e, err := c.readOutcome("getmany", c.local.hash(key), key, now, tokens[i], v, o)
 		switch {
 		case err == nil:
 			found[key] = e.Value
@@ -73,10 +88,7 @@ func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte,
 			errs.errs = append(errs.errs, err)
 		}
 	})
-	if err := ctx.Err(); err != nil {
-		return found, err
-	}
-	return found, errs.join()
+	return ctx.Err()
 }
 
 // Add stores value under key if the key is absent, and says whether it did. Only
@@ -99,9 +111,9 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 	}
 	now := c.clock.now()
 	h := c.local.hash(key)
-	e := newEntry(key, own(value), c.term(ttl, now, c.local.epoch.Load()))
-	if c.link == nil {
-		return c.local.add(h, e, now), nil
+	w := change{key: key, value: own(value), hash: h, deadline: after(now, ttl)}
+	if c.routes == nil {
+		return c.local.add(h, c.entryOf(&w, now, &c.local.home, w.deadline), now), nil
 	}
 	bounded, cancel := c.remote.bound(ctx, now)
 	defer cancel()
@@ -110,24 +122,22 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 		return false, err
 	}
 	// Until Redis has decided, the key's present value stands.
-	seq := c.local.hold(h)
+	w.seq = c.local.hold(h)
 	added := false
-	defer func() { c.local.end(h, !added) }()
-	set := s.client.B().Set().Key(key).Value(viewString(e.value)).Nx()
-	cmd := set.Build()
-	if ttl > 0 {
-		cmd = s.client.B().Set().Key(key).Value(viewString(e.value)).Nx().PxMilliseconds(ttl.Milliseconds()).Build()
-	}
-	replies, o := c.remote.do(bounded, s, cmd)
-	if o.class == classOK {
-		o = c.remote.reply(s, replies[0])
-		added = o.class == classOK && !rueidis.IsRedisNil(replies[0].Error())
-	}
+	defer func() { c.local.end(h, !added, asIs) }()
+	replies, o := c.remote.one(bounded, s, key, 1, func(b rueidis.Builder, _ *item, cmds []rueidis.Completed) []rueidis.Completed {
+		set := b.Set().Key(key).Value(viewString(w.value)).Nx()
+		if ttl > 0 {
+			return append(cmds, set.PxMilliseconds(ttl.Milliseconds()).Build())
+		}
+		return append(cmds, set.Build())
+	})
+	added = o.class == classOK && !rueidis.IsRedisNil(replies[0].Error())
 	if o.unknown {
 		// It may run late, behind a Delete that was acknowledged: the caller is
 		// told that nothing was done, so what it may leave is taken back.
-		w := change{key: key, del: true, undo: e.value, hash: h, entry: e, seq: seq}
-		if err := c.remember(&w, now, s.id); err != nil {
+		w.del, w.undo, w.value, w.link = true, w.value, nil, s.link
+		if err := c.remember(&w, o.session.id); err != nil {
 			return false, &Error{Op: "add", Key: key, Err: err}
 		}
 	}
@@ -137,7 +147,8 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 // decider returns the session that decides on a key now. A fenced key is
 // replayed first, within the budget.
 func (c *Cache) decider(ctx bound, h keyHash, key string) (*session, error) {
-	s := c.link.writer()
+	l, _ := c.routes.of(key)
+	s := l.writer(false)
 	if s == nil {
 		return nil, ErrUnavailable
 	}
@@ -150,7 +161,7 @@ func (c *Cache) decider(ctx bound, h keyHash, key string) (*session, error) {
 		return nil, c.decided("replay", key, unsent(ctx))
 	}
 	if tasks := c.journal.takeOne(h, key); tasks != nil {
-		c.replayer.replay(ctx, s, tasks)
+		l.replayer.replay(ctx, s, tasks)
 	}
 	if ctx.Err() != nil {
 		s.abandon(ticket)
@@ -213,16 +224,19 @@ func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
 	if err := checkKey(key); err != nil {
 		return 0, &Error{Op: "ttl", Tier: Remote, Err: err}
 	}
-	s := c.reader()
+	if c.routes == nil {
+		return c.knownTTL(e, now)
+	}
+	l, _ := c.routes.of(key)
+	s := l.reader()
 	if s == nil {
 		return c.knownTTL(e, now)
 	}
 	bounded, cancel := c.remote.bound(ctx, now)
 	defer cancel()
-	replies, o := c.remote.do(bounded, s, s.client.B().Pttl().Key(key).Build())
-	if o.class == classOK {
-		o = c.remote.reply(s, replies[0])
-	}
+	replies, o := c.remote.one(bounded, s, key, 1, func(b rueidis.Builder, _ *item, cmds []rueidis.Completed) []rueidis.Completed {
+		return append(cmds, b.Pttl().Key(key).Build())
+	})
 	switch o.class {
 	case classOK:
 	case classDown, classWriteRefused:
@@ -247,7 +261,7 @@ func (c *Cache) knownTTL(e *entry, now int64) (time.Duration, error) {
 	switch {
 	case err == nil && !known.Stale:
 		return known.TTL, nil
-	case c.link == nil:
+	case c.routes == nil:
 		return 0, ErrMiss
 	default:
 		return 0, ErrUnavailable
@@ -274,7 +288,7 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 	now := c.clock.now()
 	h := c.local.hash(key)
 	deadline := after(now, ttl)
-	if c.link == nil {
+	if c.routes == nil {
 		return c.touchLocal(h, now, deadline)
 	}
 	if f, ok := c.journal.get(h, key, now); ok {
@@ -291,23 +305,20 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 	if err != nil {
 		return err
 	}
-	cmd := s.client.B().Persist().Key(key).Build()
-	if ttl > 0 {
-		cmd = s.client.B().Pexpire().Key(key).Milliseconds(ttl.Milliseconds()).Build()
-	}
-	cmds := []rueidis.Completed{cmd, s.client.B().Exists().Key(key).Build()}
-	replies, o := c.remote.do(bounded, s, cmds...)
-	if o.class == classOK {
-		o = c.remote.reply(s, replies[0])
-	}
-	if o.class == classOK {
-		c.local.retime(h, deadline)
-	} else {
-		c.local.doubt(h, deadline) // it may have been given its new end
-	}
+	replies, o := c.remote.one(bounded, s, key, 2, func(b rueidis.Builder, _ *item, cmds []rueidis.Completed) []rueidis.Completed {
+		if ttl > 0 {
+			cmds = append(cmds, b.Pexpire().Key(key).Milliseconds(ttl.Milliseconds()).Build())
+		} else {
+			cmds = append(cmds, b.Persist().Key(key).Build())
+		}
+		return append(cmds, b.Exists().Key(key).Build())
+	})
 	if o.class != classOK {
+		// It may have been given its new end.
+		c.local.doubt(h, func(old int64) int64 { return min(old, deadline) })
 		return c.decided("touch", key, o)
 	}
+	c.local.doubt(h, func(int64) int64 { return deadline })
 	if n, err := replies[1].AsInt64(); err == nil && n == 0 {
 		return ErrMiss
 	}
@@ -319,6 +330,6 @@ func (c *Cache) touchLocal(h keyHash, now, deadline int64) error {
 	if e == nil || now >= e.expires.Load() {
 		return ErrMiss
 	}
-	e.confirm(term{confirmed: now, fresh: deadline, expires: deadline, epoch: e.epoch.Load()})
+	e.confirm(term{confirmed: now, fresh: deadline, expires: deadline, epoch: e.epoch.Load()}) // not the domain: it stays
 	return nil
 }

@@ -133,10 +133,13 @@ func (d *dialer) close() {
 	}
 }
 
-// clientOption is the rueidis configuration of one session.
-func clientOption(user rueidis.ClientOption, d *dialer) rueidis.ClientOption {
-	o := user
+// clientOption is the rueidis configuration of one pipe.
+func clientOption(pl plan, d *dialer) rueidis.ClientOption {
+	o := pl.option
+	o.InitAddress = []string{pl.addr}
+	o.Sentinel = rueidis.SentinelOption{}
 	o.DialCtxFn = d.dial
+	o.OnInvalidations = pl.invalidated
 	// Without it rueidis asks the server what it is by trying cluster commands,
 	// and takes miniredis for a cluster.
 	o.ForceSingleClient = true
@@ -149,6 +152,8 @@ func clientOption(user rueidis.ClientOption, d *dialer) rueidis.ClientOption {
 	o.DisableRetry = true
 	// 2,000 commands in one pipeline would make rueidis dial a connection.
 	o.BlockingPipeline = -1
+	// The local tier is the cache. Tracking is asked for once the connection
+	// stands: rueidis takes every failure of it for a server that cannot track.
 	o.DisableCache = true
 	return o
 }

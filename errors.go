@@ -79,6 +79,7 @@ const (
 	classWriteRefused              // Redis refuses every write; reads go on
 	classDown                      // Redis is away, mute, or refuses this caller
 	classCanceled                  // the caller gave up; says nothing about Redis
+	classRedirect                  // another node of the cluster has the key
 )
 
 // classify is the one place where an error of the remote tier gets its
@@ -108,6 +109,9 @@ var replyClasses = map[string]class{
 	"MISCONF":    classWriteRefused, // a failed snapshot stops writes
 	"OOM":        classWriteRefused, // maxmemory with noeviction
 	"NOREPLICAS": classWriteRefused, // min-replicas-to-write
+
+	"MOVED": classRedirect,
+	"ASK":   classRedirect,
 
 	"LOADING":     classDown,
 	"MASTERDOWN":  classDown,

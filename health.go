@@ -55,7 +55,25 @@ type Health struct {
 	// never was one.
 	LastError error
 
+	// Shards are the masters of a cluster that have slots, in the order of their
+	// addresses; nil where there is no cluster. The whole is as well as the worst
+	// of them: State is Up, and Writable and Tracking are true, where they are
+	// for every shard. The others go on meanwhile.
+	Shards []ShardHealth
+
 	// JournalKeys is how many keys wait to be replayed or to be checked once
 	// more after a replay.
 	JournalKeys int
+}
+
+// ShardHealth is the Health of one master of a cluster.
+type ShardHealth struct {
+	Addr  string // as the cluster names it
+	Slots int    // how many of the 16,384 hash slots it has
+
+	State     State
+	Writable  bool
+	Tracking  bool
+	Since     time.Time
+	LastError error
 }

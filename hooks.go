@@ -25,7 +25,8 @@ type Hooks struct {
 type StateChange struct {
 	From, To State
 	At       time.Time
-	Err      error // why, where To is not Up
+	Err      error  // why, where To is not Up
+	Shard    string // in a cluster, the address of the master that it is about
 }
 
 // Replay says what one round of draining the journal did, in keys.
@@ -135,6 +136,9 @@ func (n *notifier) stateChange(c StateChange) {
 	n.post(func() {
 		level := slog.LevelInfo
 		attrs := []slog.Attr{slog.String("from", c.From.String()), slog.String("to", c.To.String())}
+		if c.Shard != "" {
+			attrs = append(attrs, slog.String("shard", c.Shard))
+		}
 		if c.Err != nil {
 			level = slog.LevelWarn
 			attrs = append(attrs, slog.String("error", c.Err.Error()))
@@ -143,6 +147,15 @@ func (n *notifier) stateChange(c StateChange) {
 		if n.hooks.OnStateChange != nil {
 			n.hooks.OnStateChange(c)
 		}
+	})
+}
+
+// untracked tells that a server does not tell of changes, why, and what to do.
+func (n *notifier) untracked(addr, why string, ttl time.Duration) {
+	n.post(func() {
+		n.log.Warn("holdfast: redis does not tell of changes, so a copy is read again after Tracking.UntrackedTTL: "+
+			"allow the user CLIENT TRACKING, on Redis 6 or later with RESP3, or set Tracking.Mode to TrackOff",
+			"addr", addr, "untracked_ttl", ttl, "error", why)
 	})
 }
 

@@ -330,14 +330,15 @@ type task struct {
 }
 
 // take marks intents as being sent and returns them: those to replay, and those
-// whose second check is due; up to n of them, and up to about so many bytes.
-func (j *journal) take(n, bytes int, now int64, hash func(string) keyHash) []task {
+// whose second check is due, of which want says that they may go now; up to n of
+// them, and up to about so many bytes.
+func (j *journal) take(n, bytes int, now int64, hash func(string) keyHash, want func(key string, del bool) bool) []task {
 	var tasks []task
 	for i := range j.shards {
 		sh := &j.shards[i]
 		sh.mu.Lock()
 		for key, in := range sh.intents {
-			if in.sending || in.checkAt > now {
+			if in.sending || in.checkAt > now || !want(key, in.del) {
 				continue
 			}
 			in.sending = true
@@ -370,8 +371,8 @@ func (j *journal) takeOne(h keyHash, key string) []task {
 	return []task{t}
 }
 
-// nextCheck is when the next second check is due, or never.
-func (j *journal) nextCheck() int64 {
+// nextCheck is when the next second check of a key that is owned is due, or never.
+func (j *journal) nextCheck(owned func(key string) bool) int64 {
 	next := int64(never)
 	if j.keys.Load() == j.queued.Load() {
 		return next
@@ -379,8 +380,8 @@ func (j *journal) nextCheck() int64 {
 	for i := range j.shards {
 		sh := &j.shards[i]
 		sh.mu.RLock()
-		for _, in := range sh.intents {
-			if in.checkAt > 0 {
+		for key, in := range sh.intents {
+			if in.checkAt > 0 && owned(key) {
 				next = min(next, in.checkAt)
 			}
 		}

@@ -45,7 +45,11 @@ func put(t *testing.T, j *journal, w write, want admission) {
 }
 
 // takeAll takes what is due now.
-func takeAll(j *journal, now int64) []task { return j.take(1<<30, 1<<30, now, hashed) }
+// What a take may want: anything.
+func every(string, bool) bool { return true }
+func anyKey(string) bool      { return true }
+
+func takeAll(j *journal, now int64) []task { return j.take(1<<30, 1<<30, now, hashed, every) }
 
 // takeOnly takes the one task that there must be.
 func takeOnly(t *testing.T, j *journal, now int64) task {
@@ -224,7 +228,7 @@ func TestTakeTakesNoMoreThanItsBatch(t *testing.T) {
 	}
 	seen := map[string]bool{}
 	for _, want := range []int{30, 30, 30, 10, 0} {
-		tasks := j.take(30, 1<<30, 0, hashed)
+		tasks := j.take(30, 1<<30, 0, hashed, every)
 		if len(tasks) != want {
 			t.Fatalf("%d tasks, want %d", len(tasks), want)
 		}
@@ -245,7 +249,7 @@ func TestTakeTakesNoMoreBytesThanAPipelineMayHold(t *testing.T) {
 	// The one that reaches the bound goes with the others: else an entry over it
 	// would never go.
 	for _, tt := range []struct{ bytes, want int }{{1, 1}, {8, 1}, {9, 2}, {24, 3}, {1000, 3}, {1000, 0}} {
-		if got := len(j.take(100, tt.bytes, 0, hashed)); got != tt.want {
+		if got := len(j.take(100, tt.bytes, 0, hashed, every)); got != tt.want {
 			t.Errorf("of at most %d bytes: %d tasks, want %d", tt.bytes, got, tt.want)
 		}
 	}
@@ -434,8 +438,8 @@ func TestAnAmbiguousWriteIsCheckedOnceMoreUnlessItsSessionAnswered(t *testing.T)
 		t.Helper()
 		j := roomyJournal()
 		put(t, j, ambiguous(set("k", "v1", 1), 1), admitted)
-		if j.nextCheck() != never {
-			t.Errorf("a check is due at %d before the replay", j.nextCheck())
+		if j.nextCheck(anyKey) != never {
+			t.Errorf("a check is due at %d before the replay", j.nextCheck(anyKey))
 		}
 		if settle(j, takeOnly(t, j, now), foundOurs, 2, now) {
 			t.Fatal("gone, although it may still run late")
@@ -458,7 +462,7 @@ func TestAnAmbiguousWriteIsCheckedOnceMoreUnlessItsSessionAnswered(t *testing.T)
 		j := replayed(t)
 		wantHolds(t, j, "k", now, "v1")
 		wantGauges(t, j, 1, 0, 3)
-		if got := j.nextCheck(); got != due {
+		if got := j.nextCheck(anyKey); got != due {
 			t.Errorf("the check is due %v after the replay, want %v", time.Duration(got-now), lateAfter)
 		}
 		if j.drained() != nil {
@@ -478,8 +482,8 @@ func TestAnAmbiguousWriteIsCheckedOnceMoreUnlessItsSessionAnswered(t *testing.T)
 			t.Error("stays after its check")
 		}
 		wantGauges(t, j, 0, 0, 0)
-		if j.nextCheck() != never {
-			t.Errorf("an empty journal has a check due at %d", j.nextCheck())
+		if j.nextCheck(anyKey) != never {
+			t.Errorf("an empty journal has a check due at %d", j.nextCheck(anyKey))
 		}
 	})
 	t.Run("a check that found something else, or was refused, is done", func(t *testing.T) {
@@ -524,7 +528,7 @@ func TestAnAmbiguousWriteIsCheckedOnceMoreUnlessItsSessionAnswered(t *testing.T)
 		j := replayed(t)
 		put(t, j, set("k", "v2", 2), admitted)
 		wantGauges(t, j, 1, 1, 3)
-		if j.nextCheck() != never {
+		if j.nextCheck(anyKey) != never {
 			t.Error("the check of the earlier write stands beside the replay of the later")
 		}
 		sent := takeOnly(t, j, now+1)
@@ -535,8 +539,8 @@ func TestAnAmbiguousWriteIsCheckedOnceMoreUnlessItsSessionAnswered(t *testing.T)
 			t.Error("gone, although v1 may still run late on session 1")
 		}
 		wantGauges(t, j, 1, 0, 3)
-		if j.nextCheck() != due {
-			t.Errorf("the check is due %v after the first answer, want %v: a key that is written all the time must be unfenced", time.Duration(j.nextCheck()-now), lateAfter)
+		if j.nextCheck(anyKey) != due {
+			t.Errorf("the check is due %v after the first answer, want %v: a key that is written all the time must be unfenced", time.Duration(j.nextCheck(anyKey)-now), lateAfter)
 		}
 		check := takeOnly(t, j, due)
 		if !check.check || !remembers(check.late, "v1") || !settle(j, check, foundOurs, 2, due) {
@@ -851,7 +855,7 @@ func TestTheJournalSettlesWhateverHappensAtOnce(t *testing.T) {
 	var background, wg sync.WaitGroup
 	replay := func(rnd *rand.Rand, faults bool) {
 		at := now.Add(int64(time.Second) / 4)
-		tasks := j.take(7, 1<<10, at, hashed)
+		tasks := j.take(7, 1<<10, at, hashed, every)
 		if one := rnd.IntN(keys); len(tasks) == 0 {
 			tasks = j.takeOne(hashed(name(one)), name(one))
 		}
@@ -877,7 +881,7 @@ func TestTheJournalSettlesWhateverHappensAtOnce(t *testing.T) {
 					default:
 					}
 				}
-				j.nextCheck()
+				j.nextCheck(anyKey)
 			}
 		})
 	}

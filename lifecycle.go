@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/redis/rueidis"
 )
 
 // Health tells what was last known of Redis. It does no I/O and waits for
@@ -13,23 +15,24 @@ import (
 func (c *Cache) Health() Health {
 	if c.fence.closed.Load() {
 		h := Health{State: Closed}
-		if c.link != nil {
-			h = c.link.health()
-			h.State, h.Writable = Closed, false
+		if c.routes != nil {
+			h = c.routes.health()
+			h.State, h.Writable, h.Tracking = Closed, false, false
 		}
 		return h
 	}
-	if c.link == nil {
+	if c.routes == nil {
 		return Health{State: Up, Writable: true, Since: c.clock.base.Add(time.Hour)}
 	}
-	h := c.link.health()
+	h := c.routes.health()
 	h.JournalKeys = int(c.journal.keys.Load())
 	return h
 }
 
 // Check writes a probe to Redis now, over the connection that serves traffic,
-// and returns nil if that succeeded: it is made for readiness endpoints. It
-// waits for at most Options.Timeout. While Redis is away it returns
+// and returns nil if that succeeded: it is made for readiness endpoints. In a
+// cluster every shard is probed, and the error joins one for each that failed. It
+// waits for at most Options.Timeout in all. While Redis is away it returns
 // ErrUnavailable, with the cause, at once.
 func (c *Cache) Check(ctx context.Context) error {
 	lane, open := c.fence.enter()
@@ -37,27 +40,32 @@ func (c *Cache) Check(ctx context.Context) error {
 	if err := enterable(ctx, open); err != nil {
 		return err
 	}
-	if c.link == nil {
+	if c.routes == nil {
 		return nil
 	}
-	s := c.link.reader()
-	if s == nil {
-		return c.unavailable()
+	var errs errorList
+	var items []item
+	for _, l := range c.routes.links() {
+		if s := l.reader(); s != nil {
+			items = append(items, item{key: l.probeKey(""), session: s})
+		} else {
+			errs.errs = append(errs.errs, l.unavailable())
+		}
 	}
-	bounded, cancel := c.remote.bound(ctx, c.clock.now())
-	defer cancel()
-	replies, o := c.remote.do(bounded, s, s.probeCommand(c.link.probing))
-	if o.class == classOK {
-		o = c.remote.reply(s, replies[0])
+	if len(items) > 0 {
+		bounded, cancel := c.remote.bound(ctx, c.clock.now())
+		defer cancel()
+		c.remote.batch(bounded, items, 1, probeCommands, func(_ int, _ []rueidis.RedisResult, o outcome) {
+			if err := c.decided("check", "", o); err != nil {
+				errs.errs = append(errs.errs, err)
+			}
+		})
 	}
-	return c.decided("check", "", o)
+	return errs.join()
 }
 
-func (c *Cache) unavailable() error {
-	if err := c.link.health().LastError; err != nil {
-		return &Error{Op: "check", Tier: Remote, Err: unavailable{err}}
-	}
-	return ErrUnavailable
+func probeCommands(_ rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed {
+	return append(cmds, it.session.probeCommand(it.key))
 }
 
 // WaitReady waits until Redis was Up for the first time, or until ctx ends. It
@@ -68,19 +76,19 @@ func (c *Cache) WaitReady(ctx context.Context) error {
 	if ctx == nil {
 		return errNilContext
 	}
-	if c.link == nil {
+	if c.routes == nil {
 		return enterable(ctx, !c.fence.closed.Load())
 	}
-	c.link.waiting.Add(1)
-	defer c.link.waiting.Add(-1)
-	c.link.look()
+	c.routes.waiting.Add(1)
+	defer c.routes.waiting.Add(-1)
+	c.routes.look()
 	select {
 	case <-c.stop:
 		return ErrClosed
 	default:
 	}
 	select {
-	case <-c.link.ready:
+	case <-c.routes.ready:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
@@ -105,7 +113,7 @@ func (c *Cache) drain(ctx context.Context) error {
 		if idle == nil {
 			return nil
 		}
-		c.link.use()
+		c.routes.use()
 		select {
 		case <-idle:
 		case <-ctx.Done():
@@ -140,11 +148,13 @@ func (c *Cache) Stats() Stats {
 		Refused:         n.refused.Load(),
 		Rejected:        n.rejected.Load(),
 		FillsDiscarded:  n.fillsDiscarded.Load(),
+		Invalidations:   n.invalidations.Load(),
+		StreamLosses:    n.streamLosses.Load(),
 		LocalEvicted:    c.local.evicted.Load(),
 		LocalDropped:    c.local.dropped.Load(),
 	}
-	if c.link != nil {
-		s.BreakerOpens = c.link.breaker.opens.Load()
+	if c.routes != nil {
+		s.BreakerOpens = c.routes.opens()
 	}
 	if lane, open := c.fence.enter(); open {
 		s.LocalBytes, s.LocalEntries = c.local.bytes(), c.local.len()

@@ -7,8 +7,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/redis/rueidis"
 )
 
 // link is the way to Redis. One goroutine, the supervisor, builds sessions,
@@ -29,21 +27,18 @@ import (
 // and somebody wants Redis: a call came by lately, the journal has something to
 // replay, or WaitReady waits. Otherwise the supervisor sleeps until used.
 type link struct {
-	opts    rueidis.ClientOption
-	timeout time.Duration // a probe on a standing connection
-	probing string        // the probe's key
-	idle    time.Duration // how long after its last use a link is kept up
-
-	clock   clock
-	stats   *counters
-	notify  *notifier
+	opts    Options
 	breaker *breaker
+	idle    time.Duration // how long after its last use a link is kept up
+	linkEnv
 
-	// pending says that the journal needs Redis.
-	pending func() bool
-	// onUp and onLost tell the other rooms; called by the supervisor.
-	onUp   func()
-	onLost func()
+	replayer *replayer // carries what the journal has for this link
+
+	// Of a node of a cluster; see cluster, which guards owned.
+	addr   string
+	slots  atomic.Int32
+	owned  bool // it had a slot once
+	retire context.CancelFunc
 
 	gate   atomic.Pointer[session]
 	last   atomic.Pointer[string] // run id of the server last spoken to
@@ -52,19 +47,52 @@ type link struct {
 	used    atomic.Bool // a call wanted Redis since the supervisor last looked
 	parked  atomic.Bool // the supervisor sleeps until used
 	refused atomic.Bool // a write was refused
-	waiting atomic.Int32
+	vouched atomic.Bool // the stream was held to be unbroken
 
 	// Of the supervisor alone.
 	session  *session
 	schedule backoff
-	sessions uint64
-
-	ready chan struct{} // closed when Up for the first time
+	probing  string // the probe's key
+	untold   string // why the server does not tell of changes, as last logged
 
 	mu struct {
 		sync.Mutex
 		health Health
 	}
+}
+
+// linkEnv is what a link needs of the other rooms. The functions do not block,
+// but for where, and may be called from any goroutine, but for where and fits,
+// which are the supervisor's.
+type linkEnv struct {
+	clock    clock
+	stats    *counters
+	notify   *notifier
+	sessions *atomic.Uint64 // numbers the sessions of all links
+
+	// where names the server to speak to. It may ask for it, for longer where
+	// nothing is served meanwhile.
+	where func(ctx context.Context, serving bool) (addr string, err error)
+	// leave ends what where holds open.
+	leave func()
+	// fits says whether a server of this mode is one to speak to, and may ask it.
+	fits func(ctx context.Context, s *session, mode string) error
+	// probeKey is a key that the server takes, last if it still does, and "" where
+	// it takes none: a node without slots.
+	probeKey func(last string) string
+	// wanted says that somebody waits for Redis: WaitReady, or the journal.
+	// needless says that there is nothing for this link to do, whoever waits.
+	wanted   func() bool
+	needless func() bool
+	// hits counts the answers of the local tier, which are uses, too: they are
+	// fresh only because the link watches over them.
+	hits func() uint64
+	// domains are what the link vouches for.
+	domains func(each func(*domain))
+	// drop takes a key of which the server told out of the local tier.
+	drop func(key string)
+	// changed is told of a step.
+	changed func(StateChange)
 }
 
 // event is what the supervisor met.
@@ -100,18 +128,13 @@ func step(s State, ev event) State {
 	}
 }
 
-func newLink(o Options, id string, clk clock, stats *counters, notify *notifier) *link {
+func newLink(o Options, env linkEnv) *link {
 	l := &link{
-		opts:     o.Redis,
-		timeout:  o.Timeout,
-		probing:  o.Breaker.ProbePrefix + id,
+		opts:     o,
+		linkEnv:  env,
 		idle:     10 * o.Breaker.MaxBackoff,
-		clock:    clk,
-		stats:    stats,
-		notify:   notify,
 		signal:   make(chan struct{}, 1),
 		schedule: backoff{min: o.Breaker.MinBackoff, max: o.Breaker.MaxBackoff},
-		ready:    make(chan struct{}),
 	}
 	l.mu.health = Health{State: Connecting, Since: time.Now()}
 	l.breaker = newBreaker(o.Breaker.Failures, l.shut)
@@ -127,10 +150,11 @@ func (l *link) reader() *session {
 	return s
 }
 
-// writer returns the session that may be written to, or nil at once.
-func (l *link) writer() *session {
+// writer returns the session that may be written to, or nil at once. A server
+// that is out of memory takes deletes, of which it needs every one.
+func (l *link) writer(del bool) *session {
 	s := l.reader()
-	if s == nil || !s.writable.Load() {
+	if s == nil || !s.writable.Load() && !(del && s.deletable.Load()) {
 		return nil
 	}
 	return s
@@ -158,19 +182,31 @@ func (l *link) look() {
 // shut closes the gate: the breaker opened. It runs under gobreaker's lock.
 func (l *link) shut() {
 	l.gate.Store(nil)
+	l.doubt()
 	l.look()
 }
 
 // lostSession runs on whatever goroutine found the connection gone.
 func (l *link) lostSession(s *session) {
-	l.gate.CompareAndSwap(s, nil)
+	if l.gate.CompareAndSwap(s, nil) {
+		l.doubt()
+	}
 	l.look()
+}
+
+// doubt says that the stream of invalidations is broken, or that nobody watches
+// over it: what was filled from it must be read again. It is where law 5 is kept.
+func (l *link) doubt() {
+	if l.vouched.Swap(false) {
+		l.stats.streamLosses.Add(1)
+	}
+	l.domains((*domain).doubt)
 }
 
 // report tells the breaker of a call's outcome. One that began on an earlier
 // session, or before the circuit opened, says nothing about the present.
 func (l *link) report(s *session, c class, err error) {
-	if c == classOK || c == classCommand {
+	if c == classOK || c == classCommand || c == classRedirect {
 		l.breaker.success()
 		return
 	}
@@ -189,9 +225,8 @@ func (l *link) report(s *session, c class, err error) {
 
 // noteRefusal stops writes until a probe is let through.
 func (l *link) noteRefusal(s *session, err error) {
-	s.replica.Store(isReplica(err))
 	l.setError(err)
-	if s.writable.Swap(false) {
+	if s.refuse(err) {
 		l.refused.Store(true)
 		l.look()
 	}
@@ -203,6 +238,14 @@ func (l *link) setError(err error) {
 	l.mu.Unlock()
 }
 
+// unavailable is what a call gets that only this link could have served.
+func (l *link) unavailable() error {
+	if err := l.health().LastError; err != nil {
+		return &Error{Op: "check", Tier: Remote, Err: unavailable{err}}
+	}
+	return ErrUnavailable
+}
+
 func (l *link) health() Health {
 	l.mu.Lock()
 	h := l.mu.health
@@ -210,6 +253,7 @@ func (l *link) health() Health {
 	// Between an event and the supervisor's looking at it the gate knows more.
 	s := l.gate.Load()
 	h.Writable = s != nil && s.writable.Load()
+	h.Tracking = s != nil && s.tracked
 	switch {
 	case s == nil && (h.State == Up || h.State == ReadOnly):
 		h.State = Down
@@ -243,21 +287,16 @@ func (l *link) apply(ev event, err error) {
 	if to != Up && to != Closed {
 		change.Err = h.LastError
 	}
-	l.notify.stateChange(change)
-	if to == Up {
-		select {
-		case <-l.ready:
-		default:
-			close(l.ready)
-		}
-	}
+	l.changed(change)
 }
 
 // supervise is the supervisor's life. It ends with ctx and leaves nothing open.
 func (l *link) supervise(ctx context.Context) {
 	defer func() {
 		l.gate.Store(nil)
-		l.drop()
+		l.doubt()
+		l.discard()
+		l.leave()
 		l.apply(evClose, nil)
 	}()
 	timer := time.NewTimer(0)
@@ -266,11 +305,12 @@ func (l *link) supervise(ctx context.Context) {
 		due     = l.clock.now() // the next attempt
 		lastUse = due           // New is a use
 		stable  int64           // when the link came up
+		hits    uint64
 	)
 	for {
 		now := l.clock.now()
-		if l.used.Swap(false) || l.waiting.Load() > 0 {
-			lastUse = now
+		if n := l.hits(); l.used.Swap(false) || n != hits {
+			lastUse, hits = now, n
 		}
 		if l.observe() {
 			// It broke. A link that was up for a while starts its schedule anew;
@@ -288,7 +328,7 @@ func (l *link) supervise(ctx context.Context) {
 			due = now + int64(l.schedule.next())
 		}
 
-		wanted := now-lastUse < int64(l.idle) || l.pending()
+		wanted := (now-lastUse < int64(l.idle) || l.wanted()) && !l.needless()
 		if wanted && now >= due {
 			up := l.state() == Up
 			interval := l.attempt(ctx)
@@ -307,10 +347,13 @@ func (l *link) supervise(ctx context.Context) {
 		} else {
 			timer.Stop()
 			l.parked.Store(true)
-			if l.used.Load() || l.pending() || l.waiting.Load() > 0 {
+			if (l.used.Load() || l.wanted()) && !l.needless() {
 				l.parked.Store(false) // came by just now
 				continue
 			}
+			// Nobody probes from here on, so a stream that breaks would not be
+			// missed. The next reader asks Redis, and that wakes the supervisor.
+			l.doubt()
 		}
 		select {
 		case <-ctx.Done():
@@ -340,16 +383,15 @@ func (l *link) observe() bool {
 	var err error
 	if lost {
 		err = *s.lostErr.Load()
-		l.drop()
-		l.onLost()
+		l.discard()
 	}
 	l.breaker.trip() // a lost connection opens the circuit at once
 	l.apply(evLost, err)
 	return serving
 }
 
-// drop closes the session, if there is one.
-func (l *link) drop() {
+// discard closes the session, if there is one.
+func (l *link) discard() {
 	if l.session != nil {
 		l.session.close()
 		l.session = nil
@@ -359,9 +401,10 @@ func (l *link) drop() {
 // errNoProbe is the result of an attempt that was cut short by a panic.
 var errNoProbe = errors.New("holdfast: the attempt did not end")
 
-// attempt reaches for Redis once, with at most one dial, and returns how long to
-// wait from its beginning before the next. It blocks for at most three times
-// Dialer.Timeout plus Timeout, and less when ctx ends.
+// attempt reaches for Redis once, with at most one dial of it, and returns how
+// long to wait from its beginning before the next. It blocks for as long as
+// asking where Redis is takes, and then for at most three times Dialer.Timeout
+// plus Timeout, and less when ctx ends.
 func (l *link) attempt(ctx context.Context) time.Duration {
 	done, ok := l.breaker.probe()
 	if !ok {
@@ -374,28 +417,24 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 	)
 	defer finish()
 
-	next, old := l.session, (*session)(nil)
-	if next == nil || next.replica.Load() {
-		// A replica does not become a master by waiting for it on the same
-		// connection: the address may lead elsewhere by now. Until another
-		// connection has proved itself, this one goes on serving reads.
-		l.sessions++
-		fresh, err := connect(ctx, l.opts, l.sessions, func() { l.stats.dials.Add(1) }, l.lostSession)
-		if err != nil {
-			if l.gate.Load() != nil {
-				result = nil // reads go on
-				l.setError(err)
-			} else {
-				result = err
-				l.apply(evProbeFailed, err)
-			}
-			return l.schedule.next()
+	next, old, err := l.candidate(ctx)
+	if err != nil {
+		switch {
+		case errors.Is(err, errJoined):
+			result = err // that was all that this link was for
+		case l.gate.Load() != nil:
+			result = nil // reads go on
+			l.setError(err)
+		default:
+			result = err
+			l.apply(evProbeFailed, err)
 		}
-		next, old = fresh, next
+		return l.schedule.next()
 	}
 
-	budget, cancel := context.WithTimeout(ctx, l.timeout)
-	err := next.probe(budget, l.probing)
+	budget, cancel := context.WithTimeout(ctx, l.opts.Timeout)
+	l.probing = l.probeKey(l.probing)
+	err = next.probe(budget, l.probing)
 	cancel()
 	switch classify(ctx, err) {
 	case classOK:
@@ -406,11 +445,10 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 		l.replace(ctx, old, next)
 		l.serve(next, evProbeOK, nil)
 		return l.schedule.max
-	case classWriteRefused, classCommand:
+	case classWriteRefused, classCommand, classRedirect:
 		// A command error here is a user without permission for the probe's
 		// key: whether anything can be written is not known, and is not claimed.
-		next.replica.Store(isReplica(err))
-		next.writable.Store(false)
+		next.refuse(err)
 		result = nil
 		finish()
 		l.replace(ctx, old, next)
@@ -421,19 +459,42 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 			err = errBudget
 		}
 		result = err
+		again := l.schedule.min
 		if old != nil {
 			next.close() // the old one goes on, such as it is
 			result = nil
+			again = l.schedule.next()
 		} else {
 			l.session = next
 		}
 		if l.gate.Load() != nil {
-			l.setError(err) // one failure among calls that may fare better
-			return l.schedule.max
+			// One failure among calls that may fare better. But the stream may
+			// be silent, so whether it is must be known soon.
+			l.setError(err)
+			return again
 		}
 		l.apply(evProbeFailed, err)
 		return l.schedule.next()
 	}
+}
+
+// candidate returns the session to probe: the present one, or, beside it as old,
+// one to where Redis is by now. A replica does not become a master by waiting for
+// it on the same connection: the address may lead elsewhere. Until another
+// connection has proved itself, the old one goes on serving reads.
+func (l *link) candidate(ctx context.Context) (next, old *session, err error) {
+	s := l.session
+	addr, err := l.where(ctx, s != nil)
+	switch {
+	case s == nil && err != nil:
+		return nil, nil, err
+	case s != nil && !s.replica.Load() && (err != nil || addr == s.addr):
+		return s, nil, nil // who cannot be asked does not end what works
+	case err != nil:
+		return nil, nil, err
+	}
+	next, err = l.openSession(ctx, addr)
+	return next, s, err
 }
 
 // replace makes next the session. The old one, if there is one, is closed once
@@ -444,8 +505,8 @@ func (l *link) replace(ctx context.Context, old, next *session) {
 		return
 	}
 	l.gate.CompareAndSwap(old, next)
-	l.onLost() // what the old one told may not be what the new one holds
-	for deadline := l.clock.now() + int64(l.timeout); old.used.Load() > 0 && l.clock.now() < deadline; {
+	l.doubt() // what the old one told may not be what the new one holds
+	for deadline := l.clock.now() + int64(l.opts.Timeout); old.used.Load() > 0 && l.clock.now() < deadline; {
 		if !sleep(ctx, time.Millisecond) {
 			break
 		}
@@ -460,15 +521,29 @@ func (l *link) serve(s *session, ev event, err error) {
 	if !l.breaker.whileClosed(func() { l.gate.Store(s) }) {
 		return
 	}
+	l.vouched.Store(s.tracked)
 	if s.lost.Load() {
-		l.gate.CompareAndSwap(s, nil)
+		l.lostSession(s)
 		return
 	}
 	l.last.Store(&s.server)
+	l.tellUntold(s)
 	l.apply(ev, err)
-	if ev == evProbeOK {
-		l.onUp()
+	if ev == evProbeOK || s.deletable.Load() {
+		l.replayer.wake()
 	}
+}
+
+// tellUntold logs, once for each reason, that the server does not tell of changes.
+func (l *link) tellUntold(s *session) {
+	why := ""
+	if s.untold != nil {
+		why = s.untold.Error()
+	}
+	if why != "" && why != l.untold {
+		l.notify.untracked(s.addr, why, l.opts.Tracking.UntrackedTTL)
+	}
+	l.untold = why
 }
 
 // server is the run id of the server that was last spoken to, "" if unknown.
@@ -479,4 +554,10 @@ func (l *link) server() string {
 	return ""
 }
 
-func isReplica(err error) bool { return strings.Contains(err.Error(), "READONLY") }
+// refuse notes why the server takes no writes, and says whether it took them
+// until now.
+func (s *session) refuse(err error) bool {
+	s.replica.Store(strings.Contains(err.Error(), "READONLY"))
+	s.deletable.Store(strings.HasPrefix(err.Error(), "OOM"))
+	return s.writable.Swap(false)
+}

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/dgraph-io/ristretto/v2"
 )
@@ -30,9 +31,8 @@ type local struct {
 	store *ristretto.Cache[uint64, *entry]
 	seeds [2]maphash.Seed
 
-	// epoch names the present stream of knowledge about Redis. An entry of an
-	// older epoch is in doubt: nothing is flushed when a connection breaks.
-	epoch atomic.Uint32
+	// home is the domain of every key, where there is no cluster.
+	home domain
 
 	stripes [stripeCount]stripe
 
@@ -73,29 +73,70 @@ const (
 // likely than that the memory that holds them fails.
 type keyHash struct{ place, check uint64 }
 
-// entry is one value of one key. The value never changes; what is known of it
-// does, when Redis confirms it.
-type entry struct {
-	check uint64
-	value []byte
-	size  int32 // what it costs, with the key and the bookkeeping
-
-	epoch     atomic.Uint32 // the epoch of its fill
-	confirmed atomic.Int64  // when Redis was last known to hold it, or when it was written
-	fresh     atomic.Int64  // served without asking Redis until then, within its epoch; 0: in doubt
-	expires   atomic.Int64  // its own TTL; never for none
+// domain is what one stream of invalidations vouches for: all keys of a server,
+// or those of one slot of a cluster. Losing the stream moves the epoch, and every
+// entry of an older epoch is in doubt: nothing is flushed when a connection breaks.
+type domain struct {
+	epoch atomic.Uint32
+	floor atomic.Uint32 // entries of an epoch before this one are known to be wrong
 }
+
+// doubt puts every entry of the domain in doubt.
+func (d *domain) doubt() { d.epoch.Add(1) }
+
+// flush makes every entry of the domain wrong: the server said that it holds
+// nothing any more.
+func (d *domain) flush() { d.floor.Store(d.epoch.Add(1)) }
+
+// entry is one value of one key. The value never changes; what is known of it
+// does, when Redis confirms it. The fields are packed: a million entries are
+// common, and 64 bytes are a size class of Go's and a cache line.
+type entry struct {
+	check  uint64
+	data   *byte
+	length uint32
+	size   int32 // what it costs, with the key and the bookkeeping
+
+	domain *domain
+	epoch  atomic.Uint32 // the domain's epoch at its fill
+
+	confirmed atomic.Int64 // when Redis was last known to hold it, or when it was written
+	fresh     atomic.Int64 // served without asking Redis until then, within its epoch; 0: in doubt
+	expires   atomic.Int64 // its own TTL; never for none, wrong for what is not to be served
+}
+
+// wrong is the end of an entry of which Redis said that it holds it no more. It
+// is so long ago that no outage option stretches to it.
+const wrong = -1 << 62
 
 // term is what is known of a value but for its bytes.
 type term struct {
 	confirmed, fresh, expires int64
+	domain                    *domain
 	epoch                     uint32
 }
 
 func newEntry(key string, value []byte, k term) *entry {
-	e := &entry{value: value, size: sizeOf(key, value)}
+	e := &entry{
+		data:   unsafe.SliceData(value),
+		length: uint32(len(value)),
+		size:   sizeOf(key, value),
+		domain: k.domain,
+	}
 	e.confirm(k)
 	return e
+}
+
+// bytes is the value. Its capacity is its length, so that an append copies.
+func (e *entry) bytes() []byte { return unsafe.Slice(e.data, e.length) }
+
+// vouched says whether the stream that the entry was filled from is unbroken.
+func (e *entry) vouched() bool { return e.epoch.Load() == e.domain.epoch.Load() }
+
+// refuted says that the server told of a change, so the value is no answer, not
+// even in an outage, and nothing that Redis could be taken to hold.
+func (e *entry) refuted() bool {
+	return e.expires.Load() == wrong || int32(e.epoch.Load()-e.domain.floor.Load()) < 0
 }
 
 // confirm gives a standing entry a new term. The epoch comes last but for fresh:
@@ -131,6 +172,7 @@ type stripe struct {
 // its stripe since before the read was sent.
 type token struct {
 	version uint64
+	domain  *domain
 	epoch   uint32
 }
 
@@ -194,9 +236,10 @@ func (l *local) get(h keyHash) *entry {
 	return nil
 }
 
-// token is taken before a read is sent to Redis.
-func (l *local) token(h keyHash) token {
-	return token{l.stripe(h).version.Load(), l.epoch.Load()}
+// token is taken before a read is sent to Redis, and before it is decided on
+// which connection: what that one may have missed is then seen in the epoch.
+func (l *local) token(h keyHash, d *domain) token {
+	return token{l.stripe(h).version.Load(), d, d.epoch.Load()}
 }
 
 // fill stores what Redis answered. It is discarded where a write of our own, an
@@ -213,7 +256,7 @@ func (l *local) fill(h keyHash, key string, value []byte, t token, k term) bool 
 	// What is confirmed as it was needs no new place: so a copy that is read
 	// again when its time is up costs a fill neither memory nor ristretto's
 	// attention.
-	if old != nil && len(value) <= comparedBytes && bytes.Equal(old.value, value) {
+	if old != nil && old.domain == k.domain && len(value) <= comparedBytes && bytes.Equal(old.bytes(), value) {
 		old.confirm(k)
 		return true
 	}
@@ -236,7 +279,7 @@ func (l *local) forget(h keyHash, t token) {
 // fillableLocked is lookLocked, and says whether what was read under the token
 // may still be stored. The caller holds the stripe.
 func (l *local) fillableLocked(s *stripe, h keyHash, t token) (p *pending, old *entry, ok bool) {
-	if s.version.Load() != t.version || l.epoch.Load() != t.epoch {
+	if s.version.Load() != t.version || t.domain.epoch.Load() != t.epoch {
 		return nil, nil, false
 	}
 	p, old = l.lookLocked(s, h)
@@ -263,9 +306,10 @@ func (l *local) begin(h keyHash, e *entry) (old *entry, seq uint64) {
 }
 
 // end closes what begin opened. The entry stays only where the write is known to
-// have reached its end (keep) and no other write of ours was under way beside
-// it: which of two such Redis ran last, only Redis knows.
-func (l *local) end(h keyHash, keep bool) {
+// have reached its end (keep) and neither another write of ours nor somebody
+// else's was under way beside it: which of two such Redis ran last, only Redis
+// knows. What stays is fresh until the given time, or as long as it was (asIs).
+func (l *local) end(h keyHash, keep bool, fresh int64) {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -279,11 +323,16 @@ func (l *local) end(h keyHash, keep bool) {
 	if !keep || p.overlap {
 		e = nil
 	}
+	if e != nil && fresh != asIs {
+		e.fresh.Store(fresh)
+	}
 	if p.writers == 0 {
 		p.overlap = false
 	}
 	l.storeLocked(s, h, p, p.entry, e)
 }
+
+const asIs = -1
 
 // put is a write that Redis is not told of: begin and end in one.
 func (l *local) put(h keyHash, e *entry) (old *entry, seq uint64) {
@@ -332,27 +381,41 @@ func (l *local) hold(h keyHash) (seq uint64) {
 }
 
 // doubt makes the key be read from Redis before it is served again, and keeps
-// the copy as a fallback, until the given time at most.
-func (l *local) doubt(h keyHash, until int64) {
+// the copy as a fallback, with the end that it is given from its present one.
+func (l *local) doubt(h keyHash, end func(old int64) int64) {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.version.Add(1)
-	if _, old := l.lookLocked(s, h); old != nil {
+	if _, old := l.lookLocked(s, h); old != nil && !old.refuted() {
 		old.fresh.Store(0)
-		old.expires.Store(min(old.expires.Load(), until))
+		old.expires.Store(end(old.expires.Load()))
 	}
 }
 
-// retime is doubt for a key whose end is known to be another one now.
-func (l *local) retime(h keyHash, expires int64) {
+// sameEnd leaves the end of a copy as it is.
+func sameEnd(old int64) int64 { return old }
+
+// invalidate is told that somebody else changed the key, or that Redis dropped
+// it. What is there becomes wrong where it is: the goroutine that reads the
+// connection calls this, so it makes nothing and waits for nothing. An entry past
+// its own time stays as it is, for that is what the server told of, and
+// Outage.ServeStaleFor may have a use for it.
+func (l *local) invalidate(h keyHash, now int64) {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.version.Add(1)
-	if _, old := l.lookLocked(s, h); old != nil {
-		old.fresh.Store(0)
-		old.expires.Store(expires)
+	p, old := l.lookLocked(s, h)
+	if p != nil && p.writers > 0 {
+		p.overlap = true // before or after ours? only Redis knows
+	}
+	if old == nil {
+		return
+	}
+	old.fresh.Store(0)
+	if now < old.expires.Load() {
+		old.expires.Store(wrong)
 	}
 }
 

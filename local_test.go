@@ -23,12 +23,12 @@ type tier interface {
 type localTier struct{ l *local }
 
 func (t localTier) set(key string, value []byte) {
-	t.l.put(t.l.hash(key), newEntry(key, value, term{expires: never}))
+	t.l.put(t.l.hash(key), newEntry(key, value, term{expires: never, domain: new(domain)}))
 }
 func (t localTier) del(key string) { t.l.put(t.l.hash(key), nil) }
 func (t localTier) get(key string) []byte {
 	if e := t.l.get(t.l.hash(key)); e != nil {
-		return e.value
+		return e.bytes()
 	}
 	return nil
 }
@@ -225,38 +225,38 @@ func TestAFillThatAWriteOvertookIsDiscarded(t *testing.T) {
 	want := func(v string) {
 		t.Helper()
 		e := l.get(h)
-		if got := e; (got == nil) != (v == "") || got != nil && string(got.value) != v {
+		if got := e; (got == nil) != (v == "") || got != nil && string(got.bytes()) != v {
 			t.Fatalf("got %+v, want %q", got, v)
 		}
 	}
-	tok := l.token(h)
+	tok := l.token(h, &l.home)
 	l.put(h, at("own", 1))
 	if fill(tok, "read before", 2) {
 		t.Error("filled over an own write")
 	}
 	want("own")
 
-	tok = l.token(h)
-	l.epoch.Add(1)
+	tok = l.token(h, &l.home)
+	l.home.doubt()
 	if fill(tok, "of a lost stream", 3) {
 		t.Error("filled across a loss of the stream")
 	}
 
 	l.begin(h, at("under way", 4))
-	tok = l.token(h)
+	tok = l.token(h, &l.home)
 	if fill(tok, "read beside the write", 5) {
 		t.Error("filled beside a write under way")
 	}
-	l.end(h, true)
+	l.end(h, true, asIs)
 	want("under way")
 
-	tok = l.token(h)
+	tok = l.token(h, &l.home)
 	if !fill(tok, "later", 10) || fill(tok, "earlier", 9) {
 		t.Error("an earlier read filled over a later one")
 	}
 	want("later")
 
-	tok = l.token(h)
+	tok = l.token(h, &l.home)
 	l.forget(h, tok) // redis has no such key
 	want("")
 }
@@ -266,25 +266,25 @@ func TestOverlappingOwnWritesLeaveNoLocalCopy(t *testing.T) {
 	l := startLocal(t, 1<<20)
 	h := l.hash("k")
 	e := func(v string) *entry {
-		return newEntry("k", []byte(v), term{expires: never})
+		return newEntry("k", []byte(v), term{expires: never, domain: new(domain)})
 	}
 	l.begin(h, e("first"))
 	l.begin(h, e("second"))
-	l.end(h, true)
+	l.end(h, true, asIs)
 	if l.get(h) != nil {
 		t.Error("a copy while another write is under way")
 	}
-	l.end(h, true)
+	l.end(h, true, asIs)
 	if got := l.get(h); got != nil {
-		t.Errorf("a copy after two overlapping writes: %s", got.value)
+		t.Errorf("a copy after two overlapping writes: %s", got.bytes())
 	}
 	l.begin(h, e("third"))
-	l.end(h, true)
-	if got := l.get(h); got == nil || string(got.value) != "third" {
+	l.end(h, true, asIs)
+	if got := l.get(h); got == nil || string(got.bytes()) != "third" {
 		t.Error("a write alone leaves no copy")
 	}
 	l.begin(h, e("refused"))
-	l.end(h, false)
+	l.end(h, false, asIs)
 	if l.get(h) != nil {
 		t.Error("a refused write leaves a copy")
 	}

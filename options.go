@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -57,10 +58,20 @@ type Options struct {
 type Mode uint8
 
 const (
-	// ModeAuto takes one address for a standalone server.
+	// ModeAuto tells by the options: Redis.Sentinel.MasterSet means Sentinel,
+	// several addresses without it mean a cluster, and one address is asked what
+	// it is when it is first reached.
 	ModeAuto Mode = iota
-	// ModeStandalone is one server at one address.
+	// ModeStandalone is one server at one address. The address may be a name or a
+	// proxy behind which the server changes: it is resolved at each dial.
 	ModeStandalone
+	// ModeSentinel is a master that sentinels watch; Redis.InitAddress are the
+	// sentinels. They are asked for the master before each dial and once each
+	// Breaker.MaxBackoff while the Cache is in use.
+	ModeSentinel
+	// ModeCluster is a Redis Cluster; Redis.InitAddress are some of its nodes.
+	// Only masters are spoken to.
+	ModeCluster
 )
 
 func (m Mode) String() string {
@@ -69,6 +80,10 @@ func (m Mode) String() string {
 		return "auto"
 	case ModeStandalone:
 		return "standalone"
+	case ModeSentinel:
+		return "sentinel"
+	case ModeCluster:
+		return "cluster"
 	}
 	return fmt.Sprintf("mode(%d)", uint8(m))
 }
@@ -106,13 +121,49 @@ type BreakerOptions struct {
 	ProbePrefix string
 }
 
-// TrackingOptions bounds how old a fresh local copy may be.
+// TrackingOptions says how the Cache learns of what other clients write.
 type TrackingOptions struct {
+	// Mode says what the server is asked to tell of. See TrackingMode.
+	Mode TrackingMode
+
+	// Prefixes are the keys of which the server tells in TrackPrefixes; no one
+	// may begin with another. One that is empty means every key.
+	Prefixes []string
+
 	// UntrackedTTL is how long a local copy counts as fresh where the server
 	// does not tell of changes. Default 5s. What another client writes is seen
 	// at the latest after this time. The copy stays behind it as a fallback for
 	// an outage.
 	UntrackedTTL time.Duration
+}
+
+// TrackingMode is a use of Redis' server-assisted client-side caching. Where the
+// server cannot do it (before Redis 6, RESP2, no permission for CLIENT) the Cache
+// works as in TrackOff, says so in Health.Tracking and in one log line.
+type TrackingMode uint8
+
+const (
+	// TrackReads has the server tell of every key that was read through this
+	// Cache. It remembers them, for each client.
+	TrackReads TrackingMode = iota
+	// TrackPrefixes has it tell of every key that begins with one of
+	// Tracking.Prefixes, whether it was read or not: it remembers nothing, and
+	// tells more. Other keys are as in TrackOff.
+	TrackPrefixes
+	// TrackOff: a copy is read again after Tracking.UntrackedTTL.
+	TrackOff
+)
+
+func (m TrackingMode) String() string {
+	switch m {
+	case TrackReads:
+		return "reads"
+	case TrackPrefixes:
+		return "prefixes"
+	case TrackOff:
+		return "off"
+	}
+	return fmt.Sprintf("trackingmode(%d)", uint8(m))
 }
 
 // JournalOptions bounds what is remembered of the writes made while Redis is
@@ -155,6 +206,10 @@ func (o Options) withDefaults() Options {
 	def(&o.Redis.Dialer.Timeout, time.Second)
 	def(&o.Redis.Dialer.KeepAlive, time.Second)
 	def(&o.Redis.ConnWriteTimeout, 2*time.Second)
+	def(&o.Redis.ClusterOption.ShardsRefreshInterval, 10*time.Second)
+	def(&o.Redis.ClusterOption.MaxMovedRedirections, 3)
+	def(&o.Redis.Sentinel.Dialer.Timeout, o.Redis.Dialer.Timeout)
+	def(&o.Redis.Sentinel.Dialer.KeepAlive, o.Redis.Dialer.KeepAlive)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -181,8 +236,8 @@ func (o Options) validate() error {
 		}
 	}
 
-	if o.Mode > ModeStandalone {
-		bad("Mode is %d: no such mode", o.Mode)
+	for _, err := range append(o.validateMode(), o.Tracking.validate()...) {
+		bad("%w", err)
 	}
 	atLeast("Timeout", o.Timeout, time.Millisecond)
 	atLeast("DefaultTTL", o.DefaultTTL, 0)
@@ -210,6 +265,88 @@ func (o Options) validate() error {
 	return errors.Join(errs...)
 }
 
+// validateMode finds what contradicts the mode, given or told by the options.
+func (o Options) validateMode() []error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	r := o.Redis
+	set, servers := r.Sentinel.MasterSet != "", len(r.InitAddress)
+	switch o.Mode {
+	case ModeAuto:
+	case ModeStandalone:
+		if servers > 1 {
+			bad("Redis.InitAddress names %d servers: Mode standalone has one", servers)
+		}
+	case ModeSentinel:
+		if !set {
+			bad("Redis.Sentinel.MasterSet is empty: Mode sentinel needs its name")
+		}
+	case ModeCluster:
+	default:
+		bad("Mode is %d: no such mode", o.Mode)
+	}
+	if set && (o.Mode == ModeStandalone || o.Mode == ModeCluster) {
+		bad("Redis.Sentinel.MasterSet is set: it contradicts Mode %v", o.Mode)
+	}
+	if (o.Mode == ModeSentinel || o.Mode == ModeCluster) && servers == 0 {
+		bad("Redis.InitAddress is empty: Mode %v needs an address", o.Mode)
+	}
+	if o.mode() == ModeCluster && r.SelectDB != 0 {
+		bad("Redis.SelectDB is %d: a cluster has database 0 only", r.SelectDB)
+	}
+	if r.Sentinel.TopologyRefreshInterval < 0 {
+		bad("Redis.Sentinel.TopologyRefreshInterval is %v: it must not be negative", r.Sentinel.TopologyRefreshInterval)
+	}
+	if r.ClusterOption.ShardsRefreshInterval < 0 {
+		bad("Redis.ClusterOption.ShardsRefreshInterval is %v: it must not be negative", r.ClusterOption.ShardsRefreshInterval)
+	}
+	if r.ClusterOption.MaxMovedRedirections < 0 {
+		bad("Redis.ClusterOption.MaxMovedRedirections is %d: it must not be negative", r.ClusterOption.MaxMovedRedirections)
+	}
+	if s := r.Sentinel.Dialer; s.Timeout < 0 || s.KeepAlive < 0 {
+		bad("Redis.Sentinel.Dialer is negative in Timeout or KeepAlive")
+	}
+	if o.Tracking.Mode != TrackOff && r.AlwaysRESP2 {
+		bad("Redis.AlwaysRESP2 is set: the server tells of changes over RESP3 only; set Tracking.Mode to TrackOff, or do not set it")
+	}
+	return errs
+}
+
+// mode is the mode as far as the options tell; ModeAuto where the server has to.
+func (o Options) mode() Mode {
+	switch {
+	case o.Mode != ModeAuto:
+		return o.Mode
+	case o.Redis.Sentinel.MasterSet != "":
+		return ModeSentinel
+	case len(o.Redis.InitAddress) > 1:
+		return ModeCluster
+	}
+	return ModeAuto
+}
+
+func (t TrackingOptions) validate() []error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if t.Mode > TrackOff {
+		bad("Tracking.Mode is %d: no such mode", t.Mode)
+	}
+	if t.Mode == TrackPrefixes && len(t.Prefixes) == 0 {
+		bad("Tracking.Prefixes is empty: TrackPrefixes needs one at least")
+	}
+	if t.Mode != TrackPrefixes && len(t.Prefixes) > 0 {
+		bad("Tracking.Prefixes is set: only TrackPrefixes uses it, and Tracking.Mode is %v", t.Mode)
+	}
+	for i, a := range t.Prefixes {
+		for j, b := range t.Prefixes[:i] {
+			if strings.HasPrefix(a, b) || strings.HasPrefix(b, a) {
+				bad("Tracking.Prefixes[%d], %q, overlaps with Tracking.Prefixes[%d], %q: redis takes no such list", i, a, j, b)
+			}
+		}
+	}
+	return errs
+}
+
 func validateRedis(r rueidis.ClientOption) []error {
 	var errs []error
 	bad := func(field, why string) {
@@ -225,12 +362,6 @@ func validateRedis(r rueidis.ClientOption) []error {
 			// for one.
 			bad(field, fmt.Sprintf("is %q: it must be host:port", addr))
 		}
-	}
-	if len(r.InitAddress) > 1 {
-		bad("InitAddress", fmt.Sprintf("names %d servers: this version speaks to one standalone server", len(r.InitAddress)))
-	}
-	if r.Sentinel.MasterSet != "" {
-		bad("Sentinel.MasterSet", "is set: this version does not speak to Sentinel")
 	}
 	if r.SelectDB < 0 {
 		bad("SelectDB", fmt.Sprintf("is %d: it must not be negative", r.SelectDB))
@@ -257,6 +388,8 @@ func validateRedis(r rueidis.ClientOption) []error {
 		{r.SendToReplicas != nil, "SendToReplicas", "is set: holdfast reads from the master, because a replica may answer with what was replaced"},
 		{r.ReadNodeSelector != nil, "ReadNodeSelector", "is set: holdfast reads from the master, because a replica may answer with what was replaced"},
 		{len(r.Standalone.ReplicaAddress) > 0, "Standalone.ReplicaAddress", "is set: holdfast reads from the master, because a replica may answer with what was replaced"},
+		{r.ClusterOption.PreferInitAddressRefresh, "ClusterOption.PreferInitAddressRefresh", "is set: the map of a cluster is asked of the nodes that serve"},
+		{r.ClusterOption.PreferClusterShards, "ClusterOption.PreferClusterShards", "is set: holdfast reads CLUSTER SLOTS, which every version has right"},
 		{r.Standalone.EnableRedirect, "Standalone.EnableRedirect", "is set: only the supervisor dials"},
 		{r.ConnLifetime != 0, "ConnLifetime", "is set: it would drop the connection under calls in flight"},
 		{r.DisableAutoPipelining, "DisableAutoPipelining", "is set: every caller would need a connection of its own"},

@@ -3,19 +3,23 @@ package holdfast
 import (
 	"context"
 	"errors"
+	"slices"
+	"sync"
 	"time"
 	"unsafe"
 
 	"github.com/redis/rueidis"
 )
 
-// remote is the second tier: commands on a session, within the budget and the
-// bulkhead, their outcomes classified and reported to the link.
+// remote is the second tier: commands on sessions, within the budget and the
+// bulkhead, their outcomes classified and reported to the session's link.
 type remote struct {
-	link   *link
-	budget *budget
-	clock  clock
-	stats  *counters
+	routes  *routes
+	hops    int // how many redirections a call follows
+	budget  *budget
+	clock   clock
+	stats   *counters
+	callers group // of the parts of a batch that go to several servers
 }
 
 // outcome is what became of one command.
@@ -26,6 +30,11 @@ type outcome struct {
 	// unknown: Redis may have run the command, may still run it, or never got
 	// it. A reply of any kind, and a command that was never sent, are known.
 	unknown bool
+
+	// session is the one that answered, or did not. asked: its server does not
+	// own the slot, only imports it, so what it says is an answer and no more.
+	session *session
+	asked   bool
 }
 
 // hungAfter is the part of the budget, one in so many, that a caller with a
@@ -69,7 +78,7 @@ func (r *remote) do(ctx bound, s *session, cmds ...rueidis.Completed) ([]rueidis
 	if err == nil {
 		s.release()
 		s.answered(ticket)
-		return replies, outcome{}
+		return replies, outcome{session: s}
 	}
 	if gaveUp(err) {
 		s.abandon(ticket)
@@ -89,7 +98,7 @@ func unsent(ctx bound) outcome {
 
 // unanswered gives a command that got no reply its outcome, and reports it.
 func (r *remote) unanswered(ctx bound, s *session, completed uint64, err error) outcome {
-	o := outcome{class: classify(ctx.caller, err), err: err, unknown: !errors.Is(err, errNoPermit)}
+	o := outcome{class: classify(ctx.caller, err), err: err, unknown: !errors.Is(err, errNoPermit), session: s}
 	switch {
 	case o.class == classCanceled:
 		o.err = ctx.caller.Err()
@@ -98,14 +107,14 @@ func (r *remote) unanswered(ctx bound, s *session, completed uint64, err error) 
 		mute := s.completed.Load() == completed
 		waited := time.Duration(r.clock.now() - ctx.began)
 		if mute && errors.Is(o.err, context.DeadlineExceeded) && waited >= r.budget.timeout/hungAfter {
-			r.link.report(s, classDown, errBudget)
+			s.link.report(s, classDown, errBudget)
 		}
 	case gaveUp(err):
 		r.stats.timeouts.Add(1)
 		o.err = errBudget
-		r.link.report(s, classDown, errBudget)
+		s.link.report(s, classDown, errBudget)
 	default:
-		r.link.report(s, o.class, err)
+		s.link.report(s, o.class, err)
 	}
 	return o
 }
@@ -114,11 +123,11 @@ func (r *remote) unanswered(ctx bound, s *session, completed uint64, err error) 
 func (r *remote) reply(s *session, res rueidis.RedisResult) outcome {
 	err := res.Error()
 	c := classify(context.Background(), err)
-	r.link.report(s, c, err)
+	s.link.report(s, c, err)
 	if c == classOK {
 		err = nil
 	}
-	return outcome{class: c, err: err}
+	return outcome{class: c, err: err, session: s}
 }
 
 // value is what Redis holds for a key; ttl is 0 for no expiry.
@@ -136,17 +145,51 @@ func (r *remote) get(ctx bound, s *session, key string) (value, outcome) {
 	if o.class != classOK {
 		return value{}, o
 	}
-	return r.value(s, replies[0], replies[1])
+	o = r.reply(s, replies[0])
+	if o.class == classRedirect {
+		replies, o = r.elsewhere(ctx, item{key: key, session: s, outcome: o}, 2, readCommands)
+	}
+	return readValue(replies, o)
 }
 
-func (r *remote) value(s *session, get, pttl rueidis.RedisResult) (value, outcome) {
-	o := r.reply(s, get)
-	if o.class != classOK || rueidis.IsRedisNil(get.Error()) {
+// elsewhere is redirect for one item.
+func (r *remote) elsewhere(ctx bound, it item, stride int, build commands) (replies []rueidis.RedisResult, o outcome) {
+	r.redirect(ctx, []item{it}, stride, build, func(_ int, got []rueidis.RedisResult, last outcome) {
+		replies, o = got, last
+	})
+	return replies, o
+}
+
+// one is do for a call on one key, with redirections.
+func (r *remote) one(ctx bound, s *session, key string, stride int, build commands) ([]rueidis.RedisResult, outcome) {
+	it := item{key: key, session: s}
+	replies, o := r.do(ctx, s, build(s.client.B(), &it, nil)...)
+	if o.class == classOK {
+		o = r.reply(s, replies[0])
+	}
+	if o.class == classRedirect {
+		it.outcome = o
+		return r.elsewhere(ctx, it, stride, build)
+	}
+	return replies, o
+}
+
+func readCommands(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed {
+	return append(cmds, b.Get().Key(it.key).Build(), b.Pttl().Key(it.key).Build())
+}
+
+// readValue reads the replies of GET and PTTL.
+func readValue(replies []rueidis.RedisResult, o outcome) (value, outcome) {
+	if o.class != classOK {
+		return value{}, o
+	}
+	get, pttl := replies[0], replies[1]
+	if rueidis.IsRedisNil(get.Error()) {
 		return value{}, o
 	}
 	bytes, err := get.AsBytes()
 	if err != nil {
-		return value{}, outcome{class: classCommand, err: err}
+		return value{}, outcome{class: classCommand, err: err, session: o.session}
 	}
 	v := value{found: true, bytes: bytes[:len(bytes):len(bytes)]}
 	switch ms, err := pttl.AsInt64(); {
@@ -172,65 +215,187 @@ func millis(ms int64) time.Duration {
 // of every other caller's command.
 const keysAtOnce = 256
 
-// getMany reads the keys in pipelines. each is called for
-// every key in turn.
-func (r *remote) getMany(ctx bound, s *session, keys []string, each func(i int, v value, o outcome)) {
-	b := s.client.B()
-	for from := 0; from < len(keys); from += keysAtOnce {
-		part := keys[from:min(from+keysAtOnce, len(keys))]
-		cmds := make([]rueidis.Completed, 0, 2*len(part))
-		for _, key := range part {
-			cmds = append(cmds, b.Get().Key(key).Build(), b.Pttl().Key(key).Build())
+// item is one key's part of a call.
+type item struct {
+	key     string
+	session *session // where to send it
+	asking  bool
+	outcome outcome // of the last try
+
+	change *change // of a write
+}
+
+// commands appends an item's commands, of which each call has the same number
+// for every item.
+type commands func(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed
+
+// batch sends the items, in pipelines, to all servers at once, and calls each for
+// every item, one at a time, with the replies to its commands, none where the
+// outcome is not an answer. Redirections are followed.
+func (r *remote) batch(ctx bound, items []item, stride int, build commands, each func(i int, replies []rueidis.RedisResult, o outcome)) {
+	groups := bySession(items)
+	if groups == nil {
+		r.part(ctx, items, nil, stride, build, each)
+	} else {
+		var mu sync.Mutex
+		var done sync.WaitGroup
+		one := func(i int, replies []rueidis.RedisResult, o outcome) {
+			mu.Lock()
+			defer mu.Unlock()
+			each(i, replies, o)
+		}
+		// One after the other, a server that hangs would use up the time of all.
+		for _, group := range groups[1:] {
+			done.Add(1)
+			r.callers.spawn("batch", func() {
+				defer done.Done()
+				r.part(ctx, items, group, stride, build, one)
+			})
+		}
+		r.part(ctx, items, groups[0], stride, build, one)
+		done.Wait()
+	}
+	if r.routes.cluster.Load() != nil {
+		r.redirect(ctx, items, stride, build, each)
+	}
+}
+
+// bySession groups the items by where they go; nil where that is one place.
+func bySession(items []item) [][]int {
+	same := func(it item) bool { return it.session == items[0].session && it.asking == items[0].asking }
+	if !slices.ContainsFunc(items, func(it item) bool { return !same(it) }) {
+		return nil
+	}
+	type place struct {
+		session *session
+		asking  bool
+	}
+	at := map[place]int{}
+	var groups [][]int
+	for i := range items {
+		p := place{items[i].session, items[i].asking}
+		g, ok := at[p]
+		if !ok {
+			g = len(groups)
+			at[p] = g
+			groups = append(groups, nil)
+		}
+		groups[g] = append(groups[g], i)
+	}
+	return groups
+}
+
+// part sends those items of the group, or all where there is none, that go to
+// one place. An item that is redirected is left for redirect.
+func (r *remote) part(ctx bound, items []item, group []int, stride int, build commands, each func(i int, replies []rueidis.RedisResult, o outcome)) {
+	n := len(group)
+	index := func(i int) int { return group[i] }
+	if group == nil {
+		n, index = len(items), func(i int) int { return i }
+	}
+	if n == 0 {
+		return
+	}
+	first := &items[index(0)]
+	s, asking := first.session, first.asking
+	var cmds []rueidis.Completed
+	for from := 0; from < n; from += keysAtOnce {
+		to := min(from+keysAtOnce, n)
+		cmds = cmds[:0]
+		for i := from; i < to; i++ {
+			cmds = build(s.client.B(), &items[index(i)], cmds)
+		}
+		if asking {
+			cmds = withAsking(s.client.B(), cmds)
 		}
 		replies, o := r.do(ctx, s, cmds...)
-		for i := range part {
-			if o.class != classOK {
-				each(from+i, value{}, o)
-				continue
+		if asking {
+			replies = withoutAsking(replies)
+		}
+		o.asked = asking
+		for i := from; i < to; i++ {
+			it, own, at := &items[index(i)], replies, o
+			if own != nil {
+				own = replies[(i-from)*stride : (i-from+1)*stride]
 			}
-			v, o := r.value(s, replies[2*i], replies[2*i+1])
-			each(from+i, v, o)
+			switch {
+			case own == nil:
+			case o.class == classOK, own[0].NonRedisError() == nil:
+				// Where the connection broke, it may have done so behind some of
+				// the replies.
+				at = r.reply(s, own[0])
+				at.asked = asking
+			default:
+				own = nil
+			}
+			if it.outcome = at; at.class != classRedirect {
+				each(index(i), own, at)
+			}
 		}
 		if o.class != classOK {
+			// The rest is not sent: one part that found nobody speaks for all.
 			o.unknown = false
-			for i := from + len(part); i < len(keys); i++ {
-				each(i, value{}, o)
+			for i := to; i < n; i++ {
+				items[index(i)].outcome = o
+				each(index(i), nil, o)
 			}
 			return
 		}
 	}
 }
 
-// pipeline runs one command for each of n items, in pipelines; build makes the i-th, each gets its reply.
-func (r *remote) pipeline(ctx bound, s *session, n int, build func(i int) rueidis.Completed, each func(i int, res rueidis.RedisResult, o outcome)) {
-	for from := 0; from < n; from += keysAtOnce {
-		to := min(from+keysAtOnce, n)
-		cmds := make([]rueidis.Completed, 0, to-from)
-		for i := from; i < to; i++ {
-			cmds = append(cmds, build(i))
-		}
-		replies, o := r.do(ctx, s, cmds...)
-		for i := from; i < to; i++ {
-			if o.class != classOK {
-				// The connection may have broken behind some of the replies.
-				if replies != nil && replies[i-from].NonRedisError() == nil {
-					each(i, replies[i-from], r.reply(s, replies[i-from]))
-					continue
-				}
-				each(i, rueidis.RedisResult{}, o)
+// redirect sends the items that were redirected to where they were redirected
+// to, as often as the options allow. One that leads nowhere is as good as down.
+func (r *remote) redirect(ctx bound, items []item, stride int, build commands, each func(i int, replies []rueidis.RedisResult, o outcome)) {
+	for hop := 0; ; hop++ {
+		var again []item
+		var at []int
+		for i := range items {
+			it := &items[i]
+			if it.outcome.class != classRedirect {
 				continue
 			}
-			each(i, replies[i-from], r.reply(s, replies[i-from]))
-		}
-		if o.class != classOK {
-			// The rest is not sent: one part that found nobody speaks for all.
-			o.unknown = false
-			for i := to; i < n; i++ {
-				each(i, rueidis.RedisResult{}, o)
+			next, asking := r.routes.follow(it.session, it.outcome.err)
+			if next == nil || hop == r.hops {
+				it.outcome = outcome{class: classDown, err: it.outcome.err, session: it.session}
+				each(i, nil, it.outcome)
+				continue
 			}
+			it.session, it.asking = next, asking
+			again, at = append(again, *it), append(at, i)
+		}
+		if len(again) == 0 {
 			return
 		}
+		groups := bySession(again)
+		if groups == nil {
+			groups = [][]int{nil}
+		}
+		for _, group := range groups {
+			r.part(ctx, again, group, stride, build, func(i int, replies []rueidis.RedisResult, o outcome) {
+				each(at[i], replies, o)
+			})
+		}
+		for i := range again {
+			items[at[i]].outcome = again[i].outcome
+		}
 	}
+}
+
+// withAsking puts ASKING before each command: it holds for one.
+func withAsking(b rueidis.Builder, cmds []rueidis.Completed) []rueidis.Completed {
+	all := make([]rueidis.Completed, 0, 2*len(cmds))
+	for _, cmd := range cmds {
+		all = append(all, b.Asking().Build(), cmd)
+	}
+	return all
+}
+
+func withoutAsking(replies []rueidis.RedisResult) []rueidis.RedisResult {
+	for i := range len(replies) / 2 {
+		replies[i] = replies[2*i+1]
+	}
+	return replies[:len(replies)/2]
 }
 
 // setCommand writes what redis-cli GET will show: the plain value.

@@ -12,10 +12,13 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// replayer carries the journal's intents to Redis, on a goroutine of its own.
+// replayer carries to Redis what the journal has for one link, on a goroutine of
+// its own.
 type replayer struct {
 	journal *journal
 	link    *link
+	routes  *routes
+	owns    func(key string) bool // the link's keys
 	clock   clock
 	stats   *counters
 	notify  *notifier
@@ -41,6 +44,8 @@ const (
 	// replayJitter spreads the starts of a fleet that sees Redis come back at
 	// one moment.
 	replayJitter = 50 * time.Millisecond
+	// replayTimeout is the least that a pipeline is given.
+	replayTimeout = time.Second
 	// replayPause is the wait after a round that Redis did not answer.
 	replayPause = 100 * time.Millisecond
 )
@@ -122,11 +127,12 @@ func (r *replayer) run(ctx context.Context) {
 			}
 		case <-timer.C:
 		}
-		if s := r.link.gate.Load(); s != nil && s.writable.Load() && !r.drain(ctx, s) {
+		s := r.link.gate.Load()
+		if s != nil && (s.writable.Load() || s.deletable.Load()) && !r.drain(ctx, s) {
 			timer.Reset(replayPause)
 			continue
 		}
-		if next := r.journal.nextCheck(); next != never {
+		if next := r.journal.nextCheck(r.owns); next != never {
 			timer.Reset(max(replayPause, time.Duration(next-r.clock.now())))
 		}
 	}
@@ -149,16 +155,16 @@ func (r *replayer) drain(ctx context.Context, s *session) bool {
 	ok := true
 	for batch := replayFirst; ok; {
 		began := r.clock.now()
-		tasks := r.journal.take(batch, replayBytes, began, r.hash)
+		tasks := r.journal.take(batch, replayBytes, began, r.hash, func(key string, del bool) bool {
+			return (del || s.writable.Load()) && r.owns(key)
+		})
 		if len(tasks) == 0 {
 			break
 		}
 		var round Replay
 		round, ok = r.replay(ctx, s, tasks)
 		batch = nextBatch(batch, time.Duration(r.clock.now()-began), r.share)
-		total.Replayed += round.Replayed
-		total.Superseded += round.Superseded
-		total.Refused += round.Refused
+		total.add(round)
 	}
 	if total != (Replay{}) {
 		total.Left = int(r.journal.queued.Load())
@@ -182,6 +188,11 @@ func nextBatch(batch int, took, share time.Duration) int {
 // the replay's own timeout and a second for each megabyte: nobody waits for it
 // but the journal.
 func (r *replayer) replay(ctx context.Context, s *session, tasks []task) (round Replay, ok bool) {
+	return r.replayTo(ctx, s, tasks, false)
+}
+
+// replayTo is replay; asking where the server only imports the slots of the keys.
+func (r *replayer) replayTo(ctx context.Context, s *session, tasks []task, asking bool) (round Replay, ok bool) {
 	limit := r.timeout
 	for _, t := range tasks {
 		limit += time.Duration(len(t.value)) * time.Microsecond
@@ -189,7 +200,7 @@ func (r *replayer) replay(ctx context.Context, s *session, tasks []task) (round 
 	parent := ctx
 	ctx, cancel := context.WithTimeout(parent, limit)
 	defer cancel()
-	replies, sent := r.send(ctx, s, tasks)
+	replies, sent := r.send(ctx, s, tasks, asking)
 	if !sent {
 		for _, t := range tasks {
 			r.journal.settle(t, foundUnsent, s.id, s.server, r.clock.now())
@@ -198,6 +209,7 @@ func (r *replayer) replay(ctx context.Context, s *session, tasks []task) (round 
 	}
 	ok = true
 	var plain []task
+	var asked map[*session][]task
 	for i, t := range tasks {
 		answer, err := replies[i].ToString()
 		switch c := classify(context.Background(), err); {
@@ -223,6 +235,17 @@ func (r *replayer) replay(ctx context.Context, s *session, tasks []task) (round 
 			r.stats.rejected.Add(1)
 			r.notify.drop(t.key, DropRejected)
 			r.settle(t, foundRefused, s)
+		case c == classRedirect:
+			next, ask := r.routes.follow(s, err)
+			if ask && !asking && next != nil {
+				if asked == nil {
+					asked = map[*session][]task{}
+				}
+				asked[next] = append(asked[next], t)
+				continue
+			}
+			ok = false
+			r.postpone(t, s, c, err)
 		default:
 			ok = false
 			if gaveUp(err) && parent.Err() != nil {
@@ -234,7 +257,18 @@ func (r *replayer) replay(ctx context.Context, s *session, tasks []task) (round 
 	if len(plain) > 0 && !r.deletePlainly(ctx, s, plain, &round) {
 		ok = false
 	}
+	for next, tasks := range asked {
+		more, sent := r.replayTo(parent, next, tasks, true)
+		round.add(more)
+		ok = ok && sent
+	}
 	return round, ok
+}
+
+func (r *Replay) add(more Replay) {
+	r.Replayed += more.Replayed
+	r.Superseded += more.Superseded
+	r.Refused += more.Refused
 }
 
 // postpone leaves the task in the journal for a later round.
@@ -246,7 +280,7 @@ func (r *replayer) postpone(t task, s *session, c class, err error) {
 		err = errBudget
 	}
 	r.journal.settle(t, what, s.id, s.server, r.clock.now())
-	r.link.report(s, c, err)
+	s.link.report(s, c, err)
 }
 
 // noScripts says that the server will not run the script, now or at all: it was
@@ -303,10 +337,17 @@ func (r *replayer) settle(t task, what found, s *session) {
 
 // send returns a reply for each task; false where nothing was sent. A server
 // that lost its scripts is given this one again.
-func (r *replayer) send(ctx context.Context, s *session, tasks []task) ([]rueidis.RedisResult, bool) {
+func (r *replayer) send(ctx context.Context, s *session, tasks []task, asking bool) ([]rueidis.RedisResult, bool) {
 	for try := 0; ; try++ {
 		ticket := s.tickets.Add(1)
-		replies := s.client.DoMulti(ctx, r.commands(s, tasks)...)
+		cmds := r.commands(s, tasks)
+		if asking {
+			cmds = withAsking(s.client.B(), cmds)
+		}
+		replies := s.client.DoMulti(ctx, cmds...)
+		if asking {
+			replies = withoutAsking(replies)
+		}
 		if replies[len(replies)-1].NonRedisError() == nil {
 			s.answered(ticket)
 		}
@@ -320,7 +361,7 @@ func (r *replayer) send(ctx context.Context, s *session, tasks []task) ([]rueidi
 			if c == classCommand {
 				return replies, true // no scripts here: NOSCRIPT is the last word
 			}
-			r.link.report(s, c, err)
+			s.link.report(s, c, err)
 			return nil, false
 		}
 	}

@@ -50,7 +50,7 @@ func newReplayed(t *testing.T, addr string, do func(args ...string) string, set 
 func (r *replayed) up() {
 	r.t.Helper()
 	redistest.WaitFor(r.t, 10*time.Second, "up", func() bool {
-		r.c.link.use()
+		r.c.routes.home.use()
 		return r.c.Health().State == Up
 	})
 }
@@ -66,7 +66,7 @@ func (r *replayed) drain() {
 
 func (r *replayed) session() *session {
 	r.t.Helper()
-	s := r.c.link.gate.Load()
+	s := r.c.routes.home.gate.Load()
 	if s == nil {
 		r.t.Fatalf("the gate is closed: %+v", r.c.Health())
 	}
@@ -79,7 +79,7 @@ func (r *replayed) replay(tasks ...task) Replay {
 	for i := range tasks {
 		tasks[i].hash = r.c.local.hash(tasks[i].key)
 	}
-	round, ok := r.c.replayer.replay(context.Background(), r.session(), tasks)
+	round, ok := r.c.routes.home.replayer.replay(context.Background(), r.session(), tasks)
 	if !ok {
 		r.t.Fatalf("redis did not answer: %v", r.c.Health().LastError)
 	}
@@ -402,7 +402,7 @@ func TestWithoutScriptsAReplayDeletes(t *testing.T) {
 				r.c.journal.put(h, w)
 				tasks = append(tasks, r.c.journal.takeOne(h, w.key)...)
 			}
-			round, ok := r.c.replayer.replay(context.Background(), r.session(), tasks)
+			round, ok := r.c.routes.home.replayer.replay(context.Background(), r.session(), tasks)
 			written := tt.loads && round.Replayed == 3
 			if !ok || round.Superseded != 0 || round.Refused != 0 || !written && round.Replayed != 1 {
 				t.Errorf("%+v, %v", round, ok)
@@ -442,7 +442,7 @@ func TestAnEntryThatRedisRefusesIsTriedOnce(t *testing.T) {
 		r.c.journal.put(h, write{key: key, value: []byte("v"), deadline: never, seq: 1})
 		tasks = append(tasks, r.c.journal.takeOne(h, key)...)
 	}
-	round, ok := r.c.replayer.replay(context.Background(), r.session(), tasks)
+	round, ok := r.c.routes.home.replayer.replay(context.Background(), r.session(), tasks)
 	if want := (Replay{Replayed: 2, Refused: 1}); round != want || !ok {
 		t.Errorf("%+v, %v; want %+v", round, ok, want)
 	}
@@ -472,7 +472,7 @@ func TestAReplayThatMeetsAReplicaKeepsItsEntries(t *testing.T) {
 	h := r.c.local.hash("k")
 	r.c.journal.put(h, write{key: "k", value: []byte("v"), deadline: never, seq: 1})
 	tasks := r.c.journal.takeOne(h, "k")
-	round, ok := r.c.replayer.replay(context.Background(), s, tasks)
+	round, ok := r.c.routes.home.replayer.replay(context.Background(), s, tasks)
 	if ok || round != (Replay{}) {
 		t.Errorf("%+v, %v; want nothing done", round, ok)
 	}
@@ -571,7 +571,7 @@ func TestALateRunOfOurOwnWriteIsUndoneByTheSecondCheck(t *testing.T) {
 		if got, err := r.c.Get(context.Background(), "late"); err != nil || string(got) != "v2" {
 			t.Errorf("get late before its check: %q, %v; want the journal's", got, err)
 		}
-		checks := r.c.journal.take(10, 1<<20, r.c.clock.now()+int64(lateAfter), r.c.local.hash)
+		checks := r.c.journal.take(10, 1<<20, r.c.clock.now()+int64(lateAfter), r.c.local.hash, every)
 		if len(checks) != 2 || !checks[0].check || !checks[1].check {
 			t.Fatalf("checks: %+v", checks)
 		}
@@ -652,12 +652,12 @@ func TestWhatACallersReplayLeavesUndoneIsDoneByTheReplayer(t *testing.T) {
 	abandoned := r.c.journal.takeOne(r.queued("abandoned", 0), "abandoned")
 	ambiguous := r.c.journal.takeOne(r.queued("ambiguous", 1<<40), "ambiguous")
 	r.queued("other", 0)
-	r.c.replayer.wake()
+	r.c.routes.home.replayer.wake()
 	redistest.WaitFor(t, 10*time.Second, "the replayer to pass by", func() bool { return r.do("GET", "other") == "v" })
 	redistest.WaitFor(t, 10*time.Second, "the replayer to settle that", func() bool { return !r.c.journal.holds(r.c.local.hash("other"), "other") })
 
-	r.c.replayer.replay(gone, r.session(), abandoned)
-	r.c.replayer.replay(context.Background(), r.session(), ambiguous)
+	r.c.routes.home.replayer.replay(gone, r.session(), abandoned)
+	r.c.routes.home.replayer.replay(context.Background(), r.session(), ambiguous)
 	limit := time.Now().Add(lateAfter + 2*time.Second)
 	for r.c.Health().JournalKeys > 0 && time.Now().Before(limit) {
 		runtime.Gosched()

@@ -11,20 +11,112 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// session is one connection to Redis and the rueidis client around it. It is
-// built by the supervisor, serves until its connection is lost, and is never
-// dialled again: a call that still holds it fails in less than a microsecond.
-type session struct {
+// pipe is one connection and the rueidis client around it. It is never dialled
+// again: once the connection is lost, whoever still holds the pipe fails in less
+// than a microsecond.
+type pipe struct {
 	client rueidis.Client
+	addr   string
 	dialer *dialer
 	end    context.CancelFunc
+
+	lost    atomic.Bool
+	lostErr atomic.Pointer[error]
+}
+
+// plan is what a pipe is to be.
+type plan struct {
+	addr    string
+	option  rueidis.ClientOption // the user's
+	within  context.Context      // bounds the dial and the handshake; nil for no bound beside the user's
+	attempt func()               // counts a dial
+	lost    func()               // called once, when the connection ends, on whatever goroutine finds out
+	// invalidated gets the keys that the server tells of, none for all, on the
+	// goroutine that reads the connection.
+	invalidated func([]rueidis.RedisMessage)
+}
+
+// dial dials once and shakes hands. It blocks for at most twice Dialer.Timeout,
+// and less once life ends.
+func (p *pipe) dial(life context.Context, pl plan) (err error) {
+	ctx, cancel := context.WithCancel(life)
+	p.addr, p.end = pl.addr, cancel
+	p.dialer = &dialer{user: pl.option.DialCtxFn, life: ctx, attempt: pl.attempt}
+	p.dialer.lost = func(cause error) {
+		if cause == nil {
+			cause = errConnClosed
+		}
+		p.lostErr.CompareAndSwap(nil, &cause)
+		p.lost.Store(true)
+		pl.lost()
+	}
+	p.dialer.permit.Store(true)
+	stop := context.AfterFunc(ctx, p.dialer.close)
+	if pl.within != nil {
+		defer context.AfterFunc(pl.within, p.dialer.close)()
+	}
+	defer func() {
+		// What rueidis makes of a handshake's replies it makes on this
+		// goroutine, and it trusts their types.
+		if r := recover(); r != nil {
+			err = fmt.Errorf("the handshake made no sense: %v", r)
+		}
+		if err != nil {
+			stop()
+			p.close()
+		}
+	}()
+	p.client, err = rueidis.NewClient(clientOption(pl, p.dialer))
+	p.dialer.shaken()
+	if p.dialer.late.Load() {
+		err = context.DeadlineExceeded
+	}
+	return unanswered(err, pl.option.Dialer.Timeout)
+}
+
+var errConnClosed = errors.New("holdfast: the connection was closed")
+
+// unanswered words a timeout of the handshake so that it names its cause.
+func unanswered(err error, limit time.Duration) error {
+	if gaveUp(err) {
+		return fmt.Errorf("no answer within %v: %w", limit, err)
+	}
+	return err
+}
+
+func gaveUp(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
+}
+
+// close ends the pipe and everything that waits on it. The connection goes
+// first: rueidis alone would wait a second for a mute server.
+func (p *pipe) close() {
+	p.end()
+	p.dialer.close()
+	if p.client != nil {
+		p.client.Close()
+	}
+}
+
+// session is a pipe to the server that a link is for. It is built by the
+// link's supervisor and serves until its connection is lost.
+type session struct {
+	*pipe
+	link *link
 
 	// server is the run id of the process behind the connection, "" if unknown.
 	// A server that came back empty has another one.
 	server string
 
+	// tracked: the server tells of every change to what was read here. untold is
+	// why it does not, where it was asked to.
+	tracked bool
+	untold  error
+
 	// writable: the last write that Redis decided on was accepted.
 	writable atomic.Bool
+	// deletable: where writes are refused, deletes are not.
+	deletable atomic.Bool
 	// replica: writes are refused because this is a replica. What it answers
 	// may be older than what its master holds.
 	replica atomic.Bool
@@ -32,9 +124,6 @@ type session struct {
 	// id tells sessions apart: commands of one run in the order they were sent,
 	// those of an earlier one may still run late.
 	id uint64
-
-	lost    atomic.Bool
-	lostErr atomic.Pointer[error]
 
 	bulkhead
 }
@@ -121,90 +210,110 @@ func (b *bulkhead) abandon(ticket uint64) {
 	b.abandoned.Add(1)
 }
 
-func gaveUp(err error) bool {
-	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
-}
-
-// connect dials, shakes hands and asks who is there. It blocks for at most
-// three times Dialer.Timeout, and less once life ends. It makes one dial. lost is
-// called once, when the connection ends, on whatever goroutine finds out.
-func connect(life context.Context, user rueidis.ClientOption, id uint64, attempt func(), lost func(*session)) (_ *session, err error) {
-	ctx, cancel := context.WithCancel(life)
-	s := &session{id: id, end: cancel}
+// openSession makes a session of the link's with the server at addr. It blocks
+// for at most three times Dialer.Timeout, and less once life ends. It makes one
+// dial.
+func (l *link) openSession(life context.Context, addr string) (s *session, err error) {
+	s = &session{pipe: &pipe{}, link: l, id: l.sessions.Add(1)}
 	s.freed = make(chan struct{}, bulkheadSlots)
-	s.dialer = &dialer{user: user.DialCtxFn, life: ctx, attempt: attempt}
-	s.dialer.lost = func(cause error) {
-		if cause == nil {
-			cause = errConnClosed
-		}
-		s.lostErr.CompareAndSwap(nil, &cause)
-		s.lost.Store(true)
-		lost(s)
-	}
-	s.dialer.permit.Store(true)
-	stop := context.AfterFunc(ctx, s.dialer.close)
-	defer func() {
-		// What rueidis makes of a handshake's replies it makes on this
-		// goroutine, and it trusts their types.
-		if p := recover(); p != nil {
-			err = fmt.Errorf("the handshake made no sense: %v", p)
-		}
+	err = s.dial(life, plan{
+		addr:        addr,
+		option:      l.opts.Redis,
+		attempt:     func() { l.stats.dials.Add(1) },
+		lost:        func() { l.lostSession(s) },
+		invalidated: func(keys []rueidis.RedisMessage) { l.invalidated(s, keys) },
+	})
+	if err == nil {
+		limit := l.opts.Redis.Dialer.Timeout
+		ask, done := context.WithTimeout(life, limit)
+		err = unanswered(s.greet(ask), limit)
+		done()
 		if err != nil {
-			stop()
 			s.close()
-			err = fmt.Errorf("holdfast: connecting to %s: %w", user.InitAddress[0], err)
 		}
-	}()
-	s.client, err = rueidis.NewClient(clientOption(user, s.dialer))
-	s.dialer.shaken()
-	if s.dialer.late.Load() {
-		err = context.DeadlineExceeded
 	}
 	if err != nil {
-		return nil, unanswered(err, user.Dialer.Timeout)
-	}
-	ask, done := context.WithTimeout(ctx, user.Dialer.Timeout)
-	defer done()
-	if err := s.identify(ask); err != nil {
-		return nil, unanswered(err, user.Dialer.Timeout)
+		return nil, fmt.Errorf("holdfast: connecting to %s: %w", addr, err)
 	}
 	return s, nil
 }
 
-var errConnClosed = errors.New("holdfast: the connection was closed")
-
-// unanswered words a timeout of the handshake so that it names its cause.
-func unanswered(err error, limit time.Duration) error {
-	if gaveUp(err) {
-		return fmt.Errorf("no answer within %v: %w", limit, err)
+// greet learns who the server is and asks it to tell of changes.
+func (s *session) greet(ctx context.Context) error {
+	b := s.client.B()
+	cmds := []rueidis.Completed{
+		b.Arbitrary("HELLO").Build(),
+		b.Info().Section("server").Build(),
 	}
-	return err
-}
-
-// identify learns which server this is. A server that does not tell is taken as
-// it is.
-func (s *session) identify(ctx context.Context) error {
-	info, err := s.client.Do(ctx, s.client.B().Info().Section("server").Build()).ToString()
+	track := s.link.opts.Tracking.command()
+	if track != nil {
+		cmds = append(cmds, b.Arbitrary(track...).Build())
+	}
+	replies := s.client.DoMulti(ctx, cmds...)
+	hello, info, err := greeting(replies[0], replies[1])
 	if err != nil {
-		if classify(context.Background(), err) == classDown {
-			return err
-		}
+		return err
+	}
+	s.server = info["run_id"]
+	mode := hello["mode"]
+	if mode == "" {
+		mode = info["redis_mode"]
+	}
+	if err := s.link.fits(ctx, s, mode); err != nil {
+		return err
+	}
+	if track == nil {
 		return nil
 	}
-	for line := range strings.Lines(info) {
-		switch name, value, _ := strings.Cut(strings.TrimSpace(line), ":"); name {
-		case "run_id":
-			s.server = value
-		case "redis_mode":
-			if value == "cluster" {
-				return errors.New("holdfast: the server is a node of a cluster, which this version does not speak to")
-			}
-		}
+	err = replies[2].Error()
+	switch {
+	case err != nil && classify(context.Background(), err) == classDown:
+		return err // it says nothing about tracking: the server is busy, or loads
+	case err != nil:
+		s.untold = err
+	case hello["proto"] != "3":
+		s.untold = errNoRESP3
+	default:
+		s.tracked = true
 	}
 	return nil
 }
 
+var errNoRESP3 = errors.New("holdfast: the server does not speak RESP3")
+
+// greeting reads the replies of HELLO and INFO. A server that does not tell is
+// taken as it is.
+func greeting(helloReply, infoReply rueidis.RedisResult) (hello, info map[string]string, err error) {
+	hello, info = map[string]string{}, map[string]string{}
+	for _, reply := range []rueidis.RedisResult{helloReply, infoReply} {
+		if err := reply.Error(); err != nil && classify(context.Background(), err) == classDown {
+			return nil, nil, err
+		}
+	}
+	if fields, err := helloReply.AsMap(); err == nil {
+		for name, v := range fields {
+			if text, err := v.ToString(); err == nil {
+				hello[name] = text
+			} else if n, err := v.AsInt64(); err == nil {
+				hello[name] = fmt.Sprint(n)
+			}
+		}
+	}
+	if text, err := infoReply.ToString(); err == nil {
+		for line := range strings.Lines(text) {
+			name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+			info[name] = value
+		}
+	}
+	return hello, info, nil
+}
+
+// probeCommand is a small write. A node of a cluster that has no slot can only be
+// pinged.
 func (s *session) probeCommand(key string) rueidis.Completed {
+	if key == "" {
+		return s.client.B().Ping().Build()
+	}
 	return s.client.B().Set().Key(key).Value("1").Px(10 * time.Second).Build()
 }
 
@@ -212,20 +321,15 @@ func (s *session) probeCommand(key string) rueidis.Completed {
 // save answer PONG. It needs no slot, so that a full bulkhead cannot hide that
 // the server is back, and its answer frees the slots of those who gave up.
 func (s *session) probe(ctx context.Context, key string) error {
+	return s.aside(ctx, s.probeCommand(key)).Error()
+}
+
+// aside sends a command of the supervisor's own, beside the bulkhead.
+func (s *session) aside(ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
 	ticket := s.tickets.Add(1)
-	res := s.client.Do(ctx, s.probeCommand(key))
+	res := s.client.Do(ctx, cmd)
 	if res.NonRedisError() == nil {
 		s.answered(ticket)
 	}
-	return res.Error()
-}
-
-// close ends the session and everything that waits on it. The connection goes
-// first: rueidis alone would wait a second for a mute server.
-func (s *session) close() {
-	s.end()
-	s.dialer.close()
-	if s.client != nil {
-		s.client.Close()
-	}
+	return res
 }

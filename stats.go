@@ -36,6 +36,10 @@ type Stats struct {
 	LocalEvicted   uint64
 	LocalDropped   uint64 // entries not kept because too many came at once
 	FillsDiscarded uint64 // reads of Redis that a write overtook
+
+	// Coherence.
+	Invalidations uint64 // keys of which a server told that they changed
+	StreamLosses  uint64 // how often what a server vouched for was put in doubt
 }
 
 // counters are the ones that are off the hot path.
@@ -46,5 +50,5 @@ type counters struct {
 
 	journaled, replayed, superseded, downgraded, refused, rejected atomic.Uint64
 
-	fillsDiscarded atomic.Uint64
+	fillsDiscarded, invalidations, streamLosses atomic.Uint64
 }

@@ -1,0 +1,192 @@
+package holdfast
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/redis/rueidis"
+)
+
+// New makes a Cache. It does no I/O, waits for nothing and cannot fail for a
+// reason of the network: a Redis that is not there is a normal start. The error
+// names every option that contradicts itself or another.
+func New(opts Options) (*Cache, error) {
+	opts = opts.withDefaults()
+	if err := opts.validate(); err != nil {
+		return nil, err
+	}
+	tier, err := newLocal(opts.Local.MaxBytes)
+	if err != nil {
+		return nil, fmt.Errorf("holdfast: local tier: %w", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	c := &Cache{
+		opts:    opts,
+		clock:   newClock(),
+		life:    ctx,
+		cancel:  cancel,
+		stop:    make(chan struct{}),
+		local:   tier,
+		journal: newJournal(opts.Journal.MaxKeys, opts.Journal.MaxBytes),
+		closed:  make(chan struct{}),
+	}
+	c.notify = newNotifier(opts, &c.stats)
+	c.flusher.spawn("flusher", func() { c.local.flush(c.stop) })
+	c.notifier.spawn("notifier", func() { c.notify.run(c.stop) })
+	if len(opts.Redis.InitAddress) == 0 {
+		return c, nil
+	}
+	c.connect()
+	return c, nil
+}
+
+// Open is New with the Redis options of a URL, in the syntax of
+// rueidis.ParseURL: redis://user:password@host:port/db, rediss:// for TLS,
+// unix:///path/to/redis.sock. Further addresses are given as ?addr=host:port,
+// the name of a master that sentinels watch as ?master_set=name. The error never
+// shows the password.
+func Open(url string) (*Cache, error) {
+	redis, err := rueidis.ParseURL(url)
+	if err != nil {
+		return nil, urlError(url, err)
+	}
+	return New(Options{Redis: redis})
+}
+
+// connect composes what speaks to Redis, and starts it.
+func (c *Cache) connect() {
+	r := &routes{one: &c.local.home, ready: make(chan struct{})}
+	c.routes = r
+	c.remote = &remote{
+		routes: r, hops: c.opts.Redis.ClusterOption.MaxMovedRedirections,
+		budget: newBudget(c.opts.Timeout), clock: c.clock, stats: &c.stats,
+	}
+	probe := c.opts.Breaker.ProbePrefix + rand.Text()
+	env := linkEnv{
+		clock:    c.clock,
+		stats:    &c.stats,
+		notify:   c.notify,
+		sessions: new(atomic.Uint64),
+		probeKey: func(string) string { return probe },
+		wanted:   func() bool { return c.journal.keys.Load() > 0 || r.waiting.Load() > 0 },
+		needless: func() bool { return false },
+		hits:     func() uint64 { return c.fence.hits() + c.stats.batchHits.Load() },
+		leave:    func() {},
+		domains:  func(each func(*domain)) { each(r.one) },
+		drop:     func(key string) { c.local.invalidate(c.local.hash(key), c.clock.now()) },
+		changed: func(s StateChange) {
+			c.notify.stateChange(s)
+			if s.To == Up {
+				r.noteUp()
+			}
+		},
+	}
+	home := env
+	home.needless = func() bool {
+		cl := r.cluster.Load()
+		return cl != nil && cl.serving()
+	}
+	home.fits = func(ctx context.Context, s *session, mode string) error {
+		return c.settleMode(ctx, s, mode, func() *cluster { return c.newCluster(env, probe) })
+	}
+	switch c.opts.mode() {
+	case ModeSentinel:
+		s := newSentinels(c.life, c.opts, c.clock, func() { c.stats.dials.Add(1) })
+		home.where, home.leave = s.where, s.close
+	default:
+		s := &seeds{addrs: c.opts.Redis.InitAddress, routes: r}
+		home.where = s.where
+	}
+	r.home = c.newLink(c.life, home, func(string) bool { return r.cluster.Load() == nil })
+	c.start(c.life, r.home)
+}
+
+// newLink makes a link and the replayer of the keys that it owns.
+func (c *Cache) newLink(ctx context.Context, env linkEnv, owns func(key string) bool) *link {
+	l := newLink(c.opts, env)
+	l.replayer = &replayer{
+		journal: c.journal,
+		link:    l,
+		routes:  c.routes,
+		owns:    owns,
+		clock:   c.clock,
+		stats:   &c.stats,
+		notify:  c.notify,
+		hash:    c.local.hash,
+		doubt:   func(h keyHash) { c.local.doubt(h, sameEnd) },
+		forget:  func(h keyHash) { c.local.put(h, nil) },
+		timeout: max(c.opts.Timeout, replayTimeout),
+		share:   c.opts.Timeout / 8,
+		kick:    make(chan struct{}, 1),
+	}
+	return l
+}
+
+// start gives the link its goroutines, until ctx ends.
+func (c *Cache) start(ctx context.Context, l *link) {
+	c.workers.spawn("supervisor", func() { l.supervise(ctx) })
+	c.workers.spawn("replayer", func() { l.replayer.run(ctx) })
+}
+
+// settleMode says whether the server is what the options say it is, and joins the
+// cluster of which it is a node.
+func (c *Cache) settleMode(ctx context.Context, s *session, mode string, found func() *cluster) error {
+	want := c.opts.mode()
+	switch {
+	case want == ModeCluster && (mode == "cluster" || mode == ""), want == ModeAuto && mode == "cluster":
+		ranges, err := s.readMap(ctx)
+		if err != nil {
+			return err
+		}
+		cl := c.routes.cluster.Load()
+		if cl == nil {
+			cl = found()
+		}
+		c.routes.join(cl, ranges)
+		return errJoined
+	case want == ModeCluster, mode == "cluster", mode == "sentinel":
+		return errWrongMode(want, mode)
+	}
+	return nil
+}
+
+// newCluster makes the map of a cluster and starts what keeps it.
+func (c *Cache) newCluster(env linkEnv, probe string) *cluster {
+	cl := &cluster{
+		routes:  c.routes,
+		refresh: c.opts.Redis.ClusterOption.ShardsRefreshInterval,
+		backoff: c.opts.Breaker.MaxBackoff,
+		signal:  make(chan struct{}, 1),
+	}
+	cl.mu.nodes = make(map[string]*link)
+	cl.open = func(addr string) *link {
+		ctx, cancel := context.WithCancel(c.life)
+		var l *link
+		node := env
+		node.where = func(context.Context, bool) (string, error) { return addr, nil }
+		node.fits = func(_ context.Context, _ *session, mode string) error {
+			if mode != "cluster" && mode != "" {
+				return errWrongMode(ModeCluster, mode)
+			}
+			return nil
+		}
+		node.probeKey = func(last string) string { return cl.probeKey(l, probe, last) }
+		node.domains = func(each func(*domain)) { cl.domains(l, each) }
+		node.changed = func(s StateChange) {
+			s.Shard = addr
+			if s.To == Closed {
+				return // the shard has moved, or the Cache is closed
+			}
+			cl.wake()
+			env.changed(s)
+		}
+		l = c.newLink(ctx, node, func(key string) bool { return cl.slots[slotOf(key)].link.Load() == l })
+		l.addr, l.retire = addr, cancel
+		c.start(ctx, l)
+		return l
+	}
+	c.workers.spawn("cluster", func() { cl.run(c.life) })
+	return cl
+}

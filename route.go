@@ -1,0 +1,159 @@
+package holdfast
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// routes knows which link a key goes through. Where Redis is one server, or a
+// master that sentinels watch, that is home. In a cluster there is a link for
+// each master, and home looks for the cluster, as long as no node of it answers.
+type routes struct {
+	home    *link
+	one     *domain // of all keys, outside a cluster
+	cluster atomic.Pointer[cluster]
+
+	waiting atomic.Int32 // WaitReady
+	ready   chan struct{}
+	once    sync.Once
+}
+
+// of returns the link that the key goes through, and the domain that vouches for
+// its copies.
+func (r *routes) of(key string) (*link, *domain) {
+	c := r.cluster.Load()
+	if c == nil {
+		return r.home, r.one
+	}
+	s := &c.slots[slotOf(key)]
+	if l := s.link.Load(); l != nil {
+		return l, &s.domain
+	}
+	return r.home, &s.domain
+}
+
+// links returns those that serve keys.
+func (r *routes) links() []*link {
+	if c := r.cluster.Load(); c != nil {
+		return c.masters()
+	}
+	return []*link{r.home}
+}
+
+// use says that Redis is wanted, all of it.
+func (r *routes) use() {
+	for _, l := range r.links() {
+		l.use()
+	}
+	if r.cluster.Load() == nil {
+		return
+	}
+	r.home.use()
+}
+
+// look wakes every supervisor.
+func (r *routes) look() {
+	r.home.look()
+	for _, l := range r.links() {
+		l.look()
+	}
+}
+
+// follow returns the session to which a redirection leads, nil where there is
+// none now, and whether it wants to be asked. Whatever it says is learnt.
+func (r *routes) follow(s *session, err error) (next *session, asking bool) {
+	c := r.cluster.Load()
+	if c == nil {
+		return nil, false
+	}
+	to, err := readRedirection(err.Error(), hostOf(s.addr))
+	if err != nil {
+		return nil, false
+	}
+	l := c.redirected(to)
+	if l == nil || l == s.link && !to.ask {
+		return nil, false
+	}
+	return l.reader(), to.ask
+}
+
+// noteUp closes ready when all of Redis is up for the first time.
+func (r *routes) noteUp() {
+	for _, l := range r.links() {
+		if l.state() != Up {
+			return
+		}
+	}
+	r.once.Do(func() { close(r.ready) })
+}
+
+// opens counts how often a circuit has opened.
+func (r *routes) opens() uint64 {
+	n := r.home.breaker.opens.Load()
+	if c := r.cluster.Load(); c != nil {
+		n += c.opens()
+	}
+	return n
+}
+
+// severity orders states for the whole of a cluster, which is as well as the
+// worst of its parts.
+var severity = [...]int{Up: 0, ReadOnly: 1, Connecting: 2, Down: 3, Closed: 4}
+
+func (r *routes) health() Health {
+	c := r.cluster.Load()
+	if c == nil {
+		return r.home.health()
+	}
+	whole := Health{Writable: true, Tracking: true}
+	for i, l := range c.masters() {
+		h := l.health()
+		whole.Shards = append(whole.Shards, ShardHealth{
+			Addr: l.addr, Slots: int(l.slots.Load()), State: h.State, Writable: h.Writable,
+			Tracking: h.Tracking, Since: h.Since, LastError: h.LastError,
+		})
+		if i == 0 || severity[h.State] > severity[whole.State] {
+			whole.State, whole.LastError, whole.Since = h.State, h.LastError, h.Since
+		} else if h.State == whole.State {
+			whole.Since = later(whole.Since, h.Since)
+			if whole.LastError == nil {
+				whole.LastError = h.LastError
+			}
+		}
+		whole.Writable = whole.Writable && h.Writable
+		whole.Tracking = whole.Tracking && h.Tracking
+		if i == 0 || h.ProbedAt.Before(whole.ProbedAt) {
+			whole.ProbedAt = h.ProbedAt
+		}
+	}
+	return whole
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
+// seeds names the addresses of the options in turn, but for those of nodes that
+// have a link of their own.
+type seeds struct {
+	addrs  []string
+	next   int
+	routes *routes
+}
+
+func (s *seeds) where(context.Context, bool) (string, error) {
+	c := s.routes.cluster.Load()
+	for range s.addrs {
+		addr := s.addrs[s.next%len(s.addrs)]
+		s.next++
+		if c == nil || !c.knows(addr) {
+			return addr, nil
+		}
+	}
+	return "", errAllKnown
+}

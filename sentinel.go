@@ -1,0 +1,131 @@
+package holdfast
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/redis/rueidis"
+)
+
+// sentinels know where the master is. They are asked before each dial, and while
+// a session serves, about once each Breaker.MaxBackoff, over a connection that
+// stands. It is asked for rather than listened for: a message that says that the
+// master has moved can be lost without anybody's knowing, an answer cannot.
+//
+// It is the supervisor's alone.
+type sentinels struct {
+	life    context.Context
+	addrs   []string
+	option  rueidis.ClientOption
+	name    string
+	timeout time.Duration // an answer over the standing connection
+	every   time.Duration // how often to ask while a session serves; 0 for each time
+	clock   clock
+	dials   func()
+
+	next int // the address to try next
+	pipe *pipe
+	last struct { // answer
+		addr string
+		at   int64
+	}
+}
+
+func newSentinels(life context.Context, o Options, clk clock, dials func()) *sentinels {
+	option, s := o.Redis, o.Redis.Sentinel
+	option.Username, option.Password, option.ClientName = s.Username, s.Password, s.ClientName
+	option.AuthCredentialsFn = nil
+	option.Dialer, option.TLSConfig = s.Dialer, s.TLSConfig
+	option.SelectDB = 0
+	return &sentinels{
+		life: life, addrs: o.Redis.InitAddress, option: option, name: s.MasterSet,
+		timeout: o.Timeout, every: s.TopologyRefreshInterval, clock: clk, dials: dials,
+	}
+}
+
+// where asks for the master. While a session serves it asks one sentinel and is
+// quick to give up; else it asks one after the other, dialling each once at most,
+// for at most three times Sentinel.Dialer.Timeout each.
+func (s *sentinels) where(ctx context.Context, serving bool) (addr string, err error) {
+	tries := len(s.addrs)
+	now := s.clock.now()
+	if serving && s.last.at != 0 && now-s.last.at < int64(s.every) {
+		return s.last.addr, nil
+	}
+	if serving {
+		// What is asked must not keep the supervisor from its probes for long.
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, max(s.timeout, sentinelPatience))
+		defer cancel()
+		tries = 1
+	}
+	var errs []error
+	for range tries {
+		addr, err = s.ask(ctx)
+		if err == nil {
+			s.last.addr, s.last.at = addr, now
+			return addr, nil
+		}
+		errs = append(errs, err)
+		s.close()
+		s.next++
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return "", errors.Join(errs...)
+}
+
+// sentinelPatience is what a sentinel that must be dialled has for its answer
+// while Redis itself is fine.
+const sentinelPatience = 250 * time.Millisecond
+
+func (s *sentinels) ask(ctx context.Context) (string, error) {
+	fail := func(err error) (string, error) {
+		return "", fmt.Errorf("holdfast: asking the sentinel %s for the master of %q: %w", s.addrs[s.next%len(s.addrs)], s.name, err)
+	}
+	limit := s.option.Dialer.Timeout
+	if s.pipe == nil || s.pipe.lost.Load() {
+		s.close()
+		if err := s.dial(ctx); err != nil {
+			return fail(err)
+		}
+	}
+	bounded, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	b := s.pipe.client.B()
+	reply := s.pipe.client.Do(bounded, b.SentinelGetMasterAddrByName().Master(s.name).Build())
+	parts, err := reply.AsStrSlice()
+	switch {
+	case rueidis.IsRedisNil(err):
+		return fail(errors.New("it knows no such master set"))
+	case err != nil:
+		return fail(unanswered(err, limit))
+	case len(parts) != 2 || parts[0] == "" || parts[1] == "":
+		return fail(fmt.Errorf("the answer makes no sense: %.80q", parts))
+	}
+	return net.JoinHostPort(parts[0], parts[1]), nil
+}
+
+// dial connects to the sentinel whose turn it is.
+func (s *sentinels) dial(ctx context.Context) error {
+	p := &pipe{}
+	err := p.dial(s.life, plan{
+		addr: s.addrs[s.next%len(s.addrs)], option: s.option, within: ctx, attempt: s.dials, lost: func() {},
+	})
+	if err == nil {
+		s.pipe = p
+	}
+	return err
+}
+
+// close gives up the sentinel that was asked last.
+func (s *sentinels) close() {
+	if s.pipe != nil {
+		s.pipe.close()
+		s.pipe = nil
+	}
+}

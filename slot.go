@@ -1,0 +1,141 @@
+package holdfast
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+
+	"github.com/redis/rueidis"
+)
+
+// slotCount is how many hash slots a cluster has.
+const slotCount = 16384
+
+// slotOf is the slot of a key: of what stands between its first brace and the
+// next closing one, where there is something.
+func slotOf(key string) int {
+	if _, rest, ok := strings.Cut(key, "{"); ok {
+		if tag, _, ok := strings.Cut(rest, "}"); ok && tag != "" {
+			key = tag
+		}
+	}
+	var crc uint16
+	for i := range len(key) {
+		crc = crc<<8 ^ crcTable[byte(crc>>8)^key[i]]
+	}
+	return int(crc) % slotCount
+}
+
+// crcTable is that of CRC-16/XMODEM.
+var crcTable = func() (t [256]uint16) {
+	for i := range t {
+		crc := uint16(i) << 8
+		for range 8 {
+			if crc&0x8000 != 0 {
+				crc = crc<<1 ^ 0x1021
+			} else {
+				crc <<= 1
+			}
+		}
+		t[i] = crc
+	}
+	return t
+}()
+
+// slotRange is a part of a cluster's map.
+type slotRange struct {
+	from, to int
+	addr     string // of the master
+}
+
+var errNoSlots = errors.New("holdfast: the cluster has not given out its slots yet")
+
+// readSlots reads the reply of CLUSTER SLOTS. host is that of the node which
+// answered; it stands for one that is not named.
+func readSlots(reply rueidis.RedisResult, host string) ([]slotRange, error) {
+	rows, err := reply.ToArray()
+	if err != nil {
+		return nil, err
+	}
+	var ranges []slotRange
+	for _, row := range rows {
+		r, err := readRange(row, host)
+		if err != nil {
+			return nil, err
+		}
+		if r.addr != "" {
+			ranges = append(ranges, r)
+		}
+	}
+	if len(ranges) == 0 {
+		return nil, errNoSlots
+	}
+	return ranges, nil
+}
+
+func readRange(row rueidis.RedisMessage, host string) (r slotRange, err error) {
+	bad := errors.New("holdfast: CLUSTER SLOTS makes no sense")
+	fields, err := row.ToArray()
+	if err != nil || len(fields) < 3 {
+		return r, bad
+	}
+	from, err1 := fields[0].AsInt64()
+	to, err2 := fields[1].AsInt64()
+	node, err3 := fields[2].ToArray()
+	if err := errors.Join(err1, err2, err3); err != nil || from < 0 || to >= slotCount || from > to || len(node) < 2 {
+		return r, bad
+	}
+	port, err := node[1].AsInt64()
+	if err != nil || port < 0 || port > 65535 {
+		return r, bad
+	}
+	name, err := node[0].ToString()
+	switch {
+	case rueidis.IsRedisNil(err), err == nil && name == "":
+		name = host
+	case err != nil:
+		return r, bad
+	case name == "?" || port == 0:
+		return slotRange{}, nil // the node does not know its own name, or has gone
+	}
+	return slotRange{int(from), int(to), net.JoinHostPort(name, strconv.FormatInt(port, 10))}, nil
+}
+
+// redirection is what MOVED and ASK say.
+type redirection struct {
+	ask  bool
+	slot int
+	addr string
+}
+
+// readRedirection reads "MOVED 3999 127.0.0.1:6381". host stands for one that is
+// not named.
+func readRedirection(text, host string) (r redirection, err error) {
+	parts := strings.Fields(text)
+	if len(parts) != 3 {
+		return r, fmt.Errorf("holdfast: a redirection that makes no sense: %.80q", text)
+	}
+	r.ask = parts[0] == "ASK"
+	r.slot, err = strconv.Atoi(parts[1])
+	// The address of an IPv6 node has no brackets.
+	colon := strings.LastIndexByte(parts[2], ':')
+	if err != nil || r.slot < 0 || r.slot >= slotCount || colon < 0 {
+		return r, fmt.Errorf("holdfast: a redirection that makes no sense: %.80q", text)
+	}
+	name := strings.Trim(parts[2][:colon], "[]")
+	if name == "" {
+		name = host
+	}
+	r.addr = net.JoinHostPort(name, parts[2][colon+1:])
+	return r, nil
+}
+
+func hostOf(addr string) string {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return addr
+	}
+	return host
+}

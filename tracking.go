@@ -1,0 +1,75 @@
+package holdfast
+
+import (
+	"strings"
+
+	"github.com/redis/rueidis"
+)
+
+// Tracking: the server tells of every change to a key that was read on the
+// session, over the session. So what is read and what is told come in the order
+// in which they happened, and as long as the connection stands, nothing is missed.
+//
+// The server forgets a key as soon as it has told of it, or when this client
+// writes it (NOLOOP). A copy that is kept must therefore have been read after
+// that; see Cache.send for what is kept of a write.
+
+// command asks the server to tell of changes; nil for no such wish.
+func (t TrackingOptions) command() []string {
+	switch t.Mode {
+	case TrackReads:
+		return []string{"CLIENT", "TRACKING", "ON", "NOLOOP"}
+	case TrackPrefixes:
+		cmd := []string{"CLIENT", "TRACKING", "ON", "BCAST", "NOLOOP"}
+		for _, p := range t.Prefixes {
+			cmd = append(cmd, "PREFIX", p)
+		}
+		return cmd
+	}
+	return nil
+}
+
+// covers says whether the server, if it tracks, tells of this key.
+func (t *TrackingOptions) covers(key string) bool {
+	if t.Mode == TrackReads {
+		return true
+	}
+	for _, p := range t.Prefixes {
+		if strings.HasPrefix(key, p) {
+			return true
+		}
+	}
+	return false
+}
+
+// tells says whether the server tells of changes to the key.
+func (s *session) tells(key string) bool {
+	return s.tracked && s.link.opts.Tracking.covers(key)
+}
+
+// forgets says whether the server stops telling of a key that this client writes.
+func (s *session) forgets() bool { return s.link.opts.Tracking.Mode == TrackReads }
+
+// invalidated takes what the server tells, on the goroutine that reads the
+// connection. No keys means all of them, or that the connection is gone: rueidis
+// says both in the same way, and the loss has its own path.
+func (l *link) invalidated(s *session, keys []rueidis.RedisMessage) {
+	// A panic here would end the program, for the goroutine is rueidis'.
+	defer func() {
+		if recover() != nil {
+			l.doubt()
+		}
+	}()
+	if keys == nil {
+		if !s.lost.Load() {
+			l.domains((*domain).flush)
+		}
+		return
+	}
+	l.stats.invalidations.Add(uint64(len(keys)))
+	for i := range keys {
+		if key, err := keys[i].ToString(); err == nil {
+			l.drop(key)
+		}
+	}
+}
