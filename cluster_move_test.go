@@ -151,10 +151,16 @@ func (tr *traffic) verify(t *testing.T, r *redistest.Cluster, c *holdfast.Cache,
 		}
 	}
 	for _, k := range tr.theirs {
-		want := r.NodeFor(k.key).MustDo("GET", k.key)
+		var got, want string
+		defer func() {
+			if t.Failed() {
+				t.Logf("%s is %q, and %q at its owner", k.key, got, want)
+			}
+		}()
 		redistest.WaitFor(t, 2*time.Second, "the last foreign write of "+k.key, func() bool {
 			v, err := c.Get(context.Background(), k.key)
-			return err == nil && string(v) == want
+			got, want = fmt.Sprintf("%s, %v", v, err), r.NodeFor(k.key).MustDo("GET", k.key)
+			return err == nil && string(v) == want || errors.Is(err, holdfast.ErrMiss) && want == "(nil)"
 		})
 	}
 	tr.calls.within(t, 1, timeout+slack)

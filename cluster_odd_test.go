@@ -283,6 +283,8 @@ func TestRedirectionsThatMakeNoSenseHarmNobody(t *testing.T) {
 	o.Timeout = 0
 	o.Redis.DialCtxFn = d.dial
 	c := open(t, o)
+	redistest.WaitFor(t, 3*time.Second, "zz", func() bool { return c.Health().State == holdfast.Up })
+	t.Logf("%+v", c.Health())
 	ready(t, c)
 	base := runtime.NumGoroutine()
 	wantGet(t, c, "fine", "fine")

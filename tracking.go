@@ -61,7 +61,9 @@ func (l *link) invalidated(s *session, keys []rueidis.RedisMessage) {
 		}
 	}()
 	if keys == nil {
-		if !s.lost.Load() {
+		// Two goroutines of rueidis close the connection, and the one that comes
+		// second calls here while the first is still closing.
+		if !s.dialer.ended() {
 			l.domains((*domain).flush)
 		}
 		return
