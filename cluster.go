@@ -46,7 +46,7 @@ const (
 	// refreshPause is the least time between two readings of the map.
 	refreshPause = 100 * time.Millisecond
 	// strangers bounds the links to nodes that were named by a redirection and
-	// have no slot: targets of a move, or what a hostile server makes up.
+	// by no map: targets of a move, or what a hostile server makes up.
 	strangers = 16
 )
 
@@ -100,17 +100,21 @@ func (c *cluster) serving() bool {
 
 // learn makes the ranges the map. Slots that they do not name keep their owner.
 func (c *cluster) learn(ranges []slotRange) {
+	// A shard that was waited for may have gone, or have come up already.
+	defer c.routes.noteUp()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, r := range ranges {
 		l := c.nodeLocked(r.addr)
+		l.mapped = true
 		for i := r.from; i <= r.to; i++ {
 			c.giveLocked(i, l)
 		}
 	}
-	// Who has no slot any more is let go, once nobody is redirected there.
+	// Who has no slot any more is let go. One that only redirections name stays
+	// until it is not used: named again, it would begin its back-off anew.
 	for addr, l := range c.mu.nodes {
-		if l.slots.Load() == 0 && (l.owned || l.parked.Load()) {
+		if l.slots.Load() == 0 && (l.mapped || l.parked.Load()) {
 			delete(c.mu.nodes, addr)
 			c.mu.opens += l.breaker.opens.Load()
 			l.retire()
@@ -137,7 +141,6 @@ func (c *cluster) giveLocked(i int, l *link) {
 	}
 	s.link.Store(l)
 	s.domain.doubt()
-	l.owned = true
 	l.slots.Add(1)
 	if old != nil {
 		old.slots.Add(-1)
@@ -153,13 +156,13 @@ func (c *cluster) redirected(to redirection) *link {
 	defer c.mu.Unlock()
 	l := c.mu.nodes[to.addr]
 	if l == nil {
-		homeless := 0
+		unmapped := 0
 		for _, l := range c.mu.nodes {
-			if l.slots.Load() == 0 {
-				homeless++
+			if !l.mapped {
+				unmapped++
 			}
 		}
-		if homeless >= strangers {
+		if unmapped >= strangers {
 			return nil
 		}
 		l = c.nodeLocked(to.addr)
@@ -267,6 +270,7 @@ func (r *routes) join(c *cluster, ranges []slotRange) {
 	}
 	c.learn(ranges)
 	r.cluster.Store(c)
+	r.noteUp() // the links may have been quicker than we are
 	r.one.doubt()
 	for _, l := range c.masters() {
 		l.use()

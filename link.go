@@ -34,10 +34,10 @@ type link struct {
 
 	replayer *replayer // carries what the journal has for this link
 
-	// Of a node of a cluster; see cluster, which guards owned.
+	// Of a node of a cluster; see cluster, which guards mapped.
 	addr   string
 	slots  atomic.Int32
-	owned  bool // it had a slot once
+	mapped bool // a map of the cluster named it
 	retire context.CancelFunc
 
 	gate   atomic.Pointer[session]
