@@ -213,10 +213,11 @@ func (b *bulkhead) abandon(ticket uint64) {
 // openSession makes a session of the link's with the server at addr. It blocks
 // for at most three times Dialer.Timeout, and less once life ends. It makes one
 // dial.
-func (l *link) openSession(life context.Context, addr string) (s *session, err error) {
-	s = &session{pipe: &pipe{}, link: l, id: l.sessions.Add(1)}
+func (l *link) openSession(life context.Context, addr string) (*session, error) {
+	// Not a named result: what the connection tells may come after the return.
+	s := &session{pipe: &pipe{}, link: l, id: l.sessions.Add(1)}
 	s.freed = make(chan struct{}, bulkheadSlots)
-	err = s.dial(life, plan{
+	err := s.dial(life, plan{
 		addr:        addr,
 		option:      l.opts.Redis,
 		attempt:     func() { l.stats.dials.Add(1) },
