@@ -117,6 +117,11 @@ func costsItsOwnKeysOnly(t *testing.T, r *redistest.Cluster, away int, down, up 
 	must(t, c.SetMany(ctx, batch, time.Hour))
 	waitShard(t, c, victim.Addr(), holdfast.Down)
 	opened := time.Since(gone)
+	// The gate is shut a moment before the books say so.
+	redistest.WaitFor(t, 5*time.Second, "the shard's health to say since when and why", func() bool {
+		s, _ := shard(c, victim.Addr())
+		return s.LastError != nil && s.Since.After(gone)
+	})
 	others.within(t, 0.99, 3*before+20*time.Millisecond)
 
 	for key, v := range batch {

@@ -38,7 +38,7 @@ type link struct {
 	addr   string
 	slots  atomic.Int32
 	mapped bool // a map of the cluster named it
-	retire context.CancelFunc
+	retire func() // ends the link, once what is under way has ended; does not block
 
 	gate   atomic.Pointer[session]
 	last   atomic.Pointer[string] // run id of the server last spoken to

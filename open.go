@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/redis/rueidis"
 )
@@ -183,7 +184,20 @@ func (c *Cache) newCluster(env linkEnv, probe string) *cluster {
 			env.changed(s)
 		}
 		l = c.newLink(ctx, node, func(key string) bool { return cl.slots[slotOf(key)].link.Load() == l })
-		l.addr, l.retire = addr, cancel
+		l.addr = addr
+		// The answers that are under way are waited for, or their writes would be
+		// in the journal as ones that may run late.
+		l.retire = func() {
+			c.workers.spawn("retire", func() {
+				defer cancel()
+				deadline := c.clock.now() + int64(c.opts.Timeout)
+				for s := l.gate.Load(); s != nil && s.used.Load() > 0 && c.clock.now() < deadline; {
+					if !sleep(ctx, time.Millisecond) {
+						return
+					}
+				}
+			})
+		}
 		c.start(ctx, l)
 		return l
 	}
