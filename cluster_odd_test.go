@@ -24,6 +24,7 @@ func TestAClusterThatSaysOddThings(t *testing.T) {
 		{"two nodes that point at each other", pointAtEachOther},
 		{"nodes that do not know their own address", knowNoAddress},
 		{"nodes that go by names", goByNames},
+		{"a slot that nobody has", nobodyHasIt},
 		{"a node that points at one that is gone", pointsAtTheGone}, // and gone it stays: the last
 	} {
 		t.Run(story.name, func(t *testing.T) {
@@ -134,7 +135,7 @@ func goByNames(t *testing.T, r *redistest.Cluster) {
 	defer r.Configure("cluster-preferred-endpoint-type", "ip")
 	redistest.WaitFor(t, 10*time.Second, "the nodes to hear each other's names", func() bool {
 		for _, node := range r.Nodes() {
-			if strings.Count(node.MustDo("CLUSTER", "SLOTS"), "localhost") < 3 {
+			if told := node.MustDo("CLUSTER", "SLOTS"); strings.Contains(told, "?") || !strings.Contains(told, "localhost") {
 				return false
 			}
 		}
@@ -172,6 +173,38 @@ func redirectsAreFollowed(t *testing.T, r *redistest.Cluster, prefix string) {
 		t.Errorf("stats %+v, health %+v", st, c.Health())
 	}
 	r.MoveSlot(redistest.Slot(key), r.Nodes()[0])
+}
+
+// A cluster that is not whole yet: writes to what is missing wait for it.
+func nobodyHasIt(t *testing.T, r *redistest.Cluster) {
+	ctx := context.Background()
+	key := keysAt(0, 1, "orphan:")[0]
+	slot := fmt.Sprint(redistest.Slot(key))
+	for _, node := range r.Nodes() {
+		node.MustDo("CLUSTER", "DELSLOTS", slot)
+	}
+	o := inCluster(r.Addrs()...)
+	o.Redis.ClusterOption.ShardsRefreshInterval = time.Second
+	c := open(t, o)
+	ready(t, c)
+	var calls latencies
+	calls.time(func() { must(t, c.Set(ctx, key, []byte("ours"), time.Hour)) })
+	calls.time(func() { wantGet(t, c, key, "ours") })
+	calls.time(func() { wantMiss(t, c, "{"+key+"}absent") })
+	calls.within(t, 1, slack)
+	near := keysAt(0, 2, "near:")[1]
+	must(t, c.Set(ctx, near, []byte("v"), time.Hour))
+	waitLookup(t, c, near, holdfast.Local, "v")
+	if h := c.Health(); h.State != holdfast.Up || h.JournalKeys != 1 {
+		t.Errorf("health %+v", h)
+	}
+	r.Nodes()[0].MustDo("CLUSTER", "ADDSLOTS", slot)
+	r.AwaitServed()
+	drain(t, c)
+	if got := r.Nodes()[0].MustDo("GET", key); got != "ours" {
+		t.Errorf("the write, once somebody has the slot: %q", got)
+	}
+	followsForeignWrites(t, r, c, []string{key})
 }
 
 func pointsAtTheGone(t *testing.T, r *redistest.Cluster) {
@@ -351,7 +384,7 @@ func TestRedirectionsThatMakeNoSenseHarmNobody(t *testing.T) {
 	if peak > base+200 {
 		t.Errorf("%d goroutines, %d before", peak, base)
 	}
-	calls.within(t, 1, 50*time.Millisecond+slack)
+	calls.within(t, 0.99, 50*time.Millisecond+slack)
 	waitState(t, c, holdfast.Up)
 	redistest.WaitFor(t, 5*time.Second, "a sane key to be answered", func() bool {
 		v, err := c.Get(ctx, "fine at last")
@@ -454,6 +487,9 @@ func TestATopologyThatMakesNoSenseIsAnOutageLikeAnyOther(t *testing.T) {
 	for _, one := range cases {
 		ready(t, one.c)
 		drain(t, one.c)
-		wantGet(t, one.c, "sane", "sane")
+		redistest.WaitFor(t, 5*time.Second, "a sane answer", func() bool {
+			v, err := one.c.Get(ctx, "sane")
+			return err == nil && string(v) == "sane"
+		})
 	}
 }

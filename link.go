@@ -37,7 +37,7 @@ type link struct {
 	// Of a node of a cluster; see cluster, which guards mapped.
 	addr   string
 	slots  atomic.Int32
-	mapped bool // a map of the cluster named it
+	mapped bool   // a map of the cluster named it
 	retire func() // ends the link, once what is under way has ended; does not block
 
 	gate   atomic.Pointer[session]
