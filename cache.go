@@ -159,9 +159,9 @@ func (c *Cache) read(ctx context.Context, op string, h keyHash, key string, now 
 	if c.routes == nil {
 		return c.fallback(e, now)
 	}
-	l, d := c.routes.of(key)
-	t := c.local.token(h, d)
-	s := l.reader()
+	place := c.routes.of(key)
+	t := c.local.token(h, &place.domain)
+	s := c.routes.link(place).reader()
 	if s == nil {
 		return c.fallback(e, now)
 	}
@@ -341,6 +341,7 @@ type change struct {
 	undo  []byte // see journal.write
 
 	hash     keyHash
+	place    *slot
 	link     *link
 	entry    *entry // what the local tier is to hold; nil for a delete
 	deadline int64
@@ -387,11 +388,11 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 	send := make([]item, 0, len(ws))
 	for i := range ws {
 		w := &ws[i]
-		var d *domain
-		w.link, d = c.routes.of(w.key)
+		w.place = c.routes.of(w.key)
 		// While it is under way, a write may be served as long as its caller
 		// waits for it; what it is worth afterwards, send decides.
-		w.entry = c.entryOf(w, now, d, after(now, c.opts.Timeout))
+		w.entry = c.entryOf(w, now, &w.place.domain, after(now, c.opts.Timeout))
+		w.link = c.routes.link(w.place)
 		s := w.link.writer(w.del)
 		if s == nil || c.journal.holds(w.hash, w.key) {
 			errs.add(op, w.key, c.keep(w))
@@ -417,6 +418,9 @@ func (c *Cache) entryOf(w *change, now int64, d *domain, fresh int64) *entry {
 
 // keep is a write that Redis is not told of now.
 func (c *Cache) keep(w *change) error {
+	if w.entry != nil {
+		w.entry.fresh.Store(unread)
+	}
 	w.old, w.seq = c.local.put(w.hash, w.entry)
 	w.base = w.baseOf()
 	return c.remember(w, 0)
@@ -449,15 +453,17 @@ func (w *change) baseOf() base {
 	if w.old == nil || w.old.refuted() {
 		return base{}
 	}
-	return holding(w.old.bytes(), w.old.expires.Load(), w.link.server())
+	server := w.link.server()
+	if w.old.ofEarlierServer() {
+		server = earlierServer
+	}
+	return holding(w.old.bytes(), w.old.expires.Load(), server)
 }
 
+// earlierServer is no server's run id.
+const earlierServer = "earlier"
+
 // send writes to Redis what may go there.
-//
-// Where the server forgets whom to tell of a key that this client writes, a small
-// value is read back in the same pipeline: that has it tell again, and says that
-// nobody wrote in between, which asking for the key's TTL would not. A large one
-// is not worth the way back. Its copy is in doubt, and the next reader confirms it.
 func (c *Cache) send(ctx context.Context, op string, items []item, ttl time.Duration, now int64, errs *errorList) {
 	for i := range items {
 		w := items[i].change
@@ -465,39 +471,20 @@ func (c *Cache) send(ctx context.Context, op string, items []item, ttl time.Dura
 	}
 	bounded, cancel := c.remote.bound(ctx, now)
 	defer cancel()
-	readBack := false
-	for i := range items {
-		w := items[i].change
-		readBack = readBack || !w.del && len(w.value) <= readBackMost && items[i].session.tells(w.key) && items[i].session.forgets()
-	}
-	stride := 1
-	if readBack {
-		stride = 2
-	}
 	build := func(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed {
-		w := it.change
-		if w.del {
-			cmds = append(cmds, b.Del().Key(w.key).Build())
-		} else {
-			cmds = append(cmds, setCommand(b, w.key, w.value, ttl))
+		if w := it.change; !w.del {
+			return append(cmds, setCommand(b, w.key, w.value, ttl))
 		}
-		switch {
-		case stride == 1:
-		case w.del || len(w.value) > readBackMost:
-			cmds = append(cmds, b.Exists().Key(w.key).Build())
-		default:
-			cmds = append(cmds, b.Get().Key(w.key).Build())
-		}
-		return cmds
+		return append(cmds, b.Del().Key(it.key).Build())
 	}
-	c.remote.batch(bounded, items, stride, build, func(i int, replies []rueidis.RedisResult, o outcome) {
+	c.remote.batch(bounded, items, 1, build, func(i int, _ []rueidis.RedisResult, o outcome) {
 		w := items[i].change
 		switch o.class {
 		case classOK:
 			c.journal.overtaken(w.hash, w.intent(0), o.session.id, o.session.server)
-			c.local.end(w.hash, true, c.worth(w, now, replies, o))
+			c.local.end(w.hash, true, c.worth(w, now, o))
 		case classCommand:
-			c.local.end(w.hash, false, 0)
+			c.local.end(w.hash, false, unread)
 			errs.add(op, w.key, o.err)
 		default:
 			// In the journal before the local tier is done with it: no reader
@@ -508,7 +495,7 @@ func (c *Cache) send(ctx context.Context, op string, items []item, ttl time.Dura
 				sentOn = o.session.id
 			}
 			err := c.remember(w, sentOn)
-			c.local.end(w.hash, err == nil, 0)
+			c.local.end(w.hash, err == nil, unread)
 			if o.class == classCanceled {
 				err = o.err
 			}
@@ -517,23 +504,12 @@ func (c *Cache) send(ctx context.Context, op string, items []item, ttl time.Dura
 	})
 }
 
-// readBackMost is the largest value that a write reads back.
-const readBackMost = 4 << 10
-
-// worth is until when the copy of an acknowledged write is fresh; 0 where it must
-// be read before it is.
-func (c *Cache) worth(w *change, now int64, replies []rueidis.RedisResult, o outcome) int64 {
+// worth is until when the copy of an acknowledged write is fresh; unread where it
+// must be read before it is, because the server tells only of what was read.
+func (c *Cache) worth(w *change, now int64, o outcome) int64 {
 	told := o.session.tells(w.key)
-	switch {
-	case w.del || o.asked:
-		return 0
-	case told && o.session.forgets():
-		if len(replies) < 2 {
-			return 0
-		}
-		if held, err := replies[1].ToString(); err != nil || held != viewString(w.value) {
-			return 0
-		}
+	if w.del || o.asked || told && c.opts.Tracking.Mode == TrackReads {
+		return unread
 	}
 	return c.freshUntil(now, w.deadline, told)
 }

@@ -46,7 +46,7 @@ const (
 	// refreshPause is the least time between two readings of the map.
 	refreshPause = 100 * time.Millisecond
 	// strangers bounds the links to nodes that were named by a redirection and
-	// have no slot: targets of a move, or what a hostile server makes up.
+	// by no map: targets of a move, or what a hostile server makes up.
 	strangers = 16
 	// mostNodes bounds the links in all. Redis is not made for larger clusters.
 	mostNodes = 1024
@@ -102,6 +102,8 @@ func (c *cluster) serving() bool {
 
 // learn makes the ranges the map. Slots that they do not name keep their owner.
 func (c *cluster) learn(ranges []slotRange) {
+	// A shard that was waited for may have gone, or have come up already.
+	defer c.routes.noteUp()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, r := range ranges {
@@ -109,18 +111,32 @@ func (c *cluster) learn(ranges []slotRange) {
 		if l == nil {
 			continue
 		}
+		l.mapped = true
 		for i := r.from; i <= r.to; i++ {
 			c.giveLocked(i, l)
 		}
 	}
-	// Who has no slot any more is let go, once nobody is redirected there.
+}
+
+// letGo ends the links that have no slot and that nobody uses any more, and says
+// whether there are others without one. Until then calls may be under way there,
+// and whoever names such a node again, a map that is behind or a redirection, would
+// have it begin its back-off anew.
+func (c *cluster) letGo() (left bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	for addr, l := range c.mu.nodes {
-		if l.slots.Load() == 0 && (l.owned || l.parked.Load()) {
+		switch {
+		case l.slots.Load() > 0:
+		case l.parked.Load():
 			delete(c.mu.nodes, addr)
 			c.mu.opens += l.breaker.opens.Load()
 			l.retire()
+		default:
+			left = true
 		}
 	}
+	return left
 }
 
 // nodeLocked returns the link to the node, nil where there are too many already.
@@ -142,8 +158,7 @@ func (c *cluster) giveLocked(i int, l *link) {
 		return
 	}
 	s.link.Store(l)
-	s.domain.doubt()
-	l.owned = true
+	s.domain.otherServer()
 	l.slots.Add(1)
 	if old != nil {
 		old.slots.Add(-1)
@@ -159,13 +174,13 @@ func (c *cluster) redirected(to redirection) *link {
 	defer c.mu.Unlock()
 	l := c.mu.nodes[to.addr]
 	if l == nil {
-		homeless := 0
+		unmapped := 0
 		for _, l := range c.mu.nodes {
-			if l.slots.Load() == 0 {
-				homeless++
+			if !l.mapped {
+				unmapped++
 			}
 		}
-		if homeless >= strangers {
+		if unmapped >= strangers {
 			return nil
 		}
 		// It gets the slot when the map says so, too, or when it is named again.
@@ -227,9 +242,12 @@ func (c *cluster) run(ctx context.Context) {
 		}
 		c.ask(ctx)
 		next := c.refresh
+		if c.letGo() {
+			next = min(next, c.backoff)
+		}
 		for _, l := range c.masters() {
 			if l.state() != Up && !l.parked.Load() {
-				next = min(next, c.backoff)
+				next = min(next, c.backoff/2) // a replica may have taken over
 			}
 		}
 		timer.Reset(next)
@@ -274,7 +292,8 @@ func (r *routes) join(c *cluster, ranges []slotRange) {
 	}
 	c.learn(ranges)
 	r.cluster.Store(c)
-	r.one.doubt()
+	r.noteUp() // the links may have been quicker than we are
+	r.one.domain.doubt()
 	for _, l := range c.masters() {
 		l.use()
 	}

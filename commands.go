@@ -61,9 +61,9 @@ func (c *Cache) readMany(ctx context.Context, keys []string, found map[string][]
 	for _, key := range keys {
 		var s *session
 		if c.routes != nil {
-			l, d := c.routes.of(key)
-			t := c.local.token(c.local.hash(key), d)
-			if s = l.reader(); s != nil {
+			place := c.routes.of(key)
+			t := c.local.token(c.local.hash(key), &place.domain)
+			if s = c.routes.link(place).reader(); s != nil {
 				items, tokens = append(items, item{key: key, session: s}), append(tokens, t)
 				continue
 			}
@@ -147,7 +147,7 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 // decider returns the session that decides on a key now. A fenced key is
 // replayed first, within the budget.
 func (c *Cache) decider(ctx bound, h keyHash, key string) (*session, error) {
-	l, _ := c.routes.of(key)
+	l := c.routes.link(c.routes.of(key))
 	s := l.writer(false)
 	if s == nil {
 		return nil, ErrUnavailable
@@ -227,8 +227,7 @@ func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
 	if c.routes == nil {
 		return c.knownTTL(e, now)
 	}
-	l, _ := c.routes.of(key)
-	s := l.reader()
+	s := c.routes.link(c.routes.of(key)).reader()
 	if s == nil {
 		return c.knownTTL(e, now)
 	}
@@ -305,6 +304,9 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 	if err != nil {
 		return err
 	}
+	// Before it is sent: what the server tells of it must not be taken for
+	// somebody else's doing.
+	c.local.doubt(h, sameEnd)
 	replies, o := c.remote.one(bounded, s, key, 2, func(b rueidis.Builder, _ *item, cmds []rueidis.Completed) []rueidis.Completed {
 		if ttl > 0 {
 			cmds = append(cmds, b.Pexpire().Key(key).Milliseconds(ttl.Milliseconds()).Build())

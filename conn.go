@@ -34,7 +34,7 @@ type dialer struct {
 
 	mu struct {
 		sync.Mutex
-		conn   net.Conn
+		conn   *wire
 		closed bool
 	}
 }
@@ -69,6 +69,14 @@ func (d *dialer) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls
 		conn.Close()
 	})
 	return conn, nil
+}
+
+// ended says whether the connection has ended, also where lost is yet to be told.
+func (d *dialer) ended() bool {
+	d.mu.Lock()
+	conn := d.mu.conn
+	d.mu.Unlock()
+	return conn == nil || conn.Ended()
 }
 
 // shaken says that the handshake is over, one way or the other.

@@ -34,10 +34,10 @@ type link struct {
 
 	replayer *replayer // carries what the journal has for this link
 
-	// Of a node of a cluster; see cluster, which guards owned.
+	// Of a node of a cluster; see cluster, which guards mapped.
 	addr   string
 	slots  atomic.Int32
-	owned  bool // it had a slot once
+	mapped bool // a map of the cluster named it
 	retire context.CancelFunc
 
 	gate   atomic.Pointer[session]
@@ -185,13 +185,17 @@ func (l *link) look() {
 
 // shut closes the gate: the breaker opened. It runs under gobreaker's lock.
 func (l *link) shut() {
+	l.doubt() // before anybody can see that the circuit is open
 	l.gate.Store(nil)
-	l.doubt()
+	l.doubt() // what was read in between
 	l.look()
 }
 
 // lostSession runs on whatever goroutine found the connection gone.
 func (l *link) lostSession(s *session) {
+	if l.gate.Load() == s {
+		l.doubt() // as in shut
+	}
 	if l.gate.CompareAndSwap(s, nil) {
 		l.doubt()
 	}
@@ -516,7 +520,9 @@ func (l *link) candidate(ctx context.Context) (next, old *session, err error) {
 	case err != nil:
 		return nil, nil, err
 	}
-	next, err = l.openSession(ctx, addr)
+	if next, err = l.openSession(ctx, addr); err != nil {
+		l.disbelieve()
+	}
 	return next, s, err
 }
 
@@ -559,7 +565,9 @@ func (l *link) serve(s *session, ev event, err error) {
 		l.lostSession(s)
 		return
 	}
-	l.last.Store(&s.server)
+	if last := l.last.Swap(&s.server); last != nil && *last != s.server {
+		l.domains((*domain).otherServer)
+	}
 	l.tellUntold(s)
 	l.apply(ev, err)
 	if ev == evProbeOK || s.deletable.Load() {

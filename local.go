@@ -79,6 +79,7 @@ type keyHash struct{ place, check uint64 }
 type domain struct {
 	epoch atomic.Uint32
 	floor atomic.Uint32 // entries of an epoch before this one are known to be wrong
+	since atomic.Uint32 // and before this one, from another server than the present
 }
 
 // doubt puts every entry of the domain in doubt.
@@ -87,6 +88,9 @@ func (d *domain) doubt() { d.epoch.Add(1) }
 // flush makes every entry of the domain wrong: the server said that it holds
 // nothing any more.
 func (d *domain) flush() { d.floor.Store(d.epoch.Add(1)) }
+
+// otherServer puts every entry in doubt and notes that another server has them.
+func (d *domain) otherServer() { d.since.Store(d.epoch.Add(1)) }
 
 // entry is one value of one key. The value never changes; what is known of it
 // does, when Redis confirms it. The fields are packed: a million entries are
@@ -101,13 +105,17 @@ type entry struct {
 	epoch  atomic.Uint32 // the domain's epoch at its fill
 
 	confirmed atomic.Int64 // when Redis was last known to hold it, or when it was written
-	fresh     atomic.Int64 // served without asking Redis until then, within its epoch; 0: in doubt
+	fresh     atomic.Int64 // served without asking Redis until then, within its epoch; 0 and unread: in doubt
 	expires   atomic.Int64 // its own TTL; never for none, wrong for what is not to be served
 }
 
 // wrong is the end of an entry of which Redis said that it holds it no more. It
 // is so long ago that no outage option stretches to it.
 const wrong = -1 << 62
+
+// unread is the freshness of what this process wrote, or told the server to change,
+// and has not read since. What the server tells of the key then may be the echo.
+const unread = -1
 
 // term is what is known of a value but for its bytes.
 type term struct {
@@ -132,6 +140,11 @@ func (e *entry) bytes() []byte { return unsafe.Slice(e.data, e.length) }
 
 // vouched says whether the stream that the entry was filled from is unbroken.
 func (e *entry) vouched() bool { return e.epoch.Load() == e.domain.epoch.Load() }
+
+// ofEarlierServer says whether the entry is from before the present server.
+func (e *entry) ofEarlierServer() bool {
+	return int32(e.epoch.Load()-e.domain.since.Load()) < 0
+}
 
 // refuted says that the server told of a change, so the value is no answer, not
 // even in an outage, and nothing that Redis could be taken to hold.
@@ -158,6 +171,7 @@ type pending struct {
 	writers int32  // own writes on their way to Redis
 	dirty   uint32 // changes with each write, so the flusher sees a late one
 	overlap bool   // two own writes were under way at once: their order is Redis' secret
+	told    bool   // the server told of the key while an own write was under way
 }
 
 type stripe struct {
@@ -306,9 +320,10 @@ func (l *local) begin(h keyHash, e *entry) (old *entry, seq uint64) {
 }
 
 // end closes what begin opened. The entry stays only where the write is known to
-// have reached its end (keep) and neither another write of ours nor somebody
-// else's was under way beside it: which of two such Redis ran last, only Redis
-// knows. What stays is fresh until the given time, or as long as it was (asIs).
+// have reached its end (keep) and no other write of ours was under way beside it:
+// which of two such Redis ran last, only Redis knows. What stays is fresh until
+// the given time, or as long as it was (asIs), unless the server told of the key
+// meanwhile.
 func (l *local) end(h keyHash, keep bool, fresh int64) {
 	s := l.stripe(h)
 	s.mu.Lock()
@@ -324,15 +339,18 @@ func (l *local) end(h keyHash, keep bool, fresh int64) {
 		e = nil
 	}
 	if e != nil && fresh != asIs {
+		if p.told {
+			fresh = unread
+		}
 		e.fresh.Store(fresh)
 	}
 	if p.writers == 0 {
-		p.overlap = false
+		p.overlap, p.told = false, false
 	}
 	l.storeLocked(s, h, p, p.entry, e)
 }
 
-const asIs = -1
+const asIs = -2
 
 // put is a write that Redis is not told of: begin and end in one.
 func (l *local) put(h keyHash, e *entry) (old *entry, seq uint64) {
@@ -388,7 +406,7 @@ func (l *local) doubt(h keyHash, end func(old int64) int64) {
 	defer s.mu.Unlock()
 	s.version.Add(1)
 	if _, old := l.lookLocked(s, h); old != nil && !old.refuted() {
-		old.fresh.Store(0)
+		old.fresh.Store(unread)
 		old.expires.Store(end(old.expires.Load()))
 	}
 }
@@ -396,26 +414,33 @@ func (l *local) doubt(h keyHash, end func(old int64) int64) {
 // sameEnd leaves the end of a copy as it is.
 func sameEnd(old int64) int64 { return old }
 
-// invalidate is told that somebody else changed the key, or that Redis dropped
-// it. What is there becomes wrong where it is: the goroutine that reads the
-// connection calls this, so it makes nothing and waits for nothing. An entry past
-// its own time stays as it is, for that is what the server told of, and
-// Outage.ServeStaleFor may have a use for it.
+// invalidate is told that the key has changed, or that Redis dropped it. What was
+// read becomes wrong where it is: the goroutine that reads the connection calls
+// this, so it makes nothing and waits for nothing.
+//
+// Two copies stay as they are, but for their freshness. One that was written here
+// and not read since: this may be the echo of the write, and the value is still
+// the last one that we know of. And one past its own time: the server tells of just
+// that, and Outage.ServeStaleFor may have a use for it.
 func (l *local) invalidate(h keyHash, now int64) {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.version.Add(1)
 	p, old := l.lookLocked(s, h)
-	if p != nil && p.writers > 0 {
-		p.overlap = true // before or after ours? only Redis knows
+	writing := p != nil && p.writers > 0
+	if writing {
+		p.told = true
 	}
-	if old == nil {
-		return
-	}
-	old.fresh.Store(0)
-	if now < old.expires.Load() {
-		old.expires.Store(wrong)
+	switch {
+	case old == nil:
+	case writing, old.fresh.Load() == unread:
+		old.fresh.Store(unread)
+	default:
+		old.fresh.Store(0)
+		if now < old.expires.Load() {
+			old.expires.Store(wrong)
+		}
 	}
 }
 

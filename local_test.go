@@ -400,16 +400,28 @@ func TestAnInvalidationVoidsFillsAndWritesUnderWay(t *testing.T) {
 	if l.fill(h, "k", []byte("old"), tok, k) {
 		t.Error("filled with what was read before the invalidation")
 	}
+	// It may be the echo of the write: the copy stays, in doubt.
 	l.begin(h, newEntry("k", []byte("ours"), k))
 	l.invalidate(h, 1)
+	if e := l.get(h); e == nil || e.refuted() || e.fresh.Load() != unread {
+		t.Errorf("a write under way of whose key the server told: %+v", e)
+	}
 	l.end(h, true, never)
-	if e := l.get(h); e != nil {
-		t.Errorf("a write beside somebody else's left a copy: %s", e.bytes())
+	if e := l.get(h); e == nil || e.refuted() || e.fresh.Load() != unread {
+		t.Errorf("a write of whose key the server told left %+v", e)
+	}
+	l.invalidate(h, 1) // the echo, behind the answer
+	if e := l.get(h); e == nil || e.refuted() {
+		t.Errorf("an echo refuted the write: %+v", e)
 	}
 	l.begin(h, newEntry("k", []byte("ours"), k))
 	l.end(h, true, 77)
 	if e := l.get(h); e == nil || e.fresh.Load() != 77 {
 		t.Errorf("a write alone left %+v", e)
+	}
+	l.invalidate(h, 1)
+	if e := l.get(h); !e.refuted() {
+		t.Errorf("a copy that counts as read outlived what the server told: %+v", e)
 	}
 	if n := testing.AllocsPerRun(100, func() { l.invalidate(h, 1) }); n != 0 {
 		t.Errorf("an invalidation makes %v allocations", n)

@@ -57,7 +57,7 @@ func Open(url string) (*Cache, error) {
 
 // connect composes what speaks to Redis, and starts it.
 func (c *Cache) connect() {
-	r := &routes{one: &c.local.home, ready: make(chan struct{})}
+	r := &routes{ready: make(chan struct{})}
 	c.routes = r
 	c.remote = &remote{
 		routes: r, hops: c.opts.Redis.ClusterOption.MaxMovedRedirections,
@@ -78,7 +78,7 @@ func (c *Cache) connect() {
 		disbelieve: func() {},
 
 		redirected: func(s *session, err error) { r.follow(s, err) },
-		domains:    func(each func(*domain)) { each(r.one) },
+		domains:    func(each func(*domain)) { each(&r.one.domain) },
 		drop:       func(key string) { c.local.invalidate(c.local.hash(key), c.clock.now()) },
 		changed: func(s StateChange) {
 			c.notify.stateChange(s)
@@ -104,6 +104,7 @@ func (c *Cache) connect() {
 		home.where = s.where
 	}
 	r.home = c.newLink(c.life, home, func(string) bool { return r.cluster.Load() == nil })
+	r.one.link.Store(r.home)
 	c.start(c.life, r.home)
 }
 
@@ -177,6 +178,13 @@ func (c *Cache) newCluster(env linkEnv, probe string) *cluster {
 			return nil
 		}
 		node.probeKey = func(last string) string { return cl.probeKey(l, probe, last) }
+		node.wanted = func() bool { return l.slots.Load() > 0 && env.wanted() }
+		node.hits = func() uint64 {
+			if l.slots.Load() == 0 {
+				return 0 // none of them is the link's
+			}
+			return env.hits()
+		}
 		node.domains = func(each func(*domain)) { cl.domains(l, each) }
 		node.changed = func(s StateChange) {
 			s.Shard = addr

@@ -200,13 +200,7 @@ func (r *replayer) replayTo(ctx context.Context, s *session, tasks []task, askin
 	parent := ctx
 	ctx, cancel := context.WithTimeout(parent, limit)
 	defer cancel()
-	replies, sent := r.send(ctx, s, tasks, asking)
-	if !sent {
-		for _, t := range tasks {
-			r.journal.settle(t, foundUnsent, s.id, s.server, r.clock.now())
-		}
-		return round, false
-	}
+	replies := r.send(ctx, s, tasks, asking)
 	ok = true
 	var plain []task
 	var asked map[*session][]task
@@ -335,36 +329,50 @@ func (r *replayer) settle(t task, what found, s *session) {
 	r.journal.settle(t, what, s.id, s.server, r.clock.now())
 }
 
-// send returns a reply for each task; false where nothing was sent. A server
-// that lost its scripts is given this one again.
-func (r *replayer) send(ctx context.Context, s *session, tasks []task, asking bool) ([]rueidis.RedisResult, bool) {
-	for try := 0; ; try++ {
-		ticket := s.tickets.Add(1)
-		cmds := r.commands(s, tasks)
-		if asking {
-			cmds = withAsking(s.client.B(), cmds)
-		}
-		replies := s.client.DoMulti(ctx, cmds...)
-		if asking {
-			replies = withoutAsking(replies)
-		}
-		if replies[len(replies)-1].NonRedisError() == nil {
-			s.answered(ticket)
-		}
-		err := replies[0].Error()
-		if try > 0 || err == nil || !strings.HasPrefix(err.Error(), "NOSCRIPT") {
-			return replies, true
-		}
-		load := s.client.Do(ctx, s.client.B().ScriptLoad().Script(replayScript).Build())
-		if err := load.Error(); err != nil {
-			c := classify(context.Background(), err)
-			if c == classCommand {
-				return replies, true // no scripts here: NOSCRIPT is the last word
-			}
-			s.link.report(s, c, err)
-			return nil, false
+// send returns a reply for each task. A server that lost its scripts is given
+// this one again. The tasks that it did not run for want of it, and no others,
+// are sent once more: some may have been redirected.
+func (r *replayer) send(ctx context.Context, s *session, tasks []task, asking bool) []rueidis.RedisResult {
+	replies := r.sendOnce(ctx, s, tasks, asking)
+	var again []task
+	var at []int
+	for i := range replies {
+		if err := replies[i].Error(); err != nil && strings.HasPrefix(err.Error(), "NOSCRIPT") {
+			again, at = append(again, tasks[i]), append(at, i)
 		}
 	}
+	if len(again) == 0 {
+		return replies
+	}
+	load := s.client.Do(ctx, s.client.B().ScriptLoad().Script(replayScript).Build())
+	if err := load.Error(); err != nil {
+		if classify(context.Background(), err) != classCommand {
+			for _, i := range at {
+				replies[i] = load // they wait for another round
+			}
+		}
+		return replies // no scripts here: NOSCRIPT is the last word
+	}
+	for i, reply := range r.sendOnce(ctx, s, again, asking) {
+		replies[at[i]] = reply
+	}
+	return replies
+}
+
+func (r *replayer) sendOnce(ctx context.Context, s *session, tasks []task, asking bool) []rueidis.RedisResult {
+	ticket := s.tickets.Add(1)
+	cmds := r.commands(s, tasks)
+	if asking {
+		cmds = withAsking(s.client.B(), cmds)
+	}
+	replies := s.client.DoMulti(ctx, cmds...)
+	if asking {
+		replies = withoutAsking(replies)
+	}
+	if replies[len(replies)-1].NonRedisError() == nil {
+		s.answered(ticket)
+	}
+	return replies
 }
 
 func (r *replayer) commands(s *session, tasks []task) []rueidis.Completed {

@@ -12,7 +12,7 @@ import (
 // each master, and home looks for the cluster, as long as no node of it answers.
 type routes struct {
 	home    *link
-	one     *domain // of all keys, outside a cluster
+	one     slot // of all keys, outside a cluster
 	cluster atomic.Pointer[cluster]
 
 	waiting atomic.Int32 // WaitReady
@@ -20,18 +20,22 @@ type routes struct {
 	once    sync.Once
 }
 
-// of returns the link that the key goes through, and the domain that vouches for
-// its copies.
-func (r *routes) of(key string) (*link, *domain) {
+// of returns the key's slot. Its domain must be looked at before its link: when a
+// slot moves, the link changes first.
+func (r *routes) of(key string) *slot {
 	c := r.cluster.Load()
 	if c == nil {
-		return r.home, r.one
+		return &r.one
 	}
-	s := &c.slots[slotOf(key)]
+	return &c.slots[slotOf(key)]
+}
+
+// link is the one that the slot's keys go through.
+func (r *routes) link(s *slot) *link {
 	if l := s.link.Load(); l != nil {
-		return l, &s.domain
+		return l
 	}
-	return r.home, &s.domain
+	return r.home
 }
 
 // links returns those that serve keys.
@@ -81,10 +85,14 @@ func (r *routes) follow(s *session, err error) (next *session, asking bool) {
 
 // noteUp closes ready when all of Redis is up for the first time.
 func (r *routes) noteUp() {
-	for _, l := range r.links() {
+	links := r.links()
+	for _, l := range links {
 		if l.state() != Up {
 			return
 		}
+	}
+	if len(links) == 0 {
+		return
 	}
 	r.once.Do(func() { close(r.ready) })
 }

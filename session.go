@@ -214,7 +214,7 @@ func (b *bulkhead) abandon(ticket uint64) {
 // for at most three times Dialer.Timeout, and less once life ends. It makes one
 // dial.
 func (l *link) openSession(life context.Context, addr string) (*session, error) {
-	// Not a named result: the functions below outlive a return of nil.
+	// Not a named result: what the connection tells may come after the return.
 	s := &session{pipe: &pipe{}, link: l, id: l.sessions.Add(1)}
 	s.freed = make(chan struct{}, bulkheadSlots)
 	err := s.dial(life, plan{

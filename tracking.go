@@ -10,15 +10,19 @@ import (
 // session, over the session. So what is read and what is told come in the order
 // in which they happened, and as long as the connection stands, nothing is missed.
 //
-// The server forgets a key as soon as it has told of it, or when this client
-// writes it (NOLOOP). A copy that is kept must therefore have been read after
-// that; see Cache.send for what is kept of a write.
+// The server forgets a key as soon as it has told of it. It tells of what this
+// client writes, too. It could be asked not to (NOLOOP), but then it does not tell
+// either of what it drops while it works on a command of this client's, to make
+// room for its data or for its table of readers, and forgets it all the same: of
+// 200 copies 165 to 200 were stale for good. So a message may be the echo of a
+// write of ours, and only a copy that was read since is refuted by it; see
+// local.invalidate. With prefixes the server has no such table, and NOLOOP is safe.
 
 // command asks the server to tell of changes; nil for no such wish.
 func (t TrackingOptions) command() []string {
 	switch t.Mode {
 	case TrackReads:
-		return []string{"CLIENT", "TRACKING", "ON", "NOLOOP"}
+		return []string{"CLIENT", "TRACKING", "ON"}
 	case TrackPrefixes:
 		cmd := []string{"CLIENT", "TRACKING", "ON", "BCAST", "NOLOOP"}
 		for _, p := range t.Prefixes {
@@ -47,9 +51,6 @@ func (s *session) tells(key string) bool {
 	return s.tracked && s.link.opts.Tracking.covers(key)
 }
 
-// forgets says whether the server stops telling of a key that this client writes.
-func (s *session) forgets() bool { return s.link.opts.Tracking.Mode == TrackReads }
-
 // invalidated takes what the server tells, on the goroutine that reads the
 // connection. No keys means all of them, or that the connection is gone: rueidis
 // says both in the same way, and the loss has its own path.
@@ -61,7 +62,9 @@ func (l *link) invalidated(s *session, keys []rueidis.RedisMessage) {
 		}
 	}()
 	if keys == nil {
-		if !s.lost.Load() {
+		// Two goroutines of rueidis close the connection, and the one that comes
+		// second calls here while the first is still closing.
+		if !s.dialer.ended() {
 			l.domains((*domain).flush)
 		}
 		return

@@ -94,11 +94,12 @@ func (c *Cluster) all(check func(*Server) error) error {
 
 // nodeLine is one line of CLUSTER NODES.
 type nodeLine struct {
-	id    string
-	flags map[string]bool
-	epoch int
-	slots []string
-	raw   string
+	id     string
+	flags  map[string]bool
+	master string // "-" for a master
+	epoch  int
+	slots  []string
+	raw    string
 }
 
 func nodeLines(s *Server) ([]nodeLine, error) {
@@ -112,7 +113,7 @@ func nodeLines(s *Server) ([]nodeLine, error) {
 		if len(f) < 8 {
 			return nil, fmt.Errorf("%s says of a node %q", s.Addr(), raw)
 		}
-		l := nodeLine{id: f[0], flags: make(map[string]bool), slots: f[8:], raw: raw}
+		l := nodeLine{id: f[0], flags: make(map[string]bool), master: f[3], slots: f[8:], raw: raw}
 		for flag := range strings.SplitSeq(f[2], ",") {
 			l.flags[flag] = true
 		}
@@ -181,16 +182,20 @@ func (c *Cluster) fine(s *Server, masters int) error {
 	if want := len(c.nodes) - masters; replicas != want {
 		return fmt.Errorf("%s sees %d of %d replicas", s.Addr(), replicas, want)
 	}
+	return infoSays(s,
+		"cluster_state:ok",
+		fmt.Sprintf("cluster_slots_ok:%d", slotCount),
+		fmt.Sprintf("cluster_known_nodes:%d", len(c.nodes)),
+		fmt.Sprintf("cluster_size:%d", masters))
+}
+
+// infoSays returns nil when CLUSTER INFO of a node has all these lines.
+func infoSays(s *Server, lines ...string) error {
 	info, err := s.call("CLUSTER", "INFO")
 	if err != nil {
 		return err
 	}
-	for _, want := range []string{
-		"cluster_state:ok",
-		fmt.Sprintf("cluster_slots_ok:%d", slotCount),
-		fmt.Sprintf("cluster_known_nodes:%d", len(c.nodes)),
-		fmt.Sprintf("cluster_size:%d", masters),
-	} {
+	for _, want := range lines {
 		if !strings.Contains(info.text, want+"\r\n") {
 			return fmt.Errorf("%s does not say %s", s.Addr(), want)
 		}
@@ -207,18 +212,34 @@ func (c *Cluster) Addrs() []string { return addrs(c.nodes) }
 // It does not block.
 func (c *Cluster) Nodes() []*Server { return append([]*Server(nil), c.nodes...) }
 
+// ID returns the name by which the nodes of the cluster know one of them, for
+// CLUSTER SETSLOT and the like. It does not block.
+func (c *Cluster) ID(s *Server) string { return c.ids[s] }
+
 // NodeFor returns the master that serves the key, and fails the test when there
 // is none. Every running node is asked what it serves itself; it blocks for 5
 // seconds at most per node.
 func (c *Cluster) NodeFor(key string) *Server {
 	c.tb.Helper()
-	return c.owner(Slot(key))
+	return c.mustOwn(Slot(key))
+}
+
+// Owner is NodeFor for a test that waits for a failover: it returns nil when
+// no running node serves the key.
+func (c *Cluster) Owner(key string) *Server { return c.owner(Slot(key)) }
+
+func (c *Cluster) mustOwn(slot int) *Server {
+	c.tb.Helper()
+	s := c.owner(slot)
+	if s == nil {
+		c.tb.Fatalf("redistest: no running node serves slot %d", slot)
+	}
+	return s
 }
 
 // owner believes the node with the highest epoch if several claim a slot: a
 // master that is back after a failover does so until it hears of it.
 func (c *Cluster) owner(slot int) *Server {
-	c.tb.Helper()
 	var found *Server
 	epoch := -1
 	for _, s := range c.nodes {
@@ -235,10 +256,79 @@ func (c *Cluster) owner(slot int) *Server {
 			}
 		}
 	}
-	if found == nil {
-		c.tb.Fatalf("redistest: no running node serves slot %d", slot)
-	}
 	return found
+}
+
+// Configure sets a parameter on every running node. It blocks for 5 seconds at
+// most per node.
+func (c *Cluster) Configure(name, value string) {
+	c.tb.Helper()
+	for _, s := range c.nodes {
+		if s.responsive() {
+			s.MustDo("CONFIG", "SET", name, value)
+		}
+	}
+}
+
+// AwaitServed blocks until every running node says that the cluster is fine and
+// that all slots are served; after a minute it fails the test.
+func (c *Cluster) AwaitServed() {
+	c.tb.Helper()
+	c.await("all slots to be served", func() error {
+		return c.all(func(s *Server) error {
+			if !s.responsive() {
+				return nil
+			}
+			return infoSays(s, "cluster_state:ok", fmt.Sprintf("cluster_slots_ok:%d", slotCount))
+		})
+	})
+}
+
+// Failover has a replica take over from its master without a loss: the master
+// stays, as its replica. It returns when every running node knows, and the old
+// master is in sync, usually after a second; after a minute it fails the test.
+func (c *Cluster) Failover(replica *Server) {
+	c.tb.Helper()
+	var master *Server
+	slot := -1
+	lines, err := nodeLines(replica)
+	if err != nil {
+		c.tb.Fatalf("redistest: %v", err)
+	}
+	for _, l := range lines {
+		if !l.flags["myself"] {
+			continue
+		}
+		for _, m := range lines {
+			if m.id == l.master && len(m.slots) > 0 {
+				first, _, _ := strings.Cut(m.slots[0], "-")
+				slot, _ = strconv.Atoi(first)
+				master = c.byID(m.id)
+			}
+		}
+	}
+	if master == nil || slot < 0 {
+		c.tb.Fatalf("redistest: %s is nobody's replica", replica.Addr())
+	}
+	c.await("the replica to take over", func() error {
+		if out, err := replica.Do("CLUSTER", "FAILOVER"); err != nil {
+			// Once it is a master it says so.
+			if err := c.all(func(s *Server) error { return seesOwner(s, slot, c.ids[replica]) }); err == nil {
+				return inSync(replica, []*Server{master})
+			}
+			return fmt.Errorf("%s: %w", out, err)
+		}
+		return fmt.Errorf("%s was told just now", replica.Addr())
+	})
+}
+
+func (c *Cluster) byID(id string) *Server {
+	for s, known := range c.ids {
+		if known == id {
+			return s
+		}
+	}
+	return nil
 }
 
 // MoveSlot moves a slot with its keys to another master, the way a cluster is
@@ -247,38 +337,133 @@ func (c *Cluster) owner(slot int) *Server {
 // within a second, and fails the test on any error or after a minute.
 func (c *Cluster) MoveSlot(slot int, to *Server) {
 	c.tb.Helper()
-	from := c.owner(slot)
+	if m := c.BeginMove(slot, to); m != nil {
+		m.AllKeys()
+		m.End()
+	}
+}
+
+// Move is a slot on its way from one master to another.
+type Move struct {
+	c        *Cluster
+	slot     int
+	from, to *Server
+}
+
+// BeginMove does the first third of MoveSlot: from now on the slot's owner
+// answers with ASK for keys that it does not have. It returns nil when the slot
+// is there already, and fails the test on any error; it blocks for some
+// milliseconds.
+func (c *Cluster) BeginMove(slot int, to *Server) *Move {
+	c.tb.Helper()
+	from := c.mustOwn(slot)
 	if from == to {
-		return
+		return nil
 	}
 	n := strconv.Itoa(slot)
 	to.MustDo("CLUSTER", "SETSLOT", n, "IMPORTING", c.ids[from])
 	from.MustDo("CLUSTER", "SETSLOT", n, "MIGRATING", c.ids[to])
-	c.moveKeys(n, from, to)
-	// The new owner goes first: were the old one told first, it would send
-	// clients to a node that still refuses them.
-	to.MustDo("CLUSTER", "SETSLOT", n, "NODE", c.ids[to])
-	from.MustDo("CLUSTER", "SETSLOT", n, "NODE", c.ids[to])
-	c.await("every node to know the new owner of slot "+n, func() error {
-		return c.all(func(s *Server) error { return seesOwner(s, slot, c.ids[to]) })
-	})
+	return &Move{c: c, slot: slot, from: from, to: to}
 }
 
-func (c *Cluster) moveKeys(slot string, from, to *Server) {
-	c.tb.Helper()
+// Keys moves the keys named. It blocks for 5 seconds at most.
+func (m *Move) Keys(keys ...string) {
+	m.c.tb.Helper()
+	m.from.MustDo(append([]string{
+		"MIGRATE", "127.0.0.1", strconv.Itoa(m.to.Port()), "", "0", "5000", "KEYS",
+	}, keys...)...)
+}
+
+// AllKeys moves all keys that are still with the old owner. It blocks for as
+// long as that takes.
+func (m *Move) AllKeys() {
+	m.c.tb.Helper()
 	for {
-		out, err := from.call("CLUSTER", "GETKEYSINSLOT", slot, "100")
+		out, err := m.from.call("CLUSTER", "GETKEYSINSLOT", strconv.Itoa(m.slot), "100")
 		if err != nil {
-			c.tb.Fatalf("redistest: listing the keys of slot %s on %s: %v", slot, from.Addr(), err)
+			m.c.tb.Fatalf("redistest: listing the keys of slot %d on %s: %v", m.slot, m.from.Addr(), err)
 		}
 		keys := out.strings()
 		if len(keys) == 0 {
 			return
 		}
-		from.MustDo(append([]string{
-			"MIGRATE", "127.0.0.1", strconv.Itoa(to.Port()), "", "0", "5000", "KEYS",
-		}, keys...)...)
+		m.Keys(keys...)
 	}
+}
+
+// End makes the new owner the owner. It returns when every running node knows,
+// and fails the test on any error, as where keys were left behind.
+func (m *Move) End() {
+	m.c.tb.Helper()
+	n := strconv.Itoa(m.slot)
+	// The new owner goes first: were the old one told first, it would send
+	// clients to a node that still refuses them.
+	m.to.MustDo("CLUSTER", "SETSLOT", n, "NODE", m.c.ids[m.to])
+	m.from.MustDo("CLUSTER", "SETSLOT", n, "NODE", m.c.ids[m.to])
+	m.c.awaitOwner(m.slot, m.to)
+}
+
+func (c *Cluster) awaitOwner(slot int, to *Server) {
+	c.tb.Helper()
+	c.await(fmt.Sprintf("every node to know the new owner of slot %d", slot), func() error {
+		return c.all(func(s *Server) error { return seesOwner(s, slot, c.ids[to]) })
+	})
+}
+
+// Evict moves every slot of a master, with the keys, to another, as a node is
+// retired: all slots are on the move at once. The node stays, a master of
+// nothing. It returns when every running node knows, after a few seconds, and
+// fails the test on any error.
+func (c *Cluster) Evict(from, to *Server) {
+	c.tb.Helper()
+	slots, err := slotsOf(from)
+	if err != nil || len(slots) == 0 {
+		c.tb.Fatalf("redistest: the slots of %s: %v, %v", from.Addr(), slots, err)
+	}
+	each := func(on *Server, words ...string) {
+		c.tb.Helper()
+		cmds := make([][]string, len(slots))
+		for i, slot := range slots {
+			cmds[i] = append([]string{"CLUSTER", "SETSLOT", strconv.Itoa(slot)}, words...)
+		}
+		if err := on.pipeline(cmds); err != nil {
+			c.tb.Fatalf("redistest: CLUSTER SETSLOT %v on %s: %v", words, on.Addr(), err)
+		}
+	}
+	each(to, "IMPORTING", c.ids[from])
+	each(from, "MIGRATING", c.ids[to])
+	out, err := from.call("KEYS", "*")
+	if err != nil {
+		c.tb.Fatalf("redistest: listing the keys on %s: %v", from.Addr(), err)
+	}
+	bySlot := map[int][]string{}
+	for _, key := range out.strings() {
+		bySlot[Slot(key)] = append(bySlot[Slot(key)], key)
+	}
+	for slot, keys := range bySlot {
+		(&Move{c: c, slot: slot, from: from, to: to}).Keys(keys...)
+	}
+	each(to, "NODE", c.ids[to])
+	each(from, "NODE", c.ids[to])
+	c.awaitOwner(slots[0], to)
+	c.awaitOwner(slots[len(slots)-1], to)
+}
+
+// slotsOf returns the slots that a node says it serves.
+func slotsOf(s *Server) ([]int, error) {
+	lines, err := nodeLines(s)
+	if err != nil {
+		return nil, err
+	}
+	var slots []int
+	for _, l := range lines {
+		for slot := range slotCount {
+			if l.flags["myself"] && l.owns(slot) {
+				slots = append(slots, slot)
+			}
+		}
+	}
+	return slots, nil
 }
 
 // seesOwner returns nil when a node has the owner of the slot right, and for

@@ -593,6 +593,104 @@ func TestClusterReplicaTakesOverWhenItsMasterDies(t *testing.T) {
 	})
 }
 
+func TestClusterReplicaTakesOverWhenItIsTold(t *testing.T) {
+	c := StartCluster(t, 3, 1)
+	first := c.NodeFor("k")
+	first.MustDo("SET", "k", "v")
+	for i, master := range c.Nodes()[:3] {
+		if master != first {
+			continue
+		}
+		c.Failover(c.Nodes()[3+i])
+		if got := c.NodeFor("k"); got != c.Nodes()[3+i] {
+			t.Errorf("%s serves the key", got.Addr())
+		}
+	}
+	if got := c.NodeFor("k").MustDo("GET", "k"); got != "v" {
+		t.Errorf("the new master has %q", got)
+	}
+	if out := first.MustDo("ROLE"); !strings.HasPrefix(out, "slave\n") {
+		t.Errorf("the old master's role: %q", out)
+	}
+	c.AwaitServed()
+}
+
+func TestClusterAsksWhileASlotIsOnTheMove(t *testing.T) {
+	c := StartCluster(t, 2, 0)
+	from := c.NodeFor("{m}")
+	to := c.Nodes()[0]
+	if to == from {
+		to = c.Nodes()[1]
+	}
+	for _, key := range []string{"{m}moved", "{m}here"} {
+		from.MustDo("SET", key, "v")
+	}
+	m := c.BeginMove(Slot("{m}"), to)
+	m.Keys("{m}moved")
+	ask := "ASK " + strconv.Itoa(Slot("{m}")) + " " + to.Addr()
+	for _, key := range []string{"{m}moved", "{m}absent"} {
+		if _, err := from.Do("GET", key); err == nil || err.Error() != ask {
+			t.Errorf("%s at the old owner: %v", key, err)
+		}
+	}
+	if got, err := to.Asking("GET", "{m}moved"); err != nil || got != "v" {
+		t.Errorf("at the new owner: %q, %v", got, err)
+	}
+	if got := from.MustDo("GET", "{m}here"); got != "v" {
+		t.Errorf("a key that was not moved yet: %q", got)
+	}
+	m.AllKeys()
+	m.End()
+	if got := to.MustDo("GET", "{m}here"); got != "v" {
+		t.Errorf("after the move: %q", got)
+	}
+	if c.BeginMove(Slot("{m}"), to) != nil {
+		t.Error("a slot moves to where it is")
+	}
+}
+
+func TestClusterEvictsAMasterWithAllItsKeys(t *testing.T) {
+	c := StartCluster(t, 3, 0)
+	from, to := c.Nodes()[0], c.Nodes()[1]
+	var keys []string
+	for i := range 200 {
+		if key := "k" + strconv.Itoa(i); c.NodeFor(key) == from {
+			from.MustDo("SET", key, "v")
+			keys = append(keys, key)
+		}
+	}
+	c.Evict(from, to)
+	if got := from.MustDo("DBSIZE"); got != "0" || len(keys) == 0 {
+		t.Errorf("%s of %d keys were left behind", got, len(keys))
+	}
+	for _, key := range keys {
+		if got := to.MustDo("GET", key); got != "v" {
+			t.Errorf("%s: %q", key, got)
+		}
+	}
+	c.AwaitServed()
+}
+
+func TestClusterThatWantsFullCoverageIsDownWithoutAMaster(t *testing.T) {
+	c := StartCluster(t, 3, 0)
+	c.Configure("cluster-require-full-coverage", "yes")
+	dead := c.NodeFor("k")
+	dead.Kill()
+	if got := c.Owner("k"); got != nil {
+		t.Errorf("%s serves the key of a master that is gone", got.Addr())
+	}
+	other := c.Nodes()[0]
+	if other == dead {
+		other = c.Nodes()[1]
+	}
+	WaitFor(t, 30*time.Second, "CLUSTERDOWN", func() bool {
+		_, err := other.Do("GET", "k")
+		return err != nil && strings.HasPrefix(err.Error(), "CLUSTERDOWN")
+	})
+	dead.Restart()
+	c.AwaitServed()
+}
+
 func TestSentinelTakesTheOldMasterBackAsReplica(t *testing.T) {
 	r := StartSentinel(t, 2)
 	first := r.Master()

@@ -69,12 +69,7 @@ func (c *respConn) call(args ...string) (reply, error) {
 	if len(args) == 0 {
 		return reply{}, errors.New("redistest: empty command")
 	}
-	var b strings.Builder
-	fmt.Fprintf(&b, "*%d\r\n", len(args))
-	for _, a := range args {
-		fmt.Fprintf(&b, "$%d\r\n%s\r\n", len(a), a)
-	}
-	if _, err := io.WriteString(c.Conn, b.String()); err != nil {
+	if err := c.send(args); err != nil {
 		return reply{}, err
 	}
 	r, err := readReply(c.r)
@@ -85,6 +80,19 @@ func (c *respConn) call(args ...string) (reply, error) {
 		return reply{}, ReplyError(r.text)
 	}
 	return r, nil
+}
+
+// send writes commands and does not read their replies.
+func (c *respConn) send(cmds ...[]string) error {
+	var b strings.Builder
+	for _, args := range cmds {
+		fmt.Fprintf(&b, "*%d\r\n", len(args))
+		for _, a := range args {
+			fmt.Fprintf(&b, "$%d\r\n%s\r\n", len(a), a)
+		}
+	}
+	_, err := io.WriteString(c.Conn, b.String())
+	return err
 }
 
 // reply is one RESP2 value.

@@ -367,6 +367,50 @@ func (s *Server) currentPassword() string {
 	return s.password
 }
 
+// Asking is Do behind an ASKING on the same connection: a node of a cluster that
+// imports a slot serves it to those who ask like that.
+func (s *Server) Asking(args ...string) (string, error) {
+	c, err := dialRESP(s.Addr(), s.currentPassword())
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	if _, err := c.call("ASKING"); err != nil {
+		return "", err
+	}
+	r, err := c.call(args...)
+	return r.String(), err
+}
+
+// pipeline sends all commands over one connection and reads all replies; the
+// first error reply is its error.
+func (s *Server) pipeline(cmds [][]string) error {
+	c, err := dialRESP(s.Addr(), s.currentPassword())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	// Replies are read beside the writing: neither side's buffers hold them all.
+	sent := make(chan error, 1)
+	go func() { sent <- c.send(cmds...) }()
+	var refused error
+	for range cmds {
+		r, err := readReply(c.r)
+		if err != nil {
+			c.Close()
+			<-sent
+			return err
+		}
+		if r.kind == '-' && refused == nil {
+			refused = ReplyError(r.text)
+		}
+	}
+	if err := <-sent; err != nil {
+		return err
+	}
+	return refused
+}
+
 // MustDo is Do that fails the test on an error. It blocks for 5 seconds at most.
 func (s *Server) MustDo(args ...string) string {
 	s.tb.Helper()

@@ -110,6 +110,10 @@ func (c *Conn) Close() error {
 	return err
 }
 
+// Ended says whether the connection has ended, or is just being closed: a Close
+// that returns because another one is at work comes before onClose.
+func (c *Conn) Ended() bool { return c.end.Load() != nil }
+
 // Err returns the error that ended the connection: a violation, or an error of
 // Read or Write other than a timeout, whichever came first. It is nil while the
 // connection works, and if Close came before any error.
