@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"slices"
 	"sort"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -404,4 +406,66 @@ func BenchmarkDrain(b *testing.B) {
 	b.ReportMetric(ours.Seconds()/float64(b.N), "s/drain")
 	b.ReportMetric(base.Seconds()/float64(b.N), "base-s")
 	b.ReportMetric(float64(ours)/float64(base), "ratio")
+}
+
+// BenchmarkInvalidation is the time from before a SET of another client until the
+// local copy is gone. The baseline is a bare rueidis client's callback.
+func BenchmarkInvalidation(b *testing.B) {
+	server := redistest.Start(b)
+	ctx := context.Background()
+	client := func(o rueidis.ClientOption) rueidis.Client {
+		o.InitAddress = []string{server.Addr()}
+		o.ForceSingleClient, o.AlwaysPipelining, o.PipelineMultiplex = true, true, -1
+		raw, err := rueidis.NewClient(o)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(raw.Close)
+		return raw
+	}
+	var told atomic.Int64
+	base := client(rueidis.ClientOption{
+		ClientTrackingOptions: []string{"NOLOOP"},
+		OnInvalidations:       func([]rueidis.RedisMessage) { told.Add(1) },
+	})
+	foreign := client(rueidis.ClientOption{DisableCache: true})
+	c := benchCache(b, Options{Redis: rueidis.ClientOption{InitAddress: []string{server.Addr()}}, Timeout: time.Second})
+	if err := c.WaitReady(ctx); err != nil {
+		b.Fatal(err)
+	}
+	set := func(key string, i int) time.Time {
+		start := time.Now()
+		if err := foreign.Do(ctx, foreign.B().Set().Key(key).Value(strconv.Itoa(i)).Build()).Error(); err != nil {
+			b.Fatal(err)
+		}
+		return start
+	}
+	h := c.local.hash("ours")
+	set("ours", -1)
+	var ours, bare []time.Duration
+	for i := range max(b.N, 4000) {
+		if _, err := c.Get(ctx, "ours"); err != nil {
+			b.Fatal(err)
+		}
+		start := set("ours", i)
+		for e := c.local.get(h); e != nil && e.fresh.Load() != 0; e = c.local.get(h) {
+			time.Sleep(10 * time.Microsecond) // spinning would keep the runtime from the network
+		}
+		ours = append(ours, time.Since(start))
+
+		base.Do(ctx, base.B().Get().Key("bare").Build())
+		before := told.Load()
+		start = set("bare", i)
+		for told.Load() == before {
+			time.Sleep(10 * time.Microsecond) // spinning would keep the runtime from the network
+		}
+		bare = append(bare, time.Since(start))
+	}
+	slices.Sort(ours)
+	slices.Sort(bare)
+	at := func(d []time.Duration, q float64) float64 { return float64(d[int(q*float64(len(d)))].Microseconds()) }
+	b.ReportMetric(at(ours, 0.5), "p50-us")
+	b.ReportMetric(at(ours, 0.99), "p99-us")
+	b.ReportMetric(at(bare, 0.5), "base-p50-us")
+	b.ReportMetric(at(bare, 0.99), "base-p99-us")
 }

@@ -263,7 +263,7 @@ func (c *cluster) ask(ctx context.Context) {
 	for _, l := range c.masters() {
 		used = used || !l.parked.Load()
 		s := l.gate.Load()
-		if s == nil || l.parked.Load() {
+		if s == nil {
 			continue
 		}
 		bounded, cancel := context.WithTimeout(ctx, l.opts.Redis.Dialer.Timeout)

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -253,3 +255,17 @@ func contains(text string, parts ...string) bool {
 }
 
 func asUndelivered(err error, u **holdfast.Undelivered) bool { return errors.As(err, u) }
+
+// roundsFactor is HOLDFAST_ROUNDS, by which the longest of the race tests are
+// multiplied; 1 if it is not set.
+func roundsFactor(t testing.TB) int {
+	text := os.Getenv("HOLDFAST_ROUNDS")
+	if text == "" {
+		return 1
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		t.Fatalf("HOLDFAST_ROUNDS is %q: it must be a positive number", text)
+	}
+	return n
+}

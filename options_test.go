@@ -64,7 +64,7 @@ func TestNewReportsEveryContradictionAtOnce(t *testing.T) {
 		"Mode", "Timeout", "DefaultTTL", "Local.MaxBytes", "Local.MaxTTL", "Breaker.Failures",
 		"Breaker.MaxBackoff", "Tracking.UntrackedTTL", "Journal.MaxKeys", "Journal.MaxBytes",
 		"Outage.ServeFor", "Outage.ServeStaleFor",
-		"Redis.InitAddress[0]", "Redis.InitAddress[1]", "Redis.SelectDB", "Redis.Sentinel.Dialer",
+		"Redis.InitAddress[0]", "Redis.InitAddress[1]", "Redis.SelectDB",
 		"Redis.ConnWriteTimeout", "Redis.RingScaleEachConn", "Redis.Dialer.Timeout",
 		"Redis.Standalone.ReplicaAddress", "Redis.Standalone.EnableRedirect", "Redis.DialFn", "Redis.ReplicaOnly",
 		"Redis.SendToReplicas", "Redis.ConnLifetime", "Redis.DisableAutoPipelining", "Redis.OnInvalidations",
