@@ -144,7 +144,8 @@ type TrackingMode uint8
 
 const (
 	// TrackReads has the server tell of every key that was read through this
-	// Cache. It remembers them, for each client.
+	// Cache. It remembers them, for each client. A key that was written here is
+	// read once before its copy is fresh.
 	TrackReads TrackingMode = iota
 	// TrackPrefixes has it tell of every key that begins with one of
 	// Tracking.Prefixes, whether it was read or not: it remembers nothing, and

@@ -58,6 +58,7 @@ func StartSentinel(tb testing.TB, replicas int) *Sentinel {
 // StartSentinelWith is StartSentinel with options. It blocks as long.
 func StartSentinelWith(tb testing.TB, o SentinelOptions) *Sentinel {
 	tb.Helper()
+	needMany(tb)
 	r := &Sentinel{tb: tb}
 	serverArgs := append([]string(nil), replicationArgs...)
 	if o.Password != "" {

@@ -58,6 +58,17 @@ func need(tb testing.TB) {
 	tb.Skip("redistest: redis-server is not in PATH")
 }
 
+// needMany is need for a rig of several servers that must find each other. The tests
+// on those take minutes together, so they run where redis is required, and else
+// only if they are asked for.
+func needMany(tb testing.TB) {
+	tb.Helper()
+	need(tb)
+	if os.Getenv("HOLDFAST_REQUIRE_REDIS") != "1" {
+		tb.Skip("redistest: tests on Sentinel and clusters take minutes: HOLDFAST_REQUIRE_REDIS=1 runs them")
+	}
+}
+
 // Start runs a redis-server without persistence on a free loopback port, in a
 // directory of its own and with the debug command enabled; args follow on its
 // command line and win over that ("--requirepass", "x"). It returns when the
