@@ -352,9 +352,14 @@ func losesOneStream(t *testing.T, r *redistest.Cluster) {
 		}
 	}
 	for cut, node := range r.Nodes() {
-		losses := c.Stats().StreamLosses
+		before := c.Stats()
+		losses := before.StreamLosses
 		node.MustDo("CLIENT", "KILL", "TYPE", "normal")
-		redistest.WaitFor(t, 5*time.Second, "the loss to be noticed", func() bool { return c.Stats().StreamLosses > losses })
+		// The copies are in doubt before anybody can see that the circuit is open.
+		redistest.WaitFor(t, 5*time.Second, "the loss to be noticed", func() bool {
+			st := c.Stats()
+			return st.StreamLosses > losses && st.DialAttempts > before.DialAttempts
+		})
 		waitState(t, c, holdfast.Up)
 		for i := range keys {
 			for _, key := range keys[i] {
