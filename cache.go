@@ -140,7 +140,9 @@ func (c *Cache) look(h keyHash, key string, now int64) (e *entry, fresh bool) {
 	if e = c.local.get(h); e == nil {
 		return nil, false
 	}
-	return e, now < e.fresh.Load() && e.vouched()
+	// The epoch first: a confirmation stores it before the new freshness, and
+	// takes the old one away before that.
+	return e, e.vouched() && now < e.fresh.Load()
 }
 
 // read answers what the local tier could not: from the journal, from Redis, or
@@ -440,11 +442,7 @@ func (c *Cache) remember(w *change, sentOn uint64) error {
 		c.local.put(w.hash, nil)
 		return ErrJournalFull
 	}
-	if w.link.gate.Load() != nil {
-		w.link.replayer.wake()
-	} else {
-		w.link.use()
-	}
+	c.routes.deliver(w.key)
 	return nil
 }
 

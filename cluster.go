@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strconv"
 	"sync"
@@ -162,7 +163,9 @@ func (c *cluster) giveLocked(i int, l *link) {
 	l.slots.Add(1)
 	if old != nil {
 		old.slots.Add(-1)
-		l.replayer.wake() // the journal may have what the old one could not deliver
+		// The journal may have what the old one could not deliver.
+		l.replayer.wake()
+		l.look()
 	}
 }
 
@@ -211,9 +214,11 @@ func (c *cluster) probeKey(l *link, prefix, last string) string {
 	if last != "" && owned(last) {
 		return last
 	}
-	// A tag leads to a given slot with one chance in 16,384.
+	// A tag leads to a given slot with one chance in 16,384. From anywhere, so that
+	// a slot on its way, which takes no new key, is not hit upon again.
+	from := rand.IntN(slotCount)
 	for i := range 16 * slotCount {
-		if key := prefix + "{" + strconv.Itoa(i) + "}"; owned(key) {
+		if key := prefix + "{" + strconv.Itoa(from+i) + "}"; owned(key) {
 			return key
 		}
 	}

@@ -144,7 +144,7 @@ func TestRedirectionsThatMakeNoSenseHarmNobody(t *testing.T) {
 		return time.Since(start) > 1500*time.Millisecond
 	})
 	stop()
-	if n := totalDials(&d) - before; n > 50 {
+	if n := totalDials(&d) - before; n > 16*6 { // for the 16 that are looked for, at the usual rate
 		t.Errorf("%d dials for %d addresses", n, named.Load())
 	}
 	if peak > base+200 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -185,7 +186,10 @@ func nobodyHasIt(t *testing.T, r *redistest.Cluster) {
 	o := inCluster(r.Addrs()...)
 	o.Redis.ClusterOption.ShardsRefreshInterval = time.Second
 	c := open(t, o)
-	ready(t, c)
+	redistest.WaitFor(t, patience, "all that there is to be up", func() bool {
+		h := c.Health()
+		return len(h.Shards) == 3 && !slices.ContainsFunc(h.Shards, func(s holdfast.ShardHealth) bool { return s.State != holdfast.Up })
+	})
 	var calls latencies
 	calls.time(func() { must(t, c.Set(ctx, key, []byte("ours"), time.Hour)) })
 	calls.time(func() { wantGet(t, c, key, "ours") })
@@ -194,11 +198,12 @@ func nobodyHasIt(t *testing.T, r *redistest.Cluster) {
 	near := keysAt(0, 2, "near:")[1]
 	must(t, c.Set(ctx, near, []byte("v"), time.Hour))
 	waitLookup(t, c, near, holdfast.Local, "v")
-	if h := c.Health(); h.State != holdfast.Up || h.JournalKeys != 1 {
+	if h := c.Health(); h.State != holdfast.Down || h.Writable || h.JournalKeys != 1 || !contains(fmt.Sprint(h.LastError), "1 hash slots") {
 		t.Errorf("health %+v", h)
 	}
 	r.Nodes()[0].MustDo("CLUSTER", "ADDSLOTS", slot)
 	r.AwaitServed()
+	ready(t, c)
 	drain(t, c)
 	if got := r.Nodes()[0].MustDo("GET", key); got != "ours" {
 		t.Errorf("the write, once somebody has the slot: %q", got)

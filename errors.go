@@ -79,7 +79,7 @@ const (
 	classWriteRefused              // Redis refuses every write; reads go on
 	classDown                      // Redis is away, mute, or refuses this caller
 	classCanceled                  // the caller gave up; says nothing about Redis
-	classRedirect                  // another node of the cluster has the key
+	classRedirect                  // this node of the cluster does not have the key
 )
 
 // classify is the one place where an error of the remote tier gets its
@@ -124,6 +124,9 @@ var replyClasses = map[string]class{
 
 func classifyReply(text string) class {
 	code, _, _ := strings.Cut(text, " ")
+	if strings.HasPrefix(text, "CLUSTERDOWN Hash slot") {
+		return classRedirect // nobody has that slot; the others are served
+	}
 	if c, ok := replyClasses[code]; ok {
 		return c
 	}

@@ -98,7 +98,7 @@ func TestEachReplyOfRedisHasItsClass(t *testing.T) {
 		{"LOADING Redis is loading the dataset in memory", classDown},
 		{"MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", classDown},
 		{"CLUSTERDOWN The cluster is down", classDown},
-		{"CLUSTERDOWN Hash slot not served", classDown},
+		{"CLUSTERDOWN Hash slot not served", classRedirect},
 		{"TRYAGAIN Multiple keys request during rehashing of slot", classDown},
 		{"BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.", classDown},
 		{"NOAUTH Authentication required.", classDown},

@@ -51,6 +51,7 @@ type link struct {
 
 	// Of the supervisor alone.
 	session  *session
+	served   *session // the last that the gate was opened to
 	schedule backoff
 	probing  string // the probe's key
 	untold   string // why the server does not tell of changes, as last logged
@@ -166,10 +167,11 @@ func (l *link) writer(del bool) *session {
 
 // use notes that somebody wants Redis. It costs an atomic load, mostly.
 func (l *link) use() {
-	if l.used.Load() {
-		return
+	if !l.used.Load() {
+		l.used.Store(true)
 	}
-	l.used.Store(true)
+	// Also where it was noted before: the supervisor may have gone to sleep over
+	// it, because there was nothing for it to do then.
 	if l.parked.Load() {
 		l.look()
 	}
@@ -461,6 +463,8 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 	case classRedirect:
 		// The map of the cluster is out of date: with the next one, another key.
 		l.redirected(next, err)
+		l.probing = ""
+		l.setError(err)
 		result = nil
 		l.replace(ctx, old, next)
 		return l.schedule.min
@@ -520,14 +524,20 @@ func (l *link) candidate(ctx context.Context) (next, old *session, err error) {
 	case err != nil:
 		return nil, nil, err
 	}
+	if s != nil && addr != s.addr && l.gate.Load() == s {
+		l.refuse(s, errMoved) // before the dial, which may take its time
+	}
 	if next, err = l.openSession(ctx, addr); err != nil {
 		l.disbelieve()
 	}
 	return next, s, err
 }
 
+// errMoved is why a master that another one has replaced takes no more writes.
+var errMoved = errors.New("holdfast: another server is the master now")
+
 // refuse takes writes away from a session that serves, because Redis is
-// elsewhere by now, and that place cannot be reached.
+// elsewhere by now, and that place is yet to be reached.
 func (l *link) refuse(s *session, err error) {
 	l.setError(err)
 	s.replica.Store(true)
@@ -557,16 +567,18 @@ func (l *link) replace(ctx context.Context, old, next *session) {
 func (l *link) serve(s *session, ev event, err error) {
 	// As one step with the breaker's being closed: a gate that is open beside
 	// an open breaker would never close again, for nobody reports to it.
+	if l.served != s && (s.server == "" || l.server() != s.server) {
+		l.domains((*domain).otherServer) // before anything that is read there is kept
+	}
+	l.served = s
+	l.last.Store(&s.server)
 	if !l.breaker.whileClosed(func() { l.gate.Store(s) }) {
 		return
 	}
-	l.vouched.Store(s.tracked)
+	l.vouched.Store(s.tracked && !s.replica.Load())
 	if s.lost.Load() {
 		l.lostSession(s)
 		return
-	}
-	if last := l.last.Swap(&s.server); last != nil && *last != s.server {
-		l.domains((*domain).otherServer)
 	}
 	l.tellUntold(s)
 	l.apply(ev, err)

@@ -100,7 +100,10 @@ func (c *Cache) connect() {
 		s := newSentinels(c.life, c.opts, c.clock, func() { c.stats.dials.Add(1) })
 		home.where, home.leave, home.disbelieve = s.where, s.close, s.disbelieve
 	default:
-		s := &seeds{addrs: c.opts.Redis.InitAddress, routes: r}
+		s := &seeds{
+			addrs: c.opts.Redis.InitAddress, routes: r,
+			limit: c.opts.Redis.Dialer.Timeout, resolve: c.opts.Redis.DialCtxFn == nil,
+		}
 		home.where = s.where
 	}
 	r.home = c.newLink(c.life, home, func(string) bool { return r.cluster.Load() == nil })

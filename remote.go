@@ -255,9 +255,7 @@ func (r *remote) batch(ctx bound, items []item, stride int, build commands, each
 		r.part(ctx, items, groups[0], stride, build, one)
 		done.Wait()
 	}
-	if r.routes.cluster.Load() != nil {
-		r.redirect(ctx, items, stride, build, each)
-	}
+	r.redirect(ctx, items, stride, build, each)
 }
 
 // bySession groups the items by where they go; nil where that is one place.
@@ -345,7 +343,8 @@ func (r *remote) part(ctx bound, items []item, group []int, stride int, build co
 }
 
 // redirect sends the items that were redirected to where they were redirected
-// to, as often as the options allow. One that leads nowhere is as good as down.
+// to, as often as the options allow. One that leads nowhere is as good as down,
+// and so is every redirection outside a cluster.
 func (r *remote) redirect(ctx bound, items []item, stride int, build commands, each func(i int, replies []rueidis.RedisResult, o outcome)) {
 	for hop := 0; ; hop++ {
 		var again []item

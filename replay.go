@@ -275,6 +275,9 @@ func (r *replayer) postpone(t task, s *session, c class, err error) {
 	}
 	r.journal.settle(t, what, s.id, s.server, r.clock.now())
 	s.link.report(s, c, err)
+	if !r.owns(t.key) {
+		r.routes.deliver(t.key) // it has moved, after its new owner was woken
+	}
 }
 
 // noScripts says that the server will not run the script, now or at all: it was

@@ -2,6 +2,8 @@ package holdfast
 
 import (
 	"context"
+	"fmt"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,6 +38,16 @@ func (r *routes) link(s *slot) *link {
 		return l
 	}
 	return r.home
+}
+
+// deliver has the journal's intent for the key replayed by whoever has the key by
+// now, which may not be who had it when the write began.
+func (r *routes) deliver(key string) {
+	l := r.link(r.of(key))
+	if l.gate.Load() != nil {
+		l.replayer.wake()
+	}
+	l.use()
 }
 
 // links returns those that serve keys.
@@ -74,6 +86,7 @@ func (r *routes) follow(s *session, err error) (next *session, asking bool) {
 	}
 	to, err := readRedirection(err.Error(), hostOf(s.addr))
 	if err != nil {
+		c.wake()
 		return nil, false
 	}
 	l := c.redirected(to)
@@ -85,16 +98,9 @@ func (r *routes) follow(s *session, err error) (next *session, asking bool) {
 
 // noteUp closes ready when all of Redis is up for the first time.
 func (r *routes) noteUp() {
-	links := r.links()
-	for _, l := range links {
-		if l.state() != Up {
-			return
-		}
+	if r.health().State == Up {
+		r.once.Do(func() { close(r.ready) })
 	}
-	if len(links) == 0 {
-		return
-	}
-	r.once.Do(func() { close(r.ready) })
 }
 
 // opens counts how often a circuit has opened.
@@ -116,8 +122,10 @@ func (r *routes) health() Health {
 		return r.home.health()
 	}
 	whole := Health{Writable: true, Tracking: true}
+	covered := 0
 	for i, l := range c.masters() {
 		h := l.health()
+		covered += int(l.slots.Load())
 		whole.Shards = append(whole.Shards, ShardHealth{
 			Addr: l.addr, Slots: int(l.slots.Load()), State: h.State, Writable: h.Writable,
 			Tracking: h.Tracking, Since: h.Since, LastError: h.LastError,
@@ -136,6 +144,10 @@ func (r *routes) health() Health {
 			whole.ProbedAt = h.ProbedAt
 		}
 	}
+	if covered < slotCount {
+		whole.State, whole.Writable, whole.Tracking = Down, false, false
+		whole.LastError = fmt.Errorf("holdfast: %d hash slots of the cluster have no master", slotCount-covered)
+	}
 	return whole
 }
 
@@ -149,19 +161,39 @@ func later(a, b time.Time) time.Time {
 // seeds names the addresses of the options in turn, but for those of nodes that
 // have a link of their own.
 type seeds struct {
-	addrs  []string
-	next   int
-	routes *routes
+	addrs   []string
+	next    int
+	routes  *routes
+	limit   time.Duration // for resolving a name
+	resolve bool          // names are the network's, not a dial function's
 }
 
-func (s *seeds) where(context.Context, bool) (string, error) {
+func (s *seeds) where(ctx context.Context, _ bool) (string, error) {
 	c := s.routes.cluster.Load()
 	for range s.addrs {
 		addr := s.addrs[s.next%len(s.addrs)]
 		s.next++
-		if c == nil || !c.knows(addr) {
+		if c == nil || !c.knows(addr) && !s.knownByNumber(ctx, c, addr) {
 			return addr, nil
 		}
 	}
 	return "", errAllKnown
+}
+
+// knownByNumber says whether a name stands for a node that the cluster calls by
+// its number: dialled under both, it would be dialled twice as often.
+func (s *seeds) knownByNumber(ctx context.Context, c *cluster, addr string) bool {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil || !s.resolve {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.limit)
+	defer cancel()
+	numbers, _ := net.DefaultResolver.LookupHost(ctx, host)
+	for _, n := range numbers {
+		if c.knows(net.JoinHostPort(n, port)) {
+			return true
+		}
+	}
+	return false
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strconv"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -109,14 +108,6 @@ func (s *sentinels) ask(ctx context.Context) (string, error) {
 		return fail(fmt.Errorf("the answer makes no sense: %.80q", parts))
 	}
 	return net.JoinHostPort(parts[0], parts[1]), nil
-}
-
-func isHost(s string) bool { return s != "" && len(s) <= 255 }
-
-// isPort says whether it is a number: a dial would look a word up.
-func isPort(s string) bool {
-	n, err := strconv.ParseUint(s, 10, 16)
-	return err == nil && n > 0
 }
 
 // disbelieve says that what was answered last is not so: the server takes no

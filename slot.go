@@ -50,6 +50,8 @@ type slotRange struct {
 	addr     string // of the master
 }
 
+var errBadMap = errors.New("holdfast: CLUSTER SLOTS makes no sense")
+
 var errNoSlots = errors.New("holdfast: the cluster has not given out its slots yet")
 
 // readSlots reads the reply of CLUSTER SLOTS. host is that of the node which
@@ -60,14 +62,22 @@ func readSlots(reply rueidis.RedisResult, host string) ([]slotRange, error) {
 		return nil, err
 	}
 	var ranges []slotRange
+	slots, nodes := 0, map[string]bool{}
 	for _, row := range rows {
 		r, err := readRange(row, host)
 		if err != nil {
 			return nil, err
 		}
-		if r.addr != "" {
-			ranges = append(ranges, r)
+		if r.addr == "" {
+			continue
 		}
+		// A slot has one master, and each master gets a link.
+		slots += r.to - r.from + 1
+		nodes[r.addr] = true
+		if slots > slotCount || len(nodes) > mostNodes {
+			return nil, errBadMap
+		}
+		ranges = append(ranges, r)
 	}
 	if len(ranges) == 0 {
 		return nil, errNoSlots
@@ -76,7 +86,7 @@ func readSlots(reply rueidis.RedisResult, host string) ([]slotRange, error) {
 }
 
 func readRange(row rueidis.RedisMessage, host string) (r slotRange, err error) {
-	bad := errors.New("holdfast: CLUSTER SLOTS makes no sense")
+	bad := errBadMap
 	fields, err := row.ToArray()
 	if err != nil || len(fields) < 3 {
 		return r, bad
@@ -121,15 +131,26 @@ func readRedirection(text, host string) (r redirection, err error) {
 	r.slot, err = strconv.Atoi(parts[1])
 	// The address of an IPv6 node has no brackets.
 	colon := strings.LastIndexByte(parts[2], ':')
-	if err != nil || r.slot < 0 || r.slot >= slotCount || colon < 0 {
+	if err != nil || r.slot < 0 || r.slot >= slotCount || colon < 0 || !isPort(parts[2][colon+1:]) {
 		return r, fmt.Errorf("holdfast: a redirection that makes no sense: %.80q", text)
 	}
 	name := strings.Trim(parts[2][:colon], "[]")
-	if name == "" {
+	switch {
+	case name == "":
 		name = host
+	case name == "?" || !isHost(name):
+		return r, fmt.Errorf("holdfast: a redirection to a node without a name: %.80q", text)
 	}
 	r.addr = net.JoinHostPort(name, parts[2][colon+1:])
 	return r, nil
+}
+
+func isHost(s string) bool { return s != "" && len(s) <= 255 }
+
+// isPort says whether it is a number: a dial would look a word up.
+func isPort(s string) bool {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return err == nil && n > 0
 }
 
 func hostOf(addr string) string {

@@ -46,7 +46,7 @@ func TestRedirectionsAreRead(t *testing.T) {
 	}
 	for _, text := range []string{
 		"MOVED", "MOVED 1", "MOVED 1 ", "MOVED x a:1", "MOVED -1 a:1", "MOVED 16384 a:1", "MOVED 1 a", "MOVED 1 a:1 b",
-		"ASK 99999999999999999999 a:1", "MOVED 1 " + strings.Repeat("x", 1000),
+		"ASK 99999999999999999999 a:1", "MOVED 1 ?:1", "MOVED 1 a:", "MOVED 1 a:redis", "MOVED 1 a:0", "MOVED 1 a:65536", "MOVED 1 a:-1", "MOVED 1 " + strings.Repeat("x", 1000),
 	} {
 		if got, err := readRedirection(text, "same"); err == nil {
 			t.Errorf("%.40q was taken for %+v", text, got)
