@@ -105,7 +105,7 @@ func readRange(row rueidis.RedisMessage, host string) (r slotRange, err error) {
 	switch {
 	case rueidis.IsRedisNil(err), err == nil && name == "":
 		name = host
-	case err != nil:
+	case err != nil, !isHost(name):
 		return r, bad
 	case name == "?" || port == 0:
 		return slotRange{}, nil // the node does not know its own name, or has gone
