@@ -387,7 +387,7 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 		return nil
 	}
 	var errs errorList
-	send := make([]item, 0, len(ws))
+	var send []item
 	for i := range ws {
 		w := &ws[i]
 		w.place = c.routes.of(w.key)
