@@ -19,7 +19,6 @@ import (
 
 // versioned is a key whose values are numbers that grow, deletes included.
 type versioned struct {
-	hist  []string
 	key   string
 	last  int64        // of its writer alone; negative for a delete
 	floor atomic.Int64 // no read that begins now may return an older version
