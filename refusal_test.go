@@ -43,7 +43,7 @@ func TestAServerThatBecomesAReplicaIsReadFromAndNotWrittenTo(t *testing.T) {
 	held(t, c, "k", "one")
 	s.MustDo("REPLICAOF", "127.0.0.1", fmt.Sprint(master.Port()))
 	master.AwaitReplicas(1)
-	redistest.WaitFor(t, 10*time.Second, "the replica to be in sync", func() bool {
+	redistest.WaitFor(t, patience, "the replica to be in sync", func() bool {
 		return strings.Contains(s.MustDo("INFO", "replication"), "master_link_status:up")
 	})
 
@@ -139,7 +139,7 @@ func TestReadsGoOnAndWritesAreKeptWhereRedisTakesNone(t *testing.T) {
 		{"MISCONF", []string{"--enable-protected-configs", "yes", "--save", "3600 1"}, func(s *redistest.Server) {
 			s.MustDo("CONFIG", "SET", "dir", "/proc") // where nobody can write
 			s.MustDo("BGSAVE")
-			redistest.WaitFor(t, 10*time.Second, "the snapshot to fail", func() bool {
+			redistest.WaitFor(t, patience, "the snapshot to fail", func() bool {
 				return strings.Contains(s.MustDo("INFO", "persistence"), "rdb_last_bgsave_status:err")
 			})
 		}, false, func(s *redistest.Server) { s.MustDo("CONFIG", "SET", "stop-writes-on-bgsave-error", "no") }},
@@ -196,7 +196,7 @@ func TestReadsGoOnAndWritesAreKeptWhereRedisTakesNone(t *testing.T) {
 				if got := s.MustDo("EXISTS", "k5", "k6"); got != "0" {
 					t.Errorf("%s of the deletes are not done", got)
 				}
-				redistest.WaitFor(t, 5*time.Second, "the delete of a key that is kept", func() bool { return s.MustDo("EXISTS", "k3") == "0" })
+				redistest.WaitFor(t, patience, "the delete of a key that is kept", func() bool { return s.MustDo("EXISTS", "k3") == "0" })
 				s.MustDo("DEL", "k4")
 				soon(t, c, "k4", "")
 				if h := c.Health(); h.State != holdfast.ReadOnly || h.Writable {
@@ -252,7 +252,7 @@ func TestDeletesReachAServerThatHasNoRoom(t *testing.T) {
 		}
 		time.Sleep(100 * time.Microsecond)
 	})
-	redistest.WaitFor(t, 10*time.Second, "the deletes", func() bool { return deleted.Load() == keys })
+	redistest.WaitFor(t, patience, "the deletes", func() bool { return deleted.Load() == keys })
 	stop()
 	left := 0
 	for i := range keys {

@@ -33,13 +33,13 @@ func TestADemotedMasterIsLeftAsSoonAsTheSentinelKnows(t *testing.T) {
 	old.AwaitReplicas(1)
 	began := time.Now()
 	promote(t, next, old)
-	redistest.WaitFor(t, 5*time.Second, "the first READONLY", func() bool {
+	redistest.WaitFor(t, patience, "the first READONLY", func() bool {
 		must(t, c.Set(ctx, "k", []byte(fmt.Sprint(time.Now().UnixNano())), 0))
 		return c.Health().State != holdfast.Up
 	})
 	first := time.Now()
 	n := 0
-	redistest.WaitFor(t, 5*time.Second, "a second of being read-only", func() bool {
+	redistest.WaitFor(t, patience, "a second of being read-only", func() bool {
 		n++
 		key := fmt.Sprint("during", n)
 		must(t, c.Set(ctx, key, []byte(key), 0))
@@ -64,7 +64,7 @@ func TestADemotedMasterIsLeftAsSoonAsTheSentinelKnows(t *testing.T) {
 			t.Fatalf("%s of %d is %s at the new master", key, n, got)
 		}
 	}
-	redistest.WaitFor(t, 5*time.Second, "the old connection to end", func() bool { return ours(old) == 0 && ours(next) == 1 })
+	redistest.WaitFor(t, patience, "the old connection to end", func() bool { return ours(old) == 0 && ours(next) == 1 })
 	if got := changes.between(began, time.Now()); fmt.Sprint(got) != "[readonly up]" {
 		t.Errorf("states %v", got)
 	}
@@ -89,7 +89,7 @@ func TestASentinelThatIsBehindIsNotTheOnlyOneAsked(t *testing.T) {
 	began, n := time.Now(), 0
 	arrives := func() {
 		t.Helper()
-		redistest.WaitFor(t, 10*time.Second, "writes at the new master", func() bool {
+		redistest.WaitFor(t, patience, "writes at the new master", func() bool {
 			n++
 			key := fmt.Sprint("k", n)
 			must(t, c.Set(ctx, key, []byte("v"), 0))
@@ -101,7 +101,7 @@ func TestASentinelThatIsBehindIsNotTheOnlyOneAsked(t *testing.T) {
 	// It is asked again once the other one is gone, and then that one is back.
 	asked := behind.asked.Load()
 	ways[knows].SetMode(redistest.Cut)
-	redistest.WaitFor(t, 10*time.Second, "the one behind to be asked", func() bool { return behind.asked.Load() > asked })
+	redistest.WaitFor(t, patience, "the one behind to be asked", func() bool { return behind.asked.Load() > asked })
 	ways[knows].SetMode(redistest.Pass)
 	began = time.Now()
 	arrives()
@@ -149,7 +149,7 @@ func TestADialToASentinelThatGoesNowhereHoldsUpNoProbe(t *testing.T) {
 	gone.Store(true)
 	f.Close()
 	began := time.Now()
-	redistest.WaitFor(t, 10*time.Second, "three seconds without a sentinel", func() bool {
+	redistest.WaitFor(t, patience, "three seconds without a sentinel", func() bool {
 		c.Get(context.Background(), "absent") // in use
 		if ago := time.Since(c.Health().ProbedAt); ago > 2*time.Second+slack {
 			t.Fatalf("the last probe was %v ago: nobody looks after the master", ago)
@@ -232,7 +232,7 @@ func TestWhateverASentinelSaysHarmsNobody(t *testing.T) {
 		must(t, s.c.Set(ctx, tt.name, []byte("v"), 0))
 	}
 	began, goroutines := time.Now(), 0
-	redistest.WaitFor(t, 10*time.Second, "two seconds of nonsense", func() bool {
+	redistest.WaitFor(t, patience, "two seconds of nonsense", func() bool {
 		goroutines = max(goroutines, runtime.NumGoroutine())
 		return time.Since(began) > 2*time.Second
 	})
@@ -308,7 +308,7 @@ func TestASentinelThatTalksNonsenseTakesNobodyOffAGoodMaster(t *testing.T) {
 		t.Helper()
 		asked := f.asked.Load()
 		f.says(reply)
-		redistest.WaitFor(t, 10*time.Second, "the sentinel to be asked", func() bool { return f.asked.Load() > asked })
+		redistest.WaitFor(t, patience, "the sentinel to be asked", func() bool { return f.asked.Load() > asked })
 	}
 	for _, reply := range []string{"*-1\r\n", "$-5\r\n", ""} {
 		said(reply)
@@ -369,7 +369,7 @@ func TestSentinelsThatDisagreeCauseNoStorm(t *testing.T) {
 	for i := 0; time.Since(began) < 3*time.Second; i++ {
 		asked := f.asked.Load()
 		f.names(t, []*redistest.Server{two, one}[i%2].Addr())
-		redistest.WaitFor(t, 10*time.Second, "the sentinel to be asked", func() bool { return f.asked.Load() > asked })
+		redistest.WaitFor(t, patience, "the sentinel to be asked", func() bool { return f.asked.Load() > asked })
 	}
 	stop()
 	calls.within(t, 1, 50*time.Millisecond+slack)
@@ -378,7 +378,7 @@ func TestSentinelsThatDisagreeCauseNoStorm(t *testing.T) {
 	}
 	waitState(t, c, holdfast.Up)
 	drain(t, c)
-	redistest.WaitFor(t, 5*time.Second, "one connection", func() bool { return ours(one)+ours(two) == 1 })
+	redistest.WaitFor(t, patience, "one connection", func() bool { return ours(one)+ours(two) == 1 })
 	redistest.GoroutinesBackTo(t, base, 5)
 }
 
@@ -392,11 +392,11 @@ func TestAnUnusedClientLeavesTheSentinelsAlone(t *testing.T) {
 	ready(t, c)
 	must(t, c.Set(ctx, "k", []byte("v"), 0))
 	old.AwaitReplicas(1)
-	redistest.WaitFor(t, 5*time.Second, "a poll", func() bool { return f.asked.Load() > 1 })
+	redistest.WaitFor(t, patience, "a poll", func() bool { return f.asked.Load() > 1 })
 	quiet := func(asked func() int64) {
 		t.Helper()
 		last, since := asked(), time.Now()
-		redistest.WaitFor(t, 10*time.Second, "half a second without a question", func() bool {
+		redistest.WaitFor(t, patience, "half a second without a question", func() bool {
 			if now := asked(); now != last {
 				last, since = now, time.Now()
 			}
@@ -408,13 +408,13 @@ func TestAnUnusedClientLeavesTheSentinelsAlone(t *testing.T) {
 	promote(t, next, old)
 	f.names(t, next.Addr())
 	must(t, c.Set(ctx, "k", []byte("w"), 0))
-	redistest.WaitFor(t, 5*time.Second, "the write at the new master", func() bool { return next.MustDo("GET", "k") == "w" })
+	redistest.WaitFor(t, patience, "the write at the new master", func() bool { return next.MustDo("GET", "k") == "w" })
 
 	// It moves back, and the other one does not know: it goes on taking writes.
 	quiet(f.asked.Load)
 	old.MustDo("REPLICAOF", "NO", "ONE")
 	f.names(t, old.Addr())
-	redistest.WaitFor(t, 5*time.Second, "to be with the right master again", func() bool {
+	redistest.WaitFor(t, patience, "to be with the right master again", func() bool {
 		must(t, c.Set(ctx, "k", []byte("x"), 0))
 		return old.MustDo("GET", "k") == "x"
 	})
@@ -427,7 +427,7 @@ func TestAnUnusedClientLeavesTheSentinelsAlone(t *testing.T) {
 	quiet(func() int64 { return int64(c.Stats().DialAttempts) })
 	dials := c.Stats().DialAttempts
 	c.Get(ctx, "absent")
-	redistest.WaitFor(t, 5*time.Second, "to be looked for again", func() bool { return c.Stats().DialAttempts > dials || f.asked.Load() > 0 })
+	redistest.WaitFor(t, patience, "to be looked for again", func() bool { return c.Stats().DialAttempts > dials || f.asked.Load() > 0 })
 }
 
 func TestCloseWhileASentinelHangsIsQuickAndLeavesNothing(t *testing.T) {
@@ -443,13 +443,13 @@ func TestCloseWhileASentinelHangsIsQuickAndLeavesNothing(t *testing.T) {
 				<-ctx.Done()
 				return nil, ctx.Err()
 			}
-			return func(*holdfast.Cache) { redistest.WaitFor(t, 5*time.Second, "the dial", dialed.Load) }
+			return func(*holdfast.Cache) { redistest.WaitFor(t, patience, "the dial", dialed.Load) }
 		}},
 		{"its handshake", func(t *testing.T, o *holdfast.Options) func(*holdfast.Cache) {
 			mute := redistest.Blackhole(t)
 			o.Redis.InitAddress = []string{mute.Addr()}
 			return func(*holdfast.Cache) {
-				redistest.WaitFor(t, 5*time.Second, "the dial", func() bool { return mute.Accepted() > 0 })
+				redistest.WaitFor(t, patience, "the dial", func() bool { return mute.Accepted() > 0 })
 			}
 		}},
 		{"its answer", func(t *testing.T, o *holdfast.Options) func(*holdfast.Cache) {
@@ -457,7 +457,7 @@ func TestCloseWhileASentinelHangsIsQuickAndLeavesNothing(t *testing.T) {
 			f.says("")
 			o.Redis.InitAddress = []string{f.Addr()}
 			return func(*holdfast.Cache) {
-				redistest.WaitFor(t, 5*time.Second, "the question", func() bool { return f.asked.Load() > 0 })
+				redistest.WaitFor(t, patience, "the question", func() bool { return f.asked.Load() > 0 })
 			}
 		}},
 		{"a poll", func(t *testing.T, o *holdfast.Options) func(*holdfast.Cache) {
@@ -467,13 +467,13 @@ func TestCloseWhileASentinelHangsIsQuickAndLeavesNothing(t *testing.T) {
 				ready(t, c)
 				asked := f.asked.Load()
 				f.says("")
-				redistest.WaitFor(t, 5*time.Second, "a poll", func() bool { return f.asked.Load() > asked })
+				redistest.WaitFor(t, patience, "a poll", func() bool { return f.asked.Load() > asked })
 			}
 		}},
 		{"an answer that never ends", func(t *testing.T, o *holdfast.Options) func(*holdfast.Cache) {
 			drip, began := dripping(t)
 			o.Redis.InitAddress = []string{drip}
-			return func(*holdfast.Cache) { redistest.WaitFor(t, 5*time.Second, "the first bytes", began.Load) }
+			return func(*holdfast.Cache) { redistest.WaitFor(t, patience, "the first bytes", began.Load) }
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -72,7 +72,7 @@ func TestTwoMastersOfASentinelGoAndNoAcceptedWriteDoes(t *testing.T) {
 	if most > 2 {
 		t.Errorf("%d connections at once, want one to a server and one to a sentinel", most)
 	}
-	redistest.WaitFor(t, 10*time.Second, "one connection to the master alone", func() bool {
+	redistest.WaitFor(t, patience, "one connection to the master alone", func() bool {
 		return ours(r.Master()) == 1 && oursAt(running(r.Servers())) == 1
 	})
 	if n := oursAt(r.Sentinels()); n > 1 {
@@ -83,7 +83,7 @@ func TestTwoMastersOfASentinelGoAndNoAcceptedWriteDoes(t *testing.T) {
 		t.Errorf("%d connections left open", n)
 	}
 	redistest.GoroutinesBackTo(t, base, 2)
-	redistest.WaitFor(t, 5*time.Second, "no connection anywhere", func() bool {
+	redistest.WaitFor(t, patience, "no connection anywhere", func() bool {
 		return oursAt(running(r.Servers()))+oursAt(r.Sentinels()) == 0
 	})
 }
@@ -121,10 +121,10 @@ func TestAFailoverIsFollowedWithoutANotice(t *testing.T) {
 	// master: what the latter acknowledges in between will be lost, and nobody can
 	// tell before the sentinels do.
 	split := moment{from: promoted.Add(-100 * time.Millisecond)}
-	redistest.WaitFor(t, 20*time.Second, "the old master to be left", func() bool { return ours(old) == 0 && ours(next) == 1 })
+	redistest.WaitFor(t, patience, "the old master to be left", func() bool { return ours(old) == 0 && ours(next) == 1 })
 	split.until = time.Now()
 	told := false
-	redistest.WaitFor(t, 20*time.Second, "the demotion", func() bool {
+	redistest.WaitFor(t, patience, "the demotion", func() bool {
 		told = told || r.Master() == next
 		return told && role(old) == "slave"
 	})
@@ -171,7 +171,7 @@ func TestAMasterThatItsSentinelsGaveUpIsLeftThoughItAnswers(t *testing.T) {
 		return r.Master() != old
 	})
 	promoted := time.Now()
-	redistest.WaitFor(t, 10*time.Second, "the old master to be left", func() bool {
+	redistest.WaitFor(t, patience, "the old master to be left", func() bool {
 		must(t, c.Set(ctx, fmt.Sprint("k", time.Since(promoted)), []byte("v"), 0))
 		return ours(old) == 0
 	})
@@ -185,7 +185,7 @@ func TestAMasterThatItsSentinelsGaveUpIsLeftThoughItAnswers(t *testing.T) {
 	// What only the old master knows is no longer true, and no copy of ours says
 	// otherwise; what both know is.
 	if r.Master().MustDo("EXISTS", "lost") == "0" {
-		redistest.WaitFor(t, 5*time.Second, "the copy of what was lost to be in doubt", func() bool {
+		redistest.WaitFor(t, patience, "the copy of what was lost to be in doubt", func() bool {
 			e, err := c.Lookup(ctx, "lost")
 			return err == holdfast.ErrMiss && !e.Degraded
 		})
@@ -196,8 +196,8 @@ func TestAMasterThatItsSentinelsGaveUpIsLeftThoughItAnswers(t *testing.T) {
 		t.Errorf("the new master holds %s", got)
 	}
 	r.MasterProxy().SetMode(redistest.Pass)
-	redistest.WaitFor(t, 20*time.Second, "the old master to be told", func() bool { return role(old) == "slave" })
-	redistest.WaitFor(t, 10*time.Second, "one connection, to the new master", func() bool {
+	redistest.WaitFor(t, patience, "the old master to be told", func() bool { return role(old) == "slave" })
+	redistest.WaitFor(t, patience, "one connection, to the new master", func() bool {
 		return c.Health().State == holdfast.Up && ours(r.Master()) == 1 && ours(old) == 0
 	})
 }
@@ -294,7 +294,7 @@ func TestASentinelThatHangsHoldsUpNothing(t *testing.T) {
 	stop := mixed(t, ctx, c, 4, &calls)
 	p1.SetMode(redistest.Hang)
 	hung := time.Now()
-	redistest.WaitFor(t, 10*time.Second, "three seconds with a hung sentinel", func() bool {
+	redistest.WaitFor(t, patience, "three seconds with a hung sentinel", func() bool {
 		h := c.Health()
 		if h.State != holdfast.Up {
 			t.Fatalf("%+v", h)
@@ -310,7 +310,7 @@ func TestASentinelThatHangsHoldsUpNothing(t *testing.T) {
 	dialed := way.Accepted()
 	way.CutAll()
 	cut := time.Now()
-	redistest.WaitFor(t, 10*time.Second, "another connection", func() bool {
+	redistest.WaitFor(t, patience, "another connection", func() bool {
 		return way.Accepted() > dialed && c.Health().State == holdfast.Up
 	})
 	t.Logf("up %v after the cut", time.Since(cut))

@@ -149,7 +149,7 @@ func TestConnectionsThatAreKilledLeaveNothingStale(t *testing.T) {
 			})
 			for range 1 + round%4 {
 				losses := c.Stats().StreamLosses
-				redistest.WaitFor(t, 5*time.Second, "a loss to be noticed", func() bool {
+				redistest.WaitFor(t, patience, "a loss to be noticed", func() bool {
 					s.Do("CLIENT", "KILL", "TYPE", "normal")
 					return c.Stats().StreamLosses > losses
 				})
@@ -275,7 +275,7 @@ func TestAFloodOfInvalidationsHoldsNobodyUp(t *testing.T) {
 		}
 		time.Sleep(time.Millisecond)
 	})
-	redistest.WaitFor(t, 20*time.Second, "the flood", func() bool {
+	redistest.WaitFor(t, patience, "the flood", func() bool {
 		runtime.ReadMemStats(&mem)
 		peak = max(peak, mem.HeapInuse)
 		return time.Since(start) > 2*time.Second && c.Stats().Invalidations-before > 100_000
@@ -296,7 +296,7 @@ func TestAFloodOfInvalidationsHoldsNobodyUp(t *testing.T) {
 	if mem.HeapAlloc > base+32<<20 {
 		t.Errorf("the heap was %d MiB before and is %d MiB after", base>>20, mem.HeapAlloc>>20)
 	}
-	redistest.WaitFor(t, 5*time.Second, "the local tier to be as small as before", func() bool {
+	redistest.WaitFor(t, patience, "the local tier to be as small as before", func() bool {
 		return c.Stats().LocalEntries <= entries+16
 	})
 	waitState(t, c, holdfast.Up)

@@ -56,7 +56,7 @@ func localAs(c *holdfast.Cache, key, want string) bool {
 // held reads the key until the local tier answers for it.
 func held(t testing.TB, c *holdfast.Cache, key, want string) {
 	t.Helper()
-	redistest.WaitFor(t, 5*time.Second, key+" to be held locally", func() bool { return localAs(c, key, want) })
+	redistest.WaitFor(t, patience, key+" to be held locally", func() bool { return localAs(c, key, want) })
 }
 
 // told returns when what the server had to tell has arrived: pushes and replies
@@ -65,7 +65,7 @@ func told(t testing.TB, c *holdfast.Cache) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	redistest.WaitFor(t, 10*time.Second, "a probe", func() bool { return c.Check(ctx) == nil })
+	redistest.WaitFor(t, patience, "a probe", func() bool { return c.Check(ctx) == nil })
 }
 
 // soon asserts that a read returns want shortly; "" is a miss.
@@ -157,13 +157,13 @@ func TestAnyOtherWriterIsSeen(t *testing.T) {
 		s.MustDo("SET", "app:ttl", "v")
 		held(t, c, "app:ttl", "v")
 		s.MustDo("EXPIRE", "app:ttl", "100")
-		redistest.WaitFor(t, 2*time.Second, "the new end to be seen", func() bool {
+		redistest.WaitFor(t, patience, "the new end to be seen", func() bool {
 			ttl, err := c.TTL(ctx, "app:ttl")
 			return err == nil && ttl > 90*time.Second
 		})
 		held(t, c, "app:ttl", "v")
 		s.MustDo("PERSIST", "app:ttl")
-		redistest.WaitFor(t, 2*time.Second, "the end to be gone", func() bool {
+		redistest.WaitFor(t, patience, "the end to be gone", func() bool {
 			ttl, err := c.TTL(ctx, "app:ttl")
 			return err == nil && ttl == 0
 		})
@@ -173,7 +173,7 @@ func TestAnyOtherWriterIsSeen(t *testing.T) {
 		held(t, c, "app:list", "v")
 		s.MustDo("DEL", "app:list")
 		s.MustDo("RPUSH", "app:list", "x")
-		redistest.WaitFor(t, 2*time.Second, "the list to be seen", func() bool {
+		redistest.WaitFor(t, patience, "the list to be seen", func() bool {
 			_, err := c.Get(ctx, "app:list")
 			return err != nil && contains(err.Error(), "WRONGTYPE")
 		})
@@ -189,7 +189,7 @@ func TestTheServerTellsOfAnExpiry(t *testing.T) {
 		held(t, c, "app:k", "v")
 		told(t, c)
 		before := c.Stats().Invalidations
-		redistest.WaitFor(t, 10*time.Second, "word of the expiry", func() bool { return c.Stats().Invalidations > before })
+		redistest.WaitFor(t, patience, "word of the expiry", func() bool { return c.Stats().Invalidations > before })
 		wantGet(t, c, "app:k", "")
 	})
 }
@@ -365,7 +365,7 @@ func TestOneConnectionAnInstanceWithTracking(t *testing.T) {
 		}
 	})
 	start := time.Now()
-	redistest.WaitFor(t, 5*time.Second, "a second of load", func() bool {
+	redistest.WaitFor(t, patience, "a second of load", func() bool {
 		most = max(most, len(s.Clients()))
 		return time.Since(start) > time.Second
 	})

@@ -81,7 +81,7 @@ func untracked(t *testing.T, ctx context.Context, o holdfast.Options, set func(k
 	want := 0
 	if hint {
 		want = 1
-		redistest.WaitFor(t, 5*time.Second, "a line about tracking", func() bool { return hints() > 0 })
+		redistest.WaitFor(t, patience, "a line about tracking", func() bool { return hints() > 0 })
 	}
 	if n := hints(); n != want {
 		t.Errorf("%d lines about tracking, want %d: %q", n, want, lines.get())
@@ -128,7 +128,7 @@ func TestWithoutTrackingItWorksAndSaysSo(t *testing.T) {
 			// It is asked again with each connection: rights change.
 			s.MustDo("ACL", "SETUSER", "app", "+client")
 			s.MustDo("CLIENT", "KILL", "USER", "app")
-			redistest.WaitFor(t, 10*time.Second, "tracking to be found", func() bool { return c.Health().Tracking })
+			redistest.WaitFor(t, patience, "tracking to be found", func() bool { return c.Health().Tracking })
 		})
 	}
 }
@@ -142,12 +142,12 @@ func TestAServerThatIsBusyIsNotTakenForOneThatCannotTrack(t *testing.T) {
 	raw := rawAt(t, s.Addr())
 	busy := make(chan error, 1)
 	go func() { busy <- raw.Do(ctx, raw.B().Eval().Script("while true do end").Numkeys(0).Build()).Error() }()
-	redistest.WaitFor(t, 5*time.Second, "the server to be busy", func() bool {
+	redistest.WaitFor(t, patience, "the server to be busy", func() bool {
 		_, err := s.Do("PING")
 		return err != nil && strings.HasPrefix(err.Error(), "BUSY")
 	})
 	c := open(t, o)
-	redistest.WaitFor(t, 5*time.Second, "some attempts", func() bool { return c.Stats().DialAttempts >= 3 })
+	redistest.WaitFor(t, patience, "some attempts", func() bool { return c.Stats().DialAttempts >= 3 })
 	if h := c.Health(); h.State != holdfast.Connecting || h.LastError == nil || !contains(h.LastError.Error(), "BUSY") {
 		t.Errorf("while the server is busy: %+v", h)
 	}
