@@ -168,7 +168,7 @@ func TestRedirectionsThatMakeNoSenseHarmNobody(t *testing.T) {
 func TestAClusterOfOneNodeIsReadyAsOftenAsItIsOpened(t *testing.T) {
 	ctx := begin(t)
 	f := newFakeNode(t)
-	rounds := 50
+	rounds := 25
 	if testing.Short() {
 		rounds = 10
 	}

@@ -189,7 +189,7 @@ const patience = time.Minute
 
 // slack is what a loaded machine may add to a call: the scheduler's doing, the
 // collector's and, under -race, the detector's.
-const slack = 150 * time.Millisecond
+const slack = 200 * time.Millisecond
 
 // logLines is a log handler that keeps the lines.
 type logLines struct {

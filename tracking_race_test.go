@@ -79,7 +79,7 @@ func TestNoFillOutlivesTheWriteThatOvertookIt(t *testing.T) {
 		ready(t, c)
 		raw := rawAt(t, s.Addr())
 		const keys, burst = 4, 8
-		rounds := 15_000 * roundsFactor(t) // in each mode
+		rounds := 12_500 * roundsFactor(t) // in each mode
 		if testing.Short() {
 			rounds = 5_000
 		}
