@@ -307,3 +307,29 @@ func TestAFloodOfInvalidationsHoldsNobodyUp(t *testing.T) {
 		soon(t, c, key, s.MustDo("GET", key))
 	}
 }
+
+// Nobody probes for a client that nobody uses, so a path that breaks in silence
+// meanwhile goes unnoticed: what it would have told must not be missed.
+func TestAClientThatWasNotUsedVouchesForNothing(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	p := redistest.NewProxy(t, s.Addr())
+	o := tracked(p.Addr(), holdfast.TrackReads)
+	o.Breaker.MinBackoff, o.Breaker.MaxBackoff = 20*time.Millisecond, 100*time.Millisecond
+	c := open(t, o)
+	ready(t, c)
+	s.MustDo("SET", "k", "one")
+	held(t, c, "k", "one")
+	start := time.Now()
+	redistest.WaitFor(t, patience, "the client to be unused for long enough", func() bool {
+		return time.Since(start) > 15*o.Breaker.MaxBackoff && time.Since(c.Health().ProbedAt) > 4*o.Breaker.MaxBackoff
+	})
+	p.SetMode(redistest.Hang)
+	s.MustDo("SET", "k", "two")
+	if e, err := c.Lookup(ctx, "k"); err != nil || !e.Degraded {
+		t.Errorf("behind a path that hangs: %+v, %v", e, err)
+	}
+	p.SetMode(redistest.Pass)
+	waitState(t, c, holdfast.Up)
+	soon(t, c, "k", "two")
+}
