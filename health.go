@@ -58,7 +58,8 @@ type Health struct {
 	// Shards are the masters of a cluster that have slots, in the order of their
 	// addresses; nil where there is no cluster. The whole is as well as the worst
 	// of them: State is Up, and Writable and Tracking are true, where they are
-	// for every shard. The others go on meanwhile.
+	// for every shard. A slot that has no master makes it Down. The others go on
+	// meanwhile.
 	Shards []ShardHealth
 
 	// JournalKeys is how many keys wait to be replayed or to be checked once
