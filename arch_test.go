@@ -88,9 +88,9 @@ func TestEachDependencyIsImportedByItsOwnFilesAlone(t *testing.T) {
 		"github.com/dgraph-io/ristretto/v2": {"local.go"},
 		"github.com/sony/gobreaker/v2":      {"breaker.go"},
 		"github.com/redis/rueidis": {
-			"cache.go", "commands.go", "conn.go", "errors.go", "lifecycle.go", "open.go",
+			"commands.go", "conn.go", "errors.go", "lifecycle.go", "open.go",
 			"options.go", "remote.go", "replay.go", "sentinel.go", "session.go", "slot.go",
-			"tracking.go",
+			"tracking.go", "write.go",
 		},
 		modulePath + "/internal/resp": {"conn.go"},
 	}

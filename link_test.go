@@ -1,8 +1,13 @@
 package holdfast
 
 import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 )
 
@@ -79,5 +84,43 @@ func TestStatesHaveTheirLowerCaseNames(t *testing.T) {
 		if got := s.String(); got != want {
 			t.Errorf("state %d is %q, want %q", uint8(s), got, want)
 		}
+	}
+}
+
+// Once the sentinels name another master, what the old one acknowledges is lost. It
+// took writes for as long as the dial of the new one lasted.
+func TestADeposedMasterTakesNoWriteWhileTheNewOneIsDialled(t *testing.T) {
+	o := Options{}.withDefaults()
+	var st counters
+	var l *link
+	old := &session{pipe: &pipe{addr: "old:1"}}
+	old.writable.Store(true)
+	tookWrites, dialled := false, false
+	o.Redis.DialCtxFn = func(context.Context, string, *net.Dialer, *tls.Config) (net.Conn, error) {
+		tookWrites, dialled = l.writer(false) != nil, true
+		return nil, errors.New("nobody there")
+	}
+	l = newLink(o, linkEnv{
+		clock: newClock(), stats: &st, notify: newNotifier(o, &st), sessions: new(atomic.Uint64),
+		where:      func(context.Context, bool) (string, error) { return "new:1", nil },
+		disbelieve: func() {}, domains: func(func(*domain)) {}, changed: func(StateChange) {},
+	})
+	l.mu.health.State = Up
+	l.session = old
+	l.gate.Store(old)
+	if l.writer(false) == nil {
+		t.Fatal("the old master takes no writes to begin with")
+	}
+	if _, _, err := l.candidate(context.Background()); err == nil {
+		t.Fatal("a session with nobody")
+	}
+	if !dialled || tookWrites {
+		t.Errorf("dialled %v, and the old master took writes meanwhile: %v", dialled, tookWrites)
+	}
+	if h := l.health(); h.State != ReadOnly || h.Writable {
+		t.Errorf("health %+v", h)
+	}
+	if l.reader() != old {
+		t.Error("reads do not go on")
 	}
 }

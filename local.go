@@ -6,7 +6,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"unsafe"
 
 	"github.com/dgraph-io/ristretto/v2"
 )
@@ -72,96 +71,6 @@ const (
 // the key's memory. That two keys of a process agree in all 128 bits is less
 // likely than that the memory that holds them fails.
 type keyHash struct{ place, check uint64 }
-
-// domain is what one stream of invalidations vouches for: all keys of a server,
-// or those of one slot of a cluster. Losing the stream moves the epoch, and every
-// entry of an older epoch is in doubt: nothing is flushed when a connection breaks.
-type domain struct {
-	epoch atomic.Uint32
-	floor atomic.Uint32 // entries of an epoch before this one are known to be wrong
-	since atomic.Uint32 // and before this one, from another server than the present
-}
-
-// doubt puts every entry of the domain in doubt.
-func (d *domain) doubt() { d.epoch.Add(1) }
-
-// flush makes every entry of the domain wrong: the server said that it holds
-// nothing any more.
-func (d *domain) flush() { d.floor.Store(d.epoch.Add(1)) }
-
-// otherServer puts every entry in doubt and notes that another server has them.
-func (d *domain) otherServer() { d.since.Store(d.epoch.Add(1)) }
-
-// entry is one value of one key. The value never changes; what is known of it
-// does, when Redis confirms it. The fields are packed: a million entries are
-// common, and 64 bytes are a size class of Go's and a cache line.
-type entry struct {
-	check  uint64
-	data   *byte
-	length uint32
-	size   int32 // what it costs, with the key and the bookkeeping
-
-	domain *domain
-	epoch  atomic.Uint32 // the domain's epoch at its fill
-
-	confirmed atomic.Int64 // when Redis was last known to hold it, or when it was written
-	fresh     atomic.Int64 // served without asking Redis until then, within its epoch; 0 and unread: in doubt
-	expires   atomic.Int64 // its own TTL; never for none, wrong for what is not to be served
-}
-
-// wrong is the end of an entry of which Redis said that it holds it no more. It
-// is so long ago that no outage option stretches to it.
-const wrong = -1 << 62
-
-// unread is the freshness of what this process wrote, or told the server to change,
-// and has not read since. What the server tells of the key then may be the echo.
-const unread = -1
-
-// term is what is known of a value but for its bytes.
-type term struct {
-	confirmed, fresh, expires int64
-	domain                    *domain
-	epoch                     uint32
-}
-
-func newEntry(key string, value []byte, k term) *entry {
-	e := &entry{
-		data:   unsafe.SliceData(value),
-		length: uint32(len(value)),
-		size:   sizeOf(key, value),
-		domain: k.domain,
-	}
-	e.confirm(k)
-	return e
-}
-
-// bytes is the value. Its capacity is its length, so that an append copies.
-func (e *entry) bytes() []byte { return unsafe.Slice(e.data, e.length) }
-
-// vouched says whether the stream that the entry was filled from is unbroken.
-func (e *entry) vouched() bool { return e.epoch.Load() == e.domain.epoch.Load() }
-
-// ofEarlierServer says whether the entry is from before the present server.
-func (e *entry) ofEarlierServer() bool {
-	return int32(e.epoch.Load()-e.domain.since.Load()) < 0
-}
-
-// refuted says that the server told of a change, so the value is no answer, not
-// even in an outage, and nothing that Redis could be taken to hold.
-func (e *entry) refuted() bool {
-	return e.expires.Load() == wrong || int32(e.epoch.Load()-e.domain.floor.Load()) < 0
-}
-
-// confirm gives a standing entry a new term. The epoch comes last but for fresh:
-// a reader that finds the entry fresh finds it so by the new term altogether, or
-// by the old one, which was as good when the confirmation was asked for.
-func (e *entry) confirm(k term) {
-	e.fresh.Store(0)
-	e.confirmed.Store(k.confirmed)
-	e.expires.Store(k.expires)
-	e.epoch.Store(k.epoch)
-	e.fresh.Store(k.fresh)
-}
 
 // pending is a key in the overlay. Guarded by its stripe.
 type pending struct {
@@ -305,6 +214,16 @@ func (l *local) fillableLocked(s *stripe, h keyHash, t token) (p *pending, old *
 // of the stripe's writes. end must follow. An entry that does not fit leaves a
 // tombstone: never the value that it replaces.
 func (l *local) begin(h keyHash, e *entry) (old *entry, seq uint64) {
+	return l.open(h, func(*entry) *entry { return e })
+}
+
+// hold is begin for a write that leaves what is there until Redis has decided.
+func (l *local) hold(h keyHash) (seq uint64) {
+	_, seq = l.open(h, func(old *entry) *entry { return old })
+	return seq
+}
+
+func (l *local) open(h keyHash, what func(old *entry) *entry) (old *entry, seq uint64) {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -315,7 +234,7 @@ func (l *local) begin(h keyHash, e *entry) (old *entry, seq uint64) {
 	}
 	p.overlap = p.overlap || p.writers > 0
 	p.writers++
-	l.storeLocked(s, h, p, old, e)
+	l.storeLocked(s, h, p, old, what(old))
 	return old, seq
 }
 
@@ -380,22 +299,6 @@ func (l *local) add(h keyHash, e *entry, now int64) bool {
 	s.version.Add(1)
 	l.storeLocked(s, h, p, old, e)
 	return true
-}
-
-// hold is begin for a write that leaves what is there until Redis has decided.
-func (l *local) hold(h keyHash) (seq uint64) {
-	s := l.stripe(h)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	seq = s.version.Add(1)
-	p, old := l.lookLocked(s, h)
-	if p == nil {
-		p = l.pendLocked(s, h)
-	}
-	p.overlap = p.overlap || p.writers > 0
-	p.writers++
-	l.storeLocked(s, h, p, old, old)
-	return seq
 }
 
 // doubt makes the key be read from Redis before it is served again, and keeps

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/dgraph-io/ristretto/v2"
+	"github.com/holdfast-cache/holdfast/internal/redistest"
 )
 
 // tier is what the model test drives: holdfast's local tier, and plain ristretto
@@ -175,11 +176,7 @@ func TestTheModelFindsWhatPlainRistrettoDoes(t *testing.T) {
 
 func waitFlushed(t testing.TB, l *local) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); l.overlay.Load() != 0; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("the overlay still holds %d bytes", l.overlay.Load())
-		}
-	}
+	redistest.WaitFor(t, time.Minute, "the overlay to be empty", func() bool { return l.overlay.Load() == 0 })
 }
 
 // A 1 MiB ristretto reached 95 MiB when its entries were updated to larger ones.

@@ -1,0 +1,209 @@
+package holdfast
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+)
+
+// errNoProbe is the result of an attempt that was cut short by a panic.
+var errNoProbe = errors.New("holdfast: the attempt did not end")
+
+// attempt reaches for Redis once, with at most one dial of it, and returns how
+// long to wait from its beginning before the next. It blocks for as long as
+// asking where Redis is takes, and then for at most three times Dialer.Timeout
+// plus Timeout, and less when ctx ends.
+func (l *link) attempt(ctx context.Context) time.Duration {
+	done, ok := l.breaker.probe()
+	if !ok {
+		return l.schedule.next()
+	}
+	var (
+		once   sync.Once
+		result = errNoProbe
+		finish = func() { once.Do(func() { done(result) }) }
+	)
+	defer finish()
+
+	next, old, err := l.candidate(ctx)
+	if err != nil {
+		result = l.unreached(err)
+		return l.schedule.next()
+	}
+
+	budget, cancel := context.WithTimeout(ctx, l.opts.Timeout)
+	l.probing = l.probeKey(l.probing)
+	err = next.probe(budget, l.probing)
+	cancel()
+	switch classify(ctx, err) {
+	case classOK:
+		next.writable.Store(true)
+		next.replica.Store(false)
+		result = nil
+		finish()
+		l.replace(ctx, old, next)
+		l.serve(next, evProbeOK, nil)
+		return l.schedule.max
+	case classRedirect:
+		// The map of the cluster is out of date: with the next one, another key.
+		l.redirected(next, err)
+		l.probing = ""
+		l.setError(err)
+		result = nil
+		l.replace(ctx, old, next)
+		return l.schedule.min
+	case classWriteRefused, classCommand:
+		// A command error here is a user without permission for the probe's
+		// key: whether anything can be written is not known, and is not claimed.
+		next.refuse(err)
+		result = nil
+		finish()
+		l.replace(ctx, old, next)
+		l.serve(next, evProbeRefused, err)
+		if next.replica.Load() {
+			l.doubt() // the copies are of what its master held
+		}
+		return l.schedule.next()
+	default:
+		var again time.Duration
+		again, result = l.unanswered(next, old, err)
+		return again
+	}
+}
+
+// unreached takes note of an attempt that found nobody to probe, and returns what
+// the breaker is to be told.
+func (l *link) unreached(err error) error {
+	switch {
+	case errors.Is(err, errJoined):
+		// That was all that this link was for.
+	case l.gate.Load() != nil:
+		l.refuse(l.session, err)
+		return nil // reads go on
+	default:
+		l.apply(evProbeFailed, err)
+	}
+	return err
+}
+
+// unanswered takes note of a probe that got no answer, or one by which the server
+// refuses everything, and returns how long to wait, and what the breaker is to be
+// told.
+func (l *link) unanswered(next, old *session, err error) (again time.Duration, result error) {
+	if gaveUp(err) {
+		err = errBudget
+	}
+	result = err
+	if old == nil {
+		l.session = next
+	} else {
+		next.close() // the old one goes on, such as it is
+		result = nil
+	}
+	switch {
+	case l.gate.Load() == nil:
+		l.apply(evProbeFailed, err)
+	case old != nil:
+		l.refuse(old, err)
+	default:
+		// One failure among calls that may fare better. But the stream may be
+		// silent, so whether it is must be known soon.
+		l.setError(err)
+		return l.schedule.min, result
+	}
+	return l.schedule.next(), result
+}
+
+// candidate returns the session to probe: the present one, or, beside it as old,
+// one to where Redis is by now. A replica does not become a master by waiting for
+// it on the same connection: the address may lead elsewhere. Until another
+// connection has proved itself, the old one goes on serving reads.
+func (l *link) candidate(ctx context.Context) (next, old *session, err error) {
+	s := l.session
+	if s != nil && s.replica.Load() {
+		l.disbelieve()
+	}
+	addr, err := l.where(ctx, s != nil)
+	switch {
+	case s == nil && err != nil:
+		return nil, nil, err
+	case s != nil && !s.replica.Load() && (err != nil || addr == s.addr):
+		return s, nil, nil // who cannot be asked does not end what works
+	case err != nil:
+		return nil, nil, err
+	}
+	if s != nil && addr != s.addr && l.gate.Load() == s {
+		l.refuse(s, errMoved) // before the dial, which may take its time
+	}
+	if next, err = l.openSession(ctx, addr); err != nil {
+		l.disbelieve()
+	}
+	return next, s, err
+}
+
+// errMoved is why a master that another one has replaced takes no more writes.
+var errMoved = errors.New("holdfast: another server is the master now")
+
+// refuse takes writes away from a session that serves, because Redis is
+// elsewhere by now, and that place is yet to be reached.
+func (l *link) refuse(s *session, err error) {
+	l.setError(err)
+	s.replica.Store(true)
+	s.writable.Store(false)
+	l.doubt()
+	l.apply(evRefused, err)
+}
+
+// replace makes next the session. The old one, if there is one, is closed once
+// the reads that are under way on it have ended, or their time is up.
+func (l *link) replace(ctx context.Context, old, next *session) {
+	l.session = next
+	if old == nil {
+		return
+	}
+	l.gate.CompareAndSwap(old, next)
+	l.doubt() // what the old one told may not be what the new one holds
+	for deadline := l.clock.now() + int64(l.opts.Timeout); old.used.Load() > 0 && l.clock.now() < deadline; {
+		if !sleep(ctx, time.Millisecond) {
+			break
+		}
+	}
+	old.close()
+}
+
+// serve opens the gate to the session, now that the breaker is closed.
+func (l *link) serve(s *session, ev event, err error) {
+	// As one step with the breaker's being closed: a gate that is open beside
+	// an open breaker would never close again, for nobody reports to it.
+	if l.served != s && (s.server == "" || l.server() != s.server) {
+		l.domains((*domain).otherServer) // before anything that is read there is kept
+	}
+	l.served = s
+	l.last.Store(&s.server)
+	if !l.breaker.whileClosed(func() { l.gate.Store(s) }) {
+		return
+	}
+	l.vouched.Store(s.tracked && !s.replica.Load())
+	if s.lost.Load() {
+		l.lostSession(s)
+		return
+	}
+	l.tellUntold(s)
+	l.apply(ev, err)
+	if ev == evProbeOK || s.deletable.Load() {
+		l.replayer.wake()
+	}
+}
+
+// tellUntold logs, once for each reason, that the server does not tell of changes.
+func (l *link) tellUntold(s *session) {
+	why := ""
+	if s.untold != nil {
+		why = s.untold.Error()
+	}
+	if why != "" && why != l.untold {
+		l.notify.untracked(s.addr, why, l.opts.Tracking.UntrackedTTL)
+	}
+	l.untold = why
+}

@@ -1,0 +1,293 @@
+package holdfast
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"time"
+
+	"github.com/redis/rueidis"
+)
+
+// Set stores value under key for ttl; 0 means Options.DefaultTTL. The value is
+// copied. While Redis is up it may wait for it, for at most Options.Timeout.
+// While Redis is away it waits for nothing, and the write is kept in the
+// journal; so it is where Redis did not answer in time. A nil value is an empty
+// one.
+//
+// A value that cannot be sent within the budget ends in the journal, and where it
+// does not fit there the key is deleted instead: give large values a larger
+// Options.Timeout.
+//
+// Errors: ErrInvalidTTL, ErrClosed, ErrJournalFull, the context's own (the write
+// may have happened then), and what Redis says of this command. After nil, no
+// read through this Cache returns an older value.
+func (c *Cache) Set(ctx context.Context, key string, value []byte, ttl time.Duration) error {
+	ttl, err := c.ttl(ttl)
+	if err != nil {
+		return &Error{Op: "set", Key: key, Err: err}
+	}
+	w := [1]change{{key: key, value: own(value)}}
+	return c.write(ctx, "set", w[:], ttl)
+}
+
+// SetMany is Set for each item, in one pipeline; all have the one ttl. It may
+// wait for at most Options.Timeout in all. The error joins one *Error for each
+// key that was refused; the others are stored. A key or value over 512 MiB
+// refuses the whole call.
+func (c *Cache) SetMany(ctx context.Context, items map[string][]byte, ttl time.Duration) error {
+	ttl, err := c.ttl(ttl)
+	if err != nil {
+		return &Error{Op: "setmany", Err: err}
+	}
+	ws := make([]change, 0, len(items))
+	for key, value := range items {
+		ws = append(ws, change{key: key, value: own(value)})
+	}
+	return c.write(ctx, "setmany", ws, ttl)
+}
+
+// Delete removes the keys, of which any may be absent. It may wait for at most
+// Options.Timeout in all. While Redis is away the deletes are kept in the
+// journal: the old values do not come back. The error joins one *Error for each
+// key that was refused.
+func (c *Cache) Delete(ctx context.Context, keys ...string) error {
+	ws := make([]change, len(keys))
+	for i, key := range keys {
+		ws[i] = change{key: key, del: true}
+	}
+	return c.write(ctx, "delete", ws, 0)
+}
+
+// own copies what the caller may change later.
+func own(value []byte) []byte {
+	if len(value) == 0 {
+		return []byte{}
+	}
+	value = bytes.Clone(value)
+	return value[:len(value):len(value)]
+}
+
+// ttl gives 0 its meaning and rounds up to what Redis can express.
+func (c *Cache) ttl(ttl time.Duration) (time.Duration, error) {
+	if ttl < 0 {
+		return 0, ErrInvalidTTL
+	}
+	if ttl == 0 {
+		ttl = c.opts.DefaultTTL
+	}
+	if part := ttl % time.Millisecond; part != 0 {
+		if ttl > 1<<63-1-time.Millisecond {
+			return ttl - part, nil
+		}
+		ttl += time.Millisecond - part
+	}
+	return ttl, nil
+}
+
+// change is one key's write on its way through the tiers.
+type change struct {
+	key   string
+	value []byte
+	del   bool
+	undo  []byte // see journal.write
+
+	hash     keyHash
+	place    *slot
+	link     *link
+	entry    *entry // what the local tier is to hold; nil for a delete
+	deadline int64
+	seq      uint64
+	base     base
+	old      *entry // what the local tier held
+}
+
+func (w *change) intent(sentOn uint64) write {
+	return write{
+		key: w.key, value: w.value, del: w.del, undo: w.undo, deadline: w.deadline,
+		seq: w.seq, base: w.base, sentOn: sentOn,
+	}
+}
+
+// write takes changes through the tiers: to the local one at once, then to Redis,
+// or to the journal where Redis cannot take them. It is where law 4 and law 6
+// are kept: whatever the outcome, the local tier is done first, and what is not
+// known to have reached Redis is journaled before the call returns.
+func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Duration) error {
+	lane, open := c.fence.enter()
+	defer lane.leave()
+	if err := enterable(ctx, open); err != nil {
+		return err
+	}
+	now := c.clock.now()
+	for i := range ws {
+		w := &ws[i]
+		if err := checkSize(w.key, w.value); err != nil {
+			return &Error{Op: op, Key: w.key, Err: err}
+		}
+		w.hash, w.deadline = c.local.hash(w.key), never
+		if !w.del {
+			w.deadline = after(now, ttl)
+		}
+	}
+	if c.routes == nil {
+		for i := range ws {
+			c.local.put(ws[i].hash, c.entryOf(&ws[i], now, &c.local.home, ws[i].deadline))
+		}
+		return nil
+	}
+	var errs errorList
+	var send []item
+	for i := range ws {
+		w := &ws[i]
+		w.place = c.routes.of(w.key)
+		// While it is under way, a write may be served as long as its caller
+		// waits for it; what it is worth afterwards, send decides.
+		w.entry = c.entryOf(w, now, &w.place.domain, after(now, c.opts.Timeout))
+		w.link = c.routes.link(w.place)
+		s := w.link.writer(w.del)
+		if s == nil || c.journal.holds(w.hash, w.key) {
+			errs.add(op, w.key, c.keep(w))
+			continue
+		}
+		send = append(send, item{key: w.key, session: s, change: w})
+	}
+	if len(send) > 0 {
+		c.send(ctx, op, send, ttl, now, &errs)
+	}
+	return errs.join()
+}
+
+// entryOf is what the local tier is to hold of a change, nil for a delete.
+func (c *Cache) entryOf(w *change, now int64, d *domain, fresh int64) *entry {
+	if w.del {
+		return nil
+	}
+	return newEntry(w.key, w.value, term{
+		confirmed: now, expires: w.deadline, fresh: min(fresh, w.deadline), domain: d, epoch: d.epoch.Load(),
+	})
+}
+
+// keep is a write that Redis is not told of now.
+func (c *Cache) keep(w *change) error {
+	if w.entry != nil {
+		w.entry.fresh.Store(unread)
+	}
+	w.old, w.seq = c.local.put(w.hash, w.entry)
+	w.base = w.baseOf()
+	return c.remember(w, 0)
+}
+
+// remember puts the write in the journal. Where that is refused, the key leaves
+// the local tier: what is there must not be taken for accepted.
+func (c *Cache) remember(w *change, sentOn uint64) error {
+	c.stats.journaled.Add(1)
+	switch c.journal.put(w.hash, w.intent(sentOn)) {
+	case downgraded:
+		c.stats.downgraded.Add(1)
+		c.notify.drop(w.key, DropDowngraded)
+	case rejected:
+		c.stats.refused.Add(1)
+		c.notify.drop(w.key, DropRefused)
+		c.local.put(w.hash, nil)
+		return ErrJournalFull
+	}
+	c.routes.deliver(w.key)
+	return nil
+}
+
+// baseOf is what Redis was last known to hold, going by the local copy.
+func (w *change) baseOf() base {
+	if w.old == nil || w.old.refuted() {
+		return base{}
+	}
+	server := w.link.server()
+	if w.old.ofEarlierServer() {
+		server = earlierServer
+	}
+	return holding(w.old.bytes(), w.old.expires.Load(), server)
+}
+
+// earlierServer is no server's run id.
+const earlierServer = "earlier"
+
+// send writes to Redis what may go there.
+func (c *Cache) send(ctx context.Context, op string, items []item, ttl time.Duration, now int64, errs *errorList) {
+	for i := range items {
+		w := items[i].change
+		w.old, w.seq = c.local.begin(w.hash, w.entry)
+	}
+	bounded, cancel := c.remote.bound(ctx, now)
+	defer cancel()
+	build := func(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed {
+		if w := it.change; !w.del {
+			return append(cmds, setCommand(b, w.key, w.value, ttl))
+		}
+		return append(cmds, b.Del().Key(it.key).Build())
+	}
+	c.remote.batch(bounded, items, 1, build, func(i int, _ []rueidis.RedisResult, o outcome) {
+		w := items[i].change
+		switch o.class {
+		case classOK:
+			c.journal.overtaken(w.hash, w.intent(0), o.session.id, o.session.server)
+			c.local.end(w.hash, true, c.worth(w, now, o))
+		case classCommand:
+			c.local.end(w.hash, false, unread)
+			errs.add(op, w.key, o.err)
+		default:
+			// In the journal before the local tier is done with it: no reader
+			// may find neither.
+			w.base = w.baseOf()
+			var sentOn uint64
+			if o.unknown {
+				sentOn = o.session.id
+			}
+			err := c.remember(w, sentOn)
+			c.local.end(w.hash, err == nil, unread)
+			if o.class == classCanceled {
+				err = o.err
+			}
+			errs.add(op, w.key, err)
+		}
+	})
+}
+
+// worth is until when the copy of an acknowledged write is fresh; unread where it
+// must be read before it is, because the server tells only of what was read.
+func (c *Cache) worth(w *change, now int64, o outcome) int64 {
+	told := o.session.tells(w.key)
+	if w.del || o.asked || told && c.opts.Tracking.Mode == TrackReads {
+		return unread
+	}
+	return c.freshUntil(now, w.deadline, told)
+}
+
+// errorList gathers one error a key.
+type errorList struct{ errs []error }
+
+func (l *errorList) add(op, key string, err error) {
+	if err != nil {
+		l.errs = append(l.errs, &Error{Op: op, Key: key, Tier: Remote, Err: err})
+	}
+}
+
+func (l *errorList) join() error {
+	if len(l.errs) == 1 {
+		return l.errs[0]
+	}
+	return errors.Join(l.errs...)
+}
+
+func checkKey(key string) error {
+	if len(key) > maxString {
+		return errKeyTooLarge
+	}
+	return nil
+}
+
+func checkSize(key string, value []byte) error {
+	if len(value) > maxString {
+		return errValueTooLarge
+	}
+	return checkKey(key)
+}
