@@ -115,7 +115,7 @@ func TestEachDependencyIsImportedByItsOwnFilesAlone(t *testing.T) {
 }
 
 func TestInternalPackagesNeedTheStandardLibraryOnly(t *testing.T) {
-	for _, dir := range []string{"internal/resp", "internal/redistest"} {
+	for _, dir := range []string{"internal/resp", "internal/redistest", "internal/wal"} {
 		for _, s := range sources(t, dir, notTest) {
 			for _, path := range s.imports() {
 				if thirdParty(path) || strings.HasPrefix(path, modulePath) {

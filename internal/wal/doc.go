@@ -1,0 +1,72 @@
+// Package wal keeps a map of keys to payloads in an append-only file, so that it
+// survives the process: the crash file of an outage journal. It knows nothing of
+// Redis, and a payload is bytes to it.
+//
+// The map itself is the caller's, and lives in memory. A [Log] is told of every
+// change, hands the map back at the next [Open], and is given all of it by
+// [Log.Compact], so that it can forget how it came to be.
+//
+// # Promises
+//
+//   - What was acknowledged is there at the next Open: after the death of the
+//     process with any [SyncPolicy], after the death of the machine with
+//     [SyncAlways].
+//   - What was not acknowledged, because the write returned an error or did not
+//     return, may be there or not. It is never there in part.
+//   - Of the records of one key the one with the highest number wins, wherever it
+//     stands. Numbers count within one run, from an Open to its Close or crash:
+//     what an earlier run wrote is older than anything that this one writes.
+//   - No file makes Open fail or guess. A record that a write left unfinished at the
+//     very end is told of and ignored. Any other damage is told of, the records
+//     before it and those of other files are used, and the file is renamed, never
+//     overwritten and never deleted.
+//   - After an error of the disk nothing is written until Compact has begun: a
+//     record behind a half one could not be found.
+//
+// # Files
+//
+// A directory holds
+//
+//	LOCK                                   kept locked while a Log is open
+//	journal-0000000000000001.log           records, in the order they were written
+//	journal-0000000000000004.snap          the whole map; replaces every lower number
+//	journal-0000000000000004.snap.tmp      a snapshot that was not finished; removed
+//	journal-0000000000000003.log.damaged-1 set aside; ours no more
+//
+// The number, in hexadecimal, grows from file to file. A log segment is created by
+// the first record that goes into it. A snapshot gets its number when its making
+// begins: the records of that moment have a lower one and later records a higher
+// one, while the map is read a little later still. So a snapshot may hold newer
+// states than the records that follow it, and the numbers of the records decide.
+//
+// # Format, version 1
+//
+// Integers are little-endian. A file begins with 48 bytes:
+//
+//	 0  8  "hfwallog" or "hfwalsnp", log or snapshot
+//	 8  4  version
+//	12  4  CRC-32C of bytes 0-11 and 16-47
+//	16  8  the file's number, as in its name
+//	24  8  run: a number that is higher than that of every earlier run
+//	32  8  number of the log segment before this one, 0 if not known
+//	40  8  where that segment ends
+//
+// Records follow without a gap:
+//
+//	 0  4  length of all that follows the checksum, 13 bytes to 1 GiB
+//	 4  4  CRC-32C of all that follows
+//	 8  1  1 put, 2 drop, 3 end
+//	 9  8  number; of an end, how many records there are before it
+//	17  4  length of the key
+//	21     key, payload
+//
+// An end is the last record of a snapshot, and of nothing else. A snapshot without
+// one is damaged.
+//
+// Where a segment ends is told by the one that follows it. So what a failed write
+// left behind does no harm if it cannot be cut off, and a segment that became
+// shorter is noticed even where it was cut between two records. Only the last
+// segment has nobody to tell, and only there an unfinished record is taken for the
+// trace of a crash: it reaches over the end of the file, or is zero from somewhere
+// on, and no sound record is behind it.
+package wal

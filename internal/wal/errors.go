@@ -1,0 +1,36 @@
+package wal
+
+import (
+	"errors"
+	"fmt"
+	"os"
+)
+
+var (
+	// ErrClosed is returned for a record that is written after Close, and by a
+	// Compact that Close ended.
+	ErrClosed = errors.New("wal: the log is closed")
+
+	// ErrTooLarge is returned for a record whose key and payload together are more
+	// than about 1 GiB. The log is as good as before.
+	ErrTooLarge = errors.New("wal: key and payload are more than 1 GiB")
+)
+
+// InUse is the error of Open for a directory that a Log has open, in this process
+// or in another.
+type InUse struct {
+	Dir  string
+	Lock string // the lock file
+	PID  int    // who has it; 0 if that is not known
+}
+
+// Error names the directory and, where it is known, the process.
+func (e *InUse) Error() string {
+	switch e.PID {
+	case 0:
+		return fmt.Sprintf("wal: directory %s is in use: %s is held by another process", e.Dir, e.Lock)
+	case os.Getpid():
+		return fmt.Sprintf("wal: directory %s is in use by this process (%d) already", e.Dir, e.PID)
+	}
+	return fmt.Sprintf("wal: directory %s is in use by process %d", e.Dir, e.PID)
+}

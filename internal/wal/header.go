@@ -1,0 +1,82 @@
+package wal
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+)
+
+// The layout of a header is told in doc.go.
+const (
+	headerSize = 48
+	version    = 1
+
+	logMagic      = "hfwallog"
+	snapshotMagic = "hfwalsnp"
+)
+
+// link says where a log segment ends. The zero link says nothing.
+type link struct{ id, end uint64 }
+
+// header is how a file begins.
+type header struct {
+	file fileID
+	run  uint64
+	prev link
+}
+
+func (h header) append(b []byte) []byte {
+	at := len(b)
+	b = append(b, h.file.magic()...)
+	b = binary.LittleEndian.AppendUint32(b, version)
+	b = append(b, 0, 0, 0, 0)
+	b = binary.LittleEndian.AppendUint64(b, h.file.id)
+	b = binary.LittleEndian.AppendUint64(b, h.run)
+	b = binary.LittleEndian.AppendUint64(b, h.prev.id)
+	b = binary.LittleEndian.AppendUint64(b, h.prev.end)
+	binary.LittleEndian.PutUint32(b[at+12:], headerSum(b[at:]))
+	return b
+}
+
+func headerSum(b []byte) uint32 {
+	return crc32.Update(crc32.Checksum(b[:12], castagnoli()), castagnoli(), b[16:headerSize])
+}
+
+// parseHeader reads the header that a file begins with. An empty reason means that
+// it is sound. A version other than ours is told before the checksum is looked at,
+// which may be somewhere else there.
+func parseHeader(b []byte, file fileID) (h header, reason string) {
+	switch {
+	case len(b) < 12 || string(b[:8]) != file.magic():
+		return h, "not a file of this journal"
+	case binary.LittleEndian.Uint32(b[8:]) != version:
+		return h, fmt.Sprintf("format version %d, known is %d", binary.LittleEndian.Uint32(b[8:]), version)
+	case len(b) < headerSize:
+		return h, "cut short in its header"
+	case binary.LittleEndian.Uint32(b[12:]) != headerSum(b):
+		return h, "bad checksum of its header"
+	}
+	h = header{
+		file: fileID{id: binary.LittleEndian.Uint64(b[16:]), snapshot: file.snapshot},
+		run:  binary.LittleEndian.Uint64(b[24:]),
+		prev: link{binary.LittleEndian.Uint64(b[32:]), binary.LittleEndian.Uint64(b[40:])},
+	}
+	if h.file.id != file.id {
+		return h, fmt.Sprintf("is %s under another name", h.file.name())
+	}
+	return h, ""
+}
+
+// tornHeader says whether a file may be what a crash left of the creation of a
+// segment: the beginning of a header, cut, or zero from somewhere on. begins is its
+// first bytes, up to headerSize, and nonZero how many bytes there are up to the
+// last one that is not zero.
+func tornHeader(begins []byte, file fileID, nonZero, size int64) bool {
+	if nonZero > headerSize || nonZero == size && size >= headerSize {
+		return false
+	}
+	want := binary.LittleEndian.AppendUint32([]byte(file.magic()), version)
+	n := min(int(nonZero), len(want))
+	return bytes.Equal(begins[:n], want[:n])
+}

@@ -1,0 +1,46 @@
+package wal
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"runtime/pprof"
+	"time"
+)
+
+// startSyncer begins the goroutine of SyncInterval, under a name that a goroutine
+// profile shows.
+func (l *Log) startSyncer() {
+	l.syncer.Go(func() {
+		pprof.Do(context.Background(), pprof.Labels("holdfast", "wal sync"), func(context.Context) {
+			l.syncEveryInterval()
+		})
+	})
+}
+
+func (l *Log) syncEveryInterval() {
+	tick := time.NewTicker(l.opts.Interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			l.syncActive()
+		case <-l.stop:
+			return
+		}
+	}
+}
+
+// syncActive forces the active segment to the disk, while others go on writing.
+func (l *Log) syncActive() {
+	b := l.acquire()
+	a := l.files.active
+	l.release(b, l.write(b))
+	if a == nil || !a.unsynced.Swap(false) {
+		return
+	}
+	// One that is closed meanwhile has been forced by who closed it.
+	if err := a.file.Sync(); err != nil && !errors.Is(err, fs.ErrClosed) {
+		l.fail(err)
+	}
+}
