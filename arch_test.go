@@ -381,7 +381,9 @@ func optionDefaults(prefix string, v reflect.Value) map[string]string {
 		case int64:
 			all[name] = fmt.Sprintf("%d MiB", x>>20)
 		case string:
-			all[name] = "`" + x + "`"
+			if all[name] = "`" + x + "`"; x == "" {
+				all[name] = ""
+			}
 		default:
 			ours := field.Type().PkgPath() == reflect.TypeFor[Options]().PkgPath()
 			if field.Kind() == reflect.Struct && ours && name != "Hooks" {

@@ -167,8 +167,8 @@ func (m TrackingMode) String() string {
 	return fmt.Sprintf("trackingmode(%d)", uint8(m))
 }
 
-// JournalOptions bounds what is remembered of the writes made while Redis is
-// away, to be replayed when it is back.
+// JournalOptions says what is remembered of the writes made while Redis is away,
+// and how it is replayed when Redis is back.
 type JournalOptions struct {
 	// MaxKeys bounds the keys. Default 65536. When reached, a write of a
 	// further key is refused with ErrJournalFull.
@@ -179,6 +179,88 @@ type JournalOptions struct {
 	// is absent rather than old. Where not even the key fits, the write is
 	// refused with ErrJournalFull.
 	MaxBytes int64
+
+	// OnConflict says what becomes of a set whose key somebody else wrote
+	// meanwhile. Default ConflictDelete. See ConflictRule.
+	OnConflict ConflictRule
+
+	// KeysOnly has the journal keep no values: a key that was set while Redis was
+	// away is deleted there when Redis is back, and read anew from the source of
+	// truth. Until then the local tier serves the value, as long as it has it.
+	KeysOnly bool
+
+	// MaxRate is how many keys a second are replayed to one server at most, so
+	// that a full journal does not take a server that has just come back from its
+	// other clients. Default 100000.
+	MaxRate int
+
+	// Dir is a directory, which New creates if need be, for a copy of the journal
+	// that survives the process: what New finds there is replayed, and no key of
+	// it is read from Redis before. One Cache at a time uses it. Default "": the
+	// journal is in memory only. Not used where there is no Redis.
+	//
+	// With Dir, New reads the files, and a write that goes to the journal waits
+	// for the operating system to take it; see Fsync. Where the disk does not take
+	// it, the write is accepted in memory, Health.JournalError says why, and the
+	// disk is tried again once a second.
+	Dir string
+
+	// Fsync says what an accepted write survives. Default FsyncNo: the death of
+	// the process. See FsyncPolicy.
+	Fsync FsyncPolicy
+}
+
+// ConflictRule says what a replay does where Redis holds what neither it was last
+// known to hold nor this Cache wrote, or where it lost what somebody deleted.
+type ConflictRule uint8
+
+const (
+	// ConflictDelete deletes the key: both values are gone, and a miss is always
+	// safe. Whose value is the newer one is for the source of truth to say.
+	ConflictDelete ConflictRule = iota
+	// ConflictKeep leaves what is there.
+	ConflictKeep
+	// ConflictOverwrite writes the journaled value. It is for keys that nobody
+	// else writes: another client's newer value would be lost.
+	ConflictOverwrite
+)
+
+func (r ConflictRule) String() string {
+	switch r {
+	case ConflictDelete:
+		return "delete"
+	case ConflictKeep:
+		return "keep"
+	case ConflictOverwrite:
+		return "overwrite"
+	}
+	return fmt.Sprintf("conflictrule(%d)", uint8(r))
+}
+
+// FsyncPolicy says when what was written to Journal.Dir is forced to the disk.
+type FsyncPolicy uint8
+
+const (
+	// FsyncNo never waits for the disk: an accepted write survives the death of
+	// the process, and not that of the machine.
+	FsyncNo FsyncPolicy = iota
+	// FsyncEverySecond loses at most about a second of them with the machine.
+	FsyncEverySecond
+	// FsyncAlways has a write on the disk before it is accepted; writes that are
+	// made at the same time share one fsync.
+	FsyncAlways
+)
+
+func (p FsyncPolicy) String() string {
+	switch p {
+	case FsyncNo:
+		return "no"
+	case FsyncEverySecond:
+		return "everysec"
+	case FsyncAlways:
+		return "always"
+	}
+	return fmt.Sprintf("fsyncpolicy(%d)", uint8(p))
 }
 
 // OutageOptions says what may be served while Redis is away.
@@ -204,6 +286,7 @@ func (o Options) withDefaults() Options {
 	def(&o.Tracking.UntrackedTTL, 5*time.Second)
 	def(&o.Journal.MaxKeys, 65536)
 	def(&o.Journal.MaxBytes, 64<<20)
+	def(&o.Journal.MaxRate, 100_000)
 	def(&o.Redis.Dialer.Timeout, time.Second)
 	def(&o.Redis.Dialer.KeepAlive, time.Second)
 	def(&o.Redis.ConnWriteTimeout, 2*time.Second)
@@ -254,12 +337,7 @@ func (o Options) validate() error {
 		bad("Breaker.MaxBackoff is %v: it must not be below Breaker.MinBackoff, %v", o.Breaker.MaxBackoff, o.Breaker.MinBackoff)
 	}
 	atLeast("Tracking.UntrackedTTL", o.Tracking.UntrackedTTL, time.Millisecond)
-	if o.Journal.MaxKeys < 1 {
-		bad("Journal.MaxKeys is %d: it must be at least 1", o.Journal.MaxKeys)
-	}
-	if o.Journal.MaxBytes < 1 {
-		bad("Journal.MaxBytes is %d: it must be at least 1", o.Journal.MaxBytes)
-	}
+	errs = append(errs, o.Journal.validate()...)
 	atLeast("Outage.ServeFor", o.Outage.ServeFor, 0)
 	atLeast("Outage.ServeStaleFor", o.Outage.ServeStaleFor, 0)
 	errs = append(errs, validateRedis(o.Redis)...)
@@ -345,6 +423,35 @@ func (t TrackingOptions) validate() []error {
 				bad("Tracking.Prefixes[%d] is %q: it overlaps with Tracking.Prefixes[%d], %q, and redis takes no such list", i, a, j, b)
 			}
 		}
+	}
+	return errs
+}
+
+func (j JournalOptions) validate() []error {
+	var errs []error
+	bad := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("holdfast: options: "+format, args...))
+	}
+	if j.MaxKeys < 1 {
+		bad("Journal.MaxKeys is %d: it must be at least 1", j.MaxKeys)
+	}
+	if j.MaxBytes < 1 {
+		bad("Journal.MaxBytes is %d: it must be at least 1", j.MaxBytes)
+	}
+	if j.MaxRate < 1 {
+		bad("Journal.MaxRate is %d: it must be at least 1", j.MaxRate)
+	}
+	if j.OnConflict > ConflictOverwrite {
+		bad("Journal.OnConflict is %d: there is no such rule", j.OnConflict)
+	}
+	if j.KeysOnly && j.OnConflict != ConflictDelete {
+		bad("Journal.OnConflict is %v: with Journal.KeysOnly every key is deleted", j.OnConflict)
+	}
+	if j.Fsync > FsyncAlways {
+		bad("Journal.Fsync is %d: there is no such policy", j.Fsync)
+	}
+	if j.Fsync != FsyncNo && j.Dir == "" {
+		bad("Journal.Fsync is %v: without Journal.Dir there is no file", j.Fsync)
 	}
 	return errs
 }
