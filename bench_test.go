@@ -238,7 +238,7 @@ func BenchmarkInvalidated(b *testing.B) {
 	for name, from := range map[string]int{"known": 0, "unknown": n} {
 		b.Run(name, func(b *testing.B) {
 			versus(b, 1,
-				func(_, i int) { c.routes.home.drop(keys[from+i&(n-1)]) },
+				func(_, i int) { c.routes.home.told(keys[from+i&(n-1)], true) },
 				func(_, i int) { raw.Get(keys[from+i&(n-1)]) })
 		})
 	}

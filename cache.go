@@ -23,6 +23,8 @@ type Cache struct {
 	stop     chan struct{}
 	notifier group
 	flusher  group
+	keeper   group // of the journal's file
+	kept     error // why that does not have everything, once keeper has ended
 
 	local   *local
 	notify  *notifier
@@ -144,12 +146,10 @@ func (c *Cache) look(h keyHash, key string, now int64) (e *entry, fresh bool) {
 // read answers what the local tier could not: from the journal, from Redis, or
 // with e, the copy in doubt, if the outage options allow it.
 func (c *Cache) read(ctx context.Context, op string, h keyHash, key string, now int64, e *entry) (Entry, error) {
-	if kept, ok := c.journaled(h, key, now); ok {
-		if kept.Value == nil {
-			c.stats.misses.Add(1)
-			return Entry{Tier: Journal, Degraded: true}, ErrMiss
-		}
+	if kept, found, fenced := c.journaled(h, key, now); found {
 		return kept, nil
+	} else if fenced {
+		return kept, ErrMiss
 	}
 	if err := checkKey(key); err != nil {
 		return Entry{}, &Error{Op: op, Tier: Remote, Err: err}
@@ -209,18 +209,23 @@ func (c *Cache) freshUntil(now, expires int64, told bool) int64 {
 	return min(expires, after(now, c.opts.Local.MaxTTL))
 }
 
-// journaled answers for a fenced key: a value, or none where the key was
-// deleted or has expired.
-func (c *Cache) journaled(h keyHash, key string, now int64) (Entry, bool) {
+// journaled answers for a fenced key: with its value, or with a miss where the key
+// was deleted or has expired.
+func (c *Cache) journaled(h keyHash, key string, now int64) (e Entry, found, fenced bool) {
 	f, ok := c.journal.get(h, key, now)
-	if !ok {
-		return Entry{}, false
+	switch {
+	case !ok:
+		return Entry{}, false, false
+	case f.live:
+		c.stats.journalHits.Add(1)
+		return Entry{Value: f.value, Tier: Journal, Degraded: true, TTL: left(now, f.deadline)}, true, true
+	case f.elsewhere:
+		// Nothing but the last write can be there: the key is not read from Redis.
+		e, err := c.fallback(c.local.get(h), now)
+		return e, err == nil, true
 	}
-	if !f.live {
-		return Entry{}, true
-	}
-	c.stats.journalHits.Add(1)
-	return Entry{Value: f.value, Tier: Journal, Degraded: true, TTL: left(now, f.deadline)}, true
+	c.stats.misses.Add(1)
+	return Entry{Tier: Journal, Degraded: true}, false, true
 }
 
 // fallback answers without Redis: with a copy in doubt, if the outage options

@@ -30,11 +30,9 @@ func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte,
 			hits++
 			continue
 		}
-		if e, ok := c.journaled(h, key, now); ok {
-			if e.Value != nil {
+		if e, ok, fenced := c.journaled(h, key, now); fenced {
+			if ok {
 				found[key] = e.Value
-			} else {
-				c.stats.misses.Add(1)
 			}
 			continue
 		}
@@ -215,11 +213,10 @@ func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
 	if fresh {
 		return left(now, e.expires.Load()), nil
 	}
-	if kept, ok := c.journaled(h, key, now); ok {
-		if kept.Value == nil {
-			return 0, ErrMiss
-		}
+	if kept, found, fenced := c.journaled(h, key, now); found {
 		return kept.TTL, nil
+	} else if fenced {
+		return 0, ErrMiss
 	}
 	if err := checkKey(key); err != nil {
 		return 0, &Error{Op: "ttl", Tier: Remote, Err: err}
@@ -291,7 +288,7 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 		return c.touchLocal(h, now, deadline)
 	}
 	if f, ok := c.journal.get(h, key, now); ok {
-		if !f.live {
+		if !f.live && !f.elsewhere {
 			return ErrMiss
 		}
 		if c.journal.touch(h, key, now, deadline) {

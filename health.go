@@ -62,6 +62,11 @@ type Health struct {
 	// meanwhile.
 	Shards []ShardHealth
 
+	// JournalError is why Journal.Dir does not have everything that is in the
+	// journal: the disk does not take it. Writes are kept in memory meanwhile. nil
+	// where it has, and without Journal.Dir.
+	JournalError error
+
 	// JournalKeys is how many keys wait to be replayed or to be checked once
 	// more after a replay.
 	JournalKeys int

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 )
 
@@ -47,8 +48,9 @@ type Drop struct {
 type DropReason uint8
 
 const (
-	// DropDowngraded: the value did not fit Journal.MaxBytes; the key will be
-	// deleted instead.
+	// DropDowngraded: the key will be deleted instead of set, because the value
+	// did not fit Journal.MaxBytes, or because the server told that another client
+	// wrote the key while the set waited.
 	DropDowngraded DropReason = iota
 	// DropRefused: the key did not fit Journal.MaxKeys; the caller was told.
 	DropRefused
@@ -156,6 +158,28 @@ func (n *notifier) untracked(addr, why string, ttl time.Duration) {
 		n.log.Warn("holdfast: redis does not tell of changes, so a copy is read again after Tracking.UntrackedTTL: "+
 			"allow the user CLIENT TRACKING, on Redis 6 or later with RESP3, or set Tracking.Mode to TrackOff",
 			"addr", addr, "untracked_ttl", ttl, "error", why)
+	})
+}
+
+// journalFile tells of a change in what the journal's file is good for.
+func (n *notifier) journalFile(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	n.post(func() { n.log.Warn("holdfast: the journal's file: " + strings.TrimPrefix(text, "wal: ")) })
+}
+
+// restored tells what was found in Journal.Dir, if there was anything.
+func (n *notifier) restored(r restored) {
+	if r.keys == 0 && r.doubt == "" {
+		return
+	}
+	n.post(func() {
+		level := slog.LevelInfo
+		attrs := []slog.Attr{slog.Int("keys", r.keys), slog.String("found", r.report.String())}
+		if r.doubt != "" {
+			level = slog.LevelWarn
+			attrs = append(attrs, slog.String("doubt", r.doubt), slog.Int("sets_downgraded", r.downgraded))
+		}
+		n.log.LogAttrs(context.Background(), level, "holdfast: the journal of an earlier process will be replayed", attrs...)
 	})
 }
 

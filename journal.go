@@ -1,11 +1,9 @@
 package holdfast
 
 import (
-	"crypto/sha1"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 )
 
 // journal remembers what was written while Redis was away: one intent a key,
@@ -20,6 +18,9 @@ import (
 type journal struct {
 	maxKeys  int
 	maxBytes int64
+	keysOnly bool
+
+	file *journalFile // nil: in memory only
 
 	keys   atomic.Int64 // intents, also those that wait for their second check
 	queued atomic.Int64 // intents to be replayed
@@ -40,91 +41,6 @@ type journalShard struct {
 	intents map[string]*intent
 }
 
-// intent is what Redis shall hold for a key.
-type intent struct {
-	value    []byte // not for a delete
-	deadline int64  // of a set; never for none
-	seq      uint64 // the order of the writes of one key
-	checkAt  int64  // when the second check is due, 0 while it is to be replayed
-
-	base    base
-	baseSeq uint64 // the write that found the base; 0 once a replay has told
-	late    late
-
-	del     bool
-	undo    bool // of a delete: only of what a write of our own may have left
-	sending bool // a replay of it is under way
-}
-
-// base is what Redis was last known to hold.
-type base struct {
-	known  bool
-	held   bool   // it held a value; else nothing
-	sum    digest // of that value
-	gone   int64  // from then on that value's own time has run out; never for never
-	server string // run id of the server that held it
-}
-
-// late is what our own writes may still do at Redis: those that got no answer.
-type late struct {
-	since uint64   // the first session on which one was sent, 0 for none
-	sums  []digest // of the values they may leave
-	gone  int64    // when the first of those values ends
-	del   bool     // one of them deletes
-	more  bool     // there were too many to remember
-	until int64    // until when that may happen; 0 while Redis has not answered since
-}
-
-type digest [sha1.Size]byte
-
-// holding is the base of a key that was last seen to have this value, with this
-// end to its life.
-func holding(value []byte, expires int64, server string) base {
-	return base{known: true, held: true, sum: sha1.Sum(value), gone: expires, server: server}
-}
-
-// holdingNothing is the base of a key that was last seen to be absent.
-func holdingNothing(server string) base { return base{known: true, server: server} }
-
-// mayBeAbsent says whether finding nothing at server is no conflict: nothing is
-// known, or nothing was there, or a write of our own deleted it, or its time ran
-// out, or the server is another one than the one that held it and has lost it.
-func (in *intent) mayBeAbsent(server string, now int64) bool {
-	b, l := &in.base, &in.late
-	return !b.known || !b.held || now >= b.gone || b.server != server ||
-		l.del || l.since != 0 && now >= l.gone
-}
-
-// lateMost bounds the values that are remembered of one key's unanswered writes:
-// more than a bulkhead lets under way, as many as there may be on a hot key when
-// the circuit opens. Past it, what the key holds cannot be told from what others
-// wrote, and the second check deletes instead.
-const lateMost = 2 * bulkheadSlots
-
-// unanswered notes a write that was sent on the session and got no answer.
-func (l *late) unanswered(session uint64, value []byte, del bool, deadline int64) {
-	if l.since == 0 {
-		*l = late{since: session, gone: never}
-	}
-	l.since, l.until = min(l.since, session), 0
-	if del {
-		l.del = true
-		return
-	}
-	l.gone = min(l.gone, deadline)
-	sum := sha1.Sum(value)
-	for _, s := range l.sums {
-		if s == sum {
-			return
-		}
-	}
-	if len(l.sums) == lateMost {
-		l.more = true
-		return
-	}
-	l.sums = append(l.sums, sum)
-}
-
 // admission is what became of a write that was offered to the journal.
 type admission uint8
 
@@ -134,15 +50,16 @@ const (
 	rejected             // no room for a further key
 )
 
-// fence is what the journal knows of a key to a reader.
+// fenced is what the journal knows of a key to a reader.
 type fenced struct {
-	value    []byte
-	deadline int64
-	live     bool // there is a value to serve
+	value     []byte
+	deadline  int64
+	live      bool // there is a value to serve
+	elsewhere bool // there is one, but not here: the local tier may have it
 }
 
-func newJournal(maxKeys int, maxBytes int64) *journal {
-	j := &journal{maxKeys: maxKeys, maxBytes: maxBytes}
+func newJournal(o JournalOptions) *journal {
+	j := &journal{maxKeys: o.MaxKeys, maxBytes: o.MaxBytes, keysOnly: o.KeysOnly}
 	for i := range j.shards {
 		j.shards[i].intents = make(map[string]*intent)
 	}
@@ -164,7 +81,10 @@ func (j *journal) get(h keyHash, key string, now int64) (f fenced, ok bool) {
 	if in == nil {
 		return f, false
 	}
-	return fenced{value: in.value, deadline: in.deadline, live: !in.del && now < in.deadline}, true
+	return fenced{
+		value: in.value, deadline: in.deadline,
+		live: !in.del && now < in.deadline, elsewhere: in.elsewhere,
+	}, true
 }
 
 func (j *journal) holds(h keyHash, key string) bool {
@@ -185,23 +105,27 @@ type write struct {
 }
 
 // put keeps the write, unless a later one of the same key is there already. What
-// it may have done to Redis is remembered in any case.
+// it may have done to Redis is remembered in any case. It waits for nothing but
+// the journal's file, where there is one.
 func (j *journal) put(h keyHash, w write) admission {
 	sh := j.shard(h)
 	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	return j.putLocked(sh, w)
+	verdict, saved := j.putLocked(sh, w)
+	sh.mu.Unlock()
+	j.durable(saved)
+	return verdict
 }
 
-func (j *journal) putLocked(sh *journalShard, w write) admission {
+func (j *journal) putLocked(sh *journalShard, w write) (admission, saving) {
 	in := sh.intents[w.key]
 	if in == nil {
 		if j.keys.Add(1) > int64(j.maxKeys) || j.bytes.Load()+int64(len(w.key)) > j.maxBytes {
 			j.keys.Add(-1)
-			return rejected
+			return rejected, saving{}
 		}
+		w.key = strings.Clone(w.key)
 		in = &intent{base: w.base, baseSeq: w.seq, checkAt: notQueued}
-		sh.intents[strings.Clone(w.key)] = in
+		sh.intents[w.key] = in
 		j.bytes.Add(int64(len(w.key)))
 	}
 	if w.sentOn != 0 {
@@ -216,17 +140,26 @@ func (j *journal) putLocked(sh *journalShard, w write) admission {
 		// the others found, which may have been its own.
 		in.base, in.baseSeq = w.base, w.seq
 	}
-	if w.seq < in.seq {
-		return admitted
-	}
 	verdict := admitted
-	j.bytes.Add(-int64(len(in.value)))
-	if !w.del && j.bytes.Add(int64(len(w.value))) > j.maxBytes {
-		j.bytes.Add(-int64(len(w.value)))
-		w.value, w.del = nil, true
-		verdict = downgraded
+	if w.seq >= in.seq {
+		verdict = j.replaceLocked(in, w)
 	}
-	in.value, in.del, in.deadline, in.seq = w.value, w.del, w.deadline, w.seq
+	return verdict, j.saveLocked(w.key, in)
+}
+
+// replaceLocked makes the write what the intent is for.
+func (j *journal) replaceLocked(in *intent, w write) admission {
+	verdict := admitted
+	elsewhere := j.keysOnly && !w.del
+	j.bytes.Add(-int64(len(in.value)))
+	if !w.del && !elsewhere && j.bytes.Add(int64(len(w.value))) > j.maxBytes {
+		j.bytes.Add(-int64(len(w.value)))
+		elsewhere, verdict = true, downgraded
+	}
+	if elsewhere {
+		w.value, w.del = nil, true
+	}
+	in.value, in.del, in.elsewhere, in.deadline, in.seq = w.value, w.del, elsewhere, w.deadline, w.seq
 	in.undo = w.undo != nil
 	if in.checkAt != 0 {
 		in.checkAt = 0
@@ -250,16 +183,68 @@ func (j *journal) overtaken(h keyHash, w write, session uint64, server string) {
 	sh := j.shard(h)
 	sh.mu.Lock()
 	in := sh.intents[w.key]
+	var saved saving
 	switch {
 	case in == nil || in.seq >= w.seq:
 	case in.sending || in.late.since != 0 && in.late.since != session:
 		j.putLocked(sh, w)
 		in.base, in.baseSeq = afterwards(w.value, w.del, w.deadline, server), 0
+		saved = j.saveLocked(w.key, in)
 	default:
-		j.dropLocked(sh, w.key, in)
+		j.leaveLocked(sh, w.key, in)
 	}
 	sh.mu.Unlock()
+	j.durable(saved)
+	j.sweep()
 	j.announce()
+}
+
+// overruled is told that somebody else wrote the key while a set of it waits: it
+// becomes a delete, for which of the two values is the newer one nobody can tell.
+// It says whether it did. Where the news may be of a write of our own that got no
+// answer, or of the end of the value that was there, the replay decides, which
+// looks at what is there. It waits for nothing.
+func (j *journal) overruled(h keyHash, key string, now int64) bool {
+	if j.keys.Load() == 0 {
+		return false
+	}
+	sh := j.shard(h)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	in := sh.intents[key]
+	if in == nil {
+		return false
+	}
+	return j.overruleLocked(key, in, now)
+}
+
+func (j *journal) overruleLocked(key string, in *intent, now int64) bool {
+	ownEnd := in.base.held && now >= in.base.gone
+	if in.del || in.sending || in.checkAt != 0 || in.late.since != 0 || ownEnd {
+		return false
+	}
+	j.bytes.Add(-int64(len(in.value)))
+	in.value, in.del = nil, true
+	j.saveLocked(key, in)
+	return true
+}
+
+// overruledAll is overruled for all keys that are owned: the server was emptied.
+func (j *journal) overruledAll(now int64, owned func(key string) bool) (n int) {
+	if j.keys.Load() == 0 {
+		return 0
+	}
+	for i := range j.shards {
+		sh := &j.shards[i]
+		sh.mu.Lock()
+		for key, in := range sh.intents {
+			if owned(key) && j.overruleLocked(key, in, now) {
+				n++
+			}
+		}
+		sh.mu.Unlock()
+	}
+	return n
 }
 
 // afterwards is the base once Redis has run a write.
@@ -270,17 +255,34 @@ func afterwards(value []byte, del bool, deadline int64, server string) base {
 	return holding(value, deadline, server)
 }
 
-// touch gives a journaled set another end. It says whether there was one.
+// touch gives a journaled set another end. It says whether there was one. It
+// waits as put does.
 func (j *journal) touch(h keyHash, key string, now, deadline int64) bool {
 	sh := j.shard(h)
 	sh.mu.Lock()
-	defer sh.mu.Unlock()
 	in := sh.intents[key]
 	if in == nil || in.del || now >= in.deadline || in.checkAt != 0 {
+		sh.mu.Unlock()
 		return false
 	}
 	in.deadline = deadline
+	saved := j.saveLocked(key, in)
+	sh.mu.Unlock()
+	j.durable(saved)
 	return true
+}
+
+// leaveLocked takes the intent out: at once, or, where there is a file, in the
+// next sweep, once the file has forgotten it. Otherwise an intent that was done
+// with would be replayed after the death of this process, over what was written
+// since. The caller holds the shard, and announces afterwards.
+func (j *journal) leaveLocked(sh *journalShard, key string, in *intent) {
+	if j.file == nil {
+		j.dropLocked(sh, key, in)
+		return
+	}
+	in.done, in.sending = true, true
+	j.file.forget(sh, key, in)
 }
 
 // dropLocked takes the intent out. The caller holds the shard, and announces
@@ -319,146 +321,4 @@ func (j *journal) drained() <-chan struct{} {
 		j.idle.ch = make(chan struct{})
 	}
 	return j.idle.ch
-}
-
-// task is an intent on its way to Redis, as it was when it was taken.
-type task struct {
-	intent
-	key   string
-	hash  keyHash
-	check bool // the second look at an ambiguous write
-}
-
-// take marks intents as being sent and returns them: those to replay, and those
-// whose second check is due, of which want says that they may go now; up to n of
-// them, and up to about so many bytes.
-func (j *journal) take(n, bytes int, now int64, hash func(string) keyHash, want func(key string, del bool) bool) []task {
-	var tasks []task
-	for i := range j.shards {
-		sh := &j.shards[i]
-		sh.mu.Lock()
-		for key, in := range sh.intents {
-			if in.sending || in.checkAt > now || !want(key, in.del) {
-				continue
-			}
-			in.sending = true
-			t := task{intent: *in, key: key, hash: hash(key), check: in.checkAt > 0}
-			t.late.sums = t.late.sums[:len(t.late.sums):len(t.late.sums)]
-			tasks = append(tasks, t)
-			bytes -= len(t.key) + len(t.value)
-			if len(tasks) == n || bytes <= 0 {
-				sh.mu.Unlock()
-				return tasks
-			}
-		}
-		sh.mu.Unlock()
-	}
-	return tasks
-}
-
-// takeOne is take for the one key, or nil.
-func (j *journal) takeOne(h keyHash, key string) []task {
-	sh := j.shard(h)
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	in := sh.intents[key]
-	if in == nil || in.sending || in.checkAt != 0 {
-		return nil
-	}
-	in.sending = true
-	t := task{intent: *in, key: key, hash: h}
-	t.late.sums = t.late.sums[:len(t.late.sums):len(t.late.sums)]
-	return []task{t}
-}
-
-// nextCheck is when the next second check of a key that is owned is due, or never.
-func (j *journal) nextCheck(owned func(key string) bool) int64 {
-	next := int64(never)
-	if j.keys.Load() == j.queued.Load() {
-		return next
-	}
-	for i := range j.shards {
-		sh := &j.shards[i]
-		sh.mu.RLock()
-		for key, in := range sh.intents {
-			if in.checkAt > 0 && owned(key) {
-				next = min(next, in.checkAt)
-			}
-		}
-		sh.mu.RUnlock()
-	}
-	return next
-}
-
-// found is what a replay found out about a task.
-type found uint8
-
-const (
-	foundOurs    found = iota // Redis holds what was wanted
-	foundNothing              // somebody else wrote; now the key is absent
-	foundRefused              // Redis does not take it: what it holds is not known
-	foundNoReply              // it may or may not have run
-	foundUnsent               // it did not run
-)
-
-// lateAfter is how long after a replay a server may still run a command that an
-// earlier connection left behind: a stopped server was seen to do so 0.7s after
-// its client had gone.
-const lateAfter = 2 * time.Second
-
-// settle ends a task that was sent on the session. The key leaves the journal
-// unless a later write of it came in meanwhile, or Redis has not decided, or a
-// write of an earlier session may still run late: then it is checked once more.
-func (j *journal) settle(t task, what found, session uint64, server string, now int64) {
-	sh := j.shard(t.hash)
-	sh.mu.Lock()
-	if in := sh.intents[t.key]; in != nil {
-		in.sending = false
-		if j.settleLocked(in, t, what, session, server, now) {
-			j.dropLocked(sh, t.key, in)
-		}
-	}
-	sh.mu.Unlock()
-	j.announce()
-}
-
-// settleLocked says whether the intent is done with.
-func (j *journal) settleLocked(in *intent, t task, what found, session uint64, server string, now int64) bool {
-	switch what {
-	case foundUnsent:
-		return false
-	case foundNoReply:
-		if !t.undo {
-			in.late.unanswered(session, t.value, t.del, t.deadline)
-		}
-		return false
-	case foundOurs:
-		if t.undo {
-			in.base = base{} // somebody else's value may be there, and stays
-			break
-		}
-		in.base = afterwards(t.value, t.del || now >= t.deadline, t.deadline, server)
-	case foundNothing:
-		in.base = holdingNothing(server)
-	case foundRefused:
-		in.base = base{}
-	}
-	in.baseSeq = 0
-	if in.seq != t.seq || in.deadline != t.deadline {
-		return false // a later write took the intent over
-	}
-	if in.late.since == 0 || in.late.since == session {
-		return true
-	}
-	if in.late.until == 0 {
-		in.late.until = now + int64(lateAfter)
-	}
-	if now >= in.late.until {
-		return true // this was the second look, or as good as one
-	}
-	if in.checkAt == 0 {
-		j.queued.Add(-1)
-	}
-	in.checkAt = in.late.until
-	return false
 }

@@ -34,7 +34,7 @@ func ambiguous(w write, session uint64) write {
 	return w
 }
 
-func roomyJournal() *journal { return newJournal(1000, 1<<20) }
+func roomyJournal() *journal { return newJournal(JournalOptions{MaxKeys: 1000, MaxBytes: 1 << 20}) }
 
 // put offers the write and expects this verdict.
 func put(t *testing.T, j *journal, w write, want admission) {
@@ -141,7 +141,7 @@ func TestAKeyInTheJournalIsReadFromThere(t *testing.T) {
 }
 
 func TestASetThatDoesNotFitBecomesADelete(t *testing.T) {
-	j := newJournal(10, 10)
+	j := newJournal(JournalOptions{MaxKeys: 10, MaxBytes: 10})
 	put(t, j, set("a", "12345678", 1), admitted) // 9 bytes
 	put(t, j, set("b", "1", 1), downgraded)
 	wantHolds(t, j, "b", 0, "gone")
@@ -169,7 +169,7 @@ func TestASetThatDoesNotFitBecomesADelete(t *testing.T) {
 }
 
 func TestAFurtherKeyThanMaxKeysIsRefused(t *testing.T) {
-	j := newJournal(2, 1<<20)
+	j := newJournal(JournalOptions{MaxKeys: 2, MaxBytes: 1 << 20})
 	put(t, j, set("a", "1", 1), admitted)
 	put(t, j, del("b", 1), admitted)
 	for _, w := range []write{set("c", "1", 1), del("c", 2), ambiguous(set("d", "1", 1), 3)} {
@@ -191,7 +191,7 @@ func TestAFurtherKeyThanMaxKeysIsRefused(t *testing.T) {
 }
 
 func TestWhatIsSettledLeavesNothingBehind(t *testing.T) {
-	j := newJournal(100, 110)
+	j := newJournal(JournalOptions{MaxKeys: 100, MaxBytes: 110})
 	for i := range 20 {
 		put(t, j, del(fmt.Sprint("key", i), 1), admitted) // 90 bytes
 	}
@@ -805,7 +805,7 @@ func TestAJournalOfItsDefaultSizeCostsLittleBesideKeysAndValues(t *testing.T) {
 	}
 	const n, size, most = 65536, 100, 250
 	before := heap()
-	j := newJournal(n, 1<<30)
+	j := newJournal(JournalOptions{MaxKeys: n, MaxBytes: 1 << 30})
 	var keys int64
 	for i := range n {
 		key := fmt.Sprintf("session:%08d", i)
@@ -833,7 +833,7 @@ func TestAJournalOfItsDefaultSizeCostsLittleBesideKeysAndValues(t *testing.T) {
 // is replayed, it holds the last write of each key and the journal nothing.
 func TestTheJournalSettlesWhateverHappensAtOnce(t *testing.T) {
 	const writers, rounds, keys = 4, 3000, 20
-	j := newJournal(1000, 1<<20)
+	j := newJournal(JournalOptions{MaxKeys: 1000, MaxBytes: 1 << 20})
 	type slot struct {
 		mu   sync.Mutex
 		seq  uint64

@@ -26,6 +26,7 @@ func (c *Cache) Health() Health {
 	}
 	h := c.routes.health()
 	h.JournalKeys = int(c.journal.keys.Load())
+	h.JournalError = c.journal.err()
 	return h
 }
 
@@ -142,6 +143,7 @@ func (c *Cache) Stats() Stats {
 		JournalKeys:     int(c.journal.keys.Load()),
 		JournalBytes:    c.journal.bytes.Load(),
 		Journaled:       n.journaled.Load(),
+		Restored:        n.restored.Load(),
 		Replayed:        n.replayed.Load(),
 		Superseded:      n.superseded.Load(),
 		Downgraded:      n.downgraded.Load(),
@@ -166,17 +168,19 @@ func (c *Cache) Stats() Stats {
 }
 
 // closeLimit bounds what Close waits for a user's code that does not return: a
-// hook, a log handler, a dial function that ignores its context.
+// hook, a log handler, a dial function that ignores its context; and for a disk.
 const closeLimit = time.Second
 
 // errStuck is what Close returns when it stopped waiting.
-var errStuck = errors.New("holdfast: close: a hook, the log handler or the dial function did not return")
+var errStuck = errors.New("holdfast: close: a hook, the log handler, the dial function or the disk did not return")
 
 // Close stops everything and waits for it: calls in flight get their answer or,
-// from Redis, none. It is bounded by two seconds even if a hook never returns, and
+// from Redis, none. It is bounded by three seconds even if a hook never returns, and
 // takes milliseconds otherwise, also while a dial or the server hangs. What is in
-// the journal is lost; Shutdown delivers it first. Further calls of Close wait
-// for the first and return nil; every other call returns ErrClosed.
+// the journal is lost, unless Journal.Dir has it; Shutdown delivers it first. The
+// error says what did not return, or why Journal.Dir does not have everything.
+// Further calls of Close wait for the first and return nil; every other call returns
+// ErrClosed.
 func (c *Cache) Close() error {
 	if !c.fence.close() {
 		c.cancel() // also where a Shutdown still drains
@@ -195,9 +199,15 @@ func (c *Cache) end() error {
 	close(c.stop)
 	stuck = !c.notifier.wait(closeLimit) || stuck
 	c.flusher.wait(closeLimit)
+	var kept error
+	if c.keeper.wait(closeLimit) {
+		kept = c.kept
+	} else {
+		kept = errStuck
+	}
 	if !stuck {
 		c.local.close()
-		return nil
+		return kept
 	}
 	// Somebody may still be inside, and ristretto panics when it is closed beside
 	// a call. It is closed when they are gone.

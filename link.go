@@ -93,8 +93,11 @@ type linkEnv struct {
 	hits func() uint64
 	// domains are what the link vouches for.
 	domains func(each func(*domain))
-	// drop takes a key of which the server told out of the local tier.
-	drop func(key string)
+	// told hears of the key of which the server told that it changed, and whether
+	// that came over the session that serves.
+	told func(key string, serving bool)
+	// emptied hears that the server that serves was.
+	emptied func()
 	// changed is told of a step.
 	changed func(StateChange)
 }

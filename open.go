@@ -9,9 +9,10 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// New makes a Cache. It does no I/O, waits for nothing and cannot fail for a
-// reason of the network: a Redis that is not there is a normal start. The error
-// names every option that contradicts itself or another.
+// New makes a Cache. It waits for nothing of the network, and cannot fail for a
+// reason of it: a Redis that is not there is a normal start. The error names every
+// option that contradicts itself or another. With Journal.Dir it reads the files
+// there, and fails where the directory cannot be used, or another Cache uses it.
 func New(opts Options) (*Cache, error) {
 	opts = opts.withDefaults()
 	if err := opts.validate(); err != nil {
@@ -29,10 +30,17 @@ func New(opts Options) (*Cache, error) {
 		cancel:  cancel,
 		stop:    make(chan struct{}),
 		local:   tier,
-		journal: newJournal(opts.Journal.MaxKeys, opts.Journal.MaxBytes),
+		journal: newJournal(opts.Journal),
 		closed:  make(chan struct{}),
 	}
 	c.notify = newNotifier(opts, &c.stats)
+	if opts.Journal.Dir != "" && len(opts.Redis.InitAddress) > 0 {
+		if err := c.restore(); err != nil {
+			cancel()
+			c.local.close()
+			return nil, err
+		}
+	}
 	c.flusher.spawn("flusher", func() { c.local.flush(c.stop) })
 	c.notifier.spawn("notifier", func() { c.notify.run(c.stop) })
 	if len(opts.Redis.InitAddress) == 0 {
@@ -53,6 +61,19 @@ func Open(url string) (*Cache, error) {
 		return nil, urlError(url, err)
 	}
 	return New(Options{Redis: redis})
+}
+
+// restore takes over what is in Journal.Dir, and starts what keeps it.
+func (c *Cache) restore() error {
+	r, err := c.journal.open(c.opts.Journal, c.clock, c.local.hash, c.notify.journalFile)
+	if err != nil {
+		return fmt.Errorf("holdfast: options: Journal.Dir: %w", err)
+	}
+	c.stats.restored.Add(uint64(r.keys))
+	c.stats.downgraded.Add(uint64(r.downgraded))
+	c.notify.restored(r)
+	c.keeper.spawn("journal", func() { c.kept = c.journal.keep(c.stop) })
+	return nil
 }
 
 // connect composes what speaks to Redis, and starts it.
@@ -79,7 +100,7 @@ func (c *Cache) connect() {
 
 		redirected: func(s *session, err error) { r.follow(s, err) },
 		domains:    func(each func(*domain)) { each(&r.one.domain) },
-		drop:       func(key string) { c.local.invalidate(c.local.hash(key), c.clock.now()) },
+		told:       c.told,
 		changed: func(s StateChange) {
 			c.notify.stateChange(s)
 			if s.To == Up {
@@ -113,6 +134,7 @@ func (c *Cache) connect() {
 
 // newLink makes a link and the replayer of the keys that it owns.
 func (c *Cache) newLink(ctx context.Context, env linkEnv, owns func(key string) bool) *link {
+	env.emptied = func() { c.emptied(owns) }
 	l := newLink(c.opts, env)
 	l.replayer = &replayer{
 		journal: c.journal,

@@ -188,7 +188,11 @@ func nextBatch(batch int, took, share time.Duration) int {
 // the replay's own timeout and a second for each megabyte: nobody waits for it
 // but the journal.
 func (r *replayer) replay(ctx context.Context, s *session, tasks []task) (round Replay, ok bool) {
-	return r.replayTo(ctx, s, tasks, false)
+	round, ok = r.replayTo(ctx, s, tasks, false)
+	if r.journal.sweep() {
+		r.wake()
+	}
+	return round, ok
 }
 
 // replayTo is replay; asking where the server only imports the slots of the keys.
@@ -324,7 +328,7 @@ func (r *replayer) deletePlainly(ctx context.Context, s *session, tasks []task, 
 // settle takes the key out of the journal, unless there is more to do. The local
 // copy is put in doubt first, so that nobody finds it fresh and unfenced.
 func (r *replayer) settle(t task, what found, s *session) {
-	if what == foundOurs {
+	if what == foundOurs && !t.del {
 		r.doubt(t.hash)
 	} else {
 		r.forget(t.hash)

@@ -24,9 +24,10 @@ type Stats struct {
 	JournalKeys  int   // gauge
 	JournalBytes int64 // gauge
 	Journaled    uint64
+	Restored     uint64 // keys that New found in Journal.Dir
 	Replayed     uint64
 	Superseded   uint64 // another client wrote during the outage
-	Downgraded   uint64 // sets turned into deletes for want of room
+	Downgraded   uint64 // sets turned into deletes: see DropDowngraded
 	Refused      uint64 // ErrJournalFull
 	Rejected     uint64 // Redis rejected the replayed entry for itself
 
@@ -48,7 +49,7 @@ type counters struct {
 
 	batchHits, dials, timeouts, bulkheadRefused, hooksDropped atomic.Uint64
 
-	journaled, replayed, superseded, downgraded, refused, rejected atomic.Uint64
+	journaled, restored, replayed, superseded, downgraded, refused, rejected atomic.Uint64
 
 	fillsDiscarded, invalidations, streamLosses atomic.Uint64
 }

@@ -66,13 +66,37 @@ func (l *link) invalidated(s *session, keys []rueidis.RedisMessage) {
 		// second calls here while the first is still closing.
 		if !s.dialer.ended() {
 			l.domains((*domain).flush)
+			if l.gate.Load() == s {
+				l.emptied()
+			}
 		}
 		return
 	}
 	l.stats.invalidations.Add(uint64(len(keys)))
+	serving := l.gate.Load() == s
 	for i := range keys {
 		if key, err := keys[i].ToString(); err == nil {
-			l.drop(key)
+			l.told(key, serving)
 		}
+	}
+}
+
+// told takes a key out of the local tier that somebody else changed, or it is the
+// echo of our own write, and out of the journal what would overwrite the change.
+// What came over a session that has ended may be older than what is there.
+func (c *Cache) told(key string, serving bool) {
+	h, now := c.local.hash(key), c.clock.now()
+	c.local.invalidate(h, now)
+	if serving && c.opts.Journal.OnConflict == ConflictDelete && c.journal.overruled(h, key, now) {
+		c.stats.downgraded.Add(1)
+		c.notify.drop(key, DropDowngraded)
+	}
+}
+
+// emptied is told for all keys that are owned.
+func (c *Cache) emptied(owned func(key string) bool) {
+	if c.opts.Journal.OnConflict == ConflictDelete {
+		n := c.journal.overruledAll(c.clock.now(), owned)
+		c.stats.downgraded.Add(uint64(n))
 	}
 }

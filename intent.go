@@ -1,0 +1,90 @@
+package holdfast
+
+import "crypto/sha1"
+
+// intent is what Redis shall hold for a key.
+type intent struct {
+	value    []byte // not for a delete
+	deadline int64  // of a set; never for none
+	seq      uint64 // the order of the writes of one key
+	checkAt  int64  // when the second check is due, 0 while it is to be replayed
+
+	base    base
+	baseSeq uint64 // the write that found the base; 0 once a replay has told
+	late    late
+
+	del       bool
+	undo      bool // of a delete: only of what a write of our own may have left
+	elsewhere bool // of a delete: it was a set, and the value is the local tier's
+	sending   bool // a replay of it is under way
+	done      bool // it is done with, and leaves with the next sweep
+}
+
+// base is what Redis was last known to hold.
+type base struct {
+	known  bool
+	held   bool   // it held a value; else nothing
+	sum    digest // of that value
+	gone   int64  // from then on that value's own time has run out; never for never
+	server string // run id of the server that held it
+}
+
+// late is what our own writes may still do at Redis: those that got no answer.
+type late struct {
+	since uint64   // the first session on which one was sent, 0 for none
+	sums  []digest // of the values they may leave
+	gone  int64    // when the first of those values ends
+	del   bool     // one of them deletes
+	more  bool     // there were too many to remember
+	until int64    // until when that may happen; 0 while Redis has not answered since
+}
+
+type digest [sha1.Size]byte
+
+// holding is the base of a key that was last seen to have this value, with this
+// end to its life.
+func holding(value []byte, expires int64, server string) base {
+	return base{known: true, held: true, sum: sha1.Sum(value), gone: expires, server: server}
+}
+
+// holdingNothing is the base of a key that was last seen to be absent.
+func holdingNothing(server string) base { return base{known: true, server: server} }
+
+// mayBeAbsent says whether finding nothing at server is no conflict: nothing is
+// known, or nothing was there, or a write of our own deleted it, or its time ran
+// out, or the server is another one than the one that held it and has lost it.
+func (in *intent) mayBeAbsent(server string, now int64) bool {
+	b, l := &in.base, &in.late
+	return !b.known || !b.held || now >= b.gone || b.server != server ||
+		l.del || l.since != 0 && now >= l.gone
+}
+
+// lateMost bounds the values that are remembered of one key's unanswered writes:
+// more than a bulkhead lets under way, as many as there may be on a hot key when
+// the circuit opens. Past it, what the key holds cannot be told from what others
+// wrote, and the second check deletes instead.
+const lateMost = 2 * bulkheadSlots
+
+// unanswered notes a write that was sent on the session and got no answer.
+func (l *late) unanswered(session uint64, value []byte, del bool, deadline int64) {
+	if l.since == 0 {
+		*l = late{since: session, gone: never}
+	}
+	l.since, l.until = min(l.since, session), 0
+	if del {
+		l.del = true
+		return
+	}
+	l.gone = min(l.gone, deadline)
+	sum := sha1.Sum(value)
+	for _, s := range l.sums {
+		if s == sum {
+			return
+		}
+	}
+	if len(l.sums) == lateMost {
+		l.more = true
+		return
+	}
+	l.sums = append(l.sums, sum)
+}

@@ -1,0 +1,252 @@
+package holdfast
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/wal"
+)
+
+// journalFile is the journal's copy in Journal.Dir. It is changed under the lock
+// of the key's shard, right after the journal itself, so that it tells the same
+// story; and waited for without a lock.
+type journalFile struct {
+	log   *wal.Log
+	clock clock
+	kick  chan struct{} // there may be something for the keeper to do
+
+	mu struct {
+		sync.Mutex
+		leaving []leaving
+		last    saving // of what made them leave
+	}
+}
+
+// saving is a change on its way to the file; the zero value is none.
+type saving = wal.Pending
+
+// leaving is an intent that is done with, until the file has forgotten it.
+type leaving struct {
+	shard *journalShard
+	key   string
+	in    *intent
+}
+
+const (
+	// fileRetry is the pause between two tries to write everything to a disk that
+	// does not take it.
+	fileRetry = time.Second
+	// recordOverhead is about what a record has over key and value.
+	recordOverhead = 128
+	// recordMost is what a record may have in all.
+	recordMost = 1 << 30
+)
+
+// restored is what was found in Journal.Dir.
+type restored struct {
+	report     wal.Report
+	keys       int
+	downgraded int    // sets that became deletes, because
+	doubt      string // what was found may be out of date; "" where it is not
+}
+
+// open makes the directory the journal's, and takes over what an earlier process
+// left in it. Every key of it is fenced, so none is read from Redis before it was
+// replayed. It blocks on the disk. It must be called before anything else.
+func (j *journal) open(o JournalOptions, c clock, hash func(string) keyHash, logf func(string, ...any)) (restored, error) {
+	policy := [...]wal.SyncPolicy{
+		FsyncNo: wal.SyncNone, FsyncEverySecond: wal.SyncInterval, FsyncAlways: wal.SyncAlways,
+	}[o.Fsync]
+	f := &journalFile{clock: c, kick: make(chan struct{}, 1)}
+	now, foreign := c.now(), 0
+	log, report, err := wal.Open(o.Dir, wal.Options{Sync: policy, Logf: logf}, func(key string, payload []byte) {
+		in, ok := decodeIntent(payload, now, time.Now().UnixNano())
+		if !ok {
+			foreign++
+		}
+		j.restore(j.shard(hash(key)), key, in)
+	})
+	if err != nil {
+		return restored{}, err
+	}
+	f.log, j.file = log, f
+	r := restored{report: report, keys: int(j.keys.Load())}
+	switch {
+	case len(report.Damage) > 0:
+		r.doubt = "a file is damaged"
+	case foreign > 0:
+		r.doubt = fmt.Sprintf("%d records are of another version", foreign)
+	}
+	if r.doubt != "" {
+		r.downgraded = j.distrust()
+		f.wake()
+	}
+	return r, nil
+}
+
+// restore takes an intent over. It is not refused for want of room: what was
+// accepted stays accepted.
+func (j *journal) restore(sh *journalShard, key string, in *intent) {
+	sh.intents[key] = in
+	j.keys.Add(1)
+	j.queued.Add(1)
+	if j.bytes.Add(int64(len(key)+len(in.value))) > j.maxBytes && !in.del {
+		j.bytes.Add(-int64(len(in.value)))
+		in.value, in.del = nil, true
+	}
+}
+
+// distrust makes deletes of all sets: they may have been replaced since, by a
+// write that was not found. It returns how many there were.
+func (j *journal) distrust() (n int) {
+	for i := range j.shards {
+		for key, in := range j.shards[i].intents {
+			if in.del {
+				continue
+			}
+			n++
+			j.bytes.Add(-int64(len(in.value)))
+			in.value, in.del = nil, true
+			j.saveLocked(key, in)
+		}
+	}
+	return n
+}
+
+// saveLocked has the intent, as it is now, written to the file. The caller holds
+// its shard, and waits with durable once it does not.
+func (j *journal) saveLocked(key string, in *intent) saving {
+	in.done = false
+	if j.file == nil {
+		return saving{}
+	}
+	return j.file.log.Stage(key, in.seq, j.file.encode(key, in))
+}
+
+func (f *journalFile) encode(key string, in *intent) []byte {
+	now, wall := f.clock.now(), time.Now().UnixNano()
+	payload := in.encode(now, wall)
+	if wal.RecordSize(len(key), len(payload)) > recordMost {
+		del := *in
+		del.value, del.del = nil, true
+		payload = del.encode(now, wall)
+	}
+	return payload
+}
+
+// durable returns when the file has what was saved, as Journal.Fsync means it.
+// Where the disk does not take it, it is in memory only, and Health says so.
+func (j *journal) durable(p saving) {
+	if j.file == nil {
+		return
+	}
+	if p.Wait() != nil || j.file.log.NeedsCompaction(j.live()) {
+		j.file.wake()
+	}
+}
+
+func (j *journal) live() int64 { return j.bytes.Load() + recordOverhead*j.keys.Load() }
+
+func (f *journalFile) wake() {
+	select {
+	case f.kick <- struct{}{}:
+	default:
+	}
+}
+
+// forget has the file forget the intent. The caller holds the shard.
+func (f *journalFile) forget(sh *journalShard, key string, in *intent) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.mu.leaving = append(f.mu.leaving, leaving{sh, key, in})
+	f.mu.last = f.log.StageDrop(key, in.seq)
+}
+
+// sweep takes out what is done with, once the file has forgotten it. It says
+// whether some of that was written again meanwhile, and must be replayed.
+func (j *journal) sweep() (again bool) {
+	f := j.file
+	if f == nil {
+		return false
+	}
+	f.mu.Lock()
+	gone, last := f.mu.leaving, f.mu.last
+	f.mu.leaving = nil
+	f.mu.Unlock()
+	if len(gone) == 0 {
+		return false
+	}
+	j.durable(last) // they were staged in this order
+	for _, l := range gone {
+		l.shard.mu.Lock()
+		l.in.sending = false
+		if l.in.done {
+			j.dropLocked(l.shard, l.key, l.in)
+		} else {
+			again = true
+		}
+		l.shard.mu.Unlock()
+	}
+	j.announce()
+	return again
+}
+
+// keep writes the file anew when most of it is out of date, or when the disk did
+// not take something. It ends when stop is closed, with everything on the disk, or
+// an error that says why not.
+func (j *journal) keep(stop <-chan struct{}) error {
+	retry := time.NewTimer(0)
+	defer retry.Stop()
+	for {
+		select {
+		case <-stop:
+			return j.file.log.Close()
+		case <-j.file.kick:
+		case <-retry.C:
+		}
+		log := j.file.log
+		if log.Err() == nil && !log.NeedsCompaction(j.live()) {
+			continue
+		}
+		if err := log.Compact(j.each); err != nil || log.Err() != nil {
+			retry.Reset(fileRetry)
+		}
+	}
+}
+
+// each yields what the file is to hold: a shard at a time, so that no lock is held
+// while it is written.
+func (j *journal) each(yield func(key string, seq uint64, payload []byte) bool) {
+	type record struct {
+		key     string
+		seq     uint64
+		payload []byte
+	}
+	var records []record
+	for i := range j.shards {
+		sh := &j.shards[i]
+		records = records[:0]
+		sh.mu.RLock()
+		for key, in := range sh.intents {
+			if !in.done {
+				records = append(records, record{key, in.seq, j.file.encode(key, in)})
+			}
+		}
+		sh.mu.RUnlock()
+		for _, r := range records {
+			if !yield(r.key, r.seq, r.payload) {
+				return
+			}
+		}
+	}
+}
+
+// err is why the file does not have everything; nil where it does, or where there
+// is none.
+func (j *journal) err() error {
+	if j.file == nil {
+		return nil
+	}
+	return j.file.log.Err()
+}

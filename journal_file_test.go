@@ -1,0 +1,280 @@
+package holdfast
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// reopened is what a process finds that begins where the last one died.
+func reopened(t *testing.T, dir string, o JournalOptions) (*journal, restored) {
+	t.Helper()
+	j := newJournal(o)
+	o.Dir = dir
+	r, err := j.open(o, newClock(), hashed, t.Logf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return j, r
+}
+
+// dies ends the journal's file as the death of the process does: whatever is not
+// written is lost, and the lock is gone.
+func dies(t *testing.T, j *journal) {
+	t.Helper()
+	if err := j.file.log.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+var roomy = JournalOptions{MaxKeys: 1000, MaxBytes: 1 << 20}
+
+func TestAnIntentSurvivesItsProcess(t *testing.T) {
+	hour := int64(time.Hour)
+	const now, wall = 5 * int64(time.Hour), 1_700_000_000 * int64(time.Second)
+	late := late{since: 7, sums: []digest{{1}, {2}}, gone: now + hour, del: true, more: true}
+	for name, in := range map[string]*intent{
+		"a set":          {value: []byte("v"), deadline: now + hour},
+		"without an end": {value: []byte("v"), deadline: never},
+		"empty":          {value: []byte{}, deadline: never},
+		"over its time":  {value: []byte("v"), deadline: now - 1},
+		"for ever":       {value: []byte("v"), deadline: never - 1},
+		"a delete":       {del: true, deadline: never},
+		"an undo":        {del: true, undo: true, deadline: never, late: late},
+		"base":           {value: []byte("v"), deadline: never, base: base{known: true, held: true, sum: digest{9}, gone: never, server: "id"}},
+		"base with end":  {value: []byte("v"), deadline: never, base: base{known: true, held: true, sum: digest{9}, gone: now + 2*hour, server: "id"}},
+		"absent before":  {value: []byte("v"), deadline: never, base: base{known: true, server: "id"}},
+		"late":           {value: []byte("v"), deadline: never, late: late},
+	} {
+		t.Run(name, func(t *testing.T) {
+			// An hour later, in a process whose clock began two hours before.
+			got, ok := decodeIntent(in.encode(now, wall), 2*hour, wall+hour)
+			if !ok {
+				t.Fatal("not understood")
+			}
+			moved := func(at int64) int64 {
+				if at == never {
+					return never
+				}
+				return min(at-now+hour, never-1)
+			}
+			if string(got.value) != string(in.value) || got.del != in.del || got.undo != in.undo {
+				t.Errorf("%+v", got)
+			}
+			if want := moved(in.deadline); in.deadline < never-1 && got.deadline != want || in.deadline == never && got.deadline != never {
+				t.Errorf("its end is %d, want %d", got.deadline, want)
+			}
+			if got.deadline == never && in.deadline != never {
+				t.Error("it has no end any more")
+			}
+			want := in.base
+			want.gone = moved(want.gone)
+			if in.base.held && got.base != want || got.base.known != want.known || got.base.held != want.held || got.base.server != want.server {
+				t.Errorf("base %+v, want %+v", got.base, want)
+			}
+			if got.late.since != earlierProcess || got.late.until != 0 {
+				t.Errorf("what the last process sent may still run, and it says %+v", got.late)
+			}
+			for _, sum := range in.late.sums {
+				if !slices.Contains(got.late.sums, sum) {
+					t.Errorf("digest %x is lost", sum[:2])
+				}
+			}
+			if in.late.since != 0 && (got.late.more != in.late.more || got.late.del != in.late.del) {
+				t.Errorf("late %+v, want %+v", got.late, in.late)
+			}
+			if !in.del && !remembers(got.late, string(in.value)) {
+				t.Error("it does not know that its own value may appear late")
+			}
+			if in.del && !in.undo && !got.late.del {
+				t.Error("it does not know that it may delete late")
+			}
+			for cut := range in.encode(now, wall) {
+				if cut < len(in.encode(now, wall))-len(in.value) {
+					if got, ok := decodeIntent(in.encode(now, wall)[:cut], now, wall); ok || !got.del {
+						t.Fatalf("%d bytes of it are understood: %+v", cut, got)
+					}
+				}
+			}
+		})
+	}
+}
+
+func FuzzDecodeIntent(f *testing.F) {
+	for _, in := range []*intent{
+		{value: []byte("v"), deadline: never, late: late{since: 1, sums: []digest{{1}}}},
+		{del: true, deadline: 5, base: base{known: true, held: true, server: "id"}},
+	} {
+		f.Add(in.encode(10, 1<<60))
+	}
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		in, ok := decodeIntent(payload, 10, 1<<60)
+		if !ok && (!in.del || in.late.since == 0) {
+			t.Fatalf("not understood, and no delete: %+v", in)
+		}
+		again, ok := decodeIntent(in.encode(10, 1<<60), 10, 1<<60)
+		if !ok || string(again.value) != string(in.value) || again.del != in.del || again.deadline != in.deadline && in.deadline < never-1<<61 {
+			t.Fatalf("%+v became %+v", in, again)
+		}
+	})
+}
+
+func TestWhatWasAcceptedIsFencedInTheNextProcess(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "new", "journal")
+	j, r := reopened(t, dir, roomy)
+	if r.keys != 0 || r.doubt != "" {
+		t.Fatalf("a new directory: %+v", r)
+	}
+	put(t, j, set("set", "v", 1), admitted)
+	put(t, j, del("del", 1), admitted)
+	put(t, j, set("again", "old", 1), admitted)
+	put(t, j, set("again", "new", 2), admitted)
+	put(t, j, set("undone", "v", 1), admitted)
+	put(t, j, del("undone", 2), admitted)
+	put(t, j, ambiguous(set("sent", "v", 1), 3), admitted)
+	put(t, j, set("touched", "v", 1), admitted)
+	if !j.touch(hashed("touched"), "touched", 0, time.Hour.Nanoseconds()) {
+		t.Fatal("not touched")
+	}
+	put(t, j, set("done", "v", 1), admitted)
+	for _, task := range j.takeOne(hashed("done"), "done") {
+		settle(j, task, foundOurs, 1, 0)
+	}
+	if !j.holds(hashed("done"), "done") {
+		t.Fatal("its fence fell before the file knew")
+	}
+	if j.sweep(); j.holds(hashed("done"), "done") {
+		t.Fatal("it stays")
+	}
+	wantGauges(t, j, 6, 6, int64(len("setv"+"del"+"againnew"+"undone"+"sentv"+"touchedv")))
+	dies(t, j)
+
+	j, r = reopened(t, dir, roomy)
+	if r.keys != 6 || r.doubt != "" {
+		t.Errorf("found %+v", r)
+	}
+	for key, want := range map[string]string{"set": "v", "del": "gone", "again": "new", "undone": "gone", "sent": "v", "done": ""} {
+		wantHolds(t, j, key, 1, want)
+	}
+	wantGauges(t, j, 6, 6, int64(len("setv"+"del"+"againnew"+"undone"+"sentv"+"touchedv")))
+	if f, _ := j.get(hashed("touched"), "touched", 1); f.deadline == never {
+		t.Error("the touched one has no end")
+	}
+	// A write of this process is the later one, though its numbers begin anew.
+	put(t, j, set("again", "newer", 1), admitted)
+	wantHolds(t, j, "again", 1, "newer")
+	dies(t, j)
+	j, _ = reopened(t, dir, roomy)
+	wantHolds(t, j, "again", 1, "newer")
+	dies(t, j)
+}
+
+func TestAWriteBetweenTheEndOfAReplayAndTheFilesKnowingIsKept(t *testing.T) {
+	dir := t.TempDir()
+	for name, write := range map[string]func(j *journal){
+		"set":   func(j *journal) { put(t, j, set("k", "new", 2), admitted) },
+		"touch": func(j *journal) { j.touch(hashed("k"), "k", 0, 99) },
+		"snapshot": func(j *journal) {
+			if err := j.file.log.Compact(j.each); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		j, _ := reopened(t, dir, roomy)
+		put(t, j, set("k", "old", 1), admitted)
+		for _, task := range takeAll(j, 0) {
+			settle(j, task, foundOurs, 1, 0)
+		}
+		write(j)
+		again := j.sweep()
+		if stays := name != "snapshot"; again != stays || j.holds(hashed("k"), "k") != stays {
+			t.Errorf("%s: to be replayed again: %v", name, again)
+		}
+		for _, task := range takeAll(j, 0) {
+			settle(j, task, foundOurs, 1, 0)
+		}
+		j.sweep()
+		wantGauges(t, j, 0, 0, 0)
+		dies(t, j)
+		j, r := reopened(t, dir, roomy)
+		if r.keys != 0 {
+			t.Errorf("%s: %d keys come back", name, r.keys)
+		}
+		dies(t, j)
+	}
+}
+
+func TestADamagedFileIsSetAsideAndItsSetsBecomeDeletes(t *testing.T) {
+	dir := t.TempDir()
+	j, _ := reopened(t, dir, roomy)
+	for i := range 10 {
+		put(t, j, set(fmt.Sprint("k", i), "v", 1), admitted)
+	}
+	dies(t, j)
+	files, err := filepath.Glob(filepath.Join(dir, "*.log"))
+	if err != nil || len(files) != 1 {
+		t.Fatal(files, err)
+	}
+	data, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[len(data)/2] ^= 1
+	if err := os.WriteFile(files[0], data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // also where this process dies at once
+		var r restored
+		j, r = reopened(t, dir, roomy)
+		if r.doubt == "" || r.keys == 0 || r.keys == 10 {
+			t.Fatalf("found %+v", r)
+		}
+		for i := range r.keys {
+			key := fmt.Sprint("k", i)
+			if f, ok := j.get(hashed(key), key, 0); ok && f.live {
+				t.Errorf("%s is replayed as a set", key)
+			}
+		}
+		if aside, _ := filepath.Glob(filepath.Join(dir, "*damaged*")); len(aside) == 0 {
+			t.Error("the damaged file is not there any more")
+		}
+		dies(t, j)
+	}
+	if err := j.file.log.Compact(j.each); err == nil {
+		t.Fatal("it was closed")
+	}
+}
+
+func TestADirectoryInUseIsAnErrorThatSaysSo(t *testing.T) {
+	dir := t.TempDir()
+	o := Options{Journal: JournalOptions{Dir: dir}}
+	o.Redis.InitAddress = []string{"127.0.0.1:1"}
+	c, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := New(o); err == nil || !strings.Contains(err.Error(), "Journal.Dir") || !strings.Contains(err.Error(), dir) {
+		t.Errorf("the second one on the directory: %v", err)
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c, err = New(o)
+	if err != nil {
+		t.Fatalf("after the first was closed: %v", err)
+	}
+	c.Close()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o.Journal.Dir = file
+	if _, err := New(o); err == nil || !strings.Contains(err.Error(), "Journal.Dir") {
+		t.Errorf("a directory that is a file: %v", err)
+	}
+}

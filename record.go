@@ -1,0 +1,180 @@
+package holdfast
+
+import (
+	"encoding/binary"
+	"math"
+)
+
+// What an intent is in the file: a format byte, a byte of flags, times as wall
+// clock nanoseconds since 1970, because the process's own clock ends with it, and
+// what has a length with its length before it.
+//
+//	format, flags, deadline,
+//	base: gone, digest where it held something, server,
+//	late: gone, number of digests, digests,
+//	value
+//
+// Sequence numbers and sessions are not there: whatever the process that wrote it
+// may have sent, and all that is known of the key, is from before this one.
+const intentFormat = 1
+
+const (
+	flagDel = 1 << iota
+	flagUndo
+	flagKnown
+	flagHeld
+	flagLate
+	flagLateDel
+	flagLateMore
+)
+
+// earlierProcess is the session of what was sent before this process began.
+const earlierProcess = 1
+
+func (in *intent) encode(now, wall int64) []byte {
+	var flags byte
+	for _, f := range []struct {
+		set bool
+		bit byte
+	}{
+		{in.del, flagDel},
+		{in.undo, flagUndo},
+		{in.base.known, flagKnown},
+		{in.base.held, flagHeld},
+		{in.late.since != 0, flagLate},
+		{in.late.del, flagLateDel},
+		{in.late.more, flagLateMore},
+	} {
+		if f.set {
+			flags |= f.bit
+		}
+	}
+	const fixed = 2 + 3*8 + 2*binary.MaxVarintLen32 + len(digest{})
+	b := make([]byte, 0, fixed+len(in.base.server)+len(digest{})*len(in.late.sums)+len(in.value))
+	b = append(b, intentFormat, flags)
+	b = appendTime(b, in.deadline, now, wall)
+	b = appendTime(b, in.base.gone, now, wall)
+	if in.base.held {
+		b = append(b, in.base.sum[:]...)
+	}
+	b = binary.AppendUvarint(b, uint64(len(in.base.server)))
+	b = append(b, in.base.server...)
+	b = appendTime(b, in.late.gone, now, wall)
+	b = binary.AppendUvarint(b, uint64(len(in.late.sums)))
+	for _, sum := range in.late.sums {
+		b = append(b, sum[:]...)
+	}
+	return append(b, in.value...)
+}
+
+// appendTime writes a time of the clock that says now as one of the wall clock.
+func appendTime(b []byte, t, now, wall int64) []byte {
+	if t != never {
+		t = saturated(wall, t-now)
+	}
+	return binary.LittleEndian.AppendUint64(b, uint64(t))
+}
+
+// saturated is a+b, or the last moment before never where that overflows.
+func saturated(a, b int64) int64 {
+	if b > 0 && a > math.MaxInt64-1-b {
+		return math.MaxInt64 - 1
+	}
+	return a + b
+}
+
+// decodeIntent reads what encode wrote, in an earlier process: whatever that had
+// sent may still run. It says false for what it does not understand; the intent is
+// a delete then, which is always safe.
+func decodeIntent(payload []byte, now, wall int64) (*intent, bool) {
+	d := decoder{rest: payload, now: now, wall: wall}
+	if len(payload) < 2 || payload[0] != intentFormat {
+		return unreadable(), false
+	}
+	flags := payload[1]
+	d.rest = payload[2:]
+	in := &intent{
+		deadline: d.time(),
+		del:      flags&flagDel != 0,
+		undo:     flags&flagUndo != 0,
+	}
+	in.base = base{known: flags&flagKnown != 0, held: flags&flagHeld != 0, gone: d.time()}
+	if in.base.held {
+		in.base.sum = d.digest()
+	}
+	in.base.server = string(d.take(d.length()))
+	in.late = late{gone: d.time(), del: flags&flagLateDel != 0, more: flags&flagLateMore != 0}
+	n := d.length()
+	for i := 0; i < min(n, lateMost) && !d.bad; i++ {
+		in.late.sums = append(in.late.sums, d.digest())
+	}
+	if d.bad || n > lateMost {
+		return unreadable(), false
+	}
+	if flags&flagLate != 0 {
+		in.late.since = earlierProcess
+	}
+	if !in.del {
+		in.value = d.rest[:len(d.rest):len(d.rest)]
+	}
+	if !in.undo {
+		in.late.unanswered(earlierProcess, in.value, in.del, in.deadline)
+	}
+	return in, true
+}
+
+func unreadable() *intent {
+	in := &intent{del: true, deadline: never}
+	in.late.unanswered(earlierProcess, nil, true, never)
+	return in
+}
+
+// decoder takes a payload apart. After the first thing that is not there it is bad,
+// and what it returns means nothing.
+type decoder struct {
+	rest      []byte
+	now, wall int64
+	bad       bool
+}
+
+func (d *decoder) take(n int) []byte {
+	if d.bad || n > len(d.rest) {
+		d.bad = true
+		return nil
+	}
+	b := d.rest[:n]
+	d.rest = d.rest[n:]
+	return b
+}
+
+func (d *decoder) length() int {
+	n, size := binary.Uvarint(d.rest)
+	if d.bad || size <= 0 || n > uint64(len(d.rest)) {
+		d.bad = true
+		return 0
+	}
+	d.rest = d.rest[size:]
+	return int(n)
+}
+
+func (d *decoder) digest() (sum digest) {
+	copy(sum[:], d.take(len(sum)))
+	return sum
+}
+
+// time is a time as the present process's clock tells it.
+func (d *decoder) time() int64 {
+	b := d.take(8)
+	if d.bad {
+		return 0
+	}
+	t := int64(binary.LittleEndian.Uint64(b))
+	switch {
+	case t == never:
+		return never
+	case t < 0:
+		d.bad = true
+		return 0
+	}
+	return saturated(d.now, saturated(t, -d.wall))
+}

@@ -1,0 +1,147 @@
+package holdfast
+
+import "time"
+
+// task is an intent on its way to Redis, as it was when it was taken.
+type task struct {
+	intent
+	key   string
+	hash  keyHash
+	check bool // the second look at an ambiguous write
+}
+
+// take marks intents as being sent and returns them: those to replay, and those
+// whose second check is due, of which want says that they may go now; up to n of
+// them, and up to about so many bytes.
+func (j *journal) take(n, bytes int, now int64, hash func(string) keyHash, want func(key string, del bool) bool) []task {
+	var tasks []task
+	for i := range j.shards {
+		sh := &j.shards[i]
+		sh.mu.Lock()
+		for key, in := range sh.intents {
+			if in.sending || in.checkAt > now || !want(key, in.del) {
+				continue
+			}
+			in.sending = true
+			t := task{intent: *in, key: key, hash: hash(key), check: in.checkAt > 0}
+			t.late.sums = t.late.sums[:len(t.late.sums):len(t.late.sums)]
+			tasks = append(tasks, t)
+			bytes -= len(t.key) + len(t.value)
+			if len(tasks) == n || bytes <= 0 {
+				sh.mu.Unlock()
+				return tasks
+			}
+		}
+		sh.mu.Unlock()
+	}
+	return tasks
+}
+
+// takeOne is take for the one key, or nil.
+func (j *journal) takeOne(h keyHash, key string) []task {
+	sh := j.shard(h)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	in := sh.intents[key]
+	if in == nil || in.sending || in.checkAt != 0 {
+		return nil
+	}
+	in.sending = true
+	t := task{intent: *in, key: key, hash: h}
+	t.late.sums = t.late.sums[:len(t.late.sums):len(t.late.sums)]
+	return []task{t}
+}
+
+// nextCheck is when the next second check of a key that is owned is due, or never.
+func (j *journal) nextCheck(owned func(key string) bool) int64 {
+	next := int64(never)
+	if j.keys.Load() == j.queued.Load() {
+		return next
+	}
+	for i := range j.shards {
+		sh := &j.shards[i]
+		sh.mu.RLock()
+		for key, in := range sh.intents {
+			if in.checkAt > 0 && owned(key) {
+				next = min(next, in.checkAt)
+			}
+		}
+		sh.mu.RUnlock()
+	}
+	return next
+}
+
+// found is what a replay found out about a task.
+type found uint8
+
+const (
+	foundOurs    found = iota // Redis holds what was wanted
+	foundNothing              // somebody else wrote; now the key is absent
+	foundRefused              // Redis does not take it: what it holds is not known
+	foundNoReply              // it may or may not have run
+	foundUnsent               // it did not run
+)
+
+// lateAfter is how long after a replay a server may still run a command that an
+// earlier connection left behind: a stopped server was seen to do so 0.7s after
+// its client had gone.
+const lateAfter = 2 * time.Second
+
+// settle ends a task that was sent on the session. The key leaves the journal
+// unless a later write of it came in meanwhile, or Redis has not decided, or a
+// write of an earlier session may still run late: then it is checked once more.
+func (j *journal) settle(t task, what found, session uint64, server string, now int64) {
+	sh := j.shard(t.hash)
+	sh.mu.Lock()
+	if in := sh.intents[t.key]; in != nil {
+		in.sending = false
+		if j.settleLocked(in, t, what, session, server, now) {
+			j.leaveLocked(sh, t.key, in)
+		} else {
+			j.saveLocked(t.key, in)
+		}
+	}
+	sh.mu.Unlock()
+	j.announce()
+}
+
+// settleLocked says whether the intent is done with.
+func (j *journal) settleLocked(in *intent, t task, what found, session uint64, server string, now int64) bool {
+	switch what {
+	case foundUnsent:
+		return false
+	case foundNoReply:
+		if !t.undo {
+			in.late.unanswered(session, t.value, t.del, t.deadline)
+		}
+		return false
+	case foundOurs:
+		if t.undo {
+			in.base = base{} // somebody else's value may be there, and stays
+			break
+		}
+		in.base = afterwards(t.value, t.del || now >= t.deadline, t.deadline, server)
+	case foundNothing:
+		in.base = holdingNothing(server)
+	case foundRefused:
+		in.base = base{}
+	}
+	in.baseSeq = 0
+	if in.seq != t.seq || in.deadline != t.deadline || in.del != t.del {
+		return false // a later write took the intent over
+	}
+	if in.late.since == 0 || in.late.since == session {
+		return true
+	}
+	if in.late.until == 0 {
+		in.late.until = now + int64(lateAfter)
+	}
+	if now >= in.late.until {
+		return true // this was the second look, or as good as one
+	}
+	if in.checkAt == 0 {
+		j.queued.Add(-1)
+	}
+	in.checkAt = in.late.until
+	return false
+}
