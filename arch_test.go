@@ -93,6 +93,7 @@ func TestEachDependencyIsImportedByItsOwnFilesAlone(t *testing.T) {
 			"tracking.go", "write.go",
 		},
 		modulePath + "/internal/resp": {"conn.go"},
+		modulePath + "/internal/wal":  {"journal_file.go"},
 	}
 	got := map[string][]string{}
 	for _, s := range sources(t, ".", notTest) {

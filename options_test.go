@@ -277,6 +277,8 @@ func TestNoOptionIsForgotten(t *testing.T) {
 	free := map[string]string{
 		"Breaker.ProbePrefix": "any prefix will do",
 		"Tracking.Prefixes":   "TestNewRefusesWhatCannotBeMeant has the lists that are refused",
+		"Journal.KeysOnly":    "on or off",
+		"Journal.Dir":         "any directory, or none: TestADirectoryInUseIsAnErrorThatSaysSo has those that are refused",
 		"Logger":              "any logger will do",
 		"Hooks.OnStateChange": "any function, or none",
 		"Hooks.OnReplay":      "any function, or none",
