@@ -17,7 +17,7 @@ type journalFile struct {
 	kick  chan struct{} // there may be something for the keeper to do
 
 	sweeping chan struct{} // holds a token while a sweep runs
-	mu struct {
+	mu       struct {
 		sync.Mutex
 		leaving []leaving
 		last    saving // of what made them leave
