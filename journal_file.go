@@ -74,10 +74,7 @@ func (j *journal) open(o JournalOptions, c clock, hash func(string) keyHash, log
 	f.log, j.file = log, f
 	r := restored{report: report, keys: int(j.keys.Load())}
 	var last saving
-	switch {
-	case len(report.Damage) > 0:
-		r.doubt = "a file is damaged"
-	case foreign > 0:
+	if r.doubt = report.Doubt; r.doubt == "" && foreign > 0 {
 		r.doubt = fmt.Sprintf("%d records are of another version", foreign)
 	}
 	if r.doubt != "" {
