@@ -544,3 +544,59 @@ func TestADirectoryInThePlaceOfTheMarkerIsSetAside(t *testing.T) {
 	wantDoubt(t, report.Doubt, "")
 	mustClose(t, l)
 }
+
+// Whoever is told of the error may die at once, and a Compact may be about to put
+// the marker back.
+func TestTheMarkerGoesBeforeAnybodyIsToldAndWhileNobodyElseWrites(t *testing.T) {
+	for _, kind := range []op{opWrite, opSync} {
+		synctest.Test(t, func(t *testing.T) {
+			fs := newMemFS()
+			l, _, _ := mustOpen(t, fs, Options{Sync: SyncInterval, Interval: time.Minute})
+			mustPut(t, l, "k", 1, "v")
+			fails, removed := failing(kind, 1, 1, 0, errDisk), 0
+			fs.setFault(func(o op, name string, size int) (int, error) {
+				if o == opRemove && name == markerName {
+					removed++
+					l.mu.Lock()
+					defer l.mu.Unlock()
+					if l.mu.stopped || l.mu.err != nil || !l.mu.busy {
+						t.Errorf("%s: told already: %v, or without the turn: %v", kind, l.mu.err, !l.mu.busy)
+					}
+				}
+				return fails(o, name, size)
+			})
+			if kind == opWrite {
+				if l.Put("k", 2, nil) == nil {
+					t.Error("a failed write was not noticed")
+				}
+			}
+			<-time.After(time.Minute)
+			synctest.Wait()
+			if removed != 1 || l.Err() == nil {
+				t.Errorf("%s: removed %d times, Err is %v", kind, removed, l.Err())
+			}
+			l.Close()
+		})
+	}
+}
+
+func TestWhatWasWrittenBeforeAFailureIsForcedToTheDiskByClose(t *testing.T) {
+	for _, policy := range policies {
+		fs := newMemFS()
+		l, _, _ := mustOpen(t, fs, Options{Sync: policy, Interval: time.Hour})
+		mustPut(t, l, "a", 1, "1")
+		fs.setFault(failing(opWrite, 1, 1, 0, errDisk))
+		if l.Put("b", 1, nil) == nil {
+			t.Fatal("a failed write was not noticed")
+		}
+		if err := l.Close(); !errors.Is(err, errDisk) {
+			t.Errorf("Close: %v", err)
+		}
+		fs = fs.killed()
+		for seed := range uint64(20) {
+			got, report := contentsOf(t, copyOf(fs).unplugged(newRand(seed)))
+			wantContents(t, got, map[string]string{"a": "1"})
+			wantDoubt(t, report.Doubt, noMarker)
+		}
+	}
+}
