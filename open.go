@@ -148,6 +148,7 @@ func (c *Cache) newLink(ctx context.Context, env linkEnv, owns func(key string) 
 		notify:  c.notify,
 		hash:    c.local.hash,
 		settled: c.local.settled,
+		doubt:   func(h keyHash) { c.local.doubt(h, sameEnd) },
 		forget:  func(h keyHash) { c.local.put(h, nil) },
 		timeout: max(c.opts.Timeout, replayTimeout),
 		share:   c.opts.Timeout / 8,

@@ -25,6 +25,8 @@ type replayer struct {
 	// settled is told of each set before it leaves the journal: the local copy
 	// must be confirmed before it is fresh again.
 	settled func(h keyHash, value []byte)
+	// doubt is told where nothing had to be taken back.
+	doubt func(h keyHash)
 	// forget is told where Redis does not hold what the local copy says.
 	forget func(h keyHash)
 
@@ -371,9 +373,12 @@ func (p *pass) deletePlainly(ctx context.Context) {
 // settle takes the key out of the journal, unless there is more to do. The local
 // copy is put in doubt first, so that nobody finds it fresh and unfenced.
 func (p *pass) settle(t *task, what found) {
-	if what == foundOurs && !t.del {
+	switch {
+	case what == foundOurs && t.undo:
+		p.doubt(t.hash)
+	case what == foundOurs && !t.del:
 		p.settled(t.hash, t.value)
-	} else {
+	default:
 		p.forget(t.hash)
 	}
 	p.journal.settle(*t, what, p.session.id, p.session.server, p.clock.now())

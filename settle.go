@@ -118,7 +118,9 @@ func (j *journal) settle(t task, what found, session uint64, server string, now 
 		}
 	}
 	sh.mu.Unlock()
-	j.announce()
+	if j.file == nil {
+		j.announce() // else sweep does, once the file knows
+	}
 }
 
 // settleLocked says whether the intent is done with.
@@ -127,9 +129,7 @@ func (j *journal) settleLocked(in *intent, t task, what found, session uint64, s
 	case foundUnsent:
 		return false
 	case foundNoReply:
-		if !t.undo {
-			in.late.unanswered(session, t.value, t.del, t.deadline)
-		}
+		in.late.unanswered(session, t.value, t.del, t.deadline)
 		return false
 	case foundOurs:
 		if t.undo {

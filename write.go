@@ -206,7 +206,10 @@ func (c *Cache) remember(w *change, sentOn uint64) (saving, error) {
 
 // baseOf is what Redis was last known to hold, going by the local copy.
 func (w *change) baseOf() base {
-	if w.old == nil || w.old.refuted() {
+	switch {
+	case w.link.neverServed():
+		return holdingNothing("") // of ours; whatever is there is somebody else's
+	case w.old == nil || w.old.refuted():
 		return base{}
 	}
 	server := w.link.server()
