@@ -274,7 +274,7 @@ func (p *scripts) commands(at []int, together int) (cmds []rueidis.Completed, en
 		args = append(args, op, viewString(value), strconv.FormatInt(ttl.Milliseconds(), 10), t.expected(p.session.server, now))
 		bytes += len(t.key) + len(value)
 		if len(keys) == together || bytes >= scriptBytes || i == len(at)-1 {
-			cmds = append(cmds, b.Evalsha().Sha1(replayDigest).Numkeys(int64(len(keys))).Key(keys...).Arg(args...).Build())
+			cmds = append(cmds, kept(b.Evalsha().Sha1(replayDigest).Numkeys(int64(len(keys))).Key(keys...).Arg(args...).Build(), bytes))
 			ends = append(ends, i+1)
 			keys, args, bytes = keys[:0], args[:0], 0
 		}
