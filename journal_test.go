@@ -944,3 +944,45 @@ func TestTheJournalSettlesWhateverHappensAtOnce(t *testing.T) {
 		}
 	}
 }
+
+func TestOnlyAWaitingSetThatNobodyElseExplainsIsOverruled(t *testing.T) {
+	at := func(b base) write { w := set("k", "v", 1); w.base = b; return w }
+	held := func(gone int64) base { return holding([]byte("base"), gone, "server") }
+	const now = 100
+	for name, tt := range map[string]struct {
+		arrange func(j *journal)
+		want    bool
+	}{
+		"nothing":        {func(*journal) {}, false},
+		"a set":          {func(j *journal) { put(t, j, set("k", "v", 1), admitted) }, true},
+		"over a base":    {func(j *journal) { put(t, j, at(held(never)), admitted) }, true},
+		"over absence":   {func(j *journal) { put(t, j, at(holdingNothing("server")), admitted) }, true},
+		"the base ended": {func(j *journal) { put(t, j, at(held(now)), admitted) }, false},
+		"a delete":       {func(j *journal) { put(t, j, del("k", 1), admitted) }, false},
+		"our own, late":  {func(j *journal) { put(t, j, ambiguous(set("k", "v", 1), 3), admitted) }, false},
+		"under way":      {func(j *journal) { put(t, j, set("k", "v", 1), admitted); takeAll(j, 0) }, false},
+		"of another key": {func(j *journal) { put(t, j, set("other", "v", 1), admitted) }, false},
+		"set again":      {func(j *journal) { put(t, j, del("k", 1), admitted); put(t, j, set("k", "v", 2), admitted) }, true},
+		"before its second": {func(j *journal) {
+			put(t, j, ambiguous(set("k", "v", 1), 3), admitted)
+			settle(j, takeOnly(t, j, 0), foundOurs, 4, 0)
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			j := roomyJournal()
+			tt.arrange(j)
+			keys, queued, size := j.keys.Load(), j.queued.Load(), j.bytes.Load()
+			if got := j.overruled(hashed("k"), "k", now); got != tt.want {
+				t.Fatalf("overruled: %v", got)
+			}
+			if tt.want {
+				size--
+				wantHolds(t, j, "k", 0, "gone")
+			}
+			wantGauges(t, j, keys, queued, size)
+			if tt.want && !takeOnly(t, j, 0).del {
+				t.Error("it is replayed as a set")
+			}
+		})
+	}
+}

@@ -442,13 +442,13 @@ func (j JournalOptions) validate() []error {
 		bad("Journal.MaxRate is %d: it must be at least 1", j.MaxRate)
 	}
 	if j.OnConflict > ConflictOverwrite {
-		bad("Journal.OnConflict is %d: there is no such rule", j.OnConflict)
+		bad("Journal.OnConflict is %d: no such rule", j.OnConflict)
 	}
 	if j.KeysOnly && j.OnConflict != ConflictDelete {
 		bad("Journal.OnConflict is %v: with Journal.KeysOnly every key is deleted", j.OnConflict)
 	}
 	if j.Fsync > FsyncAlways {
-		bad("Journal.Fsync is %d: there is no such policy", j.Fsync)
+		bad("Journal.Fsync is %d: no such policy", j.Fsync)
 	}
 	if j.Fsync != FsyncNo && j.Dir == "" {
 		bad("Journal.Fsync is %v: without Journal.Dir there is no file", j.Fsync)

@@ -104,6 +104,11 @@ func TestNewRefusesWhatCannotBeMeant(t *testing.T) {
 		{"Tracking.UntrackedTTL", func(o *Options) { o.Tracking.UntrackedTTL = time.Millisecond - 1 }, "at least 1ms"},
 		{"Journal.MaxKeys", func(o *Options) { o.Journal.MaxKeys = -1 }, "at least 1"},
 		{"Journal.MaxBytes", func(o *Options) { o.Journal.MaxBytes = -1 }, "at least 1"},
+		{"Journal.MaxRate", func(o *Options) { o.Journal.MaxRate = -1 }, "at least 1"},
+		{"Journal.OnConflict", func(o *Options) { o.Journal.OnConflict = ConflictOverwrite + 1 }, "no such rule"},
+		{"Journal.OnConflict", func(o *Options) { o.Journal.OnConflict, o.Journal.KeysOnly = ConflictKeep, true }, "Journal.KeysOnly"},
+		{"Journal.Fsync", func(o *Options) { o.Journal.Fsync, o.Journal.Dir = FsyncAlways+1, "x" }, "no such policy"},
+		{"Journal.Fsync", func(o *Options) { o.Journal.Fsync = FsyncAlways }, "Journal.Dir"},
 		{"Outage.ServeFor", func(o *Options) { o.Outage.ServeFor = -1 }, "at least 0s"},
 		{"Outage.ServeStaleFor", func(o *Options) { o.Outage.ServeStaleFor = -1 }, "at least 0s"},
 
