@@ -40,9 +40,14 @@ type modelKey struct {
 
 	disputed bool // somebody else wrote since we knew what Redis holds, or it lost data
 	unsure   bool // a write of ours that was not accepted may have been done
+	queued   bool // what is in the journal, if anything is, is our last write
 	kept     bool // our last set is to be there, if it is not disputed
 	blind    bool // the local copy is gone, and with it what was known of Redis
 	drops    int  // how often the Cache said that it could not keep a write
+
+	// A Touch that got no answer may run late, and nothing takes it back: what is
+	// written meanwhile may end with it, or not at all.
+	touches []time.Duration
 
 	readers map[*modelRead]bool
 }
@@ -71,6 +76,9 @@ type modelRead struct {
 // modelSlack is by how much longer a value may live in Redis than it was meant to:
 // its time counts from when the command ran.
 const modelSlack = 10 * time.Second
+
+// modelRounding is by how much less: what is left of it is told in milliseconds.
+const modelRounding = 20 * time.Millisecond
 
 func newModel(rule holdfast.ConflictRule) *model {
 	return &model{rule: rule, keys: map[string]*modelKey{}}
@@ -121,7 +129,11 @@ func (m *model) accepted(key string, journaled, whole bool) {
 	if !w.ends.IsZero() {
 		w.gone = time.Now().Add(w.ends.Sub(w.began) + modelSlack)
 	}
+	for _, ttl := range k.touches {
+		w.maybe(w.began, ttl)
+	}
 	k.now, k.mine, k.unsure = nil, w, false
+	k.queued = journaled
 	k.blind = k.blind && journaled
 	k.kept = !journaled || whole && !k.blind && k.drops == w.drops
 	since := k.others[:0]
@@ -159,11 +171,14 @@ func (m *model) failed(key string, done bool) {
 	k.now = nil
 }
 
-// undone is a write of ours that was not made, or is taken back.
-func (m *model) undone(key string) {
+// undone is a write of ours that was not made, or is taken back. sent: it went to
+// Redis, so what we wrote before was no longer in the journal.
+func (m *model) undone(key string, sent bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.key(key).now = nil
+	k := m.key(key)
+	k.now = nil
+	k.queued = k.queued && !sent
 }
 
 // dropped is told that a write could not be kept.
@@ -180,22 +195,32 @@ func (m *model) dropped(d holdfast.Drop) {
 func (m *model) touched(key string, began time.Time, ttl time.Duration, done bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	w := m.key(key).mine
-	if w == nil {
-		return
+	k := m.key(key)
+	if !done {
+		k.touches = append(k.touches, ttl)
 	}
-	ends, gone := began.Add(ttl), time.Now().Add(ttl+modelSlack)
+	w := k.mine
+	switch {
+	case w == nil:
+	case !done:
+		w.maybe(began, ttl)
+	case ttl == 0:
+		w.ends, w.gone = time.Time{}, time.Time{}
+	default:
+		w.ends, w.gone = began.Add(ttl), time.Now().Add(ttl+modelSlack)
+	}
+}
+
+// maybe gives the write an end that it may have, or not.
+func (w *modelWrite) maybe(began time.Time, ttl time.Duration) {
 	if ttl == 0 {
-		ends, gone = time.Time{}, time.Time{}
-	}
-	if done {
-		w.ends, w.gone = ends, gone
+		w.gone = time.Time{}
 		return
 	}
-	if w.ends.IsZero() || !ends.IsZero() && ends.Before(w.ends) {
+	if ends := began.Add(ttl); w.ends.IsZero() || ends.Before(w.ends) {
 		w.ends = ends
 	}
-	if gone.IsZero() || !w.gone.IsZero() && gone.After(w.gone) {
+	if gone := time.Now().Add(ttl + modelSlack); !w.gone.IsZero() && gone.After(w.gone) {
 		w.gone = gone
 	}
 }
@@ -221,18 +246,18 @@ func (m *model) other(key, value string, do func()) {
 	}
 }
 
-// lost says that Redis lost what it held, and holds value now. queued: what we
-// wrote last had not been acknowledged, and is still to be replayed.
+// lost says that Redis lost what it held, and holds value now. queued: something of
+// ours had not been acknowledged, and is still to be replayed.
 func (m *model) lost(key, value string, queued bool) {
+	m.mu.Lock()
+	k := m.key(key)
+	queued = queued && k.queued
+	if queued && value != "" {
+		k.disputed = true // it is not what was there when it was last looked at
+	}
+	m.mu.Unlock()
 	if !queued {
 		m.other(key, value, func() {})
-		return
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	k := m.key(key)
-	if value != "" {
-		k.disputed = true // it is not what was there when it was last looked at
 	}
 }
 
@@ -291,7 +316,7 @@ func (m *model) holds(key, value string) error {
 	case value != "" && k.expired(value):
 		return fmt.Errorf("redis holds %s = %.10q, whose time has run out; %s", key, value, k.describe())
 	case value == "" && w != nil && w.value != "" && k.kept && !k.unsure && !k.disputed &&
-		(w.ends.IsZero() || time.Now().Before(w.ends)):
+		(w.ends.IsZero() || time.Until(w.ends) > modelRounding):
 		return fmt.Errorf("redis lost %s: nobody else wrote it; %s", key, k.describe())
 	}
 	return nil
@@ -302,11 +327,13 @@ func (m *model) rest(key, value string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	k := m.key(key)
-	k.may, k.others = map[string]bool{}, nil
-	k.unsure, k.disputed, k.blind, k.theirs = false, false, false, ""
-	if k.mine == nil || k.mine.value != value {
-		k.mine, k.theirs = nil, value
+	if k.disputed || k.unsure || k.mine == nil || k.mine.value != value {
+		k.mine, k.theirs = nil, value // or of the same bytes, with another end
+	} else {
+		k.theirs = ""
 	}
+	k.may, k.others, k.touches = map[string]bool{}, nil, nil
+	k.unsure, k.disputed, k.blind = false, false, false
 	k.allow(value)
 }
 
