@@ -22,7 +22,8 @@
 // kept in the journal, in microseconds. A call never dials. One goroutine does,
 // one attempt at a time, with a back-off. The calls that wait for something else,
 // as long as their context allows, are WaitReady, Drain and Shutdown. Close takes
-// three seconds at most, and milliseconds as a rule.
+// two seconds at most, and milliseconds as a rule; with Journal.Dir it waits for the
+// disk.
 //
 // # Staleness
 //
