@@ -22,6 +22,7 @@ import (
 //   - When the journal is done, Redis holds ours, theirs or nothing: the value of
 //     our last write, the last of somebody else's, and of the two none that the
 //     other has replaced.
+//   - What others wrote after our last write returned is not overwritten by it.
 //   - A delete that was the last that anybody did to a key has been done.
 //   - A set that nobody disputes is there, until its time runs out.
 type model struct {
@@ -37,6 +38,11 @@ type modelKey struct {
 	may    map[string]bool // what may be read beside a miss
 	theirs string          // what others left there last, "" for nothing
 	others []otherWrite    // since our last write began
+
+	seen      map[string]bool // all values that it had
+	known     bool            // Redis had a lasting value when last heard of, and is the same since
+	overruled bool            // what others did last is newer than ours, and can be told from it
+	ambiguous bool            // a write of ours may have run at any time since
 
 	disputed bool // somebody else wrote since we knew what Redis holds, or it lost data
 	unsure   bool // a write of ours that was not accepted may have been done
@@ -87,7 +93,7 @@ func newModel(rule holdfast.ConflictRule) *model {
 func (m *model) key(name string) *modelKey {
 	k := m.keys[name]
 	if k == nil {
-		k = &modelKey{may: map[string]bool{}, readers: map[*modelRead]bool{}}
+		k = &modelKey{may: map[string]bool{}, seen: map[string]bool{}, readers: map[*modelRead]bool{}}
 		m.keys[name] = k
 	}
 	return k
@@ -114,14 +120,15 @@ func (m *model) begin(key, value string, ttl time.Duration) {
 		w.ends = w.began.Add(ttl)
 	}
 	k.now = w
+	k.seen[value] = true
 	for r := range k.readers {
 		r.may[value] = true
 	}
 }
 
 // accepted is that write, returned with nil. journaled: Redis has not acknowledged
-// it. whole: what is journaled has its value.
-func (m *model) accepted(key string, journaled, whole bool) {
+// it, and may have got it (sent) or not. whole: what is journaled has its value.
+func (m *model) accepted(key string, journaled, sent, whole bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	k := m.key(key)
@@ -133,7 +140,9 @@ func (m *model) accepted(key string, journaled, whole bool) {
 		w.maybe(w.began, ttl)
 	}
 	k.now, k.mine, k.unsure = nil, w, false
-	k.queued = journaled
+	k.queued, k.overruled = journaled, false
+	k.ambiguous = k.ambiguous || journaled && sent
+	k.known = w.value != "" && w.ends.IsZero() && (k.known || !journaled && !k.disputed)
 	k.blind = k.blind && journaled
 	k.kept = !journaled || whole && !k.blind && k.drops == w.drops
 	since := k.others[:0]
@@ -165,9 +174,9 @@ func (m *model) failed(key string, done bool) {
 	k := m.key(key)
 	if done {
 		k.allow(k.now.value)
-		k.unsure = true
+		k.unsure, k.ambiguous = true, true
 	}
-	k.blind = true
+	k.blind, k.known = true, false
 	k.now = nil
 }
 
@@ -178,6 +187,7 @@ func (m *model) undone(key string, sent bool) {
 	defer m.mu.Unlock()
 	k := m.key(key)
 	k.now = nil
+	k.known = k.known && !sent
 	k.queued = k.queued && !sent
 }
 
@@ -196,6 +206,7 @@ func (m *model) touched(key string, began time.Time, ttl time.Duration, done boo
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	k := m.key(key)
+	k.known = false
 	if !done {
 		k.touches = append(k.touches, ttl)
 	}
@@ -227,10 +238,14 @@ func (w *modelWrite) maybe(began time.Time, ttl time.Duration) {
 
 // other makes somebody else's write: do is called while it is under way. "" is a
 // delete.
-func (m *model) other(key, value string, do func()) {
+func (m *model) other(key, value string, ttl time.Duration, do func()) {
 	m.mu.Lock()
 	k := m.key(key)
-	k.disputed = true
+	last := k.mine
+	over := last != nil && k.now == nil && value != "" && ttl == 0 && !k.seen[value]
+	over = over || last != nil && k.now == nil && value == "" && k.known
+	k.seen[value] = true
+	k.disputed, k.known, k.overruled = true, false, false
 	k.allow(value)
 	k.others = append(k.others, otherWrite{value: value})
 	m.mu.Unlock()
@@ -238,6 +253,7 @@ func (m *model) other(key, value string, do func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	k.theirs = value
+	k.overruled = over && k.now == nil && k.mine == last
 	for i := range k.others {
 		if k.others[i].value == value && k.others[i].ended.IsZero() {
 			k.others[i].ended = time.Now()
@@ -251,14 +267,24 @@ func (m *model) other(key, value string, do func()) {
 func (m *model) lost(key, value string, queued bool) {
 	m.mu.Lock()
 	k := m.key(key)
+	k.seen[value], k.known, k.overruled = true, false, false
 	queued = queued && k.queued
 	if queued && value != "" {
 		k.disputed = true // it is not what was there when it was last looked at
 	}
 	m.mu.Unlock()
 	if !queued {
-		m.other(key, value, func() {})
+		m.other(key, value, time.Hour, func() {})
 	}
+}
+
+// moved says that another server holds now what this one held.
+func (m *model) moved(key string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	k := m.key(key)
+	k.known = false
+	k.overruled = k.overruled && k.theirs != ""
 }
 
 // reading begins a read; answered ends it.
@@ -313,6 +339,8 @@ func (m *model) holds(key, value string) error {
 		return fmt.Errorf("redis holds %s = %.10q, which was replaced; %s", key, value, k.describe())
 	case value != "" && !k.unsure && value != k.theirs && (w == nil || value != w.value):
 		return fmt.Errorf("redis holds %s = %.10q, which was replaced by both; %s", key, value, k.describe())
+	case value != "" && k.overruled && !k.ambiguous && w != nil && value == w.value:
+		return fmt.Errorf("redis holds %s = %.10q, which has overwritten what others wrote later; %s", key, value, k.describe())
 	case value != "" && k.expired(value):
 		return fmt.Errorf("redis holds %s = %.10q, whose time has run out; %s", key, value, k.describe())
 	case value == "" && w != nil && w.value != "" && k.kept && !k.unsure && !k.disputed &&
@@ -323,7 +351,7 @@ func (m *model) holds(key, value string) error {
 }
 
 // rest takes what Redis holds as what is known of the key, now that all is settled.
-func (m *model) rest(key, value string) {
+func (m *model) rest(key, value string, lasts bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	k := m.key(key)
@@ -333,7 +361,8 @@ func (m *model) rest(key, value string) {
 		k.theirs = ""
 	}
 	k.may, k.others, k.touches = map[string]bool{}, nil, nil
-	k.unsure, k.disputed, k.blind = false, false, false
+	k.unsure, k.disputed, k.blind, k.overruled, k.ambiguous = false, false, false, false, false
+	k.known = value != "" && lasts
 	k.allow(value)
 }
 
@@ -347,8 +376,8 @@ func (k *modelKey) describe() string {
 		may = append(may, fmt.Sprintf("%.10q", v))
 	}
 	slices.Sort(may)
-	return fmt.Sprintf("%s, theirs %.10q, allowed %s; disputed %t, unsure %t, kept %t, blind %t",
-		mine, k.theirs, strings.Join(may, " "), k.disputed, k.unsure, k.kept, k.blind)
+	return fmt.Sprintf("%s, theirs %.10q, allowed %s; disputed %t, unsure %t, kept %t, blind %t, overruled %t, ambiguous %t",
+		mine, k.theirs, strings.Join(may, " "), k.disputed, k.unsure, k.kept, k.blind, k.overruled, k.ambiguous)
 }
 
 // failures gives the errors of a write to its keys: all of them, or some.

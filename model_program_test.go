@@ -130,8 +130,12 @@ func newProgram(seed uint64) program {
 			kinds = append(kinds, kind)
 		}
 	}
-	for range 15 + r.IntN(45) {
-		p.ops = append(p.ops, g.op(kinds[r.IntN(len(kinds))]))
+	for range 10 + r.IntN(35) {
+		if r.IntN(8) == 0 {
+			p.ops = append(p.ops, g.story()...)
+		} else {
+			p.ops = append(p.ops, g.op(kinds[r.IntN(len(kinds))]))
+		}
 	}
 	return p
 }
@@ -141,6 +145,27 @@ type modelGenerator struct {
 	keys   []string
 	values map[string][]string // that were used
 	made   int
+}
+
+// story is what chance alone brings about too seldom: writes of one key whose first
+// gets no answer and may run late, or that somebody else's write comes after.
+func (g *modelGenerator) story() []modelOp {
+	key := g.keys[g.random.IntN(len(g.keys))]
+	writes := []modelKind{opSet, opSet, opSet, opDelete, opAdd, opTouch}
+	of := func(kinds ...modelKind) modelOp {
+		op := g.op(kinds[g.random.IntN(len(kinds))])
+		op.keys = []string{key}
+		return op
+	}
+	silence := g.op([]modelKind{opHold, opHold, opDeafen}[g.random.IntN(3)])
+	if g.random.IntN(2) == 0 {
+		return []modelOp{
+			silence, of(writes...), g.op(opCut), of(writes...), g.op(opHeal), of(opSet, opDelete, opGet, opWait),
+		}
+	}
+	return []modelOp{
+		of(opSet, opGet), g.op(opRefuse), g.op(opCut), of(writes...), of(opOther), of(opSet, opDelete, opGet, opWait), g.op(opHeal),
+	}
 }
 
 func (g *modelGenerator) op(kind modelKind) modelOp {

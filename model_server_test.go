@@ -123,8 +123,11 @@ func (s *modelServer) dial(context.Context, string, *net.Dialer, *tls.Config) (n
 func (s *modelServer) cut(random *rand.Rand) {
 	s.change(func() {
 		s.cutLocked(func(c *modelConn) {
-			c.dropped = random.IntN(3) == 0
+			c.dropped = random.IntN(4) == 0
 			c.late = time.Duration(random.Int64N(int64(lateMost)))
+			if random.IntN(2) == 0 {
+				c.late = lateMost - c.late/8
+			}
 		})
 	})
 }

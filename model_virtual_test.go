@@ -2,7 +2,6 @@ package holdfast_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -58,9 +57,8 @@ func runProgram(t *testing.T, p program) (err error) {
 // modelRun is a program that runs.
 type modelRun struct {
 	program
-	c      *holdfast.Cache
+	modelCaller
 	s      *modelServer
-	m      *model
 	beside sync.WaitGroup
 
 	keys  []string
@@ -76,7 +74,10 @@ type savedValue struct {
 }
 
 func newModelRun(t *testing.T, p program) *modelRun {
-	r := &modelRun{program: p, m: newModel(p.rule), s: newModelServer(t, p.tracking), saved: map[string]savedValue{}}
+	r := &modelRun{program: p, s: newModelServer(t, p.tracking), saved: map[string]savedValue{}}
+	r.modelCaller = modelCaller{
+		m: newModel(p.rule), log: r.s.log, fail: r.fail, told: synctest.Wait, sent: r.s.sentSet, whole: !p.keysOnly,
+	}
 	for i := range 6 {
 		r.keys = append(r.keys, fmt.Sprint("k", i))
 	}
@@ -201,118 +202,17 @@ func (r *modelRun) heal() {
 	})
 }
 
-// write makes a set or a delete of one key or several.
-func (r *modelRun) write(op modelOp) {
-	ctx := context.Background()
-	if op.kind == opSetHurried {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, op.wait)
-		defer cancel()
-	}
-	for _, key := range op.keys {
-		r.m.begin(key, op.value, op.ttl)
-	}
-	before := r.c.Stats().Journaled
-	var err error
-	switch op.kind {
-	case opDelete:
-		err = r.c.Delete(ctx, op.keys...)
-	case opSetMany:
-		items := map[string][]byte{}
-		for _, key := range op.keys {
-			items[key] = []byte(op.value)
-		}
-		err = r.c.SetMany(ctx, items, op.ttl)
-	default:
-		err = r.c.Set(ctx, op.keys[0], []byte(op.value), op.ttl)
-	}
-	journaled := r.c.Stats().Journaled != before
-	synctest.Wait() // the hooks have been told
-	failed := failures(err, op.keys)
-	for _, key := range op.keys {
-		r.wrote(key, op.value, journaled, failed[key])
-	}
-}
-
-// wrote takes what a write of one key returned.
-func (r *modelRun) wrote(key, value string, journaled bool, err error) {
-	r.s.log("  %s: %v, journaled %t", key, err, journaled)
-	switch {
-	case err == nil:
-		r.m.accepted(key, journaled, !r.keysOnly)
-	case errors.Is(err, context.DeadlineExceeded):
-		r.m.failed(key, true)
-	case errors.Is(err, holdfast.ErrJournalFull):
-		r.m.failed(key, value == "" || r.sent(key, value))
-	default:
-		r.fail(fmt.Errorf("write of %s: %w", key, err))
-	}
-}
-
 // sent says whether a SET of it has reached the network.
-func (r *modelRun) sent(key, value string) bool {
-	r.s.mu.Lock()
-	defer r.s.mu.Unlock()
-	return r.s.sent[key+" "+value]
-}
-
-func (r *modelRun) add(op modelOp) {
-	key := op.keys[0]
-	r.m.begin(key, op.value, op.ttl)
-	added, err := r.c.Add(context.Background(), key, []byte(op.value), op.ttl)
-	synctest.Wait()
-	r.s.log("  %s: %t, %v", key, added, err)
-	switch {
-	case added:
-		r.wrote(key, op.value, false, nil)
-	case errors.Is(err, holdfast.ErrJournalFull):
-		r.wrote(key, op.value, true, err)
-	case err == nil, errors.Is(err, holdfast.ErrUnavailable):
-		r.m.undone(key, r.sent(key, op.value))
-	default:
-		r.fail(fmt.Errorf("add of %s: %w", key, err))
-	}
-}
-
-func (r *modelRun) touch(op modelOp) {
-	began := time.Now()
-	err := r.c.Touch(context.Background(), op.keys[0], op.ttl)
-	r.s.log("  %s: %v", op.keys[0], err)
-	if err != nil && !errors.Is(err, holdfast.ErrMiss) && !errors.Is(err, holdfast.ErrUnavailable) {
-		r.fail(fmt.Errorf("touch of %s: %w", op.keys[0], err))
-	}
-	if !errors.Is(err, holdfast.ErrMiss) {
-		r.m.touched(op.keys[0], began, op.ttl, err == nil)
-	}
-}
-
-func (r *modelRun) get(key string) {
-	read := r.m.reading(key)
-	e, err := r.c.Lookup(context.Background(), key)
-	r.s.log("  get %s: %.8q, %v, %v", key, e.Value, e.Tier, err)
-	if err != nil && !errors.Is(err, holdfast.ErrMiss) {
-		r.fail(fmt.Errorf("get of %s: %w", key, err))
-	}
-	r.fail(r.m.answered(read, string(e.Value), err == nil))
-}
-
-func (r *modelRun) getMany(keys []string) {
-	var reads []*modelRead
-	for _, key := range keys {
-		reads = append(reads, r.m.reading(key))
-	}
-	found, err := r.c.GetMany(context.Background(), keys...)
-	r.fail(err)
-	for i, key := range keys {
-		value, ok := found[key]
-		r.fail(r.m.answered(reads[i], string(value), ok))
-	}
+func (s *modelServer) sentSet(key, value string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sent[key+" "+value]
 }
 
 // other writes past the Cache.
 func (r *modelRun) other(op modelOp) {
 	key := op.keys[0]
-	r.m.other(key, op.value, func() {
+	r.m.other(key, op.value, op.ttl, func() {
 		r.s.change(func() {
 			r.s.logLocked("  other: %s = %.8q", key, op.value)
 			if op.value == "" {
@@ -354,6 +254,9 @@ func (r *modelRun) replace(kind modelKind) {
 	r.s.replace(synctest.Wait, func() {
 		r.s.forgetScriptsLocked()
 		if kind == opReplaceSame {
+			for _, key := range r.keys {
+				r.m.moved(key)
+			}
 			return
 		}
 		r.s.redis.FlushAll()
@@ -417,7 +320,7 @@ func (r *modelRun) settle() {
 		if got, _ := r.c.Get(context.Background(), key); string(got) != held && !r.nearItsEnd(key) {
 			r.fail(fmt.Errorf("at rest %s is %q, redis holds %q", key, got, held))
 		}
-		r.m.rest(key, held)
+		r.m.rest(key, held, r.s.redis.TTL(key) == 0)
 	}
 	time.Sleep(100 * time.Millisecond)
 	r.fail(r.c.Leftover())
