@@ -23,6 +23,25 @@ type modelCaller struct {
 	whole bool // the journal keeps values
 }
 
+// do makes the call, if it is one.
+func (r *modelCaller) do(op modelOp) bool {
+	switch op.kind {
+	case opSet, opSetMany, opDelete, opSetHurried:
+		r.write(op)
+	case opAdd:
+		r.add(op)
+	case opTouch:
+		r.touch(op)
+	case opGet:
+		r.get(op.keys[0])
+	case opGetMany:
+		r.getMany(op.keys)
+	default:
+		return false
+	}
+	return true
+}
+
 // write makes a set or a delete of one key or several.
 func (r *modelCaller) write(op modelOp) {
 	ctx := context.Background()
@@ -32,6 +51,7 @@ func (r *modelCaller) write(op modelOp) {
 		defer cancel()
 	}
 	for _, key := range op.keys {
+		r.log("%s: %v", key, op)
 		r.m.begin(key, op.value, op.ttl)
 	}
 	before := r.c.Stats().Journaled
@@ -58,7 +78,7 @@ func (r *modelCaller) write(op modelOp) {
 
 // wrote takes what a write of one key returned.
 func (r *modelCaller) wrote(key, value string, journaled bool, err error) {
-	r.log("  %s: %v, journaled %t", key, err, journaled)
+	r.log("%s: wrote %.10q: %v, journaled %t", key, value, err, journaled)
 	switch {
 	case err == nil:
 		r.m.accepted(key, journaled, value == "" || r.sent(key, value), r.whole)
@@ -76,7 +96,7 @@ func (r *modelCaller) add(op modelOp) {
 	r.m.begin(key, op.value, op.ttl)
 	added, err := r.c.Add(context.Background(), key, []byte(op.value), op.ttl)
 	r.told()
-	r.log("  %s: %t, %v", key, added, err)
+	r.log("%s: added %.10q: %t, %v", key, op.value, added, err)
 	switch {
 	case added:
 		r.wrote(key, op.value, false, nil)
@@ -92,7 +112,7 @@ func (r *modelCaller) add(op modelOp) {
 func (r *modelCaller) touch(op modelOp) {
 	began := time.Now()
 	err := r.c.Touch(context.Background(), op.keys[0], op.ttl)
-	r.log("  %s: %v", op.keys[0], err)
+	r.log("%s: touched: %v", op.keys[0], err)
 	if err != nil && !errors.Is(err, holdfast.ErrMiss) && !errors.Is(err, holdfast.ErrUnavailable) {
 		r.fail(fmt.Errorf("touch of %s: %w", op.keys[0], err))
 	}
@@ -104,7 +124,7 @@ func (r *modelCaller) touch(op modelOp) {
 func (r *modelCaller) get(key string) {
 	read := r.m.reading(key)
 	e, err := r.c.Lookup(context.Background(), key)
-	r.log("  get %s: %.8q, %v, %v", key, e.Value, e.Tier, err)
+	r.log("%s: got %.10q, %v, %v", key, e.Value, e.Tier, err)
 	if err != nil && !errors.Is(err, holdfast.ErrMiss) {
 		r.fail(fmt.Errorf("get of %s: %w", key, err))
 	}

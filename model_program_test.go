@@ -120,7 +120,7 @@ func newProgram(seed uint64) program {
 	if r.IntN(4) == 0 {
 		p.maxBytes = 1 + r.Int64N(400)
 	}
-	g := modelGenerator{random: r, values: map[string][]string{}}
+	g := modelGenerator{random: r, values: map[string][]string{}, whose: "ours"}
 	for range 3 + r.IntN(4) {
 		g.keys = append(g.keys, fmt.Sprint("k", len(g.keys)))
 	}
@@ -143,6 +143,7 @@ func newProgram(seed uint64) program {
 type modelGenerator struct {
 	random *rand.Rand
 	keys   []string
+	whose  string              // what values of ours begin with
 	values map[string][]string // that were used
 	made   int
 }
@@ -174,12 +175,12 @@ func (g *modelGenerator) op(kind modelKind) modelOp {
 	key := g.keys[r.IntN(len(g.keys))]
 	switch kind {
 	case opSet, opSetHurried, opAdd:
-		op.keys, op.value, op.ttl = []string{key}, g.value(key, "ours", kind != opAdd), g.ttl()
+		op.keys, op.value, op.ttl = []string{key}, g.value(key, g.whose, kind != opAdd), g.ttl()
 		op.wait = time.Duration(1+r.IntN(40)) * time.Millisecond
 	case opSetMany, opGetMany:
 		op.keys, op.ttl = g.some(), g.ttl()
 		if kind == opSetMany {
-			op.value = g.value("", "many", false)
+			op.value = g.value("", g.whose, false)
 		}
 	case opDelete:
 		op.keys = []string{key}

@@ -136,16 +136,6 @@ func (r *modelRun) run() error {
 
 func (r *modelRun) do(op modelOp) {
 	switch op.kind {
-	case opSet, opSetMany, opDelete, opSetHurried:
-		r.write(op)
-	case opAdd:
-		r.add(op)
-	case opTouch:
-		r.touch(op)
-	case opGet:
-		r.get(op.keys[0])
-	case opGetMany:
-		r.getMany(op.keys)
 	case opGetBeside:
 		r.beside.Go(func() { r.get(op.keys[0]) })
 	case opOther:
@@ -160,7 +150,9 @@ func (r *modelRun) do(op modelOp) {
 	case opSettle:
 		r.settle()
 	default:
-		r.fault(op)
+		if !r.modelCaller.do(op) {
+			r.fault(op)
+		}
 	}
 }
 
