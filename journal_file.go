@@ -198,23 +198,27 @@ func (j *journal) sweep() (again bool) {
 }
 
 // keep writes the file anew when most of it is out of date, or when the disk did
-// not take something. It ends when stop is closed.
+// not take something: then once each fileRetry. It ends when stop is closed.
 func (j *journal) keep(stop <-chan struct{}) {
-	retry := time.NewTimer(0)
-	defer retry.Stop()
+	log := j.file.log
+	pause := time.NewTimer(0)
+	defer pause.Stop()
 	for {
 		select {
 		case <-stop:
 			return
 		case <-j.file.kick:
-		case <-retry.C:
 		}
-		log := j.file.log
-		if log.Err() == nil && !log.NeedsCompaction(j.live()) {
-			continue
-		}
-		if err := log.Compact(j.each); err != nil || log.Err() != nil {
-			retry.Reset(fileRetry)
+		for log.Err() != nil || log.NeedsCompaction(j.live()) {
+			if log.Compact(j.each) == nil && log.Err() == nil {
+				break
+			}
+			pause.Reset(fileRetry)
+			select {
+			case <-stop:
+				return
+			case <-pause.C:
+			}
 		}
 	}
 }
@@ -260,5 +264,8 @@ func (j *journal) err() error {
 	if j.file == nil {
 		return nil
 	}
-	return j.file.log.Err()
+	if err := j.file.log.Err(); err != nil {
+		return fmt.Errorf("holdfast: the journal's file: %w", err)
+	}
+	return nil
 }
