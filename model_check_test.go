@@ -287,6 +287,15 @@ func (m *model) moved(key string) {
 	k.overruled = k.overruled && k.theirs != ""
 }
 
+// forgot says that the local tier is gone.
+func (m *model) forgot() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, k := range m.keys {
+		k.blind, k.known = true, false
+	}
+}
+
 // reading begins a read; answered ends it.
 func (m *model) reading(key string) *modelRead {
 	m.mu.Lock()
@@ -339,7 +348,7 @@ func (m *model) holds(key, value string) error {
 		return fmt.Errorf("redis holds %s = %.10q, which was replaced; %s", key, value, k.describe())
 	case value != "" && !k.unsure && value != k.theirs && (w == nil || value != w.value):
 		return fmt.Errorf("redis holds %s = %.10q, which was replaced by both; %s", key, value, k.describe())
-	case value != "" && k.overruled && !k.ambiguous && w != nil && value == w.value:
+	case value != "" && k.overruled && m.rule != holdfast.ConflictOverwrite && !k.ambiguous && w != nil && value == w.value:
 		return fmt.Errorf("redis holds %s = %.10q, which has overwritten what others wrote later; %s", key, value, k.describe())
 	case value != "" && k.expired(value):
 		return fmt.Errorf("redis holds %s = %.10q, whose time has run out; %s", key, value, k.describe())

@@ -19,6 +19,7 @@ type program struct {
 	maxKeys  int
 	maxBytes int64
 	tracking bool
+	file     bool // the journal survives the process
 	ops      []modelOp
 }
 
@@ -59,6 +60,7 @@ const (
 	opReplaceEmpty
 	opReplaceOld
 	opReplaceSame
+	opReopen
 	opSettle
 )
 
@@ -68,13 +70,13 @@ var modelWeights = map[modelKind]int{
 	opGet: 14, opGetMany: 4, opGetBeside: 6, opSetHurried: 2,
 	opOther: 10, opOtherLater: 4, opWait: 18,
 	opCut: 4, opCutSoon: 3, opRefuse: 4, opHold: 5, opDeafen: 3, opSlow: 1, opReadOnly: 2, opHeal: 8,
-	opForgetScripts: 1, opSave: 2, opReplaceEmpty: 1, opReplaceOld: 1, opReplaceSame: 1, opSettle: 2,
+	opForgetScripts: 1, opSave: 2, opReplaceEmpty: 1, opReplaceOld: 1, opReplaceSame: 1, opReopen: 2, opSettle: 2,
 }
 
 var modelNames = [...]string{
 	"set", "setmany", "delete", "add", "touch", "get", "getmany", "get beside", "set hurried", "other", "other later",
 	"wait", "cut", "cut soon", "refuse", "hold", "deafen", "slow", "readonly", "heal",
-	"forget scripts", "save", "replace empty", "replace old", "replace same", "settle",
+	"forget scripts", "save", "replace empty", "replace old", "replace same", "reopen", "settle",
 }
 
 func (o modelOp) String() string {
@@ -96,8 +98,8 @@ func (o modelOp) String() string {
 
 func (p program) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "seed %d: conflict %v, keys only %t, %d keys, %d bytes, tracking %t\n",
-		p.seed, p.rule, p.keysOnly, p.maxKeys, p.maxBytes, p.tracking)
+	fmt.Fprintf(&b, "seed %d: conflict %v, keys only %t, %d keys, %d bytes, tracking %t, file %t\n",
+		p.seed, p.rule, p.keysOnly, p.maxKeys, p.maxBytes, p.tracking, p.file)
 	for i, op := range p.ops {
 		fmt.Fprintf(&b, "  %d %v\n", i, op)
 	}
@@ -112,8 +114,11 @@ func newProgram(seed uint64) program {
 	case 0:
 		p.rule = holdfast.ConflictKeep
 	case 1:
+		p.rule = holdfast.ConflictOverwrite
+	case 2:
 		p.keysOnly = true
 	}
+	p.file = r.IntN(4) == 0
 	if r.IntN(4) == 0 {
 		p.maxKeys = 1 + r.IntN(4)
 	}

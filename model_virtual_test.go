@@ -58,7 +58,9 @@ func runProgram(t *testing.T, p program) (err error) {
 type modelRun struct {
 	program
 	modelCaller
+	t      *testing.T
 	s      *modelServer
+	opts   holdfast.Options
 	beside sync.WaitGroup
 
 	keys  []string
@@ -74,7 +76,7 @@ type savedValue struct {
 }
 
 func newModelRun(t *testing.T, p program) *modelRun {
-	r := &modelRun{program: p, s: newModelServer(t, p.tracking), saved: map[string]savedValue{}}
+	r := &modelRun{program: p, t: t, s: newModelServer(t, p.tracking), saved: map[string]savedValue{}}
 	r.modelCaller = modelCaller{
 		m: newModel(p.rule), log: r.s.log, fail: r.fail, told: synctest.Wait, sent: r.s.sentSet, whole: !p.keysOnly,
 	}
@@ -91,7 +93,10 @@ func newModelRun(t *testing.T, p program) *modelRun {
 		r.m.dropped(d)
 	}
 	o.Hooks.OnStateChange = func(c holdfast.StateChange) { r.s.log("  %v: %v", c.To, c.Err) }
-	r.c = open(t, o)
+	if p.file {
+		o.Journal.Dir = t.TempDir()
+	}
+	r.opts, r.c = o, open(t, o)
 	return r
 }
 
@@ -180,11 +185,24 @@ func (r *modelRun) fault(op modelOp) {
 		r.heal()
 	case opForgetScripts:
 		r.s.change(r.s.forgetScriptsLocked)
+	case opReopen:
+		r.reopen()
 	case opSave:
 		r.save()
 	case opReplaceEmpty, opReplaceOld, opReplaceSame:
 		r.replace(op.kind)
 	}
+}
+
+// reopen ends the Cache and makes another one, which finds the journal's file.
+func (r *modelRun) reopen() {
+	if !r.file {
+		return
+	}
+	r.beside.Wait()
+	r.fail(r.c.Close())
+	r.m.forgot()
+	r.c = open(r.t, r.opts)
 }
 
 func (r *modelRun) heal() {
