@@ -52,6 +52,7 @@ const (
 	opRefuse
 	opHold
 	opDeafen
+	opHoldReplay
 	opSlow
 	opReadOnly
 	opHeal
@@ -69,13 +70,13 @@ var modelWeights = map[modelKind]int{
 	opSet: 26, opSetMany: 4, opDelete: 10, opAdd: 4, opTouch: 4,
 	opGet: 14, opGetMany: 4, opGetBeside: 6, opSetHurried: 2,
 	opOther: 10, opOtherLater: 4, opWait: 18,
-	opCut: 4, opCutSoon: 3, opRefuse: 4, opHold: 5, opDeafen: 3, opSlow: 1, opReadOnly: 2, opHeal: 8,
+	opCut: 4, opCutSoon: 3, opRefuse: 4, opHold: 5, opDeafen: 3, opHoldReplay: 1, opSlow: 1, opReadOnly: 2, opHeal: 8,
 	opForgetScripts: 1, opSave: 2, opReplaceEmpty: 1, opReplaceOld: 1, opReplaceSame: 1, opReopen: 2, opSettle: 2,
 }
 
 var modelNames = [...]string{
 	"set", "setmany", "delete", "add", "touch", "get", "getmany", "get beside", "set hurried", "other", "other later",
-	"wait", "cut", "cut soon", "refuse", "hold", "deafen", "slow", "readonly", "heal",
+	"wait", "cut", "cut soon", "refuse", "hold", "deafen", "hold replay", "slow", "readonly", "heal",
 	"forget scripts", "save", "replace empty", "replace old", "replace same", "reopen", "settle",
 }
 
@@ -136,7 +137,7 @@ func newProgram(seed uint64) program {
 		}
 	}
 	for range 10 + r.IntN(35) {
-		if r.IntN(8) == 0 {
+		if r.IntN(10) == 0 {
 			p.ops = append(p.ops, g.story()...)
 		} else {
 			p.ops = append(p.ops, g.op(kinds[r.IntN(len(kinds))]))
@@ -153,24 +154,29 @@ type modelGenerator struct {
 	made   int
 }
 
-// story is what chance alone brings about too seldom: writes of one key whose first
-// gets no answer and may run late, or that somebody else's write comes after.
+// story is what chance alone brings about too seldom.
 func (g *modelGenerator) story() []modelOp {
 	key := g.keys[g.random.IntN(len(g.keys))]
-	writes := []modelKind{opSet, opSet, opSet, opDelete, opAdd, opTouch}
 	of := func(kinds ...modelKind) modelOp {
 		op := g.op(kinds[g.random.IntN(len(kinds))])
 		op.keys = []string{key}
+		if g.random.IntN(2) == 0 {
+			op.ttl = 0
+		}
 		return op
 	}
-	silence := g.op([]modelKind{opHold, opHold, opDeafen}[g.random.IntN(3)])
-	if g.random.IntN(2) == 0 {
-		return []modelOp{
-			silence, of(writes...), g.op(opCut), of(writes...), g.op(opHeal), of(opSet, opDelete, opGet, opWait),
-		}
-	}
-	return []modelOp{
-		of(opSet, opGet), g.op(opRefuse), g.op(opCut), of(writes...), of(opOther), of(opSet, opDelete, opGet, opWait), g.op(opHeal),
+	write := func() modelOp { return of(opSet, opSet, opSet, opDelete, opAdd, opTouch) }
+	up := []modelOp{g.op(opHeal), {kind: opWait, wait: 300 * time.Millisecond}, of(opSet, opGet)}
+	after := of(opSettle, opSettle, opSet, opDelete, opGet, opWait)
+	switch g.random.IntN(3) {
+	case 0: // a write gets no answer and may run late
+		silence := g.op([]modelKind{opHold, opHold, opDeafen}[g.random.IntN(3)])
+		return append(up, silence, write(), g.op(opCut), write(), g.op(opHeal), after)
+	case 1: // a replay does
+		return append(up, g.op(opRefuse), g.op(opCut), write(), g.op(opHoldReplay),
+			modelOp{kind: opWait, wait: 400 * time.Millisecond}, g.op(opCut), write(), g.op(opHeal), after)
+	default: // others write after us
+		return append(up, g.op(opRefuse), g.op(opCut), write(), of(opOther), g.op(opHeal), after)
 	}
 }
 
@@ -199,7 +205,7 @@ func (g *modelGenerator) op(kind modelKind) modelOp {
 	case opOther, opOtherLater:
 		op.keys = []string{key}
 		op.wait = time.Duration(r.IntN(60)) * time.Millisecond
-		if r.IntN(4) > 0 {
+		if r.IntN(3) > 0 {
 			op.value, op.ttl = g.value(key, "theirs", true), g.ttl()
 		}
 	case opWait:

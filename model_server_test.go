@@ -31,6 +31,7 @@ type modelServer struct {
 	run      int  // tells servers apart
 	away     bool // dials are refused
 	held     bool // commands are taken and not run
+	holdNext bool // so it will be from the next replay on
 	deaf     bool // commands are run and not answered
 	readonly bool
 	tracking bool          // it tells of changes, as Redis does
@@ -38,6 +39,7 @@ type modelServer struct {
 	cutAfter int           // so many commands from now the connections are cut, 0 for not
 	closed   bool
 
+	replayedLate func(key string) // is told of a replay that runs after its client has gone
 	conns  []*modelConn
 	newest int // the youngest connection on which something ran
 	sent   map[string]bool
@@ -192,6 +194,9 @@ func (c *modelConn) take() {
 		if len(cmd) > 2 && cmd[0] == "SET" {
 			c.s.sent[cmd[1]+" "+cmd[2]] = true
 		}
+		if s := c.s; s.holdNext && cmd[0] == "EVALSHA" {
+			s.held, s.holdNext = true, false
+		}
 		c.commands = append(c.commands, cmd)
 		c.s.cond.Broadcast()
 		c.s.mu.Unlock()
@@ -243,6 +248,9 @@ func (c *modelConn) runLocked(cmd []string) {
 	switch {
 	case c.gone:
 		how = " (late)"
+		if cmd[0] == "EVALSHA" {
+			s.replayedLate(cmd[3])
+		}
 	case s.deaf:
 		how = " (its reply is held)"
 	}

@@ -83,6 +83,7 @@ func newModelRun(t *testing.T, p program) *modelRun {
 	for i := range 6 {
 		r.keys = append(r.keys, fmt.Sprint("k", i))
 	}
+	r.s.replayedLate = r.m.replayedLate
 	o := at("model:6379")
 	o.Redis.DialCtxFn = r.s.dial
 	o.Local.MaxBytes = 1 << 20
@@ -175,6 +176,9 @@ func (r *modelRun) fault(op modelOp) {
 		}
 	case opHold:
 		r.s.change(func() { r.s.held = true })
+	case opHoldReplay:
+		r.heal()
+		r.s.change(func() { r.s.holdNext = true })
 	case opDeafen:
 		r.s.change(func() { r.s.deaf = true })
 	case opSlow:
@@ -207,7 +211,7 @@ func (r *modelRun) reopen() {
 
 func (r *modelRun) heal() {
 	r.s.change(func() {
-		r.s.away, r.s.held, r.s.deaf, r.s.readonly = false, false, false, false
+		r.s.away, r.s.held, r.s.holdNext, r.s.deaf, r.s.readonly = false, false, false, false, false
 		r.s.slow, r.s.cutAfter = 0, 0
 	})
 }
