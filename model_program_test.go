@@ -160,8 +160,11 @@ func (g *modelGenerator) story() []modelOp {
 	of := func(kinds ...modelKind) modelOp {
 		op := g.op(kinds[g.random.IntN(len(kinds))])
 		op.keys = []string{key}
-		if g.random.IntN(2) == 0 {
+		switch g.random.IntN(5) {
+		case 0, 1, 2:
 			op.ttl = 0
+		case 3:
+			op.ttl = time.Duration(50+g.random.IntN(500)) * time.Millisecond
 		}
 		return op
 	}

@@ -40,6 +40,7 @@ type modelServer struct {
 	closed   bool
 
 	replayedLate func(key string) // is told of a replay that runs after its client has gone
+
 	conns  []*modelConn
 	newest int // the youngest connection on which something ran
 	sent   map[string]bool
