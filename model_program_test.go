@@ -169,18 +169,23 @@ func (g *modelGenerator) story() []modelOp {
 		return op
 	}
 	write := func() modelOp { return of(opSet, opSet, opSet, opDelete, opAdd, opTouch) }
-	up := []modelOp{g.op(opHeal), {kind: opWait, wait: 300 * time.Millisecond}, of(opSet, opGet)}
-	after := of(opSettle, opSettle, opSet, opDelete, opGet, opWait)
-	switch g.random.IntN(3) {
+	wait := func(ms int) modelOp { return modelOp{kind: opWait, wait: time.Duration(ms) * time.Millisecond} }
+	gone := func() []modelOp { return []modelOp{g.op(opRefuse), g.op(opCut)} }
+	story := []modelOp{g.op(opHeal), wait(300), of(opSet, opGet)}
+	switch g.random.IntN(5) {
 	case 0: // a write gets no answer and may run late
 		silence := g.op([]modelKind{opHold, opHold, opDeafen}[g.random.IntN(3)])
-		return append(up, silence, write(), g.op(opCut), write(), g.op(opHeal), after)
+		story = append(story, silence, write(), g.op(opCut), write(), g.op(opHeal), wait(1800), of(opGet))
 	case 1: // a replay does
-		return append(up, g.op(opRefuse), g.op(opCut), write(), g.op(opHoldReplay),
-			modelOp{kind: opWait, wait: 400 * time.Millisecond}, g.op(opCut), write(), g.op(opHeal), after)
-	default: // others write after us
-		return append(up, g.op(opRefuse), g.op(opCut), write(), of(opOther), g.op(opHeal), after)
+		story = append(append(story, gone()...), write(), g.op(opHoldReplay), wait(400), g.op(opCut), write(), g.op(opHeal))
+	case 2: // others write after us
+		story = append(append(story, gone()...), write(), of(opOther), g.op(opHeal))
+	case 3: // a set runs out of time meanwhile
+		story = append(append(story, gone()...), write(), wait(600), g.op(opHeal))
+	default: // Redis holds an older value, and can be read
+		story = append(story, g.op(opReadOnly), write(), of(opGet), g.op(opHeal))
 	}
+	return append(story, of(opSettle, opSettle, opSet, opDelete, opGet, opWait))
 }
 
 func (g *modelGenerator) op(kind modelKind) modelOp {
