@@ -55,10 +55,6 @@ type modelKey struct {
 	// written meanwhile may end with it, or not at all.
 	touches []time.Duration
 
-	// A write that was sent, got no answer and was refused by a full journal may run
-	// late, too, and nobody knows of it.
-	ghosts []string
-
 	readers map[*modelRead]bool
 }
 
@@ -161,10 +157,6 @@ func (m *model) accepted(key string, journaled, sent, whole bool) {
 	}
 	k.may = map[string]bool{}
 	k.allow(w.value)
-	for _, value := range k.ghosts {
-		k.allow(value)
-		k.unsure = true
-	}
 	for _, o := range since {
 		k.allow(o.value)
 	}
@@ -180,9 +172,6 @@ func (m *model) failed(key string, done bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	k := m.key(key)
-	if done && k.drops != k.now.drops {
-		k.ghosts = append(k.ghosts, k.now.value)
-	}
 	if done {
 		k.allow(k.now.value)
 		k.unsure, k.ambiguous = true, true
@@ -307,19 +296,6 @@ func (m *model) forgot() {
 	}
 }
 
-// lateReplaysAreHarmless: a replay that runs after a later one of the same key does
-// nothing. Where it is false, one may delete what others wrote, and the second check
-// takes that for a delete of ours and writes ours again.
-const lateReplaysAreHarmless = false
-
-// replayedLate says that a replay of the key has run after its connection was gone.
-func (m *model) replayedLate(key string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	k := m.key(key)
-	k.ambiguous = k.ambiguous || !lateReplaysAreHarmless
-}
-
 // reading begins a read; answered ends it.
 func (m *model) reading(key string) *modelRead {
 	m.mu.Lock()
@@ -393,7 +369,7 @@ func (m *model) rest(key, value string, lasts bool) {
 	} else {
 		k.theirs = ""
 	}
-	k.may, k.others, k.touches, k.ghosts = map[string]bool{}, nil, nil, nil
+	k.may, k.others, k.touches = map[string]bool{}, nil, nil
 	k.unsure, k.disputed, k.blind, k.overruled, k.ambiguous = false, false, false, false, false
 	k.known = value != "" && lasts
 	k.allow(value)

@@ -179,7 +179,7 @@ func (g *modelGenerator) story() []modelOp {
 	case 1: // a replay does
 		story = append(append(story, gone()...), write(), g.op(opHoldReplay), wait(400), g.op(opCut), write(), g.op(opHeal))
 	case 2: // others write after us
-		story = append(append(story, gone()...), write(), of(opOther), g.op(opHeal))
+		story = append(append(story, gone()...), of(opSet, opSet, opDelete, opGet), of(opOther), g.op(opHeal))
 	case 3: // a set runs out of time meanwhile
 		story = append(append(story, gone()...), write(), wait(600), g.op(opHeal))
 	default: // Redis holds an older value, and can be read

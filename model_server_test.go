@@ -39,8 +39,6 @@ type modelServer struct {
 	cutAfter int           // so many commands from now the connections are cut, 0 for not
 	closed   bool
 
-	replayedLate func(key string) // is told of a replay that runs after its client has gone
-
 	conns  []*modelConn
 	newest int // the youngest connection on which something ran
 	sent   map[string]bool
@@ -249,9 +247,6 @@ func (c *modelConn) runLocked(cmd []string) {
 	switch {
 	case c.gone:
 		how = " (late)"
-		if cmd[0] == "EVALSHA" {
-			s.replayedLate(cmd[3])
-		}
 	case s.deaf:
 		how = " (its reply is held)"
 	}
@@ -312,24 +307,31 @@ func (c *modelConn) replyLocked(cmd []string) string {
 	return reply
 }
 
-// trackLocked remembers what was read, and tells of what was written.
+// keysOf are the keys of a command, as far as they matter here.
+func keysOf(cmd []string) []string {
+	switch cmd[0] {
+	case "EVALSHA":
+		n, _ := strconv.Atoi(cmd[2])
+		return cmd[3 : 3+n]
+	case "GET", "PTTL", "EXISTS", "SET", "DEL", "PEXPIRE", "PERSIST":
+		return cmd[1:2]
+	}
+	return nil
+}
+
+// trackLocked remembers what was read, and tells of what was written. A script is
+// taken to have done both: it is told of more than Redis would tell.
 func (c *modelConn) trackLocked(cmd []string, reply string) {
-	key := ""
-	switch {
-	case len(cmd) > 1 && (cmd[0] == "GET" || cmd[0] == "PTTL" || cmd[0] == "EXISTS" || modelWrites[cmd[0]]):
-		key = cmd[1]
-	}
-	if cmd[0] == "EVALSHA" {
-		key = cmd[3]
-	}
-	if key == "" || strings.HasPrefix(reply, "-") {
+	if strings.HasPrefix(reply, "-") {
 		return
 	}
-	if c.tracked != nil && cmd[0] != "SET" && cmd[0] != "DEL" && cmd[0] != "PEXPIRE" && cmd[0] != "PERSIST" {
-		c.tracked[key] = true
-	}
-	if modelWrites[cmd[0]] && !strings.HasPrefix(reply, ":0") && !strings.HasPrefix(reply, "_") {
-		c.s.tellLocked(key)
+	for _, key := range keysOf(cmd) {
+		if c.tracked != nil && (cmd[0] == "EVALSHA" || !modelWrites[cmd[0]]) {
+			c.tracked[key] = true
+		}
+		if modelWrites[cmd[0]] && !strings.HasPrefix(reply, ":0") && !strings.HasPrefix(reply, "_") {
+			c.s.tellLocked(key)
+		}
 	}
 }
 

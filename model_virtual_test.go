@@ -83,7 +83,6 @@ func newModelRun(t *testing.T, p program) *modelRun {
 	for i := range 6 {
 		r.keys = append(r.keys, fmt.Sprint("k", i))
 	}
-	r.s.replayedLate = r.m.replayedLate
 	o := at("model:6379")
 	o.Redis.DialCtxFn = r.s.dial
 	o.Local.MaxBytes = 1 << 20
