@@ -161,8 +161,16 @@ func (m *model) accepted(key string, journaled, sent, whole bool) {
 		k.allow(o.value)
 	}
 	// Kept where it conflicts, another's value may stay although it is older.
-	if m.rule == holdfast.ConflictKeep && journaled && k.disputed && w.value != "" {
-		k.allow(k.theirs)
+	if m.rule == holdfast.ConflictKeep && journaled && w.value != "" {
+		if k.disputed {
+			k.allow(k.theirs)
+		}
+		if k.blind { // even one of our own
+			k.unsure = true
+			for value := range k.seen {
+				k.allow(value)
+			}
+		}
 	}
 }
 
