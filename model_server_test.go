@@ -216,16 +216,12 @@ func (c *modelConn) work() {
 		case c.gone && s.newest > c.id && !slept:
 			// A younger connection is at work: this one's last commands are late.
 			slept = true
-			s.mu.Unlock()
-			time.Sleep(c.late)
-			s.mu.Lock()
+			s.passLocked(c.late)
 		case c.gone && s.newest <= c.id, len(c.commands) == 0, s.held && !c.gone:
 			s.cond.Wait()
 		case s.slow > 0 && !c.gone && !slept:
 			slept = true
-			s.mu.Unlock()
-			time.Sleep(s.slow)
-			s.mu.Lock()
+			s.passLocked(s.slow)
 		default:
 			cmd := c.commands[0]
 			c.commands = c.commands[1:]
@@ -235,6 +231,13 @@ func (c *modelConn) work() {
 			}
 		}
 	}
+}
+
+// passLocked lets time pass, and others at the server meanwhile.
+func (s *modelServer) passLocked(d time.Duration) {
+	s.mu.Unlock()
+	time.Sleep(d)
+	s.mu.Lock()
 }
 
 func (c *modelConn) runLocked(cmd []string) {
