@@ -39,10 +39,10 @@ func TestAConflictEndsByTheRule(t *testing.T) {
 		t.Run(rule.String(), func(t *testing.T) {
 			set := func(o *Options) { o.Journal.OnConflict = rule }
 			servers(t, endsByTheRule, set)
-			// Where a set may not write first, it looks first, and all is the same.
-			t.Run("GETSET refused", func(t *testing.T) {
+			// As with a server that does not know it.
+			t.Run("GETEX refused", func(t *testing.T) {
 				s := redistest.Start(t)
-				s.MustDo("ACL", "SETUSER", "app", "on", ">pw", "~*", "&*", "+@all", "-getset")
+				s.MustDo("ACL", "SETUSER", "app", "on", ">pw", "~*", "&*", "+@all", "-getex")
 				endsByTheRule(t, newReplayed(t, s.Addr(), s.MustDo, set, func(o *Options) {
 					o.Redis.Username, o.Redis.Password = "app", "pw"
 				}))
@@ -181,18 +181,4 @@ func TestAValueThatIsKeptIsWhatReadersGet(t *testing.T) {
 	if st := r.c.Stats(); st.Superseded != 1 || st.Replayed != 0 {
 		t.Errorf("stats %+v", st)
 	}
-}
-
-// A set writes before it looks. Where the user may not delete what turns out to be a
-// conflict, ours must not stay there instead.
-func TestAConflictOfAUserWhoMayNotDeleteLeavesNothing(t *testing.T) {
-	s := redistest.Start(t)
-	s.MustDo("ACL", "SETUSER", "app", "on", ">pw", "~*", "&*", "+@all", "-del")
-	r := newReplayed(t, s.Addr(), s.MustDo, func(o *Options) { o.Redis.Username, o.Redis.Password = "app", "pw" })
-	r.do("SET", "k", "theirs")
-	k := task{key: "k", intent: intent{value: []byte("ours"), deadline: never, base: holdingNothing(r.session().server)}}
-	if got, want := r.replay(k), (Replay{Superseded: 1}); got != want {
-		t.Errorf("%+v, want %+v", got, want)
-	}
-	redistest.WaitFor(t, time.Minute, "its end", func() bool { return r.held("k") == "" })
 }

@@ -73,17 +73,64 @@ func (r *replayed) session() *session {
 	return s
 }
 
-// replay hands the tasks to the replayer and returns what it made of them.
+// replay hands the tasks to the replayer and returns what it made of them, once
+// those on which it found a conflict were deleted by the round after.
 func (r *replayed) replay(tasks ...task) Replay {
 	r.t.Helper()
+	var ours []*task
 	for i := range tasks {
-		tasks[i].hash = r.c.local.hash(tasks[i].key)
+		t := &tasks[i]
+		if t.hash = r.c.local.hash(t.key); r.journal(t) {
+			ours = append(ours, t)
+		}
 	}
 	round, ok := r.c.routes.home.replayer.replay(context.Background(), r.session(), tasks)
 	if !ok {
 		r.t.Fatalf("redis did not answer: %v", r.c.Health().LastError)
 	}
+	for _, t := range ours {
+		redistest.WaitFor(r.t, time.Minute, "the conflict's end", func() bool { return r.ended(t) })
+	}
 	return round
+}
+
+// journal has the task in the journal, as one that was taken from there; it says
+// whether it was not.
+func (r *replayed) journal(t *task) bool {
+	j := r.c.journal
+	sh := j.shard(t.hash)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if sh.intents[t.key] != nil {
+		return false
+	}
+	in := t.intent
+	if in.sending = true; t.check {
+		in.checkAt = 1
+	} else {
+		j.queued.Add(1)
+	}
+	j.keys.Add(1)
+	j.bytes.Add(int64(len(t.key) + len(in.value)))
+	sh.intents[t.key] = &in
+	return true
+}
+
+// ended says whether a task is done with, but for a second check, which it drops.
+func (r *replayed) ended(t *task) bool {
+	j := r.c.journal
+	sh := j.shard(t.hash)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	in := sh.intents[t.key]
+	switch {
+	case in == nil:
+		return true
+	case in.lost && in.checkAt <= r.c.clock.now():
+		return false
+	}
+	j.dropLocked(sh, t.key, in)
+	return true
 }
 
 // servers runs the test against miniredis and against a real server.
