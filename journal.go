@@ -25,8 +25,9 @@ type journal struct {
 
 	file *journalFile // nil: in memory only
 
-	keys   atomic.Int64 // intents, also those that wait for their second check
-	queued atomic.Int64 // intents to be replayed
+	next   atomic.Uint32 // the shard where the next take begins
+	keys   atomic.Int64  // intents, also those that wait for their second check
+	queued atomic.Int64  // intents to be replayed
 	bytes  atomic.Int64
 
 	shards [journalShards]journalShard
@@ -37,11 +38,16 @@ type journal struct {
 	}
 }
 
-const journalShards = 64
+const (
+	journalShards = 64
+	// shardKept is how many intents a shard's map may have grown to and be used again.
+	shardKept = 16
+)
 
 type journalShard struct {
 	mu      sync.RWMutex
 	intents map[string]*intent
+	grown   int              // to how many, since the map was made
 	sent    map[*intent]sent // with a file: what is under way
 }
 
@@ -187,6 +193,7 @@ func (j *journal) putLocked(sh *journalShard, w write) (admission, saving) {
 		w.key = strings.Clone(w.key)
 		in = &intent{base: w.base, baseSeq: w.seq, checkAt: notQueued}
 		sh.intents[w.key] = in
+		sh.grown = max(sh.grown, len(sh.intents))
 		j.bytes.Add(int64(len(w.key)))
 	}
 	if w.sentOn != 0 {
@@ -358,6 +365,9 @@ func (j *journal) leaveLocked(sh *journalShard, key string, in *intent) {
 // afterwards.
 func (j *journal) dropLocked(sh *journalShard, key string, in *intent) {
 	delete(sh.intents, key)
+	if len(sh.intents) == 0 && sh.grown > shardKept {
+		sh.intents, sh.grown = make(map[string]*intent), 0 // an emptied map keeps its memory
+	}
 	j.bytes.Add(-int64(len(key) + len(in.value)))
 	j.keys.Add(-1)
 	if in.checkAt == 0 {

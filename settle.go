@@ -15,8 +15,10 @@ type task struct {
 // them, and up to about so many bytes.
 func (j *journal) take(n, bytes int, now int64, hash func(string) keyHash, want func(key string, del bool) bool) []task {
 	var tasks []task
-	for i := range j.shards {
-		sh := &j.shards[i]
+	first := j.next.Load()
+	for i := range uint32(journalShards) {
+		at := (first + i) % journalShards
+		sh := &j.shards[at]
 		sh.mu.Lock()
 		for key, in := range sh.intents {
 			if in.sending || in.checkAt > now || !want(key, in.del) {
@@ -27,6 +29,7 @@ func (j *journal) take(n, bytes int, now int64, hash func(string) keyHash, want 
 			bytes -= len(t.key) + len(t.value)
 			if len(tasks) == n || bytes <= 0 {
 				sh.mu.Unlock()
+				j.next.Store(at)
 				return tasks
 			}
 		}
