@@ -24,7 +24,6 @@ type Cache struct {
 	notifier group
 	flusher  group
 	keeper   group // of the journal's file
-	kept     error // why that does not have everything, once keeper has ended
 
 	local   *local
 	notify  *notifier
@@ -132,8 +131,10 @@ func enterable(ctx context.Context, open bool) error {
 // look returns the key's local entry, if there is one, and whether it may be
 // served without asking anybody: an entry of an older epoch is in doubt.
 func (c *Cache) look(h keyHash, key string, now int64) (e *entry, fresh bool) {
-	if c.journal.keys.Load() != 0 && c.journal.holds(h, key) {
-		return nil, false
+	if c.journal.keys.Load() != 0 {
+		if _, fenced := c.journal.get(h, key, now); fenced {
+			return nil, false
+		}
 	}
 	if e = c.local.get(h); e == nil {
 		return nil, false

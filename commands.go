@@ -120,7 +120,7 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 		return false, err
 	}
 	// Until Redis has decided, the key's present value stands.
-	w.seq = c.local.hold(h)
+	w.old, w.seq = c.local.hold(h)
 	added := false
 	defer func() { c.local.end(h, !added, asIs) }()
 	replies, o := c.remote.one(bounded, s, key, 1, func(b rueidis.Builder, _ *item, cmds []rueidis.Completed) []rueidis.Completed {
@@ -135,6 +135,7 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 		// It may run late, behind a Delete that was acknowledged: the caller is
 		// told that nothing was done, so what it may leave is taken back.
 		w.del, w.undo, w.value, w.link = true, w.value, nil, s.link
+		w.base = w.baseOf()
 		if err := c.remember(&w, o.session.id); err != nil {
 			return false, &Error{Op: "add", Key: key, Err: err}
 		}
@@ -160,6 +161,8 @@ func (c *Cache) decider(ctx bound, h keyHash, key string) (*session, error) {
 	}
 	if tasks := c.journal.takeOne(h, key); tasks != nil {
 		l.replayer.replay(ctx, s, tasks)
+	} else {
+		c.journal.sweep() // it may be done with
 	}
 	if ctx.Err() != nil {
 		s.abandon(ticket)

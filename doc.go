@@ -14,14 +14,16 @@
 //
 // # What may block, and for how long
 //
-// New and Open do no I/O and wait for nothing. Every other call waits for Redis
+// New and Open wait for nothing, but for the disk where Journal.Dir is set, which
+// writes that go to the journal wait for, too. Every other call waits for Redis
 // for at most Options.Timeout in all, also one of many keys, and no longer than
 // its own context. It waits only while Redis is believed to be there: once the
 // circuit is open, a read is answered from memory or with ErrMiss, and a write is
 // kept in the journal, in microseconds. A call never dials. One goroutine does,
 // one attempt at a time, with a back-off. The calls that wait for something else,
 // as long as their context allows, are WaitReady, Drain and Shutdown. Close takes
-// a second at most.
+// two seconds at most, and milliseconds as a rule; with Journal.Dir it waits for the
+// disk.
 //
 // # Staleness
 //
@@ -58,9 +60,12 @@
 // overwrites what somebody else wrote meanwhile: it compares what Redis holds
 // with what this process last knew it to hold, in a script, and writes only where
 // the two agree. Otherwise it deletes, because a miss is safe where a wrong value
-// is not. A journaled delete always deletes. A write that timed out may still run
-// late, so its key is looked at a second time. The journal is lost with the
-// process: Shutdown delivers it first, and says what it could not deliver.
+// is not; Journal.OnConflict has other rules. A journaled delete always deletes. A
+// write that timed out may still run late, so its key is looked at a second time.
+//
+// Without Journal.Dir the journal is lost with the process: Shutdown delivers it
+// first, and says what it could not deliver. With it, the next process replays what
+// this one did not, also after a crash.
 //
 // # Values
 //

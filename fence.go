@@ -60,12 +60,18 @@ func (f *fence) drained() bool {
 	return true
 }
 
-// wait returns when nobody is inside. It polls: the calls inside are bounded by
-// their budget, and a wake-up would cost every one of them.
-func (f *fence) wait() {
+// wait returns when nobody is inside, or after limit; it says which. It polls: the
+// calls inside are bounded by their budget, and a wake-up would cost every one of
+// them.
+func (f *fence) wait(limit time.Duration) bool {
+	began := time.Now()
 	for pause := 10 * time.Microsecond; !f.drained(); pause = min(2*pause, time.Millisecond) {
+		if time.Since(began) > limit {
+			return false
+		}
 		time.Sleep(pause)
 	}
+	return true
 }
 
 func (f *fence) hits() uint64 {

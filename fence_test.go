@@ -51,7 +51,7 @@ func TestAfterCloseAndWaitNobodyIsInside(t *testing.T) {
 		if !f.close() {
 			t.Fatal("the first close was not the first")
 		}
-		f.wait()
+		f.wait(never)
 		n := inside.Load()
 		gone.Store(true)
 		if n != 0 {
@@ -79,7 +79,7 @@ func TestWaitWaitsForEachLane(t *testing.T) {
 			}
 			time.AfterFunc(50*time.Millisecond, l.hit)
 			start := time.Now()
-			f.wait()
+			f.wait(never)
 			if took := time.Since(start); took < 50*time.Millisecond || took > 52*time.Millisecond {
 				t.Errorf("lane %d: waited %v for a call of 50ms", i, took)
 			}
@@ -154,7 +154,7 @@ func TestAFenceClosesOnceAndKeepsNewCallsOut(t *testing.T) {
 		t.Error("a closed fence let a call in")
 	}
 	l.leave()
-	f.wait()
+	f.wait(never)
 }
 
 func TestEachHitIsCountedOnce(t *testing.T) {

@@ -78,7 +78,7 @@ func (j *journal) get(h keyHash, key string, now int64) (f fenced, ok bool) {
 	sh.mu.RLock()
 	defer sh.mu.RUnlock()
 	in := sh.intents[key]
-	if in == nil {
+	if in == nil || in.done {
 		return f, false
 	}
 	return fenced{
@@ -87,9 +87,16 @@ func (j *journal) get(h keyHash, key string, now int64) (f fenced, ok bool) {
 	}, true
 }
 
+// holds says whether a write of the key has to go here: also where a replay is done
+// with it, until the file has forgotten it.
 func (j *journal) holds(h keyHash, key string) bool {
-	_, ok := j.get(h, key, 0)
-	return ok
+	if j.keys.Load() == 0 {
+		return false
+	}
+	sh := j.shard(h)
+	sh.mu.RLock()
+	defer sh.mu.RUnlock()
+	return sh.intents[key] != nil
 }
 
 // write is an intent as it is offered.
@@ -151,6 +158,10 @@ func (j *journal) putLocked(sh *journalShard, w write) (admission, saving) {
 func (j *journal) replaceLocked(in *intent, w write) admission {
 	verdict := admitted
 	elsewhere := j.keysOnly && !w.del
+	if in.sending && j.file != nil {
+		// The next process must know what this one may have done to Redis.
+		in.late.unanswered(earlierProcess, in.value, in.del && !in.undo, in.deadline)
+	}
 	j.bytes.Add(-int64(len(in.value)))
 	if !w.del && !elsewhere && j.bytes.Add(int64(len(w.value))) > j.maxBytes {
 		j.bytes.Add(-int64(len(w.value)))
@@ -175,10 +186,10 @@ const notQueued = -1
 // fenced by now: it was begun before the fence. An intent of an earlier write is
 // done with, for either it was never sent, or it was sent before this one on the
 // same session and has run before it. An intent that may still run late stays,
-// and is brought up to date.
-func (j *journal) overtaken(h keyHash, w write, session uint64, server string) {
+// and is brought up to date. It says whether it must be replayed then.
+func (j *journal) overtaken(h keyHash, w write, session uint64, server string) (again bool) {
 	if j.keys.Load() == 0 {
-		return
+		return false
 	}
 	sh := j.shard(h)
 	sh.mu.Lock()
@@ -190,13 +201,15 @@ func (j *journal) overtaken(h keyHash, w write, session uint64, server string) {
 		j.putLocked(sh, w)
 		in.base, in.baseSeq = afterwards(w.value, w.del, w.deadline, server), 0
 		saved = j.saveLocked(w.key, in)
+		again = true
 	default:
 		j.leaveLocked(sh, w.key, in)
 	}
 	sh.mu.Unlock()
 	j.durable(saved)
-	j.sweep()
+	again = j.sweep() || again
 	j.announce()
+	return again
 }
 
 // overruled is told that somebody else wrote the key while a set of it waits: it

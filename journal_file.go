@@ -16,7 +16,8 @@ type journalFile struct {
 	clock clock
 	kick  chan struct{} // there may be something for the keeper to do
 
-	mu struct {
+	sweeping chan struct{} // holds a token while a sweep runs
+	mu       struct {
 		sync.Mutex
 		leaving []leaving
 		last    saving // of what made them leave
@@ -58,7 +59,7 @@ func (j *journal) open(o JournalOptions, c clock, hash func(string) keyHash, log
 	policy := [...]wal.SyncPolicy{
 		FsyncNo: wal.SyncNone, FsyncEverySecond: wal.SyncInterval, FsyncAlways: wal.SyncAlways,
 	}[o.Fsync]
-	f := &journalFile{clock: c, kick: make(chan struct{}, 1)}
+	f := &journalFile{clock: c, kick: make(chan struct{}, 1), sweeping: make(chan struct{}, 1)}
 	now, foreign := c.now(), 0
 	log, report, err := wal.Open(o.Dir, wal.Options{Sync: policy, Logf: logf}, func(key string, payload []byte) {
 		in, ok := decodeIntent(payload, now, time.Now().UnixNano())
@@ -72,16 +73,17 @@ func (j *journal) open(o JournalOptions, c clock, hash func(string) keyHash, log
 	}
 	f.log, j.file = log, f
 	r := restored{report: report, keys: int(j.keys.Load())}
-	switch {
-	case len(report.Damage) > 0:
-		r.doubt = "a file is damaged"
-	case foreign > 0:
+	var last saving
+	if r.doubt = report.Doubt; r.doubt == "" && foreign > 0 {
 		r.doubt = fmt.Sprintf("%d records are of another version", foreign)
 	}
 	if r.doubt != "" {
-		r.downgraded = j.distrust()
+		r.downgraded, last = j.downgradeAll(func(*intent) bool { return true })
 		f.wake()
+	} else {
+		r.downgraded, last = j.downgradeAll(func(*intent) bool { return j.bytes.Load() > j.maxBytes })
 	}
+	j.durable(last) // or the next process would find sets
 	return r, nil
 }
 
@@ -90,28 +92,28 @@ func (j *journal) open(o JournalOptions, c clock, hash func(string) keyHash, log
 func (j *journal) restore(sh *journalShard, key string, in *intent) {
 	sh.intents[key] = in
 	j.keys.Add(1)
-	j.queued.Add(1)
-	if j.bytes.Add(int64(len(key)+len(in.value))) > j.maxBytes && !in.del {
-		j.bytes.Add(-int64(len(in.value)))
-		in.value, in.del = nil, true
+	j.bytes.Add(int64(len(key) + len(in.value)))
+	if in.checkAt == 0 {
+		j.queued.Add(1)
 	}
 }
 
-// distrust makes deletes of all sets: they may have been replaced since, by a
-// write that was not found. It returns how many there were.
-func (j *journal) distrust() (n int) {
+// downgradeAll makes deletes of sets, of which some may have been replaced since by
+// a write that was not found, or for which there is no room. It returns how many
+// there were, and the last change.
+func (j *journal) downgradeAll(which func(*intent) bool) (n int, last saving) {
 	for i := range j.shards {
 		for key, in := range j.shards[i].intents {
-			if in.del {
+			if in.del || !which(in) {
 				continue
 			}
 			n++
 			j.bytes.Add(-int64(len(in.value)))
 			in.value, in.del = nil, true
-			j.saveLocked(key, in)
+			last = j.saveLocked(key, in)
 		}
 	}
-	return n
+	return n, last
 }
 
 // saveLocked has the intent, as it is now, written to the file. The caller holds
@@ -163,13 +165,16 @@ func (f *journalFile) forget(sh *journalShard, key string, in *intent) {
 	f.mu.last = f.log.StageDrop(key, in.seq)
 }
 
-// sweep takes out what is done with, once the file has forgotten it. It says
-// whether some of that was written again meanwhile, and must be replayed.
+// sweep takes out what is done with, once the file has forgotten it; when it
+// returns, that is so of all that was done with when it was called. It says whether
+// some of that was written again meanwhile, and must be replayed.
 func (j *journal) sweep() (again bool) {
 	f := j.file
 	if f == nil {
 		return false
 	}
+	f.sweeping <- struct{}{}
+	defer func() { <-f.sweeping }()
 	f.mu.Lock()
 	gone, last := f.mu.leaving, f.mu.last
 	f.mu.leaving = nil
@@ -193,24 +198,27 @@ func (j *journal) sweep() (again bool) {
 }
 
 // keep writes the file anew when most of it is out of date, or when the disk did
-// not take something. It ends when stop is closed, with everything on the disk, or
-// an error that says why not.
-func (j *journal) keep(stop <-chan struct{}) error {
-	retry := time.NewTimer(0)
-	defer retry.Stop()
+// not take something: then once each fileRetry. It ends when stop is closed.
+func (j *journal) keep(stop <-chan struct{}) {
+	log := j.file.log
+	pause := time.NewTimer(0)
+	defer pause.Stop()
 	for {
 		select {
 		case <-stop:
-			return j.file.log.Close()
+			return
 		case <-j.file.kick:
-		case <-retry.C:
 		}
-		log := j.file.log
-		if log.Err() == nil && !log.NeedsCompaction(j.live()) {
-			continue
-		}
-		if err := log.Compact(j.each); err != nil || log.Err() != nil {
-			retry.Reset(fileRetry)
+		for log.Err() != nil || log.NeedsCompaction(j.live()) {
+			if log.Compact(j.each) == nil && log.Err() == nil {
+				break
+			}
+			pause.Reset(fileRetry)
+			select {
+			case <-stop:
+				return
+			case <-pause.C:
+			}
 		}
 	}
 }
@@ -242,11 +250,22 @@ func (j *journal) each(yield func(key string, seq uint64, payload []byte) bool) 
 	}
 }
 
+// close has everything on the disk, or says why not. It blocks on the disk.
+func (j *journal) close() error {
+	if j.file == nil {
+		return nil
+	}
+	return j.file.log.Close()
+}
+
 // err is why the file does not have everything; nil where it does, or where there
 // is none.
 func (j *journal) err() error {
 	if j.file == nil {
 		return nil
 	}
-	return j.file.log.Err()
+	if err := j.file.log.Err(); err != nil {
+		return fmt.Errorf("holdfast: the journal's file: %w", err)
+	}
+	return nil
 }

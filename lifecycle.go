@@ -168,16 +168,21 @@ func (c *Cache) Stats() Stats {
 }
 
 // closeLimit bounds what Close waits for a user's code that does not return: a
-// hook, a log handler, a dial function that ignores its context; and for a disk.
-const closeLimit = time.Second
+// hook, a log handler, a dial function that ignores its context. diskLimit is for
+// a disk that has Journal.Dir.
+const (
+	closeLimit = time.Second
+	diskLimit  = 5 * time.Second
+)
 
 // errStuck is what Close returns when it stopped waiting.
 var errStuck = errors.New("holdfast: close: a hook, the log handler, the dial function or the disk did not return")
 
 // Close stops everything and waits for it: calls in flight get their answer or,
-// from Redis, none. It is bounded by three seconds even if a hook never returns, and
-// takes milliseconds otherwise, also while a dial or the server hangs. What is in
-// the journal is lost, unless Journal.Dir has it; Shutdown delivers it first. The
+// from Redis, none. It is bounded by two seconds even if a hook never returns, and
+// takes milliseconds otherwise, also while a dial or the server hangs; with
+// Journal.Dir it waits for the disk, for ten seconds at most. What is in the
+// journal is lost, unless Journal.Dir has it; Shutdown delivers it first. The
 // error says what did not return, or why Journal.Dir does not have everything.
 // Further calls of Close wait for the first and return nil; every other call returns
 // ErrClosed.
@@ -194,28 +199,41 @@ func (c *Cache) Close() error {
 func (c *Cache) end() error {
 	defer close(c.closed)
 	c.cancel() // ends the supervisor, which cuts the connection under every call
-	c.fence.wait()
-	stuck := !c.workers.wait(closeLimit)
+	stuck := !c.left()
+	stuck = !c.workers.wait(closeLimit) || stuck
 	close(c.stop)
 	stuck = !c.notifier.wait(closeLimit) || stuck
 	c.flusher.wait(closeLimit)
 	var kept error
-	if c.keeper.wait(closeLimit) {
-		kept = c.kept
-	} else {
-		kept = errStuck
-	}
+	c.keeper.spawn("journal", func() { kept = c.journal.close() })
+	onDisk := c.keeper.wait(diskLimit)
 	if !stuck {
 		c.local.close()
-		return kept
+	} else {
+		// Somebody may still be inside, and ristretto panics when it is closed
+		// beside a call. It is closed when they are gone.
+		c.flusher.spawn("closer", func() {
+			c.fence.wait(never)
+			c.workers.wg.Wait()
+			c.local.close()
+		})
 	}
-	// Somebody may still be inside, and ristretto panics when it is closed beside
-	// a call. It is closed when they are gone.
-	c.flusher.spawn("closer", func() {
-		c.workers.wg.Wait()
-		c.local.close()
-	})
-	return errStuck
+	if stuck || !onDisk {
+		return errStuck
+	}
+	if kept != nil {
+		return fmt.Errorf("holdfast: close: the journal: %w", kept)
+	}
+	return nil
+}
+
+// left waits until nobody is inside any more. Calls are bounded by their budget,
+// but for those that wait for a disk.
+func (c *Cache) left() bool {
+	if c.journal.file == nil {
+		return c.fence.wait(never)
+	}
+	return c.fence.wait(diskLimit)
 }
 
 // Undelivered is the error of Shutdown: what the journal still held.
@@ -238,7 +256,7 @@ func (c *Cache) Shutdown(ctx context.Context) error {
 		<-c.closed
 		return ErrClosed
 	}
-	c.fence.wait() // what they could not deliver is in the journal then
+	c.left() // what they could not deliver is in the journal then
 	err := errNilContext
 	if ctx != nil {
 		err = c.drain(ctx)

@@ -218,9 +218,8 @@ func (l *local) begin(h keyHash, e *entry) (old *entry, seq uint64) {
 }
 
 // hold is begin for a write that leaves what is there until Redis has decided.
-func (l *local) hold(h keyHash) (seq uint64) {
-	_, seq = l.open(h, func(old *entry) *entry { return old })
-	return seq
+func (l *local) hold(h keyHash) (old *entry, seq uint64) {
+	return l.open(h, func(old *entry) *entry { return old })
 }
 
 func (l *local) open(h keyHash, what func(old *entry) *entry) (old *entry, seq uint64) {

@@ -72,7 +72,7 @@ func (c *Cache) restore() error {
 	c.stats.restored.Add(uint64(r.keys))
 	c.stats.downgraded.Add(uint64(r.downgraded))
 	c.notify.restored(r)
-	c.keeper.spawn("journal", func() { c.kept = c.journal.keep(c.stop) })
+	c.keeper.spawn("journal", func() { c.journal.keep(c.stop) })
 	return nil
 }
 
@@ -85,11 +85,13 @@ func (c *Cache) connect() {
 		budget: newBudget(c.opts.Timeout), clock: c.clock, stats: &c.stats,
 	}
 	probe := c.opts.Breaker.ProbePrefix + rand.Text()
+	sessions := new(atomic.Uint64)
+	sessions.Store(earlierProcess)
 	env := linkEnv{
 		clock:    c.clock,
 		stats:    &c.stats,
 		notify:   c.notify,
-		sessions: new(atomic.Uint64),
+		sessions: sessions,
 		probeKey: func(string) string { return probe },
 		wanted:   func() bool { return c.journal.keys.Load() > 0 || r.waiting.Load() > 0 },
 		needless: func() bool { return false },

@@ -26,6 +26,7 @@ const (
 	flagLate
 	flagLateDel
 	flagLateMore
+	flagCheck // it was replayed, and waits for its second check
 )
 
 // earlierProcess is the session of what was sent before this process began.
@@ -44,6 +45,7 @@ func (in *intent) encode(now, wall int64) []byte {
 		{in.late.since != 0, flagLate},
 		{in.late.del, flagLateDel},
 		{in.late.more, flagLateMore},
+		{in.checkAt > 0, flagCheck},
 	} {
 		if f.set {
 			flags |= f.bit
@@ -119,6 +121,10 @@ func decodeIntent(payload []byte, now, wall int64) (*intent, bool) {
 	}
 	if !in.undo {
 		in.late.unanswered(earlierProcess, in.value, in.del, in.deadline)
+	}
+	if flags&flagCheck != 0 {
+		in.checkAt = d.now + int64(lateAfter)
+		in.late.until = in.checkAt
 	}
 	return in, true
 }

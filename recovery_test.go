@@ -228,7 +228,7 @@ func TestAFullJournalDowngradesAndThenRefuses(t *testing.T) {
 	outage(t, c, p, func() {
 		must(t, c.Set(ctx, "k0", []byte("fits"), 0))
 		must(t, c.Set(ctx, "k1", make([]byte, 200), 0)) // becomes a delete
-		wantGet(t, c, "k1", string(make([]byte, 200))) // the local tier has it
+		wantGet(t, c, "k1", string(make([]byte, 200)))  // the local tier has it
 		must(t, c.Delete(ctx, "k2"))
 		must(t, c.Set(ctx, "k3", []byte("fits too"), 0))
 		for _, err := range []error{c.Set(ctx, "k4", []byte("x"), 0), c.Delete(ctx, "k5")} {

@@ -76,6 +76,7 @@ type found uint8
 
 const (
 	foundOurs    found = iota // Redis holds what was wanted
+	foundUndone               // it held what was to be taken back, which is gone
 	foundNothing              // somebody else wrote; now the key is absent
 	foundRefused              // Redis does not take it: what it holds is not known
 	foundNoReply              // it may or may not have run
@@ -97,7 +98,7 @@ func (j *journal) settle(t task, what found, session uint64, server string, now 
 		in.sending = false
 		if j.settleLocked(in, t, what, session, server, now) {
 			j.leaveLocked(sh, t.key, in)
-		} else {
+		} else if what != foundUnsent {
 			j.saveLocked(t.key, in)
 		}
 	}
@@ -113,15 +114,15 @@ func (j *journal) settleLocked(in *intent, t task, what found, session uint64, s
 	case foundNoReply:
 		if !t.undo {
 			in.late.unanswered(session, t.value, t.del, t.deadline)
+			in.late.del = true // also a set, of a key on which it finds a conflict
 		}
 		return false
 	case foundOurs:
 		if t.undo {
-			in.base = base{} // somebody else's value may be there, and stays
-			break
+			break // there was nothing to take back, and what is there stays
 		}
 		in.base = afterwards(t.value, t.del || now >= t.deadline, t.deadline, server)
-	case foundNothing:
+	case foundNothing, foundUndone:
 		in.base = holdingNothing(server)
 	case foundRefused:
 		in.base = base{}
@@ -138,6 +139,11 @@ func (j *journal) settleLocked(in *intent, t task, what found, session uint64, s
 	}
 	if now >= in.late.until {
 		return true // this was the second look, or as good as one
+	}
+	if what == foundNothing && !in.del {
+		// It is not wanted any more. The check only takes back what we may leave.
+		j.bytes.Add(-int64(len(in.value)))
+		in.value, in.del, in.undo = nil, true, !in.late.more
 	}
 	if in.checkAt == 0 {
 		j.queued.Add(-1)

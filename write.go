@@ -229,7 +229,9 @@ func (c *Cache) send(ctx context.Context, op string, items []item, ttl time.Dura
 		w := items[i].change
 		switch o.class {
 		case classOK:
-			c.journal.overtaken(w.hash, w.intent(0), o.session.id, o.session.server)
+			if c.journal.overtaken(w.hash, w.intent(0), o.session.id, o.session.server) {
+				c.routes.deliver(w.key)
+			}
 			c.local.end(w.hash, true, c.worth(w, now, o))
 		case classCommand:
 			c.local.end(w.hash, false, unread)

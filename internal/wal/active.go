@@ -61,14 +61,14 @@ func (l *Log) begin(f writeFile, file fileID) error {
 }
 
 // retire makes the active segment an old one. With SyncInterval it is forced to the
-// disk, because nobody would later. Whoever calls it has the turn.
+// disk, because nobody would before Close. Whoever calls it has the turn.
 func (l *Log) retire() {
 	a := l.files.active
 	var err error
 	if l.opts.Sync == SyncInterval {
 		err = a.file.Sync()
 	}
-	l.abandon()
+	l.abandon(l.opts.Sync == SyncNone)
 	if err != nil {
 		l.fail(err)
 	}
@@ -76,12 +76,12 @@ func (l *Log) retire() {
 
 // abandon makes the active segment an old one as it is, as after a write that
 // failed. It ends where it did before that: what is behind is not read.
-func (l *Log) abandon() {
+func (l *Log) abandon(unsynced bool) {
 	a := l.files.active
 	l.files.active = nil
 	l.files.prev = link{a.id, uint64(a.size)}
 	l.files.old = append(l.files.old, oldFile{
-		name: a.name, size: a.size, unsynced: l.opts.Sync == SyncNone,
+		name: a.name, size: a.size, unsynced: unsynced,
 	})
 	// An error of Close is one of a write that is still on its way, of which only
 	// fsync tells reliably; who needs to know that has asked it.

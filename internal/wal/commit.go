@@ -170,7 +170,7 @@ func (l *Log) write(b *batch) error {
 		// a failed fsync they may be nowhere but in memory. If this fails as well, the
 		// segment that follows still tells where this one ends.
 		a.file.Truncate(a.size)
-		l.abandon()
+		l.abandon(l.opts.Sync != SyncAlways)
 		return l.fail(err)
 	}
 	a.size += int64(len(b.buf))

@@ -39,8 +39,9 @@ func (l *Log) NeedsCompaction(live int64) bool {
 // changes its own state first, and calls Stage, Put or Drop after it.
 //
 // If it succeeds, everything is durable, and Err is nil unless something failed
-// meanwhile. If it fails, the older files stay and are as good as before; it may be
-// called again. It blocks on the disk, for a time in proportion to what is live,
+// meanwhile. Where it is nil, the next Open is not in doubt for what was before: what
+// live yields is the truth, so who was told of Report.Doubt acts on it first. If it
+// fails, the older files stay and are as good as before; it may be called again. It blocks on the disk, for a time in proportion to what is live,
 // and on another Compact. The error is ErrClosed, ErrTooLarge or the disk's.
 func (l *Log) Compact(live func(yield func(key string, seq uint64, payload []byte) bool)) error {
 	l.compacting <- struct{}{}
@@ -48,7 +49,7 @@ func (l *Log) Compact(live func(yield func(key string, seq uint64, payload []byt
 	if l.isClosed() {
 		return ErrClosed
 	}
-	_, err := l.compact(live)
+	_, err := l.compact(true, live)
 	return err
 }
 
@@ -58,10 +59,15 @@ func (l *Log) isClosed() bool {
 	return l.mu.closed
 }
 
-// compact is Compact. It returns what damaged files are called now.
-func (l *Log) compact(live func(yield func(string, uint64, []byte) bool)) (map[string]string, error) {
+// compact is Compact. Unless the caller vouches for what live yields, doubt remains.
+// It returns what damaged files are called now.
+func (l *Log) compact(vouched bool, live func(yield func(string, uint64, []byte) bool)) (map[string]string, error) {
 	file, old, failures := l.turnPage()
-	size, err := l.writeSnapshot(file, live)
+	var size int64
+	err := l.writeWhole(file.name(), func(w io.Writer) (err error) {
+		size, err = l.fill(w, file, live)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("wal: %s: %w", file.name(), err)
 	}
@@ -71,10 +77,9 @@ func (l *Log) compact(live func(yield func(string, uint64, []byte) bool)) (map[s
 		l.replace(nil, nil, snapshot)
 		return nil, fmt.Errorf("wal: %s: %w", file.name(), err)
 	}
-	l.recover(failures)
 	aside, kept := l.clearAway(old)
 	l.replace(old, kept, snapshot)
-	return aside, nil
+	return aside, l.recover(failures, vouched)
 }
 
 // turnPage ends the active segment: what is written from now on is behind the
@@ -85,6 +90,9 @@ func (l *Log) turnPage() (file fileID, old []oldFile, failures uint64) {
 	b := l.acquire()
 	if l.files.active != nil {
 		l.retire()
+	}
+	if l.files.marker == lingers {
+		l.distrust()
 	}
 	l.files.lastID++
 	file = fileID{id: l.files.lastID, snapshot: true}
@@ -97,16 +105,16 @@ func (l *Log) turnPage() (file fileID, old []oldFile, failures uint64) {
 	return file, old, failures
 }
 
-// writeSnapshot makes the file, whole or not at all, but for its place in the
-// directory.
-func (l *Log) writeSnapshot(file fileID, live func(yield func(string, uint64, []byte) bool)) (int64, error) {
-	tmp := file.name() + tmpSuffix
+// writeWhole makes a file in place of one that there may be, whole or not at all,
+// but for its place in the directory.
+func (l *Log) writeWhole(name string, fill func(io.Writer) error) error {
+	tmp := name + tmpSuffix
 	f, err := l.fs.create(tmp)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	closed, renamed := false, false
-	defer func() { // also if live panics
+	defer func() { // also if fill panics
 		if !closed {
 			f.Close()
 		}
@@ -116,19 +124,19 @@ func (l *Log) writeSnapshot(file fileID, live func(yield func(string, uint64, []
 			}
 		}
 	}()
-	size, err := l.fill(f, file, live)
+	err = fill(f)
 	if err == nil {
 		err = f.Sync()
 	}
 	closed = true
 	if err = firstError(err, f.Close()); err != nil {
-		return 0, err
+		return err
 	}
-	if err = l.fs.rename(tmp, file.name()); err != nil {
-		return 0, err
+	if err = l.fs.rename(tmp, name); err != nil {
+		return err
 	}
 	renamed = true
-	return size, nil
+	return nil
 }
 
 func (l *Log) fill(f io.Writer, file fileID, live func(yield func(string, uint64, []byte) bool)) (size int64, err error) {
@@ -169,20 +177,37 @@ func (l *Log) fill(f io.Writer, file fileID, live func(yield func(string, uint64
 	return size, w.Flush()
 }
 
-// recover ends the time in which not everything was durable, unless something
-// failed after the snapshot was begun, which may not be in it.
-func (l *Log) recover(failures uint64) {
+// recover ends the time in which not everything was durable or could be trusted,
+// unless something failed after the snapshot was begun, which may not be in it. It
+// comes last, when there is room where older files were.
+func (l *Log) recover(failures uint64, vouched bool) error {
+	b := l.acquire()
+	err := l.heal(failures, vouched)
+	l.release(b, l.write(b))
+	return err
+}
+
+// heal is recover. Whoever calls it has the turn, so nothing fails meanwhile.
+func (l *Log) heal(failures uint64, vouched bool) error {
 	l.mu.Lock()
-	was := l.mu.err
-	if l.mu.failures == failures {
-		l.mu.err = nil
-	} else {
-		was = nil
+	was, since := l.mu.err, l.mu.failures != failures
+	l.mu.Unlock()
+	if since {
+		return nil
 	}
+	if vouched && l.files.marker != stands {
+		if err := l.trust(false); err != nil {
+			l.fail(err)
+			return fmt.Errorf("wal: %s: %w", markerName, err)
+		}
+	}
+	l.mu.Lock()
+	l.mu.err = nil
 	l.mu.Unlock()
 	if was != nil {
 		l.opts.Logf("wal: durable again")
 	}
+	return nil
 }
 
 // clearAway gives the damaged files that a snapshot has replaced another name, and

@@ -225,7 +225,7 @@ func check(t *testing.T, dir string, policy SyncPolicy, first int, last [writers
 		t.Fatal(err)
 	}
 	mustClose(t, l)
-	if len(report.Damage) > 0 {
+	if len(report.Damage) > 0 || report.Doubt != "" {
 		t.Fatal(report)
 	}
 	after := func(payload string, live bool) string {

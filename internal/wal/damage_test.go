@@ -381,7 +381,7 @@ func TestASnapshotThatWasNotFinishedIsRemoved(t *testing.T) {
 	if len(report.Damage) > 0 {
 		t.Error(report)
 	}
-	if left := fs.contents(); len(left) != 4 || left["journal-notes.snap.tmp"] == nil {
+	if left := fs.segments(); len(left) != 4 || left["journal-notes.snap.tmp"] == nil {
 		t.Errorf("%d files are left", len(left))
 	}
 }
@@ -398,7 +398,7 @@ func TestWhatASnapshotHasReplacedDoesNotCount(t *testing.T) {
 		t.Fatal(err)
 	}
 	next := fs.killed()
-	if len(next.contents()) != 2 {
+	if len(next.segments()) != 2 {
 		t.Fatal("the older file is gone")
 	}
 	l, got, report := mustOpen(t, next, Options{})
@@ -410,7 +410,7 @@ func TestWhatASnapshotHasReplacedDoesNotCount(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustClose(t, l)
-	if len(next.contents()) != 1 {
+	if len(next.segments()) != 1 {
 		t.Error("the next Compact did not remove it")
 	}
 }

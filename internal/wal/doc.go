@@ -22,12 +22,17 @@
 //     overwritten and never deleted.
 //   - After an error of the disk nothing is written until Compact has begun: a
 //     record behind a half one could not be found.
+//   - Where what is found may be out of date, Open says so: [Report.Doubt]. It is so
+//     after a failed write, after damage, and after the death of a machine that had
+//     not been told to force everything to the disk.
 //
 // # Files
 //
 // A directory holds
 //
 //	LOCK                                   kept locked while a Log is open
+//	TRUSTED                                the marker: the others are not out of date
+//	TRUSTED.tmp                            a marker that was not finished; written over
 //	journal-0000000000000001.log           records, in the order they were written
 //	journal-0000000000000004.snap          the whole map; replaces every lower number
 //	journal-0000000000000004.snap.tmp      a snapshot that was not finished; removed
@@ -38,6 +43,28 @@
 // begins: the records of that moment have a lower one and later records a higher
 // one, while the map is read a little later still. So a snapshot may hold newer
 // states than the records that follow it, and the numbers of the records decide.
+//
+// # Doubt
+//
+// The marker is there exactly while the files can be trusted. Its absence is the
+// warning, and not its presence, because a disk that is full gives a file up where
+// it takes no new one. It is written by the Open of a directory that is new or
+// trusted, before anything else; removed as soon as a write fails, before its caller
+// is told, and by an Open that is in doubt; and put back by a Compact after which
+// [Log.Err] is nil, for then the caller has said how things are. The Compact with
+// which Open repairs damage does not count: it knows no better than the files.
+//
+// A directory that has files and no marker, or one that makes no sense, is in doubt.
+// So is one whose marker says that it was not closed, was written with another
+// policy than [SyncAlways], and in another start of the machine. On systems other
+// than Linux a start of the machine has no name, and its death is not noticed.
+//
+// Three things can go unnoticed. A disk that became read-only does not give the
+// marker up: the Log says so to Options.Logf and tries again at the next Compact and
+// at Close; if the process dies before one of them succeeds, the next Open takes the
+// files for the latest. So it does if the directory could not be forced to the disk
+// after the removal, and the machine dies. And where nothing at all is left, the
+// directory is taken for a new one: what is not there cannot be out of date.
 //
 // # Format, version 1
 //
@@ -62,6 +89,15 @@
 //
 // An end is the last record of a snapshot, and of nothing else. A snapshot without
 // one is damaged.
+//
+// The marker is
+//
+//	 0  8  "hfwaltru"
+//	 8  4  version
+//	12  4  CRC-32C of bytes 0-11 and of all from 16 on
+//	16  1  policy: 0 none, 1 interval, 2 always
+//	17  1  0 open, 1 closed
+//	18     name of the start of the machine, at most 64 bytes; empty if not known
 //
 // Where a segment ends is told by the one that follows it. So what a failed write
 // left behind does no harm if it cannot be cut off, and a segment that became

@@ -156,7 +156,7 @@ func TestAFailedCompactAloneIsNotDegraded(t *testing.T) {
 		if err := l.Compact(all(state, 1)); err != nil {
 			t.Error(err)
 		}
-		if files := fs.contents(); len(files) != 1 {
+		if files := fs.segments(); len(files) != 1 {
 			t.Errorf("%s: %d files are left", kind, len(files))
 		}
 		mustClose(t, l)

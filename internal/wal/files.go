@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 )
 
@@ -19,8 +20,10 @@ type fileSystem interface {
 	create(name string) (writeFile, error) // fails if it exists
 	rename(from, to string) error
 	remove(name string) error
-	sync(name string) error // forces a file's contents to the disk
-	syncDir() error         // forces the names to the disk
+	sync(name string) error  // forces a file's contents to the disk
+	empty(name string) error // cuts a file to nothing, on the disk too
+	syncDir() error          // forces the names to the disk
+	boot() string            // names this start of the machine; empty if it has no name
 }
 
 type dirEntry struct {
@@ -95,6 +98,29 @@ func (d osDir) sync(name string) error {
 		return err
 	}
 	return errors.Join(f.Sync(), f.Close())
+}
+
+func (d osDir) empty(name string) error {
+	if err := os.Truncate(d.path(name), 0); err != nil {
+		return err
+	}
+	return d.sync(name)
+}
+
+func (d osDir) boot() string {
+	if runtime.GOOS != "linux" {
+		return ""
+	}
+	f, err := os.Open("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxBoot))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
 }
 
 func (d osDir) syncDir() error {

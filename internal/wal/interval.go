@@ -41,6 +41,8 @@ func (l *Log) syncActive() {
 	}
 	// One that is closed meanwhile has been forced by who closed it.
 	if err := a.file.Sync(); err != nil && !errors.Is(err, fs.ErrClosed) {
+		b := l.acquire()
 		l.fail(err)
+		l.release(b, l.write(b))
 	}
 }

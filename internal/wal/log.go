@@ -14,6 +14,7 @@ type Log struct {
 	fs     fileSystem
 	opts   Options
 	run    uint64
+	boot   string // which start of the machine this is
 	unlock func() error
 
 	largest int64 // record; maxBody, less in a test
@@ -49,6 +50,7 @@ type Log struct {
 		old    []oldFile // everything else, in order
 		limit  int64     // the size at which the active one is full
 		names  bool      // names were changed since syncDir
+		marker standing
 	}
 
 	compacting chan struct{} // holds a token while a Compact runs
@@ -112,14 +114,28 @@ func open(fs fileSystem, o Options, load func(key string, payload []byte)) (*Log
 		return nil, Report{}, err
 	}
 	l := &Log{
-		fs: fs, opts: o, largest: maxBody,
+		fs: fs, opts: o, largest: maxBody, boot: fs.boot(),
 		unlock:     func() error { return nil },
 		compacting: make(chan struct{}, 1),
 		stop:       make(chan struct{}),
 	}
 	l.mu.yielded.L = &l.mu
 	l.closing.done = make(chan struct{})
+	if r.marker.there {
+		l.files.marker = stands
+	}
+	r.report.Doubt = r.doubt(l.boot)
+	if r.report.Doubt != "" {
+		l.distrust()
+	}
 	l.adopt(r)
+	if r.report.Doubt == "" && l.Err() == nil {
+		// Before anything is written: it must not be found closed with records that
+		// Close has not seen.
+		if err := l.trust(false); err != nil {
+			l.fail(err)
+		}
+	}
 
 	live := r.live()
 	r.report.Keys = len(live)
@@ -163,7 +179,8 @@ func (l *Log) adopt(r *replayer) {
 	}
 	if l.opts.Sync != SyncNone {
 		// What was written and not yet forced to the disk when the process died has
-		// just been read. It must not vanish later.
+		// just been read. It must not vanish later, and the marker will say that it
+		// cannot.
 		if err := l.settle(r); err != nil {
 			l.fail(err)
 		}
@@ -172,8 +189,12 @@ func (l *Log) adopt(r *replayer) {
 }
 
 func (l *Log) settle(r *replayer) error {
-	if r.last != nil && !r.last.damaged() {
-		if err := l.fs.sync(r.last.name()); err != nil {
+	for _, s := range r.segments {
+		// Not only the last: the policy may have been another one.
+		if s.snapshot || s.unborn || s.damaged() || s.id < r.base {
+			continue
+		}
+		if err := l.fs.sync(s.name()); err != nil {
 			return err
 		}
 	}
@@ -187,7 +208,7 @@ func (l *Log) settle(r *replayer) error {
 // repair writes what was read into a snapshot, after which the damaged files can be
 // set aside. If that fails they stay, and are read again by the next Open.
 func (l *Log) repair(damage []Damage, live []*state) {
-	aside, err := l.compact(func(yield func(string, uint64, []byte) bool) {
+	aside, err := l.compact(false, func(yield func(string, uint64, []byte) bool) {
 		for _, k := range live {
 			// Number 0: whatever this run will write is newer.
 			if !yield(k.key, 0, k.payload) {
@@ -242,8 +263,11 @@ func (l *Log) Err() error {
 	return l.mu.err
 }
 
-// fail notes that something was not written, and ends writing until Compact.
+// fail notes that something was not written, and ends writing until Compact. Whoever
+// calls it has the turn.
 func (l *Log) fail(cause error) error {
+	// Before anybody is told: who goes on in memory may die at once.
+	l.distrust()
 	l.mu.Lock()
 	l.mu.stopped = true
 	l.mu.failures++
@@ -262,7 +286,7 @@ func (l *Log) fail(cause error) error {
 // Close writes and forces to the disk what is not yet there, and gives the
 // directory back. It ends a Compact that runs, and waits for it and for the disk.
 // Further calls wait for the first and return what it returned: an error if
-// something may not survive.
+// something may not survive. What was in doubt is so still.
 func (l *Log) Close() error {
 	l.mu.Lock()
 	first := !l.mu.closed
@@ -288,13 +312,28 @@ func (l *Log) finish() error {
 	if l.files.active != nil {
 		l.retire()
 	}
+	force := func(e error) {
+		if e != nil {
+			err = firstError(err, l.fail(e))
+		}
+	}
 	for _, f := range l.files.old {
 		if f.unsynced {
-			err = firstError(err, l.fs.sync(f.name))
+			force(l.fs.sync(f.name))
 		}
 	}
 	if l.files.names {
-		err = firstError(err, l.fs.syncDir())
+		force(l.fs.syncDir())
+	}
+	switch l.files.marker {
+	case stands:
+		// Without it everything is there all the same, and doubted for no reason if
+		// the machine starts anew.
+		if e := l.trust(true); e != nil {
+			l.opts.Logf("wal: not marked as closed: %v", e)
+		}
+	case lingers:
+		l.distrust()
 	}
 	l.release(b, err)
 	err = firstError(err, l.Err())

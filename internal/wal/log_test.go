@@ -90,13 +90,13 @@ func TestKeysAreLoadedInTheOrderOfTheirLastRecords(t *testing.T) {
 	}
 }
 
-func TestAnOpenThatWritesNothingLeavesNoFile(t *testing.T) {
+func TestAnOpenThatWritesNothingLeavesNoSegment(t *testing.T) {
 	fs := newMemFS()
 	for range 3 {
 		l, _, _ := mustOpen(t, fs, Options{})
 		mustClose(t, l)
 	}
-	if got := fs.contents(); len(got) > 0 {
+	if got := fs.segments(); len(got) > 0 {
 		t.Errorf("there are %d files", len(got))
 	}
 }
@@ -114,7 +114,7 @@ func TestALogThatIsFullGoesOnInTheNextFile(t *testing.T) {
 		want["large"] = strings.Repeat("x", 1000)
 		mustPut(t, l, "large", 0, want["large"])
 		size := int64(0)
-		for name, data := range fs.contents() {
+		for name, data := range fs.segments() {
 			size += int64(len(data))
 			if len(data) > 200 && !bytes.Contains(data, []byte("large")) {
 				t.Errorf("%s has %d bytes", name, len(data))
@@ -295,7 +295,7 @@ func TestCompactForgetsTheWayAndKeepsTheState(t *testing.T) {
 		if l.NeedsCompaction(live) {
 			t.Error("it has been done, and is said to be worth while")
 		}
-		if files := fs.contents(); len(files) != 1 {
+		if files := fs.segments(); len(files) != 1 {
 			t.Errorf("%d files are left", len(files))
 		}
 		want["after"] = "v"
@@ -370,7 +370,7 @@ func TestAPanicOfLiveLeavesTheLogAsItWas(t *testing.T) {
 	mustClose(t, l)
 	got, _ := contentsOf(t, fs)
 	wantContents(t, got, map[string]string{"k": "v", "l": "v"})
-	if files := fs.contents(); len(files) != 1 {
+	if files := fs.segments(); len(files) != 1 {
 		t.Errorf("%d files are left", len(files))
 	}
 }

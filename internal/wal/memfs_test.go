@@ -2,6 +2,7 @@ package wal
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"maps"
@@ -20,6 +21,8 @@ type memFS struct {
 	disk    map[string]*memFile // as they are after the death of the machine
 	pending []dirChange         // what is between the two
 	dead    bool                // the process has crashed: nothing happens any more
+	starts  int                 // of the machine
+	unnamed bool                // and they have no names
 
 	// fault, if it is not nil, is asked before each change. Of a write it says how
 	// many of the bytes are written before the error; fewer than all without an
@@ -71,6 +74,13 @@ func holding(files map[string][]byte) *memFS {
 	return m
 }
 
+// segments are the contents of the files other than the marker.
+func (m *memFS) segments() map[string][]byte {
+	files := m.contents()
+	delete(files, markerName)
+	return files
+}
+
 // contents are the files as the process sees them.
 func (m *memFS) contents() map[string][]byte {
 	m.mu.Lock()
@@ -88,6 +98,7 @@ func (m *memFS) killed() *memFS {
 	defer m.mu.Unlock()
 	m.dead = true
 	next := newMemFS()
+	next.starts, next.unnamed = m.starts, m.unnamed
 	copies := make(map[*memFile]*memFile)
 	dup := func(f *memFile) *memFile {
 		if copies[f] == nil {
@@ -121,6 +132,7 @@ func (m *memFS) unplugged(rng *rand.Rand) *memFS {
 		}
 	}
 	next := newMemFS()
+	next.starts, next.unnamed = n.starts+1, n.unnamed
 	for _, name := range slices.Sorted(maps.Keys(n.disk)) {
 		f := n.disk[name]
 		data := slices.Clone(f.data[:f.synced])
@@ -281,6 +293,26 @@ func (m *memFS) syncLocked(name string, f *memFile) error {
 	}
 	f.synced, f.ghost = len(f.data), nil
 	return nil
+}
+
+func (m *memFS) empty(name string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, err := m.step(opCut, name, 0); err != nil {
+		return err
+	}
+	if m.names[name] == nil {
+		return fs.ErrNotExist
+	}
+	*m.names[name] = memFile{}
+	return nil
+}
+
+func (m *memFS) boot() string {
+	if m.unnamed {
+		return ""
+	}
+	return fmt.Sprint("start ", m.starts)
 }
 
 func (m *memFS) syncDir() error {

@@ -24,6 +24,14 @@ type model struct {
 	// what the kernel still has, and cannot know. From then on no machine dies here.
 	forgot bool
 
+	doubted bool   // memory and files may differ, or Open has said so; until a Compact
+	faults  int    // since everything was well
+	silent  bool   // the marker could not be removed for certain: nothing warns
+	lost    bool   // the machine died with what nobody had forced to the disk
+	healing bool   // it died in a Compact, which may have succeeded
+	during  string // the key whose write was not over when the process died
+	before  entry  // and what it held before
+
 	memory map[string]entry    // what the caller holds
 	may    map[string][]string // what may be found of a key; absent for nothing
 	fresh  map[string]bool     // keys whose number is of this run, and not forgotten
@@ -73,6 +81,7 @@ func (m *model) arm() {
 		if !m.faulty || m.rng.IntN(12) > 0 {
 			return size, nil
 		}
+		m.faults++
 		m.note("  failure of %s %s", o, name)
 		if o == opWrite && size > 0 && m.rng.IntN(3) == 0 {
 			return m.rng.IntN(size), nil
@@ -84,6 +93,9 @@ func (m *model) arm() {
 // write is told of a record that was written or not.
 func (m *model) write(key string, e entry, err error) {
 	m.note("%s = %v (%d): %v", key, e, e.seq, err)
+	if m.fs.dead {
+		m.during, m.before = key, m.memory[key]
+	}
 	m.memory[key], m.fresh[key] = e, true
 	switch {
 	case err == nil:
@@ -113,6 +125,13 @@ func (m *model) step() {
 	default:
 		m.reopen()
 	}
+	if !m.fs.dead {
+		m.silent = m.silent || m.log.files.marker == lingers
+		m.doubted = m.doubted || m.log.Err() != nil
+		if m.log.Err() == nil && !m.doubted {
+			m.faults, m.silent = 0, false
+		}
+	}
 	if m.log.Err() == nil {
 		for key, may := range m.may {
 			if len(may) != 1 || may[0] != m.memory[key].String() {
@@ -139,6 +158,9 @@ func (m *model) compact() {
 			m.may[key] = []string{e.String()}
 		}
 	}
+	if m.healing = m.fs.dead; err == nil && m.log.Err() == nil {
+		m.doubted = false
+	}
 }
 
 func (m *model) reopen() {
@@ -147,6 +169,8 @@ func (m *model) reopen() {
 	if m.fs.dead {
 		return
 	}
+	m.doubted = m.doubted || err != nil
+	m.silent = m.silent || m.log.files.marker == lingers
 	if err == nil && !m.forgot && m.rng.IntN(2) == 0 {
 		m.note("unplugged after Close")
 		m.fs = m.fs.unplugged(m.rng)
@@ -160,7 +184,9 @@ func (m *model) open() {
 	m.forgot = m.forgot || m.fs.amnesia()
 	l, got, report := mustOpen(m.t, m.fs, Options{Sync: m.policy, SegmentBytes: 150})
 	m.note("open: %v", report)
-	if !m.faulty && len(report.Damage) > 0 {
+	// Then anything older may be found. Nothing at all cannot be out of date.
+	told := m.lost && (report.Doubt != "" || report.Files == 0)
+	if !m.faulty && !told && len(report.Damage) > 0 {
 		m.fatalf("damaged without a fault of the disk: %v", report)
 	}
 	m.log = l
@@ -172,11 +198,22 @@ func (m *model) open() {
 	for key, may := range m.may {
 		e := entry{}
 		e.payload, e.live = got[key]
-		if !slices.Contains(may, e.String()) {
+		if !told && !slices.Contains(may, e.String()) {
 			m.fatalf("%s is %v, and may be %q", key, e, may)
+		}
+		if s := m.memory[key].String(); report.Doubt == "" && report.Files > 0 && !m.silent && s != e.String() && (key != m.during || m.before.String() != e.String()) {
+			m.fatalf("%s is %v, the caller had %s, and there is no doubt", key, e, s)
 		}
 		m.memory[key], m.may[key] = e, []string{e.String()}
 	}
+	if m.doubted && !m.silent && !m.healing && report.Doubt == "" && report.Files > 0 {
+		m.fatalf("what was in doubt is so no more, without a Compact")
+	}
+	if report.Doubt != "" && !m.doubted && !m.lost && m.faults == 0 {
+		m.fatalf("in doubt without a reason: %v", report)
+	}
+	m.doubted = report.Doubt != ""
+	m.faults, m.silent, m.lost, m.healing, m.during = 0, false, false, false, ""
 	clear(m.fresh)
 	m.arm()
 }
@@ -212,10 +249,12 @@ func (m *model) run() {
 				break
 			}
 		}
-		// Only what was forced to the disk outlives the machine.
-		if m.policy == SyncAlways && !m.forgot && m.rng.IntN(2) == 0 {
+		// Only what was forced to the disk outlives the machine, and who has forced
+		// nothing is told.
+		if !m.forgot && m.rng.IntN(2) == 0 {
 			m.note("unplugged")
 			m.fs = m.fs.unplugged(m.rng)
+			m.lost = m.policy != SyncAlways
 		} else {
 			m.note("killed")
 			m.fs = m.fs.killed()

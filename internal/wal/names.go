@@ -9,6 +9,7 @@ import (
 
 const (
 	lockName    = "LOCK"
+	markerName  = "TRUSTED"
 	namePrefix  = "journal-"
 	logSuffix   = ".log"
 	snapSuffix  = ".snap"

@@ -42,7 +42,8 @@ type replayer struct {
 	segments []*segment // in order
 	last     *segment   // the last log, or nil
 	others   []string   // snapshots that were not finished
-	base     uint64     // the snapshot that replaces what has a lower number; 0 for none
+	marker   foundMarker
+	base     uint64 // the snapshot that replaces what has a lower number; 0 for none
 	keys     map[string]*state
 	records  int
 	report   Report
@@ -82,6 +83,9 @@ func (r *replayer) find() error {
 	for _, e := range entries {
 		if isUnfinished(e.name) && e.regular {
 			r.others = append(r.others, e.name)
+		}
+		if e.name == markerName {
+			r.marker = readMarker(r.fs, e.regular)
 		}
 		if file, ok := parseName(e.name); ok {
 			r.segments = append(r.segments, &segment{fileID: file, regular: e.regular, ends: -1})

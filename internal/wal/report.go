@@ -18,10 +18,15 @@ type Report struct {
 	TornAt    int64
 	TornBytes int64
 
-	// Damage is everything else that was not as it had been written. What is lost
-	// may have been newer than what was recovered: a key may have come back with an
-	// older payload, or although it was dropped.
+	// Damage is everything else that was not as it had been written.
 	Damage []Damage
+
+	// Doubt is why what was recovered may be out of date, in words: a key may have
+	// come back with an older payload, or although it was dropped, and others may be
+	// missing. It is empty if everything that was acknowledged is there; and where
+	// nothing at all was found, which cannot be out of date. A Log that was opened in
+	// doubt is so again at the next Open, until a Compact has succeeded.
+	Doubt string
 }
 
 // Damage is a file that is not as it was written.
@@ -55,6 +60,9 @@ func (r Report) String() string {
 	}
 	for _, d := range r.Damage {
 		b.WriteString("; " + d.String())
+	}
+	if r.Doubt != "" {
+		b.WriteString("; in doubt: " + r.Doubt)
 	}
 	return b.String()
 }

@@ -1,0 +1,72 @@
+package wal
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+)
+
+// standing is where the marker is.
+type standing int
+
+const (
+	gone    standing = iota
+	stands           // the next Open may trust the files
+	lingers          // it must go, and could not be removed for certain
+)
+
+// trust writes the marker, whole or not at all. After an error that comes late it
+// may stand all the same. Whoever calls it has the turn.
+func (l *Log) trust(closed bool) error {
+	if tmp := markerName + tmpSuffix; l.fs.exists(tmp) {
+		l.remove(tmp)
+	}
+	m := marker{l.opts.Sync, closed, l.boot}
+	err := l.writeWhole(markerName, func(w io.Writer) error { return writeAll(w, m.append(nil)) })
+	if err != nil {
+		return err
+	}
+	l.files.marker = stands
+	// Until this is done the one from before may come back, which says that the log
+	// is closed, or was forced to the disk at every write.
+	return l.fs.syncDir()
+}
+
+// distrust removes the marker. A disk that is full lets a file go where it takes no
+// new one; that is why its absence is the warning. If it cannot be removed either,
+// there is nothing left to warn the next Open with; it is tried again when there is
+// an occasion. Whoever calls it has the turn.
+func (l *Log) distrust() {
+	if l.files.marker == gone {
+		return
+	}
+	err := l.removeMarker()
+	if err == nil {
+		err = l.fs.syncDir()
+	}
+	before := l.files.marker
+	if err == nil {
+		l.files.marker = gone
+		return
+	}
+	l.files.marker = lingers
+	if before != lingers {
+		l.opts.Logf("wal: %s could not be removed for certain: the next Open may take what is out of date for the latest: %v", markerName, err)
+	}
+}
+
+func (l *Log) removeMarker() error {
+	err := l.fs.remove(markerName)
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	// A file system that copies on write may need room to remove a name, and a
+	// directory of that name may have something in it.
+	if l.fs.empty(markerName) == nil {
+		return nil
+	}
+	if _, aside := l.setAside(markerName); aside == nil {
+		return nil
+	}
+	return err
+}
