@@ -22,7 +22,7 @@ func kills(t *testing.T, often int) int {
 	if os.Getenv("HOLDFAST_REQUIRE_REDIS") == "1" {
 		return often * roundsFactor(t)
 	}
-	return often / 10 * roundsFactor(t)
+	return often / 20 * roundsFactor(t)
 }
 
 // A process is killed again and again: in an outage, while it drains, while Redis

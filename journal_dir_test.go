@@ -185,6 +185,36 @@ func TestASetThatWasSupersededDoesNotComeBackWithTheSecondRestart(t *testing.T) 
 	wantGet(t, c, "other", "v")
 }
 
+// Nothing was known of the key, so its absence would be no conflict to the second
+// process: it must know from the file that the set was given up, once Drain has
+// returned.
+func TestWhatADrainHasGivenUpStaysSoIfTheProcessDiesBehindIt(t *testing.T) {
+	begin(t)
+	s, p := behind(t)
+	dir := t.TempDir()
+	p.SetMode(redistest.Cut)
+	v := startVictim(t, victimOptions{Addr: p.Addr(), Dir: dir})
+	v.restored()
+	v.must("set", "k", "v1", "0s")
+	v.kill()
+	s.MustDo("SET", "k", "theirs")
+	p.SetMode(redistest.Pass)
+	v = startVictim(t, victimOptions{Addr: p.Addr(), Dir: dir})
+	v.restored()
+	v.must("drain")
+	if got := v.do("superseded"); got != "1" {
+		t.Fatalf("%s sets were superseded", got)
+	}
+	v.kill()
+	c := open(t, in(p.Addr(), dir))
+	ready(t, c)
+	drain(t, c)
+	if got := s.MustDo("GET", "k"); got != "(nil)" {
+		t.Errorf("k is %s: another client had replaced it", got)
+	}
+	wantGet(t, c, "k", "")
+}
+
 func TestCloseLeavesWhatIsUndeliveredAndShutdownNothing(t *testing.T) {
 	ctx := begin(t)
 	s, p := behind(t)
