@@ -104,3 +104,27 @@ func TestAfterADeathOnAFullDiskSetsAreDeletes(t *testing.T) {
 		}
 	}
 }
+
+// Nothing is written that could find out that there is room again.
+func TestADiskThatIsFullFromTheBeginningHealsWithoutAWrite(t *testing.T) {
+	begin(t)
+	dir := t.TempDir()
+	addr := redistest.FreeAddr(t)
+	for range 2 { // a new directory, and one with something in it
+		v := startVictim(t, victimOptions{Addr: addr, Dir: dir, FileSize: 12})
+		found := v.restored()
+		if got := v.do("health"); !contains(got, "file too large") {
+			t.Fatalf("the disk is full, and it says %s", got)
+		}
+		v.must("room")
+		redistest.WaitFor(t, patience, "the disk to be used again", func() bool {
+			return strings.Contains(v.do("health"), "journal=<nil>")
+		})
+		v.must("set", fmt.Sprint("k", found), "v", "0s")
+		v.kill()
+	}
+	c := open(t, in(addr, dir))
+	if st := c.Stats(); st.Restored != 2 || st.Downgraded != 0 {
+		t.Errorf("%d keys were found, %d of them made deletes", st.Restored, st.Downgraded)
+	}
+}

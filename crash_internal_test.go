@@ -166,3 +166,34 @@ func TestWhatDoesNotFitTheNextJournalIsCounted(t *testing.T) {
 		t.Errorf("%d of 10 became deletes, and %d are told of", n, r.downgraded)
 	}
 }
+
+// The server tells of a replay's own write behind its reply. A set that took the
+// intent over meanwhile is not overruled by that.
+func TestTheEchoOfAReplayOverrulesNoLaterSet(t *testing.T) {
+	for name, file := range map[string]bool{"in memory": false, "in a file": true} {
+		j := roomyJournal()
+		if file {
+			j, _ = reopened(t, t.TempDir(), roomy)
+		}
+		put(t, j, set("during", "first", 1), admitted)
+		put(t, j, set("behind", "first", 1), admitted)
+		tasks := takeAll(j, 0)
+		put(t, j, set("during", "second", 2), admitted)
+		for _, task := range tasks {
+			settle(j, task, foundOurs, 1, 0)
+		}
+		if file {
+			put(t, j, set("behind", "second", 2), admitted)
+			j.sweep()
+			j.overruled(hashed("behind"), "behind", 0)
+			wantHolds(t, j, "behind", 0, "second")
+		}
+		if j.overruled(hashed("during"), "during", 0) {
+			t.Errorf("%s: it is a delete now", name)
+		}
+		wantHolds(t, j, "during", 0, "second")
+		if file {
+			dies(t, j)
+		}
+	}
+}

@@ -80,7 +80,10 @@ func TestWhatIsFoundIsWhatWasUndelivered(t *testing.T) {
 	waitState(t, c, holdfast.Down)
 	close(done)
 	wg.Wait()
-	undelivered, journaled := c.Health().JournalKeys, c.Stats().Journaled
+	undelivered, st := c.Health().JournalKeys, c.Stats()
+	if st.Downgraded+st.Superseded > 0 {
+		t.Errorf("%d sets were made deletes and %d superseded, where nobody else writes", st.Downgraded, st.Superseded)
+	}
 	must(t, c.Close())
 
 	c = open(t, o)
@@ -115,7 +118,7 @@ func TestWhatIsFoundIsWhatWasUndelivered(t *testing.T) {
 	if lost > 0 {
 		t.Errorf("%d sets are absent, and nobody else has written", lost)
 	}
-	t.Logf("%d outages, %d writes journaled, files written anew %d times, %d keys undelivered at the end", outages, journaled, len(anew), undelivered)
+	t.Logf("%d outages, %d writes journaled, files written anew %d times, %d keys undelivered at the end", outages, st.Journaled, len(anew), undelivered)
 }
 
 // A key that is written again while its replay is under way leaves the journal, too.
@@ -152,4 +155,46 @@ func TestAKeyThatIsWrittenAllTheTimeLeavesTheJournalAndItsFile(t *testing.T) {
 	redistest.WaitFor(t, patience, "the key to leave under a write each millisecond", func() bool {
 		return c.Health().JournalKeys == 0
 	})
+}
+
+// What the server tells of the replay's own writes is no news.
+func TestKeysThatAreWrittenWhileTheyDrainLoseNoSet(t *testing.T) {
+	for name, dir := range map[string]string{"in memory": "", "in a file": t.TempDir()} {
+		t.Run(name, func(t *testing.T) {
+			ctx := begin(t)
+			s, p := behind(t)
+			o := in(p.Addr(), dir)
+			o.Breaker.MinBackoff, o.Breaker.MaxBackoff = time.Millisecond, 20*time.Millisecond
+			c := open(t, o)
+			ready(t, c)
+			const writers = 8
+			var last [writers]string
+			for round := range 100 {
+				p.SetMode(redistest.Cut)
+				waitState(t, c, holdfast.Down)
+				stop := load(writers, func(g, i int) {
+					last[g] = fmt.Sprint(round, "-", i)
+					if err := c.Set(ctx, fmt.Sprint("k", g), []byte(last[g]), 0); err != nil {
+						t.Errorf("set: %v", err)
+					}
+				})
+				p.SetMode(redistest.Pass)
+				waitState(t, c, holdfast.Up)
+				<-time.After(time.Duration(rand.IntN(60)) * time.Millisecond)
+				stop()
+				drain(t, c)
+				for g := range writers {
+					if got := s.MustDo("GET", fmt.Sprint("k", g)); got != last[g] {
+						t.Errorf("round %d: k%d is %s, last written %s", round, g, got, last[g])
+					}
+				}
+				if t.Failed() {
+					break
+				}
+			}
+			if st := c.Stats(); st.Downgraded+st.Superseded > 0 {
+				t.Errorf("%d sets were made deletes and %d superseded, where nobody else writes", st.Downgraded, st.Superseded)
+			}
+		})
+	}
 }
