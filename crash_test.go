@@ -73,7 +73,7 @@ func newCrashRun(t *testing.T, s *redistest.Server, p *redistest.Proxy, policy h
 	t.Logf("seed %d", seed)
 	r := &crashRun{t: t, s: s, p: p, rnd: rand.New(rand.NewPCG(seed, 0))}
 	r.options = victimOptions{Addr: p.Addr(), Dir: t.TempDir(), Fsync: policy, Writers: crashWriters}
-	r.may = make(map[string][]string)
+	r.may, r.drops = make(map[string][]string), make(map[string][]string)
 	r.last = make([]int, crashWriters)
 	for g := range crashWriters {
 		for i := range oldKeys {
@@ -141,6 +141,9 @@ func (r *crashRun) hear(line string) {
 	switch {
 	case strings.HasPrefix(line, "state "):
 		r.up = line == "state up"
+	case strings.HasPrefix(line, "drop "):
+		key := strings.Fields(line)[1]
+		r.drops[key] = append(r.drops[key], line)
 	default:
 		if _, err := fmt.Sscanf(line, "wrote %d %d", &g, &n); err != nil {
 			r.wrong = append(r.wrong, line)
@@ -226,6 +229,9 @@ func (r *crashRun) verify(toTheEnd bool) {
 	r.p.SetMode(redistest.Pass)
 	o := at(r.p.Addr())
 	o.Journal.Dir, o.Journal.Fsync = r.options.Dir, r.options.Fsync
+	o.Hooks.OnDrop = func(d holdfast.Drop) {
+		r.hear(fmt.Sprintln("drop", d.Key, d.Reason, "in the check"))
+	}
 	c := open(t, o)
 	r.restored += int(c.Stats().Restored)
 	for key, values := range r.may {
@@ -251,7 +257,7 @@ func (r *crashRun) verify(toTheEnd bool) {
 			// could not know whose it is.
 			r.absent++
 		case got == "":
-			r.lost = append(r.lost, fmt.Sprintf("%s is absent, and may be %q", key, values))
+			r.lost = append(r.lost, fmt.Sprintf("%s is absent, and may be %q: %q", key, values, r.drops[key]))
 		default:
 			t.Errorf("%s is %q, and may be %q", key, got, values)
 		}

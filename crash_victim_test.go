@@ -73,6 +73,11 @@ func victim(file string) error {
 			fmt.Println("state", c.To)
 		}
 	}
+	opts.Hooks.OnDrop = func(d holdfast.Drop) {
+		if o.Life != 0 {
+			fmt.Println("drop", d.Key, d.Reason, "in life", o.Life)
+		}
+	}
 	c, err := holdfast.New(opts)
 	if err != nil {
 		return err
@@ -346,4 +351,5 @@ type lives struct {
 	restored     int
 	up           bool
 	wrong        []string
+	drops        map[string][]string // by key: why a set was given up
 }
