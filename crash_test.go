@@ -257,7 +257,9 @@ func (r *crashRun) verify(toTheEnd bool) {
 			// could not know whose it is.
 			r.absent++
 		case got == "":
+			r.mu.Lock()
 			r.lost = append(r.lost, fmt.Sprintf("%s is absent, and may be %q: %q", key, values, r.drops[key]))
+			r.mu.Unlock()
 		default:
 			t.Errorf("%s is %q, and may be %q", key, got, values)
 		}
