@@ -136,7 +136,9 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 		// told that nothing was done, so what it may leave is taken back.
 		w.del, w.undo, w.value, w.link = true, w.value, nil, s.link
 		w.base = w.baseOf()
-		if err := c.remember(&w, o.session.id); err != nil {
+		saved, err := c.remember(&w, o.session.id)
+		c.journal.durable(saved)
+		if err != nil {
 			return false, &Error{Op: "add", Key: key, Err: err}
 		}
 	}

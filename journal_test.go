@@ -36,10 +36,17 @@ func ambiguous(w write, session uint64) write {
 
 func roomyJournal() *journal { return newJournal(JournalOptions{MaxKeys: 1000, MaxBytes: 1 << 20}) }
 
+// offer returns when the journal and its file have the write.
+func offer(j *journal, w write) admission {
+	verdict, saved := j.put(hashed(w.key), w)
+	j.durable(saved)
+	return verdict
+}
+
 // put offers the write and expects this verdict.
 func put(t *testing.T, j *journal, w write, want admission) {
 	t.Helper()
-	if got := j.put(hashed(w.key), w); got != want {
+	if got := offer(j, w); got != want {
 		t.Fatalf("put %+v: verdict %d, want %d", w, got, want)
 	}
 }
@@ -813,7 +820,7 @@ func TestAJournalOfItsDefaultSizeCostsLittleBesideKeysAndValues(t *testing.T) {
 		value := bytes.Repeat([]byte{'v'}, size)
 		value[0], value[1] = byte(i), byte(i>>8)
 		w := write{key: key, value: value, deadline: never, seq: 1, base: holding(value, never, "server")}
-		if j.put(hashed(key), w) != admitted {
+		if offer(j, w) != admitted {
 			t.Fatal("refused")
 		}
 	}
@@ -901,7 +908,7 @@ func TestTheJournalSettlesWhateverHappensAtOnce(t *testing.T) {
 				if rnd.IntN(3) == 0 {
 					w.sentOn = 1 + rnd.Uint64N(3)
 				}
-				if verdict := j.put(hashed(key), w); verdict != admitted {
+				if verdict := offer(j, w); verdict != admitted {
 					t.Errorf("verdict %d", verdict)
 				}
 				s.mu.Unlock()

@@ -138,6 +138,7 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 	}
 	var errs errorList
 	var send []item
+	var kept saving
 	for i := range ws {
 		w := &ws[i]
 		w.place = c.routes.of(w.key)
@@ -147,14 +148,17 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 		w.link = c.routes.link(w.place)
 		s := w.link.writer(w.del)
 		if s == nil || c.journal.holds(w.hash, w.key) {
-			errs.add(op, w.key, c.keep(w))
+			saved, err := c.keep(w)
+			errs.add(op, w.key, err)
+			kept = kept.or(saved)
 			continue
 		}
 		send = append(send, item{key: w.key, session: s, change: w})
 	}
 	if len(send) > 0 {
-		c.send(ctx, op, send, ttl, now, &errs)
+		kept = kept.or(c.send(ctx, op, send, ttl, now, &errs))
 	}
+	c.journal.durable(kept) // the last of them is written when all are
 	return errs.join()
 }
 
@@ -169,7 +173,7 @@ func (c *Cache) entryOf(w *change, now int64, d *domain, fresh int64) *entry {
 }
 
 // keep is a write that Redis is not told of now.
-func (c *Cache) keep(w *change) error {
+func (c *Cache) keep(w *change) (saving, error) {
 	if w.entry != nil {
 		w.entry.fresh.Store(unread)
 	}
@@ -178,11 +182,12 @@ func (c *Cache) keep(w *change) error {
 	return c.remember(w, 0)
 }
 
-// remember puts the write in the journal. Where that is refused, the key leaves
+// remember puts the write in the journal; the caller waits for what it returns. Where that is refused, the key leaves
 // the local tier: what is there must not be taken for accepted.
-func (c *Cache) remember(w *change, sentOn uint64) error {
+func (c *Cache) remember(w *change, sentOn uint64) (saving, error) {
 	c.stats.journaled.Add(1)
-	switch c.journal.put(w.hash, w.intent(sentOn)) {
+	verdict, saved := c.journal.put(w.hash, w.intent(sentOn))
+	switch verdict {
 	case downgraded:
 		c.stats.downgraded.Add(1)
 		c.notify.drop(w.key, DropDowngraded)
@@ -190,10 +195,13 @@ func (c *Cache) remember(w *change, sentOn uint64) error {
 		c.stats.refused.Add(1)
 		c.notify.drop(w.key, DropRefused)
 		c.local.put(w.hash, nil)
-		return ErrJournalFull
+		if sentOn != 0 {
+			c.routes.deliver(w.key)
+		}
+		return saved, ErrJournalFull
 	}
 	c.routes.deliver(w.key)
-	return nil
+	return saved, nil
 }
 
 // baseOf is what Redis was last known to hold, going by the local copy.
@@ -211,8 +219,8 @@ func (w *change) baseOf() base {
 // earlierServer is no server's run id.
 const earlierServer = "earlier"
 
-// send writes to Redis what may go there.
-func (c *Cache) send(ctx context.Context, op string, items []item, ttl time.Duration, now int64, errs *errorList) {
+// send writes to Redis what may go there. It returns the last change of the journal.
+func (c *Cache) send(ctx context.Context, op string, items []item, ttl time.Duration, now int64, errs *errorList) (kept saving) {
 	for i := range items {
 		w := items[i].change
 		w.old, w.seq = c.local.begin(w.hash, w.entry)
@@ -244,7 +252,8 @@ func (c *Cache) send(ctx context.Context, op string, items []item, ttl time.Dura
 			if o.unknown {
 				sentOn = o.session.id
 			}
-			err := c.remember(w, sentOn)
+			saved, err := c.remember(w, sentOn)
+			kept = kept.or(saved)
 			c.local.end(w.hash, err == nil, unread)
 			if o.class == classCanceled {
 				err = o.err
@@ -252,6 +261,7 @@ func (c *Cache) send(ctx context.Context, op string, items []item, ttl time.Dura
 			errs.add(op, w.key, err)
 		}
 	})
+	return kept
 }
 
 // worth is until when the copy of an acknowledged write is fresh; unread where it
