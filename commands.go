@@ -161,10 +161,13 @@ func (c *Cache) decider(ctx bound, h keyHash, key string) (*session, error) {
 	if err != nil {
 		return nil, c.decided("replay", key, unsent(ctx))
 	}
-	if tasks := c.journal.takeOne(h, key); tasks != nil {
+	for range 2 { // a conflict takes two rounds
+		tasks := c.journal.takeOne(h, key)
+		if tasks == nil {
+			c.journal.sweep() // it may be done with
+			break
+		}
 		l.replayer.replay(ctx, s, tasks)
-	} else {
-		c.journal.sweep() // it may be done with
 	}
 	if ctx.Err() != nil {
 		s.abandon(ticket)

@@ -179,7 +179,7 @@ func TestAFurtherKeyThanMaxKeysIsRefused(t *testing.T) {
 	j := newJournal(JournalOptions{MaxKeys: 2, MaxBytes: 1 << 20})
 	put(t, j, set("a", "1", 1), admitted)
 	put(t, j, del("b", 1), admitted)
-	for _, w := range []write{set("c", "1", 1), del("c", 2), ambiguous(set("d", "1", 1), 3)} {
+	for _, w := range []write{set("c", "1", 1), del("c", 2)} {
 		put(t, j, w, rejected)
 		wantHolds(t, j, w.key, 0, "")
 		wantGauges(t, j, 2, 2, 3)
@@ -195,6 +195,26 @@ func TestAFurtherKeyThanMaxKeysIsRefused(t *testing.T) {
 	put(t, j, set("c", "1", 3), admitted)
 	put(t, j, set("d", "1", 2), admitted)
 	put(t, j, set("e", "1", 1), rejected)
+}
+
+// Redis may still run it, over whatever is written next.
+func TestARefusedWriteThatMayRunLateFencesItsKey(t *testing.T) {
+	for _, w := range []write{set("late", "1", 1), set("late", "", 1), del("late", 1)} {
+		j := newJournal(JournalOptions{MaxKeys: 1, MaxBytes: 1 << 20})
+		put(t, j, set("a", "1", 1), admitted)
+		put(t, j, ambiguous(w, 3), rejected)
+		wantHolds(t, j, "late", 0, "gone")
+		wantGauges(t, j, 2, 2, int64(len("a1late")))
+		task := j.takeOne(hashed("late"), "late")[0]
+		if !task.undo || !w.del && !remembers(task.late, string(w.value)) || task.late.del != w.del {
+			t.Errorf("what is taken back of %+v is %+v", w, task.intent)
+		}
+		if settle(j, task, foundOurs, 4, 0) {
+			t.Error("nothing can run late any more")
+		}
+		put(t, j, set("late", "2", 2), admitted)
+		wantHolds(t, j, "late", 0, "2")
+	}
 }
 
 func TestWhatIsSettledLeavesNothingBehind(t *testing.T) {

@@ -162,7 +162,7 @@ func (j *journal) settleLocked(in *intent, t task, what found, session uint64, s
 	if now >= in.late.until {
 		return true // this was the second look, or as good as one
 	}
-	if what == foundNothing && !in.del {
+	if (what == foundNothing || what == foundRefused) && !in.del {
 		// It is not wanted any more. The check only takes back what we may leave.
 		j.bytes.Add(-int64(len(in.value)))
 		in.value, in.del, in.undo = nil, true, !in.late.more
