@@ -65,7 +65,8 @@ type crashRun struct {
 	options victimOptions
 
 	sets, absent int
-	lost         []string // sets that nothing explains the absence of
+	lost         []string          // sets that nothing explains the absence of
+	found        map[string]string // what Redis held when the last process died
 }
 
 func newCrashRun(t *testing.T, s *redistest.Server, p *redistest.Proxy, policy holdfast.FsyncPolicy) *crashRun {
@@ -73,6 +74,7 @@ func newCrashRun(t *testing.T, s *redistest.Server, p *redistest.Proxy, policy h
 	t.Logf("seed %d", seed)
 	r := &crashRun{t: t, s: s, p: p, rnd: rand.New(rand.NewPCG(seed, 0))}
 	r.options = victimOptions{Addr: p.Addr(), Dir: t.TempDir(), Fsync: policy, Writers: crashWriters}
+	r.found = make(map[string]string)
 	r.may, r.drops = make(map[string][]string), make(map[string][]string)
 	r.last = make([]int, crashWriters)
 	for g := range crashWriters {
@@ -195,6 +197,7 @@ func (r *crashRun) account(life int) (midDrain bool) {
 	// Redis has some of what this life wrote, and not all.
 	has, lacks := 0, 0
 	there := r.holds()
+	maps.Copy(r.found, there)
 	for key, values := range r.may {
 		if strings.HasPrefix(key, fmt.Sprintf("new:%d:", life)) && values[0] != "" {
 			if there[key] == values[0] {
@@ -258,7 +261,7 @@ func (r *crashRun) verify(toTheEnd bool) {
 			r.absent++
 		case got == "":
 			r.mu.Lock()
-			r.lost = append(r.lost, fmt.Sprintf("%s is absent, and may be %q: %q", key, values, r.drops[key]))
+			r.lost = append(r.lost, fmt.Sprintf("%s is absent, and may be %q; when its process died it was %q: %q", key, values, r.found[key], r.drops[key]))
 			r.mu.Unlock()
 		default:
 			t.Errorf("%s is %q, and may be %q", key, got, values)

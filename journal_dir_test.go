@@ -18,6 +18,7 @@ import (
 // in is Options for a server at addr, with the journal in dir.
 func in(addr, dir string) holdfast.Options {
 	o := at(addr)
+	o.Timeout = time.Second // a miss may be a busy machine's, too
 	o.Journal.Dir = dir
 	return o
 }
