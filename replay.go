@@ -279,7 +279,7 @@ func (p *pass) decided(t *task, v verdict) {
 			p.stats.replayed.Add(1)
 		}
 	default:
-		if !t.check && !t.lost {
+		if !t.lost && !(t.check && v == verdictLeft) {
 			p.round.Superseded++
 			p.stats.superseded.Add(1)
 			p.notify.drop(t.key, DropSuperseded)
