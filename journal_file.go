@@ -158,7 +158,6 @@ func (f *journalFile) encode(sh *journalShard, key string, in *intent) []byte {
 		known := *in
 		known.late.sums = slices.Clone(in.late.sums)
 		known.late.unanswered(earlierProcess, s.value, s.del, s.deadline)
-		known.late.del = true // it may find a conflict
 		in = &known
 	}
 	payload := in.encode(now, wall)
@@ -230,6 +229,7 @@ func (j *journal) sweep() (again bool) {
 		return false
 	}
 	j.durable(last) // they were staged in this order
+	defer j.announce()
 	for _, l := range gone {
 		l.shard.mu.Lock()
 		l.in.sending = false
@@ -240,7 +240,6 @@ func (j *journal) sweep() (again bool) {
 		}
 		l.shard.mu.Unlock()
 	}
-	j.announce()
 	return again
 }
 

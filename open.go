@@ -34,6 +34,7 @@ func New(opts Options) (*Cache, error) {
 		closed:  make(chan struct{}),
 	}
 	c.notify = newNotifier(opts, &c.stats)
+	c.journal.downgraded = c.downgraded
 	if opts.Journal.Dir != "" && len(opts.Redis.InitAddress) > 0 {
 		if err := c.restore(); err != nil {
 			cancel()
@@ -148,6 +149,7 @@ func (c *Cache) newLink(ctx context.Context, env linkEnv, owns func(key string) 
 		notify:  c.notify,
 		hash:    c.local.hash,
 		settled: c.local.settled,
+		doubt:   func(h keyHash) { c.local.doubt(h, sameEnd) },
 		forget:  func(h keyHash) { c.local.put(h, nil) },
 		timeout: max(c.opts.Timeout, replayTimeout),
 		share:   c.opts.Timeout / 8,

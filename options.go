@@ -176,8 +176,9 @@ type JournalOptions struct {
 
 	// MaxBytes bounds keys and values. Default 64 MiB. A set whose value does
 	// not fit is downgraded to a delete, and counted: after the outage the key
-	// is absent rather than old. Where not even the key fits, the write is
-	// refused with ErrJournalFull.
+	// is absent rather than old. Where not even the key fits, other sets are
+	// downgraded to make room, and if there are none the write is refused with
+	// ErrJournalFull.
 	MaxBytes int64
 
 	// OnConflict says what becomes of a set whose key somebody else wrote
@@ -218,7 +219,9 @@ const (
 	// ConflictDelete deletes the key: both values are gone, and a miss is always
 	// safe. Whose value is the newer one is for the source of truth to say.
 	ConflictDelete ConflictRule = iota
-	// ConflictKeep leaves what is there.
+	// ConflictKeep leaves what is there, unless it may be an older value of this
+	// Cache's: to tell, it needs a local copy, at the time of the write, of what was
+	// there before, or never to have been connected by then. Else it deletes.
 	ConflictKeep
 	// ConflictOverwrite writes the journaled value. It is for keys that nobody
 	// else writes: another client's newer value would be lost.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/redistest"
+	"github.com/redis/rueidis"
 )
 
 // under is what becomes of a key under each rule.
@@ -86,7 +87,7 @@ func endsByTheRule(t *testing.T, r *replayed) {
 	}{
 		{"set, base unknown", set, false, unknown, "", all("ours", saysDone)},
 		{"set, base unknown", set, false, unknown, "ours", all("ours", saysDone)},
-		{"set, base unknown", set, false, unknown, "theirs", conflict},
+		{"set, base unknown", set, false, unknown, "theirs", taken},
 		{"set, base unknown", set, false, unknown, "list", left},
 		{"set, base known", set, false, known, "", taken},
 		{"set, base known", set, false, known, "v0", all("ours", saysDone)},
@@ -180,5 +181,35 @@ func TestAValueThatIsKeptIsWhatReadersGet(t *testing.T) {
 	}
 	if st := r.c.Stats(); st.Superseded != 1 || st.Replayed != 0 {
 		t.Errorf("stats %+v", st)
+	}
+}
+
+func TestWhoWasNeverConnectedKeepsWhatIsThere(t *testing.T) {
+	bg := context.Background()
+	s := redistest.Start(t)
+	p := redistest.NewProxy(t, s.Addr())
+	p.SetMode(redistest.Refuse)
+	s.MustDo("SET", "k", "theirs")
+	c, err := New(Options{
+		Redis:   rueidis.ClientOption{InitAddress: []string{p.Addr()}},
+		Journal: JournalOptions{OnConflict: ConflictKeep},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, key := range []string{"k", "absent"} {
+		if err := c.Set(bg, key, []byte("ours"), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.SetMode(redistest.Pass)
+	if err := c.Drain(bg); err != nil {
+		t.Fatal(err)
+	}
+	for key, want := range map[string]string{"k": "theirs", "absent": "ours"} {
+		if got := s.MustDo("GET", key); got != want {
+			t.Errorf("%s is %s, want %s", key, got, want)
+		}
 	}
 }

@@ -274,7 +274,7 @@ func (p *scripts) commands(at []int, together int) (cmds []rueidis.Completed, en
 		args = append(args, op, viewString(value), strconv.FormatInt(ttl.Milliseconds(), 10), t.expected(p.session.server, now))
 		bytes += len(t.key) + len(value)
 		if len(keys) == together || bytes >= scriptBytes || i == len(at)-1 {
-			cmds = append(cmds, b.Evalsha().Sha1(replayDigest).Numkeys(int64(len(keys))).Key(keys...).Arg(args...).Build())
+			cmds = append(cmds, kept(b.Evalsha().Sha1(replayDigest).Numkeys(int64(len(keys))).Key(keys...).Arg(args...).Build(), bytes))
 			ends = append(ends, i+1)
 			keys, args, bytes = keys[:0], args[:0], 0
 		}
@@ -286,8 +286,8 @@ func (p *scripts) commands(at []int, together int) (cmds []rueidis.Completed, en
 // waited deletes, or the value from before the outage would return.
 //
 // By which rule a conflict ends is for a set to ask. Where more values of our own may
-// be there than are remembered, ConflictKeep might keep one of those, so what cannot
-// be told from them is deleted.
+// be there than are remembered, and where it is not known what was there before,
+// ConflictKeep might keep one of ours, so what cannot be told from them is deleted.
 func (t *task) operation(now int64, rule ConflictRule) (op string, value []byte, ttl time.Duration) {
 	gone := t.del || now >= t.deadline
 	check := t.check && !t.late.more
@@ -305,7 +305,7 @@ func (t *task) operation(now int64, rule ConflictRule) (op string, value []byte,
 		op = "reset"
 	case rule == ConflictOverwrite:
 		op = "overwrite"
-	case rule == ConflictKeep && !t.late.more:
+	case rule == ConflictKeep && !t.late.more && t.base.known:
 		op = "keep"
 	default:
 		op = "set"

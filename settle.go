@@ -118,7 +118,23 @@ func (j *journal) settle(t task, what found, session uint64, server string, now 
 		}
 	}
 	sh.mu.Unlock()
-	j.announce()
+	if j.file == nil {
+		j.announce() // else sweep does, once the file knows
+	}
+}
+
+// latest says whether no later write has taken the task's intent over.
+func (j *journal) latest(t *task) bool {
+	sh := j.shard(t.hash)
+	sh.mu.RLock()
+	defer sh.mu.RUnlock()
+	in := sh.intents[t.key]
+	return in == nil || in.is(t)
+}
+
+// is says whether the intent is what it was when the task was taken.
+func (in *intent) is(t *task) bool {
+	return in.seq == t.seq && in.deadline == t.deadline && in.del == t.del
 }
 
 // settleLocked says whether the intent is done with.
@@ -127,9 +143,7 @@ func (j *journal) settleLocked(in *intent, t task, what found, session uint64, s
 	case foundUnsent:
 		return false
 	case foundNoReply:
-		if !t.undo {
-			in.late.unanswered(session, t.value, t.del, t.deadline)
-		}
+		in.late.unanswered(session, t.value, t.del, t.deadline)
 		return false
 	case foundOurs:
 		if t.undo {
@@ -142,7 +156,7 @@ func (j *journal) settleLocked(in *intent, t task, what found, session uint64, s
 		in.base = base{}
 	}
 	in.baseSeq = 0
-	if in.seq != t.seq || in.deadline != t.deadline || in.del != t.del {
+	if !in.is(&t) {
 		return false // a later write took the intent over
 	}
 	if what == foundTheirs {

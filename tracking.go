@@ -88,8 +88,7 @@ func (c *Cache) told(key string, serving bool) {
 	h, now := c.local.hash(key), c.clock.now()
 	c.local.invalidate(h, now)
 	if serving && c.opts.Journal.OnConflict == ConflictDelete && c.journal.overruled(h, key, now) {
-		c.stats.downgraded.Add(1)
-		c.notify.drop(key, DropDowngraded)
+		c.downgraded(key)
 	}
 }
 
