@@ -165,7 +165,7 @@ func (m *model) accepted(key string, journaled, sent, whole bool) {
 		if k.disputed {
 			k.allow(k.theirs)
 		}
-		if k.blind { // even one of an earlier process, by who was never connected
+		if k.blind { // even one of our own
 			k.unsure = true
 			for value := range k.seen {
 				k.allow(value)

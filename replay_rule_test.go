@@ -87,7 +87,7 @@ func endsByTheRule(t *testing.T, r *replayed) {
 	}{
 		{"set, base unknown", set, false, unknown, "", all("ours", saysDone)},
 		{"set, base unknown", set, false, unknown, "ours", all("ours", saysDone)},
-		{"set, base unknown", set, false, unknown, "theirs", taken},
+		{"set, base unknown", set, false, unknown, "theirs", conflict},
 		{"set, base unknown", set, false, unknown, "list", left},
 		{"set, base known", set, false, known, "", taken},
 		{"set, base known", set, false, known, "v0", all("ours", saysDone)},

@@ -288,8 +288,8 @@ func (p *scripts) commands(at []int, together int) (cmds []rueidis.Completed, en
 // waited deletes, or the value from before the outage would return.
 //
 // By which rule a conflict ends is for a set to ask. Where more values of our own may
-// be there than are remembered, and where it is not known what was there before,
-// ConflictKeep might keep one of ours, so what cannot be told from them is deleted.
+// be there than are remembered, ConflictKeep might keep one of those, so what cannot
+// be told from them is deleted.
 func (t *task) operation(now int64, rule ConflictRule) (op string, value []byte, ttl time.Duration) {
 	gone := t.del || now >= t.deadline
 	check := t.check && !t.late.more
@@ -307,7 +307,7 @@ func (t *task) operation(now int64, rule ConflictRule) (op string, value []byte,
 		op = "reset"
 	case rule == ConflictOverwrite:
 		op = "overwrite"
-	case rule == ConflictKeep && !t.late.more && t.base.known:
+	case rule == ConflictKeep && !t.late.more:
 		op = "keep"
 	default:
 		op = "set"

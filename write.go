@@ -212,10 +212,7 @@ func (c *Cache) downgraded(key string) {
 
 // baseOf is what Redis was last known to hold, going by the local copy.
 func (w *change) baseOf() base {
-	switch {
-	case w.link.neverServed():
-		return holdingNothing("") // of ours; whatever is there is somebody else's
-	case w.old == nil || w.old.refuted():
+	if w.old == nil || w.old.refuted() {
 		return base{}
 	}
 	server := w.link.server()
