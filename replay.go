@@ -291,16 +291,23 @@ func (p *pass) decided(t *task, v verdict) {
 			p.notify.drop(t.key, DropSuperseded)
 		}
 	}
-	p.settle(t, verdicts[v])
+	p.settle(t, v.found())
 }
 
-// verdicts says what a verdict is to the journal.
-var verdicts = [...]found{
-	verdictDone:   foundOurs,
-	verdictUndone: foundUndone,
-	verdictGone:   foundNothing,
-	verdictLeft:   foundRefused, // somebody else's value is there, and stays
-	verdictTheirs: foundTheirs,
+// found is what the verdict says to the journal.
+func (v verdict) found() found {
+	switch v {
+	case verdictDone:
+		return foundOurs
+	case verdictUndone:
+		return foundUndone
+	case verdictGone:
+		return foundNothing
+	case verdictTheirs:
+		return foundTheirs
+	default:
+		return foundRefused // somebody else's value is there, and stays
+	}
 }
 
 // refused drops an entry that Redis does not take for itself: trying again would

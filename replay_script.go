@@ -35,11 +35,11 @@ import (
 // It looks with GETEX: a server that tracks what is read remembers, before 7.2, all
 // keys of a script at each read within it, which took twice as long as all the rest,
 // and GETEX counts as a write. Where there is no GETEX (before 6.2), or no permission
-// for it, GET does. It does so for the first key in any case: Redis looks whether there
-// is memory for a write as long as the script has made none.
+// for it, GET does. It does so, too, until a set was written, and deletes come last:
+// Redis asks whether there is memory for a write only where the script has made none.
 const replayScript = `
 local DONE, UNDONE, GONE, LEFT, THEIRS, LATER = 1, 2, 3, 4, 5, 6
-local looked, looks, getex = 0, 0, true
+local looked, wrote, getex, full = 0, false, true, nil
 
 local function refused(reply) return type(reply) == 'table' and reply['err'] end
 local function noString(reply) return string.find(refused(reply) or '', 'WRONGTYPE', 1, true) end
@@ -52,8 +52,7 @@ local function answer(reply, otherwise)
 end
 
 local function look(key)
-  looks = looks + 1
-  if getex and looks > 1 then
+  if getex and wrote then
     local value = redis.pcall('GETEX', key)
     if noString(value) or not refused(value) then return value end
     getex = false
@@ -64,8 +63,18 @@ end
 local function delete(key, otherwise) return answer(redis.pcall('DEL', key), otherwise) end
 
 local function write(key, value, ttl)
-  if ttl == '0' then return answer(redis.pcall('SET', key, value), DONE) end
-  return answer(redis.pcall('SET', key, value, 'PX', ttl), DONE)
+  local reply
+  if ttl == '0' then
+    reply = redis.pcall('SET', key, value)
+  else
+    reply = redis.pcall('SET', key, value, 'PX', ttl)
+  end
+  if not refused(reply) then
+    wrote = true
+  elseif string.find(refused(reply), 'OOM', 1, true) then
+    full = reply
+  end
+  return answer(reply, DONE)
 end
 
 local function lengthen(key, ttl)
@@ -79,6 +88,7 @@ local function replay(key, op, value, ttl, ours)
     if refused(length) then return answer(length) end
     return delete(key, DONE)
   end
+  if full and op ~= 'redelete' then return answer(full) end
   local now = look(key)
   if refused(now) then return answer(now) end
   if now then looked = looked + #now end
@@ -95,13 +105,20 @@ local function replay(key, op, value, ttl, ours)
 end
 
 local answers = {}
-for i = 1, #KEYS do
-  if looked > 524288 then
-    answers[i] = LATER
-  else
-    answers[i] = replay(KEYS[i], ARGV[4*i-3], ARGV[4*i-2], ARGV[4*i-1], ARGV[4*i])
+local function all(deletes)
+  for i = 1, #KEYS do
+    local op = ARGV[4*i-3]
+    if (op == 'delete' or op == 'redelete') == deletes then
+      if looked > 524288 then
+        answers[i] = LATER
+      else
+        answers[i] = replay(KEYS[i], op, ARGV[4*i-2], ARGV[4*i-1], ARGV[4*i])
+      end
+    end
   end
 end
+all(false)
+all(true)
 return answers
 `
 
