@@ -96,17 +96,17 @@ func TestOutOfMemoryASetWaitsAndADeleteDoesNot(t *testing.T) {
 	)
 	r.c.routes.home.replayer.replay(context.Background(), session, tasks)
 	// The replayer itself may have come by and taken some.
-	redistest.WaitFor(t, time.Minute, "the deletes", func() bool { return r.held("deleted") == "" && r.held("theirs") == "" })
-	for _, key := range []string{"set", "set with a TTL"} {
-		if !r.c.journal.holds(r.c.local.hash(key), key) || r.held(key) != "" {
+	redistest.WaitFor(t, time.Minute, "the delete", func() bool { return r.held("deleted") == "" })
+	for key, want := range map[string]string{"set": "", "set with a TTL": "", "theirs": "v0"} {
+		if !r.c.journal.holds(r.c.local.hash(key), key) || r.held(key) != want {
 			t.Errorf("%s left the journal; redis holds %q", key, r.held(key))
 		}
 	}
 	r.do("CONFIG", "SET", "maxmemory", "0")
 	r.up()
 	r.drain()
-	if got := r.held("set"); got != "v" {
-		t.Errorf("with memory again, the set is %q", got)
+	if got, conflict := r.held("set"), r.held("theirs"); got != "v" || conflict != "" {
+		t.Errorf("with memory again, the set is %q, and what conflicted %q", got, conflict)
 	}
 	if st := r.c.Stats(); st.Replayed != 3 || st.Superseded != 1 || st.Rejected != 0 || st.Downgraded != 0 {
 		t.Errorf("stats %+v", st)
