@@ -6,7 +6,7 @@ import (
 )
 
 // pace spaces what is sent so that it is no more than a rate, over any second, but for
-// a batch that was late.
+// what was late.
 type pace struct {
 	each int64 // ns for one key
 	most int   // keys at once
@@ -25,12 +25,15 @@ func newPace(rate, most int) pace {
 	return pace{each: max(1, int64(time.Second)/int64(rate)), most: max(1, min(most, rate/paceBatches))}
 }
 
+// paceLate is how much of what it was late a replay may catch up on, if not a batch.
+const paceLate = 100 * time.Millisecond
+
 // reserve makes room for so many keys, and says for how long to wait before they may be
-// sent. Who comes late may catch up on as much as one batch.
+// sent.
 func (p *pace) reserve(keys int, now int64) (wait time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	start := max(p.mu.next, now-int64(p.most)*p.each)
+	start := max(p.mu.next, now-max(int64(paceLate), int64(p.most)*p.each))
 	p.mu.next = start + int64(keys)*p.each
 	return time.Duration(start - now)
 }
