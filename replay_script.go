@@ -62,20 +62,20 @@ end
 
 local function delete(key, otherwise) return answer(redis.pcall('DEL', key), otherwise) end
 
-local function write(key, value, ttl)
+local function set(key, value, ttl, ...)
   local reply
   if ttl == '0' then
-    reply = redis.pcall('SET', key, value)
+    reply = redis.pcall('SET', key, value, ...)
   else
-    reply = redis.pcall('SET', key, value, 'PX', ttl)
+    reply = redis.pcall('SET', key, value, 'PX', ttl, ...)
   end
-  if not refused(reply) then
-    wrote = true
-  elseif string.find(refused(reply), 'OOM', 1, true) then
-    full = reply
-  end
-  return answer(reply, DONE)
+  local err = refused(reply)
+  if reply and not err then wrote = true end
+  if err and string.find(err, 'OOM', 1, true) then full = reply end
+  return reply
 end
+
+local function write(key, value, ttl) return answer(set(key, value, ttl), DONE) end
 
 local function lengthen(key, ttl)
   if ttl == '0' then return answer(redis.pcall('PERSIST', key), DONE) end
@@ -89,14 +89,18 @@ local function replay(key, op, value, ttl, ours)
     return delete(key, DONE)
   end
   if full and op ~= 'redelete' then return answer(full) end
+  if op ~= 'redelete' and string.find(ours, 'absent', 1, true) then
+    local reply = set(key, value, ttl, 'NX')
+    if reply then return answer(reply, DONE) end
+  end
   local now = look(key)
   if refused(now) then return answer(now) end
   if now then looked = looked + #now end
   if op == 'overwrite' then return write(key, value, ttl) end
   if op ~= 'redelete' and now == value then return lengthen(key, ttl) end
-  if ours ~= '' and string.find(ours, now and redis.sha1hex(now) or 'absent', 1, true) then
-    if op ~= 'redelete' then return write(key, value, ttl) end
-    if now then return delete(key, UNDONE) end
+  if now and ours ~= '' and string.find(ours, redis.sha1hex(now), 1, true) then
+    if op == 'redelete' then return delete(key, UNDONE) end
+    return write(key, value, ttl)
   end
   if op == 'redelete' or op == 'reset' then return DONE end
   if not now then return GONE end
