@@ -205,7 +205,7 @@ func nextBatch(batch int, took, share time.Duration) int {
 // but the journal.
 func (r *replayer) replay(ctx context.Context, s *session, tasks []task) (round Replay, ok bool) {
 	round, ok = r.pass(ctx, s, tasks, false)
-	if r.journal.sweep() || round.Superseded > 0 {
+	if r.journal.sweep() || round.Superseded+round.Refused > 0 {
 		r.wake() // what somebody else wrote is deleted by another round
 	}
 	return round, ok
@@ -259,6 +259,8 @@ func (p *pass) conclude(t *task, a answer) {
 		p.decided(t, a.verdict)
 	case noScripts(a.err):
 		p.plain = append(p.plain, *t)
+	case c == classCommand && t.del && !t.undo:
+		p.plain = append(p.plain, *t) // a delete is not given up because of the script
 	case c == classCommand:
 		p.refused(t)
 	case c == classRedirect:
@@ -313,10 +315,16 @@ func (v verdict) found() found {
 // refused drops an entry that Redis does not take for itself: trying again would
 // hold up the others for nothing.
 func (p *pass) refused(t *task) {
-	p.round.Refused++
-	p.stats.rejected.Add(1)
-	p.notify.drop(t.key, DropRejected)
-	p.settle(t, foundRefused)
+	if !t.lost { // else it was counted as a set
+		p.round.Refused++
+		p.stats.rejected.Add(1)
+		p.notify.drop(t.key, DropRejected)
+	}
+	if t.del {
+		p.settle(t, foundRefused)
+	} else {
+		p.settle(t, foundTheirs) // what is there may be older: another round deletes it
+	}
 }
 
 // postpone leaves the task in the journal for a later round.
