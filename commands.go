@@ -168,7 +168,7 @@ func (c *Cache) decider(ctx bound, h keyHash, key string) (*session, error) {
 	for range 2 { // a conflict takes two rounds
 		tasks := c.journal.takeOne(h, key)
 		if tasks == nil {
-			c.journal.sweep() // it may be done with
+			_ = c.swept(ctx) // it may be done with
 			break
 		}
 		l.replayer.replay(ctx, s, tasks)
@@ -182,6 +182,7 @@ func (c *Cache) decider(ctx bound, h keyHash, key string) (*session, error) {
 		return nil, err
 	}
 	if c.journal.holds(h, key) {
+		l.replayer.wake()
 		return nil, ErrUnavailable
 	}
 	return s, nil

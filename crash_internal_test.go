@@ -1,10 +1,13 @@
 package holdfast
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // imaged is what a process finds that begins where this one would die now.
@@ -195,5 +198,50 @@ func TestTheEchoOfAReplayOverrulesNoLaterSet(t *testing.T) {
 		if file {
 			dies(t, j)
 		}
+	}
+}
+
+func TestADeleteForAConflictIsInTheFileBeforeItIsSent(t *testing.T) {
+	for name, conflict := range map[string]func(j *journal){
+		"found":     func(j *journal) { settle(j, takeOnly(t, j, 0), foundTheirs, 1, 0) },
+		"overruled": func(j *journal) { j.overruled(hashed("k"), "k", 0) },
+	} {
+		dir := t.TempDir()
+		j, _ := reopened(t, dir, roomy)
+		put(t, j, set("k", "v1", 1), admitted)
+		conflict(j)
+		if task := takeOnly(t, j, 0); !task.del {
+			t.Fatalf("%s: the conflict is no delete", name)
+		}
+		j.sweep() // what a replay begins with
+		now := t.TempDir()
+		if err := os.CopyFS(now, os.DirFS(dir)); err != nil {
+			t.Fatal(err)
+		}
+		k, _ := reopened(t, now, roomy)
+		if next := takeOnly(t, k, 0); !next.del {
+			t.Errorf("%s: the next process sets %q", name, next.value)
+		}
+		dies(t, k)
+		dies(t, j)
+	}
+}
+
+func TestDrainWaitsForADiskNoLongerThanItsContext(t *testing.T) {
+	o := Options{Journal: JournalOptions{Dir: t.TempDir()}}
+	o.Redis.InitAddress = []string{"127.0.0.1:1"}
+	c, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.journal.file.sweeping <- struct{}{} // as one does whose disk hangs
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	if err := c.Drain(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("drain: %v", err)
+	}
+	<-c.journal.file.sweeping
+	if err := c.Close(); err != nil {
+		t.Error(err)
 	}
 }

@@ -49,14 +49,18 @@ type DropReason uint8
 
 const (
 	// DropDowngraded: the key will be deleted instead of set, because the value
-	// did not fit Journal.MaxBytes, or because the server told that another client
-	// wrote the key while the set waited.
+	// did not fit Journal.MaxBytes, or had to make room for another key, because the
+	// server told that another client wrote the key, or emptied it, while the set
+	// waited, because the server runs no scripts, or because what was found in
+	// Journal.Dir may be out of date.
 	DropDowngraded DropReason = iota
-	// DropRefused: the key did not fit Journal.MaxKeys; the caller was told.
+	// DropRefused: the key did not fit Journal.MaxKeys or MaxBytes; the caller was
+	// told.
 	DropRefused
 	// DropSuperseded: another client wrote the key during the outage.
 	DropSuperseded
-	// DropRejected: Redis rejected the replayed write for itself.
+	// DropRejected: Redis rejected the replayed write for itself, or hung up on it
+	// again and again. Where it was a set, the key is deleted instead.
 	DropRejected
 )
 

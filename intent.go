@@ -14,11 +14,12 @@ type intent struct {
 	late    late
 
 	del       bool
-	undo      bool // of a delete: only of what a write of our own may have left
-	elsewhere bool // of a delete: it was a set, and the value is the local tier's
-	sending   bool // a replay of it is under way
-	done      bool // it is done with, and leaves with the next sweep
-	lost      bool // of a delete: it was a set, and a replay found what somebody else wrote
+	undo      bool  // of a delete: only of what a write of our own may have left
+	elsewhere bool  // of a delete: it was a set, and the value is the local tier's
+	sending   bool  // a replay of it is under way
+	done      bool  // it is done with, and leaves with the next sweep
+	cuts      uint8 // how often the connection broke while it was under way
+	lost      bool  // of a delete: it was a set, and a replay found what somebody else wrote
 }
 
 // base is what Redis was last known to hold.

@@ -25,10 +25,15 @@ type journal struct {
 
 	file *journalFile // nil: in memory only
 
+	// underWay counts the intents that are being sent, and aloneUnderWay for one that
+	// is to be alone.
+	underWay atomic.Int64
+
 	next   atomic.Uint32 // the shard where the next take begins
 	keys   atomic.Int64  // intents, also those that wait for their second check
 	queued atomic.Int64  // intents to be replayed
 	bytes  atomic.Int64
+	barren atomic.Bool // there is no value that could give way to a key
 
 	shards [journalShards]journalShard
 
@@ -128,7 +133,8 @@ type write struct {
 func (j *journal) put(h keyHash, w write) (admission, saving) {
 	sh := j.shard(h)
 	size := int64(len(w.key))
-	if over := j.bytes.Load() + size - j.maxBytes; over > 0 && size <= j.maxBytes && !j.holds(h, w.key) {
+	over := j.bytes.Load() + size - j.maxBytes
+	if over > 0 && size <= j.maxBytes && j.keys.Load() < int64(j.maxKeys) && !j.barren.Load() && !j.holds(h, w.key) {
 		j.makeRoom(over)
 	}
 	sh.mu.Lock()
@@ -176,6 +182,7 @@ func (j *journal) makeRoom(bytes int64) {
 			return
 		}
 	}
+	j.barren.Store(true)
 }
 
 func (j *journal) putLocked(sh *journalShard, w write) (admission, saving) {
@@ -230,9 +237,11 @@ func (j *journal) replaceLocked(in *intent, w write) admission {
 	}
 	if elsewhere {
 		w.value, w.del = nil, true
+	} else if !w.del && j.barren.Load() {
+		j.barren.Store(false)
 	}
 	in.value, in.del, in.elsewhere, in.deadline, in.seq = w.value, w.del, elsewhere, w.deadline, w.seq
-	in.undo, in.lost = w.undo != nil, false
+	in.undo, in.lost, in.cuts = w.undo != nil, false, 0
 	if in.checkAt != 0 {
 		in.checkAt = 0
 		j.queued.Add(1)
@@ -256,10 +265,11 @@ func (j *journal) overtaken(h keyHash, w write, session uint64, server string) (
 	sh.mu.Lock()
 	in := sh.intents[w.key]
 	var saved saving
+	verdict := admitted
 	switch {
 	case in == nil || in.seq >= w.seq:
 	case in.sending || in.late.since != 0 && in.late.since != session:
-		j.putLocked(sh, w)
+		verdict, _ = j.putLocked(sh, w)
 		in.base, in.baseSeq = afterwards(w.value, w.del, w.deadline, server), 0
 		saved = j.saveLocked(sh, w.key, in)
 		again = true
@@ -267,6 +277,9 @@ func (j *journal) overtaken(h keyHash, w write, session uint64, server string) (
 		j.leaveLocked(sh, w.key, in)
 	}
 	sh.mu.Unlock()
+	if verdict == downgraded {
+		j.downgraded(w.key)
+	}
 	j.durable(saved)
 	again = j.sweep() || again
 	j.announce()
@@ -301,26 +314,29 @@ func (j *journal) overruleLocked(sh *journalShard, key string, in *intent, now i
 	}
 	j.bytes.Add(-int64(len(in.value)))
 	in.value, in.del = nil, true
-	j.saveLocked(sh, key, in)
+	j.settledLocked(sh, key, in)
 	return true
 }
 
 // overruledAll is overruled for all keys that are owned: the server was emptied.
-func (j *journal) overruledAll(now int64, owned func(key string) bool) (n int) {
+func (j *journal) overruledAll(now int64, owned func(key string) bool) {
 	if j.keys.Load() == 0 {
-		return 0
+		return
 	}
 	for i := range j.shards {
 		sh := &j.shards[i]
+		var keys []string
 		sh.mu.Lock()
 		for key, in := range sh.intents {
 			if owned(key) && j.overruleLocked(sh, key, in, now) {
-				n++
+				keys = append(keys, key)
 			}
 		}
 		sh.mu.Unlock()
+		for _, key := range keys {
+			j.downgraded(key)
+		}
 	}
-	return n
 }
 
 // afterwards is the base once Redis has run a write.

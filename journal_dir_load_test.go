@@ -169,7 +169,7 @@ func TestKeysThatAreWrittenWhileTheyDrainLoseNoSet(t *testing.T) {
 			ready(t, c)
 			const writers = 8
 			var last [writers]string
-			for round := range 30 * roundsFactor(t) {
+			for round := range 30 {
 				p.SetMode(redistest.Cut)
 				waitState(t, c, holdfast.Down)
 				stop := load(writers, func(g, i int) {

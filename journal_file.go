@@ -131,6 +131,7 @@ func (j *journal) downgradeAll(which func(*intent) bool) (n int, last saving) {
 			j.bytes.Add(-int64(len(in.value)))
 			in.value, in.del = nil, true
 			last = j.saveLocked(&j.shards[i], key, in)
+			j.downgraded(key)
 		}
 	}
 	return n, last

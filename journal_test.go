@@ -217,6 +217,15 @@ func TestARefusedWriteThatMayRunLateFencesItsKey(t *testing.T) {
 	}
 }
 
+// A journal that has no room for a further key takes nothing from the others.
+func TestWhatIsRefusedTakesNothingFromOthers(t *testing.T) {
+	j := newJournal(JournalOptions{MaxKeys: 2, MaxBytes: 100})
+	j.downgraded = func(key string) { t.Errorf("%s had to go", key) }
+	put(t, j, set("a", string(make([]byte, 49)), 1), admitted)
+	put(t, j, set("b", string(make([]byte, 49)), 1), admitted)
+	put(t, j, del("c", 1), rejected)
+}
+
 func TestValuesGiveWayToKeys(t *testing.T) {
 	j := newJournal(JournalOptions{MaxKeys: 1000, MaxBytes: 1000})
 	var gone []string

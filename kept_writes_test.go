@@ -139,7 +139,7 @@ func (d *diary) check(t *testing.T, r *redistest.Server, forgotten time.Time) {
 // Planned maintenance and crashes, one after the other, under live load: no caller
 // gets an error, nothing older is ever read, nothing is lost.
 func TestOutagesInARowUnderLiveLoadLoseNothing(t *testing.T) {
-	rounds := 3 * roundsFactor(t)
+	const rounds = 3
 	outagesAtOnce(t, func(t *testing.T, ctx context.Context, s *site) {
 		c := s.open(s.options())
 		const writers = 8

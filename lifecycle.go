@@ -112,8 +112,7 @@ func (c *Cache) drain(ctx context.Context) error {
 	for {
 		idle := c.journal.drained()
 		if idle == nil {
-			c.journal.sweep() // so that it stays so if the process dies now
-			return nil
+			return c.swept(ctx) // so that it stays so if the process dies now
 		}
 		c.routes.use()
 		select {
@@ -123,6 +122,26 @@ func (c *Cache) drain(ctx context.Context) error {
 		case <-c.life.Done():
 			return ErrClosed
 		}
+	}
+}
+
+// swept is sweep for those who do not wait for a disk longer than ctx.
+func (c *Cache) swept(ctx context.Context) error {
+	if c.journal.file == nil {
+		return nil
+	}
+	done := make(chan bool, 1)
+	c.keeper.spawn("sweep", func() { done <- c.journal.sweep() })
+	select {
+	case again := <-done:
+		if again {
+			c.routes.wake()
+		}
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-c.life.Done():
+		return ErrClosed
 	}
 }
 
@@ -182,7 +201,7 @@ var errStuck = errors.New("holdfast: close: a hook, the log handler, the dial fu
 // Close stops everything and waits for it: calls in flight get their answer or,
 // from Redis, none. It is bounded by two seconds even if a hook never returns, and
 // takes milliseconds otherwise, also while a dial or the server hangs; with
-// Journal.Dir it waits for the disk, for ten seconds at most. What is in the
+// Journal.Dir it waits for the disk, for fifteen seconds at most. What is in the
 // journal is lost, unless Journal.Dir has it; Shutdown delivers it first. The
 // error says what did not return, or why Journal.Dir does not have everything.
 // Further calls of Close wait for the first and return nil; every other call returns

@@ -289,6 +289,8 @@ func (c *modelConn) replyLocked(cmd []string) string {
 	case cmd[0] == "INFO":
 		text := fmt.Sprintf("# Server\r\nrun_id:server-%d\r\nredis_mode:standalone\r\n", c.s.run)
 		return fmt.Sprintf("$%d\r\n%s\r\n", len(text), text)
+	case len(cmd) == 1 && cmd[0] == "HELLO" && c.s.tracking: // who tells speaks RESP3
+		return "%2\r\n$5\r\nproto\r\n:3\r\n$4\r\nmode\r\n$10\r\nstandalone\r\n"
 	case cmd[0] == "CLIENT" && len(cmd) > 2 && cmd[1] == "TRACKING" && c.s.tracking:
 		c.tracked = map[string]bool{}
 		return "+OK\r\n"

@@ -28,7 +28,7 @@ func TestNothingWrittenIsLostAndNothingOldReturnsInRandomPrograms(t *testing.T) 
 		}
 		return
 	}
-	for seed := range uint64(300 * roundsFactor(t)) {
+	for seed := range uint64(200 * roundsFactor(t)) {
 		tryProgram(t, seed)
 		if t.Failed() {
 			return

@@ -71,7 +71,6 @@ func (c *Cache) restore() error {
 		return fmt.Errorf("holdfast: options: Journal.Dir: %w", err)
 	}
 	c.stats.restored.Add(uint64(r.keys))
-	c.stats.downgraded.Add(uint64(r.downgraded))
 	c.notify.restored(r)
 	c.keeper.spawn("journal", func() { c.journal.keep(c.stop) })
 	return nil

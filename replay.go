@@ -81,6 +81,9 @@ func (r *replayer) run(ctx context.Context) {
 			timer.Reset(replayPause)
 			continue
 		}
+		if s == nil || !s.writable.Load() {
+			continue // what wakes the replayer is that Redis is back
+		}
 		if next := r.journal.nextCheck(r.owns); next != never {
 			timer.Reset(max(replayPause, time.Duration(next-r.clock.now())))
 		}
@@ -138,6 +141,9 @@ func (d *draining) lane(ctx context.Context) {
 	want := func(key string, del bool) bool { return (del || s.writable.Load()) && d.owns(key) }
 	quickest := time.Duration(never) // what is not the batch's doing
 	for batch := replayFirst; ; {
+		if !d.note(Replay{}, true) {
+			return
+		}
 		batch = min(batch, d.pace.most)
 		if !d.await(ctx, batch) {
 			return
@@ -204,6 +210,7 @@ func nextBatch(batch int, took, share time.Duration) int {
 // the replay's own timeout and a second for each megabyte: nobody waits for it
 // but the journal.
 func (r *replayer) replay(ctx context.Context, s *session, tasks []task) (round Replay, ok bool) {
+	r.journal.sweep() // the file must know what the round before has decided
 	round, ok = r.pass(ctx, s, tasks, false)
 	if r.journal.sweep() || round.Superseded+round.Refused > 0 {
 		r.wake() // what somebody else wrote is deleted by another round
@@ -217,6 +224,7 @@ type pass struct {
 	parent  context.Context // of who has it done
 	session *session
 	asking  bool // the server only imports the slots of the keys
+	dead    bool // the connection had ended before
 
 	round  Replay
 	failed bool
@@ -231,7 +239,7 @@ func (r *replayer) pass(parent context.Context, s *session, tasks []task, asking
 	}
 	ctx, cancel := context.WithTimeout(parent, limit)
 	defer cancel()
-	p := &pass{replayer: r, parent: parent, session: s, asking: asking}
+	p := &pass{replayer: r, parent: parent, session: s, asking: asking, dead: s.lost.Load()}
 	for i, a := range r.send(ctx, s, tasks, asking) {
 		p.conclude(&tasks[i], a)
 	}
@@ -263,6 +271,9 @@ func (p *pass) conclude(t *task, a answer) {
 		p.plain = append(p.plain, *t) // a delete is not given up because of the script
 	case c == classCommand:
 		p.refused(t)
+		// Redis closes the connection behind such an answer: what was sent next would
+		// be taken for the cause.
+		p.failed = p.failed || strings.HasPrefix(a.err.Error(), "Protocol error")
 	case c == classRedirect:
 		next, ask := p.routes.follow(p.session, a.err)
 		if !ask || p.asking || next == nil {
@@ -315,16 +326,22 @@ func (v verdict) found() found {
 // refused drops an entry that Redis does not take for itself: trying again would
 // hold up the others for nothing.
 func (p *pass) refused(t *task) {
-	if !t.lost { // else it was counted as a set
-		p.round.Refused++
-		p.stats.rejected.Add(1)
-		p.notify.drop(t.key, DropRejected)
-	}
+	p.count(t)
 	if t.del {
 		p.settle(t, foundRefused)
 	} else {
 		p.settle(t, foundTheirs) // what is there may be older: another round deletes it
 	}
+}
+
+// count counts a task that Redis does not take, unless it was when it was a set.
+func (p *pass) count(t *task) {
+	if t.lost {
+		return
+	}
+	p.round.Refused++
+	p.stats.rejected.Add(1)
+	p.notify.drop(t.key, DropRejected)
 }
 
 // postpone leaves the task in the journal for a later round.
@@ -339,8 +356,16 @@ func (p *pass) postpone(t *task, c class, err error) {
 		what = foundUnsent // a reply says that it did not run
 	} else if gaveUp(err) {
 		err = errBudget
+	} else if p.dead {
+		what = foundUnsent // what it is told is what ended the connection before
+	} else if !errors.Is(err, errNoPermit) && !errors.Is(err, rueidis.ErrClosing) {
+		what = foundCut // and not before it was sent
 	}
 	p.journal.settle(*t, what, s.id, s.server, p.clock.now())
+	if what == foundCut && t.alone && t.cuts > suspectCuts && !t.del {
+		p.count(t)
+		p.journal.giveUp(t)
+	}
 	s.link.report(s, c, err)
 	if !p.owns(t.key) {
 		p.routes.deliver(t.key) // it has moved, after its new owner was woken

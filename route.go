@@ -69,6 +69,13 @@ func (r *routes) use() {
 	r.home.use()
 }
 
+// wake has every replayer look at the journal.
+func (r *routes) wake() {
+	for _, l := range r.links() {
+		l.replayer.wake()
+	}
+}
+
 // look wakes every supervisor.
 func (r *routes) look() {
 	r.home.look()

@@ -1,6 +1,9 @@
 package holdfast
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // task is an intent on its way to Redis, as it was when it was taken.
 type task struct {
@@ -8,14 +11,20 @@ type task struct {
 	key   string
 	hash  keyHash
 	check bool // the second look at an ambiguous write
+	alone bool // nothing else is under way
 }
 
 // take marks intents as being sent and returns them: those to replay, and those
 // whose second check is due, of which want says that they may go now; up to n of
 // them, and up to about so many bytes.
 func (j *journal) take(n, bytes int, now int64, hash func(string) keyHash, want func(key string, del bool) bool) []task {
+	if !j.reserve() {
+		return nil
+	}
 	var tasks []task
 	first := j.next.Load()
+	var suspect string // of what took the connection with it
+	var found *journalShard
 	for i := range uint32(journalShards) {
 		at := (first + i) % journalShards
 		sh := &j.shards[at]
@@ -24,22 +33,73 @@ func (j *journal) take(n, bytes int, now int64, hash func(string) keyHash, want 
 			if in.sending || in.checkAt > now || !want(key, in.del) {
 				continue
 			}
+			if in.cuts >= suspectCuts {
+				suspect, found = key, sh
+				continue
+			}
 			t := j.takeLocked(sh, key, in, hash(key))
 			tasks = append(tasks, t)
 			bytes -= len(t.key) + len(t.value)
 			if len(tasks) == n || bytes <= 0 {
 				sh.mu.Unlock()
 				j.next.Store(at)
+				j.underWay.Add(-1)
 				return tasks
 			}
 		}
 		sh.mu.Unlock()
 	}
+	j.underWay.Add(-1)
+	if len(tasks) == 0 && found != nil {
+		tasks = j.takeSuspect(found, suspect, hash)
+	}
 	return tasks
+}
+
+// suspectCuts is how often the connection must have broken under an intent for it to
+// be sent last and alone: some servers answer what they do not take by hanging up.
+const suspectCuts = 2
+
+const aloneUnderWay = 1 << 32
+
+// reserve keeps one that is to be alone from being taken meanwhile; false where one is
+// under way.
+func (j *journal) reserve() bool {
+	for {
+		n := j.underWay.Load()
+		if n >= aloneUnderWay {
+			return false
+		}
+		if j.underWay.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+}
+
+// takeSuspect takes such an intent, if nothing else is under way.
+func (j *journal) takeSuspect(sh *journalShard, key string, hash func(string) keyHash) []task {
+	if !j.underWay.CompareAndSwap(0, aloneUnderWay) {
+		return nil
+	}
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	in := sh.intents[key]
+	if in == nil || in.sending || in.cuts < suspectCuts {
+		j.underWay.Add(-aloneUnderWay)
+		return nil
+	}
+	t := j.takeLocked(sh, key, in, hash(key))
+	t.alone = true
+	j.underWay.Add(-1)
+	return []task{t}
 }
 
 // takeOne is take for the one key, or nil.
 func (j *journal) takeOne(h keyHash, key string) []task {
+	if !j.reserve() {
+		return nil
+	}
+	defer j.underWay.Add(-1)
 	sh := j.shard(h)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -53,6 +113,7 @@ func (j *journal) takeOne(h keyHash, key string) []task {
 // takeLocked marks an intent as being sent. The caller holds its shard.
 func (j *journal) takeLocked(sh *journalShard, key string, in *intent, h keyHash) task {
 	in.sending = true
+	j.underWay.Add(1)
 	t := task{intent: *in, key: key, hash: h, check: in.checkAt > 0}
 	t.late.sums = t.late.sums[:len(t.late.sums):len(t.late.sums)]
 	if j.file != nil && !in.undo {
@@ -97,6 +158,7 @@ const (
 	foundTheirs               // somebody else wrote, and that is still there
 	foundRefused              // Redis does not take it: what it holds is not known
 	foundNoReply              // it may or may not have run
+	foundCut                  // that, for the connection broke
 	foundUnsent               // it did not run
 )
 
@@ -109,6 +171,11 @@ const lateAfter = 2 * time.Second
 // unless a later write of it came in meanwhile, or Redis has not decided, or a
 // write of an earlier session may still run late: then it is checked once more.
 func (j *journal) settle(t task, what found, session uint64, server string, now int64) {
+	if t.alone {
+		j.underWay.Add(-aloneUnderWay)
+	} else {
+		j.underWay.Add(-1)
+	}
 	sh := j.shard(t.hash)
 	sh.mu.Lock()
 	if in := sh.intents[t.key]; in != nil {
@@ -123,6 +190,18 @@ func (j *journal) settle(t task, what found, session uint64, server string, now 
 	sh.mu.Unlock()
 	if j.file == nil {
 		j.announce() // else sweep does, once the file knows
+	}
+}
+
+// giveUp makes a delete of a set that takes the connection with it.
+func (j *journal) giveUp(t *task) {
+	sh := j.shard(t.hash)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if in := sh.intents[t.key]; in != nil && in.is(t) {
+		j.bytes.Add(-int64(len(in.value)))
+		in.value, in.del, in.lost, in.cuts = nil, true, true, 0
+		j.settledLocked(sh, t.key, in)
 	}
 }
 
@@ -145,8 +224,11 @@ func (j *journal) settleLocked(in *intent, t task, what found, session uint64, s
 	switch what {
 	case foundUnsent:
 		return false
-	case foundNoReply:
+	case foundNoReply, foundCut:
 		in.late.unanswered(session, t.value, t.del, t.deadline)
+		if what == foundCut && in.is(&t) && in.cuts < math.MaxUint8 {
+			in.cuts++
+		}
 		return false
 	case foundOurs:
 		if t.undo {

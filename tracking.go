@@ -95,7 +95,6 @@ func (c *Cache) told(key string, serving bool) {
 // emptied is told for all keys that are owned.
 func (c *Cache) emptied(owned func(key string) bool) {
 	if c.opts.Journal.OnConflict == ConflictDelete {
-		n := c.journal.overruledAll(c.clock.now(), owned)
-		c.stats.downgraded.Add(uint64(n))
+		c.journal.overruledAll(c.clock.now(), owned)
 	}
 }
