@@ -34,7 +34,7 @@ type StateChange struct {
 type Replay struct {
 	Replayed   int // Redis holds what was wanted
 	Superseded int // somebody else wrote meanwhile: deleted, or left alone
-	Refused    int // Redis refused this entry: it was dropped
+	Refused    int // Redis refused the entry: a set became a delete, a delete was dropped
 	Left       int // still to be replayed
 }
 

@@ -159,6 +159,7 @@ func TestAKeyThatIsWrittenAllTheTimeLeavesTheJournalAndItsFile(t *testing.T) {
 
 // What the server tells of the replay's own writes is no news.
 func TestKeysThatAreWrittenWhileTheyDrainLoseNoSet(t *testing.T) {
+	redistest.Long(t)
 	for name, dir := range map[string]string{"in memory": "", "in a file": t.TempDir()} {
 		t.Run(name, func(t *testing.T) {
 			ctx := begin(t)

@@ -89,6 +89,7 @@ func TestRedisIsKilledUnderLoadAndNoCallerNotices(t *testing.T) {
 
 // A server that hangs is worse than one that is gone: its sockets stay open.
 func TestRedisIsStoppedUnderALoadOfTwoThousandAndComesBack(t *testing.T) {
+	redistest.Long(t)
 	ctx := begin(t)
 	s, p := behind(t)
 	c := open(t, at(p.Addr()))
@@ -125,6 +126,7 @@ func TestRedisIsStoppedUnderALoadOfTwoThousandAndComesBack(t *testing.T) {
 }
 
 func TestAHundredRestartsLoseNoDelete(t *testing.T) {
+	redistest.Long(t)
 	ctx := begin(t)
 	s, p := behind(t)
 	c := open(t, at(p.Addr()))

@@ -13,6 +13,7 @@ import (
 // nothing. Whoever tried again in the same company would have the connection broken for
 // ever, and everybody's calls with it.
 func TestAnEntryAtWhichRedisHangsUpIsGivenUp(t *testing.T) {
+	redistest.Long(t)
 	for name, size := range map[string]int{"client-query-buffer-limit": 3 << 20, "proto-max-bulk-len": 8 << 20} {
 		t.Run(name, func(t *testing.T) {
 			ctx := begin(t)

@@ -76,6 +76,7 @@ func settled(t *testing.T, c *holdfast.Cache) {
 }
 
 func TestAWriteThatRunsLateDoesNotUndoALaterOne(t *testing.T) {
+	redistest.Long(t)
 	ctx := begin(t)
 	c, s, first := hungOnce(t)
 	for _, k := range []string{"set-set", "set-del", "del-set"} {
@@ -109,6 +110,7 @@ func TestAWriteThatRunsLateDoesNotUndoALaterOne(t *testing.T) {
 }
 
 func TestADeleteThatRunsLateDoesNotUndoALaterSet(t *testing.T) {
+	redistest.Long(t)
 	ctx := begin(t)
 	c, s, first := hungOnce(t)
 	must(t, c.Set(ctx, "k", []byte("before"), 0))
@@ -126,6 +128,7 @@ func TestADeleteThatRunsLateDoesNotUndoALaterSet(t *testing.T) {
 
 // A key that is written all the time must leave the journal, too.
 func TestAHotKeyIsUnfencedOnceNothingCanRunLate(t *testing.T) {
+	redistest.Long(t)
 	ctx := begin(t)
 	c, s, first := hungOnce(t)
 	must(t, c.Set(ctx, "k", []byte("before"), 0))
@@ -179,5 +182,40 @@ func TestShutdownOfAClientThatNeverReachedRedisSaysHowManyWritesAreLost(t *testi
 	var u *holdfast.Undelivered
 	if !asUndelivered(err, &u) || u.Keys != 7 {
 		t.Errorf("shutdown without redis: %v", err)
+	}
+}
+
+func TestWhatAReplayDidIsTold(t *testing.T) {
+	ctx := begin(t)
+	s, p := behind(t)
+	told := make(chan holdfast.Replay, 100)
+	o := at(p.Addr())
+	o.Hooks.OnReplay = func(r holdfast.Replay) { told <- r }
+	c := open(t, o)
+	ready(t, c)
+	must(t, c.Set(ctx, "theirs", []byte("before"), 0))
+	outage(t, c, p, func() {
+		must(t, c.Set(ctx, "set", []byte("v"), 0))
+		must(t, c.Set(ctx, "theirs", []byte("ours"), 0))
+		must(t, c.Delete(ctx, "deleted"))
+		s.MustDo("SET", "theirs", "theirs")
+	})
+	var sum holdfast.Replay
+	for sum.Replayed+sum.Superseded < 3 {
+		select {
+		case r := <-told:
+			sum.Replayed += r.Replayed
+			sum.Superseded += r.Superseded
+			sum.Refused += r.Refused
+			sum.Left = r.Left
+		case <-time.After(patience):
+			t.Fatalf("told of %+v and no more", sum)
+		}
+	}
+	if sum != (holdfast.Replay{Replayed: 2, Superseded: 1}) {
+		t.Errorf("told of %+v", sum)
+	}
+	if st := c.Stats(); st.Replayed != 2 || st.Superseded != 1 {
+		t.Errorf("stats %+v", st)
 	}
 }

@@ -239,6 +239,7 @@ func TestAnAddThatFindsTheKeyKeepsTheCopy(t *testing.T) {
 }
 
 func TestAnAddThatRunsLateIsTakenBack(t *testing.T) {
+	redistest.Long(t)
 	ctx := begin(t)
 	c, s, first := hungOnce(t)
 	first.SetMode(redistest.Hang)
@@ -259,6 +260,7 @@ func TestAnAddThatRunsLateIsTakenBack(t *testing.T) {
 
 // Somebody else's value under the same key must not be taken back with it.
 func TestAnAddThatGotNoAnswerLeavesOthersAlone(t *testing.T) {
+	redistest.Long(t)
 	ctx := begin(t)
 	c, s, first := hungOnce(t)
 	s.MustDo("SET", "k", "theirs")
@@ -278,6 +280,7 @@ func TestAnAddThatGotNoAnswerLeavesOthersAlone(t *testing.T) {
 
 // Sixty-four callers of one hot key time out at once; then one more writes it.
 func TestAHotKeyOfManyCallersIsNoConflictWithItself(t *testing.T) {
+	redistest.Long(t)
 	ctx := begin(t)
 	for round := range 2 {
 		c, s, first := hungOnce(t)

@@ -58,14 +58,19 @@ func need(tb testing.TB) {
 	tb.Skip("redistest: redis-server is not in PATH")
 }
 
-// needMany is need for a rig of several servers that must find each other. The tests
-// on those take minutes together, so they run where redis is required, and else
-// only if they are asked for.
+// needMany is need for a rig of several servers that must find each other.
 func needMany(tb testing.TB) {
 	tb.Helper()
 	need(tb)
+	Long(tb)
+}
+
+// Long is for tests that take minutes together: they run where redis is required, and
+// else only if they are asked for.
+func Long(tb testing.TB) {
+	tb.Helper()
 	if os.Getenv("HOLDFAST_REQUIRE_REDIS") != "1" {
-		tb.Skip("redistest: tests on Sentinel and clusters take minutes: HOLDFAST_REQUIRE_REDIS=1 runs them")
+		tb.Skip("redistest: the tests that take long run with HOLDFAST_REQUIRE_REDIS=1")
 	}
 }
 
