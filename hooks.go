@@ -49,10 +49,9 @@ type DropReason uint8
 
 const (
 	// DropDowngraded: the key will be deleted instead of set, because the value
-	// did not fit Journal.MaxBytes, or had to make room for another key, because the
-	// server told that another client wrote the key, or emptied it, while the set
-	// waited, because the server runs no scripts, or because what was found in
-	// Journal.Dir may be out of date.
+	// did not fit Journal.MaxBytes, because the server told that another client wrote
+	// the key, or was emptied, while the set waited, because the server runs no
+	// scripts, or because what was found in Journal.Dir may be out of date.
 	DropDowngraded DropReason = iota
 	// DropRefused: the key did not fit Journal.MaxKeys or MaxBytes; the caller was
 	// told.

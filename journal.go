@@ -20,7 +20,7 @@ type journal struct {
 	maxBytes int64
 	keysOnly bool
 
-	// downgraded is told of a set that became a delete to make room for another key.
+	// downgraded is told of a set that became a delete while it waited.
 	downgraded func(key string)
 
 	file *journalFile // nil: in memory only
@@ -33,7 +33,6 @@ type journal struct {
 	keys   atomic.Int64  // intents, also those that wait for their second check
 	queued atomic.Int64  // intents to be replayed
 	bytes  atomic.Int64
-	barren atomic.Bool // there is no value that could give way to a key
 
 	shards [journalShards]journalShard
 
@@ -132,11 +131,6 @@ type write struct {
 // the write is accepted, the caller waits for what it returns.
 func (j *journal) put(h keyHash, w write) (admission, saving) {
 	sh := j.shard(h)
-	size := int64(len(w.key))
-	over := j.bytes.Load() + size - j.maxBytes
-	if over > 0 && size <= j.maxBytes && j.keys.Load() < int64(j.maxKeys) && !j.barren.Load() && !j.holds(h, w.key) {
-		j.makeRoom(over)
-	}
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	return j.putLocked(sh, w)
@@ -152,37 +146,6 @@ func (j *journal) admit(key string) bool {
 		return false
 	}
 	return true
-}
-
-// makeRoom makes deletes of sets, any of them, until their values have left so many
-// bytes: a delete that is refused for want of room would be worse.
-func (j *journal) makeRoom(bytes int64) {
-	for i := range j.shards {
-		sh := &j.shards[i]
-		var keys []string
-		sh.mu.Lock()
-		for key, in := range sh.intents {
-			if bytes <= 0 {
-				break
-			}
-			if in.del || in.sending || in.checkAt != 0 || len(in.value) == 0 {
-				continue
-			}
-			keys = append(keys, key)
-			bytes -= int64(len(in.value))
-			j.bytes.Add(-int64(len(in.value)))
-			in.value, in.del, in.elsewhere = nil, true, true
-			j.saveLocked(sh, key, in)
-		}
-		sh.mu.Unlock()
-		for _, key := range keys {
-			j.downgraded(key)
-		}
-		if bytes <= 0 {
-			return
-		}
-	}
-	j.barren.Store(true)
 }
 
 func (j *journal) putLocked(sh *journalShard, w write) (admission, saving) {
@@ -237,8 +200,6 @@ func (j *journal) replaceLocked(in *intent, w write) admission {
 	}
 	if elsewhere {
 		w.value, w.del = nil, true
-	} else if !w.del && j.barren.Load() {
-		j.barren.Store(false)
 	}
 	in.value, in.del, in.elsewhere, in.deadline, in.seq = w.value, w.del, elsewhere, w.deadline, w.seq
 	in.undo, in.lost, in.cuts = w.undo != nil, false, 0
