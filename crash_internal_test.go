@@ -245,3 +245,24 @@ func TestDrainWaitsForADiskNoLongerThanItsContext(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A set is replayed before the file has it, and the process dies: Redis then holds what
+// the next process knows nothing of.
+func TestWhatIsSentIsInTheFile(t *testing.T) {
+	dir := t.TempDir()
+	j, _ := reopened(t, dir, roomy)
+	put(t, j, set("k", "old", 1), admitted)
+	j.put(hashed("k"), set("k", "new", 2)) // its caller still waits for the disk
+	if task := takeOnly(t, j, 0); string(task.value) != "new" {
+		t.Fatalf("%s is replayed", task.value)
+	}
+	j.sweep() // what a replay begins with
+	now := t.TempDir()
+	if err := os.CopyFS(now, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	k, _ := reopened(t, now, roomy)
+	wantHolds(t, k, "k", 1, "new")
+	dies(t, k)
+	dies(t, j)
+}

@@ -275,7 +275,7 @@ func (j *journal) overruleLocked(sh *journalShard, key string, in *intent, now i
 	}
 	j.bytes.Add(-int64(len(in.value)))
 	in.value, in.del = nil, true
-	j.settledLocked(sh, key, in)
+	j.saveLocked(sh, key, in)
 	return true
 }
 

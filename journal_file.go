@@ -26,8 +26,8 @@ type journalFile struct {
 	mu      struct {
 		sync.Mutex
 		leaving []leaving
-		last    saving // of what a replay has settled
-		settled bool   // there is one
+		last    saving // of all changes
+		staged  bool   // there was one since the last sweep
 	}
 }
 
@@ -138,13 +138,19 @@ func (j *journal) downgradeAll(which func(*intent) bool) (n int, last saving) {
 }
 
 // saveLocked has the intent, as it is now, written to the file. The caller holds
-// its shard, and waits with durable once it does not.
+// its shard, and waits with durable once it does not, or leaves that to a sweep.
 func (j *journal) saveLocked(sh *journalShard, key string, in *intent) saving {
 	in.done = false
-	if j.file == nil {
+	f := j.file
+	if f == nil {
 		return saving{}
 	}
-	return saving{j.file.log.Stage(key, unnumbered, j.file.encode(sh, key, in))}
+	record := f.encode(sh, key, in)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.mu.staged = true
+	f.mu.last = saving{f.log.Stage(key, unnumbered, record)}
+	return f.mu.last
 }
 
 // unnumbered is the number of every record: they are staged under the lock of the
@@ -196,24 +202,11 @@ func (f *journalFile) forget(sh *journalShard, key string, in *intent) {
 	defer f.mu.Unlock()
 	f.mu.leaving = append(f.mu.leaving, leaving{sh, key, in})
 	f.mu.last = saving{f.log.StageDrop(key, unnumbered)}
-	f.mu.settled = true
-}
-
-// settledLocked has the file know what a replay found of an intent that stays. The
-// caller holds the shard; sweep waits for it.
-func (j *journal) settledLocked(sh *journalShard, key string, in *intent) {
-	if j.file == nil {
-		in.done = false
-		return
-	}
-	j.file.mu.Lock()
-	defer j.file.mu.Unlock()
-	j.file.mu.last = j.saveLocked(sh, key, in)
-	j.file.mu.settled = true
+	f.mu.staged = true
 }
 
 // sweep takes out what is done with, once the file has forgotten it; when it
-// returns, the file knows all that was settled when it was called. It says whether
+// returns, the file knows all that the journal knew when it was called. It says whether
 // some of that was written again meanwhile, and must be replayed.
 func (j *journal) sweep() (again bool) {
 	f := j.file
@@ -223,10 +216,10 @@ func (j *journal) sweep() (again bool) {
 	f.sweeping <- struct{}{}
 	defer func() { <-f.sweeping }()
 	f.mu.Lock()
-	gone, last, settled := f.mu.leaving, f.mu.last, f.mu.settled
-	f.mu.leaving, f.mu.settled = nil, false
+	gone, last, staged := f.mu.leaving, f.mu.last, f.mu.staged
+	f.mu.leaving, f.mu.staged = nil, false
 	f.mu.Unlock()
-	if !settled {
+	if !staged {
 		return false
 	}
 	j.durable(last) // they were staged in this order

@@ -210,7 +210,9 @@ func nextBatch(batch int, took, share time.Duration) int {
 // the replay's own timeout and a second for each megabyte: nobody waits for it
 // but the journal.
 func (r *replayer) replay(ctx context.Context, s *session, tasks []task) (round Replay, ok bool) {
-	r.journal.sweep() // the file must know what the round before has decided
+	// The file must know what is sent, or the next process would take our own value for
+	// somebody else's; and what the round before has decided.
+	r.journal.sweep()
 	round, ok = r.pass(ctx, s, tasks, false)
 	if r.journal.sweep() || round.Superseded+round.Refused > 0 {
 		r.wake() // what somebody else wrote is deleted by another round

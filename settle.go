@@ -184,7 +184,7 @@ func (j *journal) settle(t task, what found, session uint64, server string, now 
 		if j.settleLocked(in, t, what, session, server, now) {
 			j.leaveLocked(sh, t.key, in)
 		} else if what != foundUnsent {
-			j.settledLocked(sh, t.key, in)
+			j.saveLocked(sh, t.key, in)
 		}
 	}
 	sh.mu.Unlock()
@@ -201,7 +201,7 @@ func (j *journal) giveUp(t *task) {
 	if in := sh.intents[t.key]; in != nil && in.is(t) {
 		j.bytes.Add(-int64(len(in.value)))
 		in.value, in.del, in.lost, in.cuts = nil, true, true, 0
-		j.settledLocked(sh, t.key, in)
+		j.saveLocked(sh, t.key, in)
 	}
 }
 
