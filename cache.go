@@ -44,6 +44,8 @@ const (
 	Remote
 	// Journal holds what was written while Redis was away.
 	Journal
+	// Loader is the caller's own function, which asked the source of truth.
+	Loader
 )
 
 func (t Tier) String() string {
@@ -54,6 +56,8 @@ func (t Tier) String() string {
 		return "remote"
 	case Journal:
 		return "journal"
+	case Loader:
+		return "loader"
 	}
 	return fmt.Sprintf("tier(%d)", uint8(t))
 }
