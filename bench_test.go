@@ -222,6 +222,25 @@ func BenchmarkSetCircuitOpen(b *testing.B) {
 		func(_, i int) { raw.SetWithTTL(keys[i&(1<<14-1)], append([]byte(nil), value...), 400, time.Hour) })
 }
 
+// BenchmarkSetJournalDir: a Set of 100 B while Redis is away, with Journal.Dir,
+// beside one without.
+func BenchmarkSetJournalDir(b *testing.B) {
+	for _, policy := range []FsyncPolicy{FsyncNo, FsyncEverySecond, FsyncAlways} {
+		b.Run(policy.String(), func(b *testing.B) {
+			away := Options{Redis: rueidis.ClientOption{InitAddress: []string{redistest.FreeAddr(b)}}}
+			plain := benchCache(b, away)
+			away.Journal.Dir, away.Journal.Fsync = b.TempDir(), policy
+			c := benchCache(b, away)
+			ctx := context.Background()
+			keys := benchKeys(1 << 14)
+			value := make([]byte, 100)
+			versus(b, 1,
+				func(_, i int) { c.Set(ctx, keys[i&(1<<14-1)], value, time.Hour) },
+				func(_, i int) { plain.Set(ctx, keys[i&(1<<14-1)], value, time.Hour) })
+		})
+	}
+}
+
 // BenchmarkRemoteGet is a Get that goes to Redis and reads the TTL with the
 // value, with tracking on, beside a raw rueidis GET on one wire. Targets: at 64
 // callers at least 0.8x its throughput (ratio at most 1.25), at 1 caller at most

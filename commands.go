@@ -270,7 +270,8 @@ func (c *Cache) knownTTL(e *entry, now int64) (time.Duration, error) {
 // Touch gives the key a new life of ttl from now; 0 means Options.DefaultTTL,
 // and where that is 0 too, no expiry. ErrMiss where there is no such key. It
 // waits for at most Options.Timeout. While Redis is away only a key whose value
-// is in the journal can be touched; others get ErrUnavailable.
+// is in the journal can be touched; others get ErrUnavailable. A Touch that got no
+// answer may still run late, and then gives its end to what was set since.
 func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error {
 	ttl, err := c.ttl(ttl)
 	if err != nil {

@@ -39,6 +39,7 @@ const journalShards = 64
 type journalShard struct {
 	mu      sync.RWMutex
 	intents map[string]*intent
+	sent    map[*intent]sent // with a file: what is under way
 }
 
 // admission is what became of a write that was offered to the journal.
@@ -62,6 +63,7 @@ func newJournal(o JournalOptions) *journal {
 	j := &journal{maxKeys: o.MaxKeys, maxBytes: o.MaxBytes, keysOnly: o.KeysOnly}
 	for i := range j.shards {
 		j.shards[i].intents = make(map[string]*intent)
+		j.shards[i].sent = make(map[*intent]sent)
 	}
 	return j
 }
@@ -151,17 +153,13 @@ func (j *journal) putLocked(sh *journalShard, w write) (admission, saving) {
 	if w.seq >= in.seq {
 		verdict = j.replaceLocked(in, w)
 	}
-	return verdict, j.saveLocked(w.key, in)
+	return verdict, j.saveLocked(sh, w.key, in)
 }
 
 // replaceLocked makes the write what the intent is for.
 func (j *journal) replaceLocked(in *intent, w write) admission {
 	verdict := admitted
 	elsewhere := j.keysOnly && !w.del
-	if in.sending && j.file != nil {
-		// The next process must know what this one may have done to Redis.
-		in.late.unanswered(earlierProcess, in.value, in.del && !in.undo, in.deadline)
-	}
 	j.bytes.Add(-int64(len(in.value)))
 	if !w.del && !elsewhere && j.bytes.Add(int64(len(w.value))) > j.maxBytes {
 		j.bytes.Add(-int64(len(w.value)))
@@ -200,7 +198,7 @@ func (j *journal) overtaken(h keyHash, w write, session uint64, server string) (
 	case in.sending || in.late.since != 0 && in.late.since != session:
 		j.putLocked(sh, w)
 		in.base, in.baseSeq = afterwards(w.value, w.del, w.deadline, server), 0
-		saved = j.saveLocked(w.key, in)
+		saved = j.saveLocked(sh, w.key, in)
 		again = true
 	default:
 		j.leaveLocked(sh, w.key, in)
@@ -228,17 +226,17 @@ func (j *journal) overruled(h keyHash, key string, now int64) bool {
 	if in == nil {
 		return false
 	}
-	return j.overruleLocked(key, in, now)
+	return j.overruleLocked(sh, key, in, now)
 }
 
-func (j *journal) overruleLocked(key string, in *intent, now int64) bool {
+func (j *journal) overruleLocked(sh *journalShard, key string, in *intent, now int64) bool {
 	ownEnd := in.base.held && now >= in.base.gone
 	if in.del || in.sending || in.checkAt != 0 || in.late.since != 0 || ownEnd {
 		return false
 	}
 	j.bytes.Add(-int64(len(in.value)))
 	in.value, in.del = nil, true
-	j.saveLocked(key, in)
+	j.saveLocked(sh, key, in)
 	return true
 }
 
@@ -251,7 +249,7 @@ func (j *journal) overruledAll(now int64, owned func(key string) bool) (n int) {
 		sh := &j.shards[i]
 		sh.mu.Lock()
 		for key, in := range sh.intents {
-			if owned(key) && j.overruleLocked(key, in, now) {
+			if owned(key) && j.overruleLocked(sh, key, in, now) {
 				n++
 			}
 		}
@@ -279,7 +277,7 @@ func (j *journal) touch(h keyHash, key string, now, deadline int64) bool {
 		return false
 	}
 	in.deadline = deadline
-	saved := j.saveLocked(key, in)
+	saved := j.saveLocked(sh, key, in)
 	sh.mu.Unlock()
 	j.durable(saved)
 	return true

@@ -2,7 +2,9 @@ package holdfast
 
 import (
 	"fmt"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/wal"
@@ -17,7 +19,11 @@ type journalFile struct {
 	kick  chan struct{} // there may be something for the keeper to do
 
 	sweeping chan struct{} // holds a token while a sweep runs
-	mu       struct {
+
+	// doubted: what was found may be out of date, and the file has yet to be written
+	// anew without that doubt.
+	doubted atomic.Bool
+	mu      struct {
 		sync.Mutex
 		leaving []leaving
 		last    saving // of what made them leave
@@ -79,6 +85,7 @@ func (j *journal) open(o JournalOptions, c clock, hash func(string) keyHash, log
 	}
 	if r.doubt != "" {
 		r.downgraded, last = j.downgradeAll(func(*intent) bool { return true })
+		f.doubted.Store(true)
 		f.wake()
 	} else {
 		r.downgraded, last = j.downgradeAll(func(*intent) bool { return j.bytes.Load() > j.maxBytes })
@@ -110,7 +117,7 @@ func (j *journal) downgradeAll(which func(*intent) bool) (n int, last saving) {
 			n++
 			j.bytes.Add(-int64(len(in.value)))
 			in.value, in.del = nil, true
-			last = j.saveLocked(key, in)
+			last = j.saveLocked(&j.shards[i], key, in)
 		}
 	}
 	return n, last
@@ -118,16 +125,29 @@ func (j *journal) downgradeAll(which func(*intent) bool) (n int, last saving) {
 
 // saveLocked has the intent, as it is now, written to the file. The caller holds
 // its shard, and waits with durable once it does not.
-func (j *journal) saveLocked(key string, in *intent) saving {
+func (j *journal) saveLocked(sh *journalShard, key string, in *intent) saving {
 	in.done = false
 	if j.file == nil {
 		return saving{}
 	}
-	return j.file.log.Stage(key, in.seq, j.file.encode(key, in))
+	return j.file.log.Stage(key, unnumbered, j.file.encode(sh, key, in))
 }
 
-func (f *journalFile) encode(key string, in *intent) []byte {
+// unnumbered is the number of every record: they are staged under the lock of the
+// key's shard, so they come in their order.
+const unnumbered = 0
+
+// encode is the intent as the next process has to know it, to which this one may
+// die in the middle of a replay. The caller holds the shard.
+func (f *journalFile) encode(sh *journalShard, key string, in *intent) []byte {
 	now, wall := f.clock.now(), time.Now().UnixNano()
+	if s, ok := sh.sent[in]; ok {
+		known := *in
+		known.late.sums = slices.Clone(in.late.sums)
+		known.late.unanswered(earlierProcess, s.value, s.del, s.deadline)
+		known.late.del = true // it may find a conflict
+		in = &known
+	}
 	payload := in.encode(now, wall)
 	if wal.RecordSize(len(key), len(payload)) > recordMost {
 		del := *in
@@ -162,7 +182,7 @@ func (f *journalFile) forget(sh *journalShard, key string, in *intent) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.mu.leaving = append(f.mu.leaving, leaving{sh, key, in})
-	f.mu.last = f.log.StageDrop(key, in.seq)
+	f.mu.last = f.log.StageDrop(key, unnumbered)
 }
 
 // sweep takes out what is done with, once the file has forgotten it; when it
@@ -198,23 +218,28 @@ func (j *journal) sweep() (again bool) {
 }
 
 // keep writes the file anew when most of it is out of date, or when the disk did
-// not take something. It ends when stop is closed.
+// not take something: then once each fileRetry. It ends when stop is closed.
 func (j *journal) keep(stop <-chan struct{}) {
-	retry := time.NewTimer(0)
-	defer retry.Stop()
+	log := j.file.log
+	pause := time.NewTimer(0)
+	defer pause.Stop()
 	for {
 		select {
 		case <-stop:
 			return
 		case <-j.file.kick:
-		case <-retry.C:
 		}
-		log := j.file.log
-		if log.Err() == nil && !log.NeedsCompaction(j.live()) {
-			continue
-		}
-		if err := log.Compact(j.each); err != nil || log.Err() != nil {
-			retry.Reset(fileRetry)
+		for log.Err() != nil || log.NeedsCompaction(j.live()) || j.file.doubted.Load() {
+			if log.Compact(j.each) == nil && log.Err() == nil {
+				j.file.doubted.Store(false)
+				break
+			}
+			pause.Reset(fileRetry)
+			select {
+			case <-stop:
+				return
+			case <-pause.C:
+			}
 		}
 	}
 }
@@ -224,7 +249,6 @@ func (j *journal) keep(stop <-chan struct{}) {
 func (j *journal) each(yield func(key string, seq uint64, payload []byte) bool) {
 	type record struct {
 		key     string
-		seq     uint64
 		payload []byte
 	}
 	var records []record
@@ -234,12 +258,12 @@ func (j *journal) each(yield func(key string, seq uint64, payload []byte) bool) 
 		sh.mu.RLock()
 		for key, in := range sh.intents {
 			if !in.done {
-				records = append(records, record{key, in.seq, j.file.encode(key, in)})
+				records = append(records, record{key, j.file.encode(sh, key, in)})
 			}
 		}
 		sh.mu.RUnlock()
 		for _, r := range records {
-			if !yield(r.key, r.seq, r.payload) {
+			if !yield(r.key, unnumbered, r.payload) {
 				return
 			}
 		}
@@ -260,5 +284,8 @@ func (j *journal) err() error {
 	if j.file == nil {
 		return nil
 	}
-	return j.file.log.Err()
+	if err := j.file.log.Err(); err != nil {
+		return fmt.Errorf("holdfast: the journal's file: %w", err)
+	}
+	return nil
 }

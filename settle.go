@@ -22,9 +22,7 @@ func (j *journal) take(n, bytes int, now int64, hash func(string) keyHash, want 
 			if in.sending || in.checkAt > now || !want(key, in.del) {
 				continue
 			}
-			in.sending = true
-			t := task{intent: *in, key: key, hash: hash(key), check: in.checkAt > 0}
-			t.late.sums = t.late.sums[:len(t.late.sums):len(t.late.sums)]
+			t := j.takeLocked(sh, key, in, hash(key))
 			tasks = append(tasks, t)
 			bytes -= len(t.key) + len(t.value)
 			if len(tasks) == n || bytes <= 0 {
@@ -46,10 +44,25 @@ func (j *journal) takeOne(h keyHash, key string) []task {
 	if in == nil || in.sending || in.checkAt != 0 {
 		return nil
 	}
+	return []task{j.takeLocked(sh, key, in, h)}
+}
+
+// takeLocked marks an intent as being sent. The caller holds its shard.
+func (j *journal) takeLocked(sh *journalShard, key string, in *intent, h keyHash) task {
 	in.sending = true
-	t := task{intent: *in, key: key, hash: h}
+	t := task{intent: *in, key: key, hash: h, check: in.checkAt > 0}
 	t.late.sums = t.late.sums[:len(t.late.sums):len(t.late.sums)]
-	return []task{t}
+	if j.file != nil && !in.undo {
+		sh.sent[in] = sent{in.value, in.del, in.deadline}
+	}
+	return t
+}
+
+// sent is what a replay does to Redis at this moment.
+type sent struct {
+	value    []byte
+	del      bool
+	deadline int64
 }
 
 // nextCheck is when the next second check of a key that is owned is due, or never.
@@ -96,10 +109,11 @@ func (j *journal) settle(t task, what found, session uint64, server string, now 
 	sh.mu.Lock()
 	if in := sh.intents[t.key]; in != nil {
 		in.sending = false
+		delete(sh.sent, in)
 		if j.settleLocked(in, t, what, session, server, now) {
 			j.leaveLocked(sh, t.key, in)
 		} else if what != foundUnsent {
-			j.saveLocked(t.key, in)
+			j.saveLocked(sh, t.key, in)
 		}
 	}
 	sh.mu.Unlock()
