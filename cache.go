@@ -24,11 +24,14 @@ type Cache struct {
 	notifier group
 	flusher  group
 	keeper   group // of the journal's file
+	loaders  group
 
 	local   *local
 	notify  *notifier
 	journal *journal
-	routes  *routes // nil where there is no Redis
+	flights *flights
+	places  chan struct{} // taken by loads; nil for no bound
+	routes  *routes       // nil where there is no Redis
 	remote  *remote
 
 	closed chan struct{} // Close is done
@@ -188,7 +191,7 @@ func (c *Cache) readOutcome(op string, h keyHash, key string, now int64, t token
 		return c.fallback(c.local.get(h), c.clock.now())
 	}
 	if !v.found {
-		c.local.forget(h, t)
+		c.local.forget(h, t, now)
 		c.stats.misses.Add(1)
 		return Entry{Tier: Remote}, ErrMiss
 	}

@@ -1,7 +1,9 @@
 package holdfast
 
 import (
+	"math"
 	"sync/atomic"
+	"time"
 	"unsafe"
 )
 
@@ -35,6 +37,7 @@ type entry struct {
 
 	domain *domain
 	epoch  atomic.Uint32 // the domain's epoch at its fill
+	grace  grace
 
 	confirmed atomic.Int64 // when Redis was last known to hold it, or when it was written
 	fresh     atomic.Int64 // served without asking Redis until then, within its epoch; 0 and unread: in doubt
@@ -48,6 +51,44 @@ const wrong = -1 << 62
 // unread is the freshness of what this process wrote, or told the server to change,
 // and has not read since. What the server tells of the key then may be the echo.
 const unread = -1
+
+// absence marks an entry that is no value: until then, a loader has said that there
+// is none. Nobody takes it for a copy: its freshness is in no future, and its end is
+// wrong.
+func absence(until int64) int64 { return -until }
+
+// absent says whether a loader's word that there is no such thing still holds.
+func (e *entry) absent(now int64) bool {
+	f := e.fresh.Load()
+	return f < asIs && now < -f && e.vouched()
+}
+
+// past says whether Redis, if it has no such key, tells nothing that the entry does
+// not: it is past its own time, or a mark of absence.
+func (e *entry) past(now int64) bool {
+	return e.absent(now) || !e.refuted() && now >= e.expires.Load()
+}
+
+// grace is how long past its end a copy may stand in for a load that fails, where the
+// loader said so; 0 where it said nothing.
+type grace uint32
+
+const graceUnit = 1 << 24 // nanoseconds: the longest is two years
+
+func graceOf(d time.Duration) grace {
+	if d == 0 {
+		return 0
+	}
+	return 1 + grace(min(max(d, 0)/graceUnit, math.MaxUint32-1))
+}
+
+// or is the time, or that of the options.
+func (g grace) or(d time.Duration) time.Duration {
+	if g == 0 {
+		return d
+	}
+	return time.Duration(g-1) * graceUnit
+}
 
 // term is what is known of a value but for its bytes.
 type term struct {

@@ -189,12 +189,13 @@ func (l *local) fill(h keyHash, key string, value []byte, t token, k term) bool 
 // comparedBytes bounds what is compared under a stripe's lock.
 const comparedBytes = 64 << 10
 
-// forget is fill where Redis has no such key.
-func (l *local) forget(h keyHash, t token) {
+// forget is fill where Redis has no such key. A copy past its own time stays: that
+// Redis has it no more says nothing new, and it may stand in for a load that fails.
+func (l *local) forget(h keyHash, t token, now int64) {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if p, old, ok := l.fillableLocked(s, h, t); ok {
+	if p, old, ok := l.fillableLocked(s, h, t); ok && (old == nil || !old.past(now)) {
 		l.storeLocked(s, h, p, old, nil)
 	}
 }
@@ -269,6 +270,18 @@ func (l *local) end(h keyHash, keep bool, fresh int64) {
 }
 
 const asIs = -2
+
+// writing says whether a write of ours to the key is under way.
+func (l *local) writing(h keyHash) bool {
+	s := l.stripe(h)
+	if s.n.Load() == 0 {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p, _ := l.lookLocked(s, h)
+	return p != nil && p.writers > 0
+}
 
 // put is a write that Redis is not told of: begin and end in one.
 func (l *local) put(h keyHash, e *entry) (old *entry, seq uint64) {

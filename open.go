@@ -33,6 +33,10 @@ func New(opts Options) (*Cache, error) {
 		journal: newJournal(opts.Journal),
 		closed:  make(chan struct{}),
 	}
+	c.flights = newFlights()
+	if opts.MaxLoads > 0 {
+		c.places = make(chan struct{}, opts.MaxLoads)
+	}
 	c.notify = newNotifier(opts, &c.stats)
 	if opts.Journal.Dir != "" && len(opts.Redis.InitAddress) > 0 {
 		if err := c.restore(); err != nil {

@@ -322,6 +322,26 @@ type LoadOptions struct {
 	Lease time.Duration
 }
 
+// over is what a call's options come to, with those of the Cache behind them.
+func (l LoadOptions) over(c LoadOptions) LoadOptions {
+	pick(&l.TTLJitter, c.TTLJitter)
+	pick(&l.EarlyRefresh, c.EarlyRefresh)
+	pick(&l.StaleIfError, c.StaleIfError)
+	pick(&l.SoftLimit, c.SoftLimit)
+	def(&l.HardLimit, c.HardLimit)
+	def(&l.NotFoundTTL, c.NotFoundTTL)
+	def(&l.Lease, c.Lease)
+	if l.StaleIfError == 0 {
+		l.SoftLimit = 0
+	}
+	return l
+}
+
+func pick[T float64 | time.Duration](field *T, value T) {
+	def(field, value)
+	*field = max(*field, 0)
+}
+
 // withDefaults fills in what was left zero.
 func (o Options) withDefaults() Options {
 	def(&o.Timeout, 50*time.Millisecond)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -91,6 +92,11 @@ type change struct {
 	value []byte
 	del   bool
 	undo  []byte // see journal.write
+	ttl   time.Duration
+
+	// Of what a loader brought: the flight that is storing it.
+	flight *flight
+	grace  grace
 
 	hash     keyHash
 	place    *slot
@@ -127,12 +133,16 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 		}
 		w.hash, w.deadline = c.local.hash(w.key), never
 		if !w.del {
-			w.deadline = after(now, ttl)
+			if w.flight == nil {
+				w.ttl = ttl
+			}
+			w.deadline = after(now, w.ttl)
 		}
 	}
 	if c.routes == nil {
 		for i := range ws {
-			c.local.put(ws[i].hash, c.entryOf(&ws[i], now, &c.local.home, ws[i].deadline))
+			ws[i].entry = c.entryOf(&ws[i], now, &c.local.home, ws[i].deadline)
+			c.putOver(ctx, &ws[i], now)
 		}
 		return nil
 	}
@@ -147,13 +157,16 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 		w.link = c.routes.link(w.place)
 		s := w.link.writer(w.del)
 		if s == nil || c.journal.holds(w.hash, w.key) {
-			errs.add(op, w.key, c.keep(w))
+			errs.add(op, w.key, c.keep(ctx, w, now))
 			continue
 		}
 		send = append(send, item{key: w.key, session: s, change: w})
 	}
 	if len(send) > 0 {
-		c.send(ctx, op, send, ttl, now, &errs)
+		c.send(ctx, op, send, now, &errs)
+	}
+	for i := range ws {
+		c.outdate(&ws[i])
 	}
 	return errs.join()
 }
@@ -163,19 +176,83 @@ func (c *Cache) entryOf(w *change, now int64, d *domain, fresh int64) *entry {
 	if w.del {
 		return nil
 	}
-	return newEntry(w.key, w.value, term{
+	e := newEntry(w.key, w.value, term{
 		confirmed: now, expires: w.deadline, fresh: min(fresh, w.deadline), domain: d, epoch: d.epoch.Load(),
 	})
+	e.grace = w.grace
+	return e
 }
 
 // keep is a write that Redis is not told of now.
-func (c *Cache) keep(w *change) error {
+func (c *Cache) keep(ctx context.Context, w *change, now int64) error {
 	if w.entry != nil {
 		w.entry.fresh.Store(unread)
 	}
-	w.old, w.seq = c.local.put(w.hash, w.entry)
+	if !c.putOver(ctx, w, now) {
+		return nil
+	}
 	w.base = w.baseOf()
 	return c.remember(w, 0)
+}
+
+// putOver is local.put, and has the write win over a load of the key. False means that
+// it is what was loaded, and that a write won over it.
+func (c *Cache) putOver(ctx context.Context, w *change, now int64) bool {
+	c.outdate(w)
+	w.old, w.seq = c.local.put(w.hash, w.entry)
+	cancel := noCancel
+	if c.routes != nil && c.flights.n.Load() != 0 {
+		ctx, cancel = c.remote.budget.of(ctx, now)
+	}
+	defer cancel()
+	switch c.overtake(ctx, w) {
+	case overrun:
+		c.local.put(w.hash, nil)
+		return false
+	case waited:
+		w.old, w.seq = c.local.put(w.hash, w.entry)
+		c.outdate(w)
+	}
+	return true
+}
+
+// precedence is what came of a meeting of a write and a load.
+type precedence uint8
+
+const (
+	unmet   precedence = iota
+	waited             // the write waited for a loaded value to be stored
+	overrun            // it is what was loaded, and a write came over it
+)
+
+// overtake has the write win over a load of the key, once it has its place in the order
+// of the key's writes: what was loaded is not kept, and where it is being stored, that
+// ends first. It waits for that, for no longer than ctx and Options.Timeout.
+func (c *Cache) overtake(ctx context.Context, w *change) precedence {
+	if w.flight != nil {
+		if c.flights.overrun(w.flight) {
+			return overrun
+		}
+		return unmet
+	}
+	stored := c.flights.overtake(w.hash)
+	if stored == nil {
+		return unmet
+	}
+	select {
+	case <-stored:
+	case <-ctx.Done():
+	}
+	return waited
+}
+
+// outdate comes before a write takes its place, so that what is being stored learns of
+// it, and when the write is done: a flight that began beside it may have found what
+// was there before, and who asks from now on must not get that.
+func (c *Cache) outdate(w *change) {
+	if w.flight == nil {
+		c.flights.overtake(w.hash)
+	}
 }
 
 // remember puts the write in the journal. Where that is refused, the key leaves
@@ -212,16 +289,27 @@ func (w *change) baseOf() base {
 const earlierServer = "earlier"
 
 // send writes to Redis what may go there.
-func (c *Cache) send(ctx context.Context, op string, items []item, ttl time.Duration, now int64, errs *errorList) {
+func (c *Cache) send(ctx context.Context, op string, items []item, now int64, errs *errorList) {
 	for i := range items {
 		w := items[i].change
+		c.outdate(w)
 		w.old, w.seq = c.local.begin(w.hash, w.entry)
 	}
 	bounded, cancel := c.remote.bound(ctx, now)
 	defer cancel()
+	items = slices.DeleteFunc(items, func(it item) bool {
+		if c.overtake(bounded, it.change) != overrun {
+			return false
+		}
+		c.local.end(it.change.hash, false, unread)
+		return true
+	})
+	if len(items) == 0 {
+		return
+	}
 	build := func(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed {
 		if w := it.change; !w.del {
-			return append(cmds, setCommand(b, w.key, w.value, ttl))
+			return append(cmds, setCommand(b, w.key, w.value, w.ttl))
 		}
 		return append(cmds, b.Del().Key(it.key).Build())
 	}
@@ -237,6 +325,11 @@ func (c *Cache) send(ctx context.Context, op string, items []item, ttl time.Dura
 			c.local.end(w.hash, false, unread)
 			errs.add(op, w.key, o.err)
 		default:
+			if w.flight != nil && !o.unknown {
+				// Nobody's intent: it is not worth a place in the journal.
+				c.local.end(w.hash, true, unread)
+				return
+			}
 			// In the journal before the local tier is done with it: no reader
 			// may find neither.
 			w.base = w.baseOf()
