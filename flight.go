@@ -108,9 +108,10 @@ func (t *flights) shard(h keyHash) *flightShard { return &t.shards[h.check%fligh
 type role uint8
 
 const (
-	leads role = iota // the flight is new, and the asker's to carry out
-	waits             // somebody else carries it out
-	rests             // a load failed a moment ago
+	leads  role = iota // the flight is new, and the asker's to carry out
+	waits              // somebody else carries it out
+	rests              // a load failed a moment ago
+	yields             // a write came over what is being stored: to be tried again when that is done
 )
 
 // join returns the key's flight, or a new one that is part of own. Who leads or waits
@@ -130,11 +131,13 @@ func (t *flights) join(h keyHash, own, parent *run) (*flight, role, error) {
 			t.link(parent, own)
 			return f, leads, nil
 		}
-		rest := f.phase == resting
+		rest, late := f.phase == resting, f.late
 		sh.mu.Unlock()
 		switch {
 		case rest:
 			return f, rests, nil
+		case late:
+			return f, yields, nil
 		case !f.run.enter():
 			t.remove(f) // nobody waited for it: it brings nothing
 		case !t.link(parent, f.run):

@@ -226,6 +226,12 @@ func (c *Cache) loaded(ctx context.Context, r *request, lane *fenceLane) (Entry,
 			lane.leave()
 			c.stats.loadsShared.Add(1)
 			return c.await(ctx, r, it, f, parent)
+		case yields:
+			lane.leave()
+			if err := c.over(ctx, f); err != nil {
+				return Entry{}, err
+			}
+			return c.again(ctx, r.anew(it))
 		case rests:
 			if e, ok := c.standIn(it, r.o); ok {
 				lane.leave()
@@ -330,18 +336,35 @@ func (c *Cache) await(ctx context.Context, r *request, it *loadItem, f *flight, 
 	}
 }
 
+// over waits until the flight has ended.
+func (c *Cache) over(ctx context.Context, f *flight) error {
+	select {
+	case <-f.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-c.life.Done():
+		return ErrClosed
+	}
+}
+
+// again is loaded for who has left the fence.
+func (c *Cache) again(ctx context.Context, r *request) (Entry, error) {
+	lane, open := c.fence.enter()
+	if err := enterable(ctx, open); err != nil {
+		lane.leave()
+		return Entry{}, err
+	}
+	return c.loaded(ctx, r, lane)
+}
+
 // arrived is what a caller gets of a flight that has ended.
 func (c *Cache) arrived(ctx context.Context, r *request, it *loadItem, f *flight) (Entry, error) {
 	switch {
 	case f.err == nil:
 		return f.entry, nil
 	case f.err == errAgain:
-		lane, open := c.fence.enter()
-		if err := enterable(ctx, open); err != nil {
-			lane.leave()
-			return Entry{}, err
-		}
-		return c.loaded(ctx, r.anew(it), lane)
+		return c.again(ctx, r.anew(it))
 	case errors.Is(f.err, ErrNotFound):
 		return Entry{}, f.err
 	}
@@ -423,7 +446,7 @@ func (c *Cache) refresh(ctx context.Context, r *request) {
 		return
 	}
 	f, role, err := c.flights.join(it.h, newRun(), nil)
-	if err != nil || role == rests {
+	if err != nil || role == rests || role == yields {
 		return
 	}
 	defer c.flights.leave(f, nil)

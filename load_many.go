@@ -3,6 +3,7 @@ package holdfast
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 )
 
@@ -65,6 +66,7 @@ type batch struct {
 	own     *run
 	request request // its items are the flights that the batch leads
 	seats   []loadItem
+	later   []loadItem // those whose flights are to end first
 
 	found map[string][]byte
 	errs  []error
@@ -114,6 +116,9 @@ func (b *batch) boardOne(it loadItem) {
 		case role == waits:
 			c.stats.loadsShared.Add(1)
 			b.seats = append(b.seats, it)
+			return
+		case role == yields:
+			b.later = append(b.later, it)
 			return
 		}
 		if e, ok := c.standIn(&it, b.request.o); ok {
@@ -210,26 +215,37 @@ func (b *batch) await(ctx context.Context) error {
 		}
 		c.flights.drop(b.own)
 	}()
-	said := make(map[string]bool)
 	for i := range b.seats {
 		it := &b.seats[i]
-		select {
-		case <-it.f.done:
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-c.life.Done():
-			return ErrClosed
+		if err := c.over(ctx, it.f); err != nil {
+			return err
 		}
 		e, err := c.arrived(ctx, &b.request, it, it.f)
-		switch {
-		case err == nil:
-			b.found[it.key] = e.Value
-		case errors.Is(err, ErrNotFound):
-		case !said[err.Error()]: // a load that failed has failed for all its keys
-			said[err.Error()] = true
-			b.errs = append(b.errs, err)
+		b.note(it.key, e, err)
+	}
+	for i := range b.later {
+		it := &b.later[i]
+		if err := c.over(ctx, it.f); err != nil {
+			return err
 		}
+		e, err := c.again(ctx, b.request.anew(it))
+		b.note(it.key, e, err)
 	}
 	l := errorList{b.errs}
 	return l.join()
+}
+
+// note takes down what became of a key. A load that failed has failed for all its keys
+// and is told of once.
+func (b *batch) note(key string, e Entry, err error) {
+	switch {
+	case err == nil:
+		b.found[key] = e.Value
+	case errors.Is(err, ErrNotFound):
+	default:
+		said := func(other error) bool { return other.Error() == err.Error() }
+		if !slices.ContainsFunc(b.errs, said) {
+			b.errs = append(b.errs, err)
+		}
+	}
 }

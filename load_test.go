@@ -326,7 +326,8 @@ func TestBadInputIsRefused(t *testing.T) {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
-		if _, err := c.GetOrLoad(nil, "k", 0, s.load); err == nil { //nolint
+		var none context.Context
+		if _, err := c.GetOrLoad(none, "k", 0, s.load); err == nil {
 			t.Error("nil context")
 		}
 		ended, cancel := context.WithCancel(ctx)
