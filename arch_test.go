@@ -89,7 +89,7 @@ func TestEachDependencyIsImportedByItsOwnFilesAlone(t *testing.T) {
 		"github.com/sony/gobreaker/v2":      {"breaker.go"},
 		"github.com/redis/rueidis": {
 			"commands.go", "conn.go", "errors.go", "lifecycle.go", "open.go",
-			"options.go", "remote.go", "replay.go", "sentinel.go", "session.go", "slot.go",
+			"options.go", "remote.go", "replay.go", "replay_script.go", "sentinel.go", "session.go", "slot.go",
 			"tracking.go", "write.go",
 		},
 		modulePath + "/internal/resp": {"conn.go"},

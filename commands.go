@@ -144,7 +144,9 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 		// told that nothing was done, so what it may leave is taken back.
 		w.del, w.undo, w.value, w.link = true, w.value, nil, s.link
 		w.base = w.baseOf()
-		if err := c.remember(&w, o.session.id); err != nil {
+		saved, err := c.remember(&w, o.session.id)
+		c.journal.durable(saved)
+		if err != nil {
 			return false, &Error{Op: "add", Key: key, Err: err}
 		}
 	}
@@ -167,10 +169,13 @@ func (c *Cache) decider(ctx bound, h keyHash, key string) (*session, error) {
 	if err != nil {
 		return nil, c.decided("replay", key, unsent(ctx))
 	}
-	if tasks := c.journal.takeOne(h, key); tasks != nil {
+	for range 2 { // a conflict takes two rounds
+		tasks := c.journal.takeOne(h, key)
+		if tasks == nil {
+			c.journal.sweep() // it may be done with
+			break
+		}
 		l.replayer.replay(ctx, s, tasks)
-	} else {
-		c.journal.sweep() // it may be done with
 	}
 	if ctx.Err() != nil {
 		s.abandon(ticket)

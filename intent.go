@@ -18,6 +18,7 @@ type intent struct {
 	elsewhere bool // of a delete: it was a set, and the value is the local tier's
 	sending   bool // a replay of it is under way
 	done      bool // it is done with, and leaves with the next sweep
+	lost      bool // of a delete: it was a set, and a replay found what somebody else wrote
 }
 
 // base is what Redis was last known to hold.

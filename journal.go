@@ -114,24 +114,27 @@ type write struct {
 }
 
 // put keeps the write, unless a later one of the same key is there already. What
-// it may have done to Redis is remembered in any case. It waits for nothing but
-// the journal's file, where there is one.
-func (j *journal) put(h keyHash, w write) admission {
+// it may have done to Redis is remembered in any case. It waits for nothing; before
+// the write is accepted, the caller waits for what it returns.
+func (j *journal) put(h keyHash, w write) (admission, saving) {
 	sh := j.shard(h)
 	sh.mu.Lock()
-	verdict, saved := j.putLocked(sh, w)
-	sh.mu.Unlock()
-	j.durable(saved)
-	return verdict
+	defer sh.mu.Unlock()
+	return j.putLocked(sh, w)
 }
 
 func (j *journal) putLocked(sh *journalShard, w write) (admission, saving) {
-	in := sh.intents[w.key]
+	in, verdict := sh.intents[w.key], admitted
 	if in == nil {
 		if j.keys.Add(1) > int64(j.maxKeys) || j.bytes.Load()+int64(len(w.key)) > j.maxBytes {
+			verdict = rejected
+		}
+		if verdict == rejected && w.sentOn == 0 {
 			j.keys.Add(-1)
 			return rejected, saving{}
 		}
+		// Where there is no room, too, a write that may run late fences its key, or
+		// it would undo what is written next.
 		w.key = strings.Clone(w.key)
 		in = &intent{base: w.base, baseSeq: w.seq, checkAt: notQueued}
 		sh.intents[w.key] = in
@@ -149,8 +152,12 @@ func (j *journal) putLocked(sh *journalShard, w write) (admission, saving) {
 		// the others found, which may have been its own.
 		in.base, in.baseSeq = w.base, w.seq
 	}
-	verdict := admitted
-	if w.seq >= in.seq {
+	switch {
+	case verdict == rejected:
+		w.value, w.del, w.undo = nil, true, w.value
+		j.replaceLocked(in, w)
+		in.undo = true
+	case w.seq >= in.seq:
 		verdict = j.replaceLocked(in, w)
 	}
 	return verdict, j.saveLocked(sh, w.key, in)
@@ -169,7 +176,7 @@ func (j *journal) replaceLocked(in *intent, w write) admission {
 		w.value, w.del = nil, true
 	}
 	in.value, in.del, in.elsewhere, in.deadline, in.seq = w.value, w.del, elsewhere, w.deadline, w.seq
-	in.undo = w.undo != nil
+	in.undo, in.lost = w.undo != nil, false
 	if in.checkAt != 0 {
 		in.checkAt = 0
 		j.queued.Add(1)
@@ -231,7 +238,8 @@ func (j *journal) overruled(h keyHash, key string, now int64) bool {
 
 func (j *journal) overruleLocked(sh *journalShard, key string, in *intent, now int64) bool {
 	ownEnd := in.base.held && now >= in.base.gone
-	if in.del || in.sending || in.checkAt != 0 || in.late.since != 0 || ownEnd {
+	replayed := in.baseSeq == 0 // what is told may be the echo of that
+	if in.del || in.sending || in.checkAt != 0 || in.late.since != 0 || ownEnd || replayed {
 		return false
 	}
 	j.bytes.Add(-int64(len(in.value)))

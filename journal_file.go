@@ -26,12 +26,22 @@ type journalFile struct {
 	mu      struct {
 		sync.Mutex
 		leaving []leaving
-		last    saving // of what made them leave
+		last    saving // of what a replay has settled
+		settled bool   // there is one
 	}
 }
 
-// saving is a change on its way to the file; the zero value is none.
-type saving = wal.Pending
+// saving is a change on its way to the file; the zero value is none. When one is
+// written, so are all that came before it.
+type saving struct{ wal.Pending }
+
+// or is the later of the two, if there is one.
+func (s saving) or(later saving) saving {
+	if later == (saving{}) {
+		return s
+	}
+	return later
+}
 
 // leaving is an intent that is done with, until the file has forgotten it.
 type leaving struct {
@@ -91,6 +101,9 @@ func (j *journal) open(o JournalOptions, c clock, hash func(string) keyHash, log
 		r.downgraded, last = j.downgradeAll(func(*intent) bool { return j.bytes.Load() > j.maxBytes })
 	}
 	j.durable(last) // or the next process would find sets
+	if log.Err() != nil {
+		f.wake()
+	}
 	return r, nil
 }
 
@@ -130,7 +143,7 @@ func (j *journal) saveLocked(sh *journalShard, key string, in *intent) saving {
 	if j.file == nil {
 		return saving{}
 	}
-	return j.file.log.Stage(key, unnumbered, j.file.encode(sh, key, in))
+	return saving{j.file.log.Stage(key, unnumbered, j.file.encode(sh, key, in))}
 }
 
 // unnumbered is the number of every record: they are staged under the lock of the
@@ -145,7 +158,6 @@ func (f *journalFile) encode(sh *journalShard, key string, in *intent) []byte {
 		known := *in
 		known.late.sums = slices.Clone(in.late.sums)
 		known.late.unanswered(earlierProcess, s.value, s.del, s.deadline)
-		known.late.del = true // it may find a conflict
 		in = &known
 	}
 	payload := in.encode(now, wall)
@@ -182,11 +194,25 @@ func (f *journalFile) forget(sh *journalShard, key string, in *intent) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.mu.leaving = append(f.mu.leaving, leaving{sh, key, in})
-	f.mu.last = f.log.StageDrop(key, unnumbered)
+	f.mu.last = saving{f.log.StageDrop(key, unnumbered)}
+	f.mu.settled = true
+}
+
+// settledLocked has the file know what a replay found of an intent that stays. The
+// caller holds the shard; sweep waits for it.
+func (j *journal) settledLocked(sh *journalShard, key string, in *intent) {
+	if j.file == nil {
+		in.done = false
+		return
+	}
+	j.file.mu.Lock()
+	defer j.file.mu.Unlock()
+	j.file.mu.last = j.saveLocked(sh, key, in)
+	j.file.mu.settled = true
 }
 
 // sweep takes out what is done with, once the file has forgotten it; when it
-// returns, that is so of all that was done with when it was called. It says whether
+// returns, the file knows all that was settled when it was called. It says whether
 // some of that was written again meanwhile, and must be replayed.
 func (j *journal) sweep() (again bool) {
 	f := j.file
@@ -196,13 +222,14 @@ func (j *journal) sweep() (again bool) {
 	f.sweeping <- struct{}{}
 	defer func() { <-f.sweeping }()
 	f.mu.Lock()
-	gone, last := f.mu.leaving, f.mu.last
-	f.mu.leaving = nil
+	gone, last, settled := f.mu.leaving, f.mu.last, f.mu.settled
+	f.mu.leaving, f.mu.settled = nil, false
 	f.mu.Unlock()
-	if len(gone) == 0 {
+	if !settled {
 		return false
 	}
 	j.durable(last) // they were staged in this order
+	defer j.announce()
 	for _, l := range gone {
 		l.shard.mu.Lock()
 		l.in.sending = false
@@ -213,7 +240,6 @@ func (j *journal) sweep() (again bool) {
 		}
 		l.shard.mu.Unlock()
 	}
-	j.announce()
 	return again
 }
 

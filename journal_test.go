@@ -36,10 +36,17 @@ func ambiguous(w write, session uint64) write {
 
 func roomyJournal() *journal { return newJournal(JournalOptions{MaxKeys: 1000, MaxBytes: 1 << 20}) }
 
+// offer returns when the journal and its file have the write.
+func offer(j *journal, w write) admission {
+	verdict, saved := j.put(hashed(w.key), w)
+	j.durable(saved)
+	return verdict
+}
+
 // put offers the write and expects this verdict.
 func put(t *testing.T, j *journal, w write, want admission) {
 	t.Helper()
-	if got := j.put(hashed(w.key), w); got != want {
+	if got := offer(j, w); got != want {
 		t.Fatalf("put %+v: verdict %d, want %d", w, got, want)
 	}
 }
@@ -172,7 +179,7 @@ func TestAFurtherKeyThanMaxKeysIsRefused(t *testing.T) {
 	j := newJournal(JournalOptions{MaxKeys: 2, MaxBytes: 1 << 20})
 	put(t, j, set("a", "1", 1), admitted)
 	put(t, j, del("b", 1), admitted)
-	for _, w := range []write{set("c", "1", 1), del("c", 2), ambiguous(set("d", "1", 1), 3)} {
+	for _, w := range []write{set("c", "1", 1), del("c", 2)} {
 		put(t, j, w, rejected)
 		wantHolds(t, j, w.key, 0, "")
 		wantGauges(t, j, 2, 2, 3)
@@ -188,6 +195,26 @@ func TestAFurtherKeyThanMaxKeysIsRefused(t *testing.T) {
 	put(t, j, set("c", "1", 3), admitted)
 	put(t, j, set("d", "1", 2), admitted)
 	put(t, j, set("e", "1", 1), rejected)
+}
+
+// Redis may still run it, over whatever is written next.
+func TestARefusedWriteThatMayRunLateFencesItsKey(t *testing.T) {
+	for _, w := range []write{set("late", "1", 1), set("late", "", 1), del("late", 1)} {
+		j := newJournal(JournalOptions{MaxKeys: 1, MaxBytes: 1 << 20})
+		put(t, j, set("a", "1", 1), admitted)
+		put(t, j, ambiguous(w, 3), rejected)
+		wantHolds(t, j, "late", 0, "gone")
+		wantGauges(t, j, 2, 2, int64(len("a1late")))
+		task := j.takeOne(hashed("late"), "late")[0]
+		if !task.undo || !w.del && !remembers(task.late, string(w.value)) || task.late.del != w.del {
+			t.Errorf("what is taken back of %+v is %+v", w, task.intent)
+		}
+		if settle(j, task, foundOurs, 4, 0) {
+			t.Error("nothing can run late any more")
+		}
+		put(t, j, set("late", "2", 2), admitted)
+		wantHolds(t, j, "late", 0, "2")
+	}
 }
 
 func TestWhatIsSettledLeavesNothingBehind(t *testing.T) {
@@ -813,7 +840,7 @@ func TestAJournalOfItsDefaultSizeCostsLittleBesideKeysAndValues(t *testing.T) {
 		value := bytes.Repeat([]byte{'v'}, size)
 		value[0], value[1] = byte(i), byte(i>>8)
 		w := write{key: key, value: value, deadline: never, seq: 1, base: holding(value, never, "server")}
-		if j.put(hashed(key), w) != admitted {
+		if offer(j, w) != admitted {
 			t.Fatal("refused")
 		}
 	}
@@ -901,7 +928,7 @@ func TestTheJournalSettlesWhateverHappensAtOnce(t *testing.T) {
 				if rnd.IntN(3) == 0 {
 					w.sentOn = 1 + rnd.Uint64N(3)
 				}
-				if verdict := j.put(hashed(key), w); verdict != admitted {
+				if verdict := offer(j, w); verdict != admitted {
 					t.Errorf("verdict %d", verdict)
 				}
 				s.mu.Unlock()

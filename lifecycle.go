@@ -112,6 +112,7 @@ func (c *Cache) drain(ctx context.Context) error {
 	for {
 		idle := c.journal.drained()
 		if idle == nil {
+			c.journal.sweep() // so that it stays so if the process dies now
 			return nil
 		}
 		c.routes.use()

@@ -423,6 +423,9 @@ func (l *link) server() string {
 	return ""
 }
 
+// neverServed says that this Cache has read and written nothing yet.
+func (l *link) neverServed() bool { return l.addr == "" && l.last.Load() == nil }
+
 // refuse notes why the server takes no writes, and says whether it took them
 // until now.
 func (s *session) refuse(err error) bool {

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/dgraph-io/ristretto/v2"
 )
@@ -323,6 +324,24 @@ func (l *local) doubt(h keyHash, end func(old int64) int64) {
 	if _, old := l.lookLocked(s, h); old != nil && !old.refuted() {
 		old.fresh.Store(unread)
 		old.expires.Store(end(old.expires.Load()))
+	}
+}
+
+// settled is told that a replay has brought the value to Redis: the copy of it must
+// be read before it is served again, and another one goes. It may have been filled
+// before the journal had the write.
+func (l *local) settled(h keyHash, value []byte) {
+	s := l.stripe(h)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.version.Add(1)
+	p, old := l.lookLocked(s, h)
+	switch {
+	case old == nil:
+	case old.data == unsafe.SliceData(value) && int(old.length) == len(value):
+		old.fresh.Store(unread)
+	default:
+		l.storeLocked(s, h, p, old, nil)
 	}
 }
 

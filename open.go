@@ -151,10 +151,13 @@ func (c *Cache) newLink(ctx context.Context, env linkEnv, owns func(key string) 
 		stats:   &c.stats,
 		notify:  c.notify,
 		hash:    c.local.hash,
+		settled: c.local.settled,
 		doubt:   func(h keyHash) { c.local.doubt(h, sameEnd) },
 		forget:  func(h keyHash) { c.local.put(h, nil) },
 		timeout: max(c.opts.Timeout, replayTimeout),
 		share:   c.opts.Timeout / 8,
+		rule:    c.opts.Journal.OnConflict,
+		pace:    newPace(c.opts.Journal.MaxRate, replayMost),
 		kick:    make(chan struct{}, 1),
 	}
 	return l

@@ -225,7 +225,9 @@ const (
 	// ConflictDelete deletes the key: both values are gone, and a miss is always
 	// safe. Whose value is the newer one is for the source of truth to say.
 	ConflictDelete ConflictRule = iota
-	// ConflictKeep leaves what is there.
+	// ConflictKeep leaves what is there, unless it may be an older value of this
+	// Cache's: to tell, it needs a local copy, at the time of the write, of what was
+	// there before, or never to have been connected by then. Else it deletes.
 	ConflictKeep
 	// ConflictOverwrite writes the journaled value. It is for keys that nobody
 	// else writes: another client's newer value would be lost.

@@ -2,11 +2,10 @@ package holdfast
 
 import (
 	"context"
-	"crypto/sha1"
-	"encoding/hex"
+	"errors"
 	"math/rand/v2"
-	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -23,14 +22,19 @@ type replayer struct {
 	stats   *counters
 	notify  *notifier
 	hash    func(string) keyHash
-	// doubt is told of each key before it leaves the journal: the local copy
+	// settled is told of each set before it leaves the journal: the local copy
 	// must be confirmed before it is fresh again.
+	settled func(h keyHash, value []byte)
+	// doubt is told where nothing had to be taken back.
 	doubt func(h keyHash)
 	// forget is told where Redis does not hold what the local copy says.
 	forget func(h keyHash)
 
 	timeout time.Duration
 	share   time.Duration // what one pipeline may take of a caller's budget
+	rule    ConflictRule
+	pace    pace
+	lanes   group
 	kick    chan struct{}
 }
 
@@ -49,61 +53,6 @@ const (
 	// replayPause is the wait after a round that Redis did not answer.
 	replayPause = 100 * time.Millisecond
 )
-
-// replayScript decides by the plain value, inside Redis, where nobody else can
-// write between the look and the deed.
-//
-//	ARGV[1]  set, delete: replay an intent
-//	         reset, redelete: the second check, which only undoes our own late write
-//	ARGV[2]  the value
-//	ARGV[3]  its remaining life in ms, 0 for no expiry
-//	ARGV[4]  1 where absence is no conflict; in a check, where a delete of our
-//	         own may have run late
-//	ARGV[5+] digests of what Redis may hold by our own doing
-//
-// It answers "done", or "superseded" where somebody else wrote meanwhile.
-const replayScript = `
-local key, op, value, ttl = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
-local kind = redis.call('TYPE', key)
-if type(kind) == 'table' then kind = kind['ok'] end
-if kind ~= 'none' and kind ~= 'string' then return 'superseded' end
-local function write()
-  if ttl == '0' then redis.call('SET', key, value) else redis.call('SET', key, value, 'PX', ttl) end
-  return 'done'
-end
-if op == 'delete' then
-  redis.call('DEL', key)
-  return 'done'
-end
-local now = redis.call('GET', key)
-local ours = false
-if now then
-  local sum = redis.sha1hex(now)
-  for i = 5, #ARGV do
-    if ARGV[i] == sum then ours = true end
-  end
-end
-if op == 'redelete' then
-  if ours then redis.call('DEL', key) end
-  return 'done'
-end
-if now == value then
-  if op == 'set' then
-    if ttl == '0' then redis.call('PERSIST', key) else redis.call('PEXPIRE', key, ttl) end
-  end
-  return 'done'
-end
-if ours or (not now and ARGV[4] == '1') then return write() end
-if op == 'reset' then return 'done' end
-if not now then return 'superseded' end
-redis.call('DEL', key)
-return 'superseded'
-`
-
-var replayDigest = func() string {
-	sum := sha1.Sum([]byte(replayScript))
-	return hex.EncodeToString(sum[:])
-}()
 
 func (r *replayer) wake() {
 	select {
@@ -149,28 +98,91 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
+// replayLanes is how many pipelines are under way at once: while Redis runs the one,
+// what became of the other is noted.
+const replayLanes = 2
+
+// draining is a replay of all there is, on one session.
+type draining struct {
+	*replayer
+	session *session
+
+	mu struct {
+		sync.Mutex
+		total  Replay
+		failed bool
+	}
+}
+
 // drain replays until nothing is left; false where Redis stopped answering.
 func (r *replayer) drain(ctx context.Context, s *session) bool {
-	var total Replay
-	ok := true
-	for batch := replayFirst; ok; {
-		began := r.clock.now()
-		tasks := r.journal.take(batch, replayBytes, began, r.hash, func(key string, del bool) bool {
-			return (del || s.writable.Load()) && r.owns(key)
-		})
-		if len(tasks) == 0 {
-			break
+	d := &draining{replayer: r, session: s}
+	for range replayLanes - 1 {
+		r.lanes.spawn("replayer", func() { d.lane(ctx) })
+	}
+	d.lane(ctx)
+	r.lanes.wg.Wait()
+	d.mu.Lock() // for form's sake: the lanes have ended
+	defer d.mu.Unlock()
+	if d.mu.total != (Replay{}) {
+		d.mu.total.Left = int(r.journal.queued.Load())
+		r.notify.replay(d.mu.total)
+	}
+	return !d.mu.failed
+}
+
+// lane sends one pipeline after the other, as long as there is something to send and
+// Redis answers.
+func (d *draining) lane(ctx context.Context) {
+	s := d.session
+	want := func(key string, del bool) bool { return (del || s.writable.Load()) && d.owns(key) }
+	for batch := replayFirst; ; {
+		batch = min(batch, d.pace.most)
+		if !d.await(ctx, batch) {
+			return
 		}
-		var round Replay
-		round, ok = r.replay(ctx, s, tasks)
-		batch = nextBatch(batch, time.Duration(r.clock.now()-began), r.share)
-		total.add(round)
+		began := d.clock.now()
+		tasks := d.journal.take(batch, replayBytes, began, d.hash, want)
+		d.pace.refund(batch - len(tasks))
+		if len(tasks) == 0 {
+			return
+		}
+		round, ok := d.replay(ctx, s, tasks)
+		batch = nextBatch(batch, time.Duration(d.clock.now()-began), d.share)
+		if !d.note(round, ok) {
+			return
+		}
 	}
-	if total != (Replay{}) {
-		total.Left = int(r.journal.queued.Load())
-		r.notify.replay(total)
+}
+
+// await waits until so many keys may be sent; false where the session has ended
+// meanwhile, or ctx.
+func (d *draining) await(ctx context.Context, keys int) bool {
+	wait := d.pace.reserve(keys, d.clock.now())
+	if wait <= 0 {
+		return true
 	}
-	return ok
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		if d.link.gate.Load() == d.session {
+			return true
+		}
+	case <-d.session.dialer.life.Done():
+	case <-ctx.Done():
+	}
+	d.pace.refund(keys)
+	return d.note(Replay{}, false)
+}
+
+// note adds up what the lanes did, and says whether to go on.
+func (d *draining) note(round Replay, ok bool) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.mu.total.add(round)
+	d.mu.failed = d.mu.failed || !ok
+	return !d.mu.failed
 }
 
 // nextBatch keeps a pipeline at about its share.
@@ -188,79 +200,46 @@ func nextBatch(batch int, took, share time.Duration) int {
 // the replay's own timeout and a second for each megabyte: nobody waits for it
 // but the journal.
 func (r *replayer) replay(ctx context.Context, s *session, tasks []task) (round Replay, ok bool) {
-	round, ok = r.replayTo(ctx, s, tasks, false)
-	if r.journal.sweep() {
-		r.wake()
+	round, ok = r.pass(ctx, s, tasks, false)
+	if r.journal.sweep() || round.Superseded > 0 {
+		r.wake() // what somebody else wrote is deleted by another round
 	}
 	return round, ok
 }
 
-// replayTo is replay; asking where the server only imports the slots of the keys.
-func (r *replayer) replayTo(ctx context.Context, s *session, tasks []task, asking bool) (round Replay, ok bool) {
+// pass is one try of some tasks on one session.
+type pass struct {
+	*replayer
+	parent  context.Context // of who has it done
+	session *session
+	asking  bool // the server only imports the slots of the keys
+
+	round  Replay
+	failed bool
+	plain  []task              // for which the server will not run the script
+	asked  map[*session][]task // for which another server is to be asked
+}
+
+func (r *replayer) pass(parent context.Context, s *session, tasks []task, asking bool) (round Replay, ok bool) {
 	limit := r.timeout
-	for _, t := range tasks {
-		limit += time.Duration(len(t.value)) * time.Microsecond
+	for i := range tasks {
+		limit += time.Duration(len(tasks[i].value)) * time.Microsecond
 	}
-	parent := ctx
 	ctx, cancel := context.WithTimeout(parent, limit)
 	defer cancel()
-	replies := r.send(ctx, s, tasks, asking)
-	ok = true
-	var plain []task
-	var asked map[*session][]task
-	for i, t := range tasks {
-		answer, err := replies[i].ToString()
-		switch c := classify(context.Background(), err); {
-		case c == classOK:
-			if answer == "superseded" {
-				round.Superseded++
-				r.stats.superseded.Add(1)
-				r.notify.drop(t.key, DropSuperseded)
-				r.settle(t, foundNothing, s)
-				continue
-			}
-			if !t.check {
-				round.Replayed++
-				r.stats.replayed.Add(1)
-			}
-			r.settle(t, foundOurs, s)
-		case c == classCommand && noScripts(err):
-			plain = append(plain, t)
-		case c == classCommand:
-			// It is this entry that Redis does not take: trying again would hold
-			// up the others for nothing.
-			round.Refused++
-			r.stats.rejected.Add(1)
-			r.notify.drop(t.key, DropRejected)
-			r.settle(t, foundRefused, s)
-		case c == classRedirect:
-			next, ask := r.routes.follow(s, err)
-			if ask && !asking && next != nil {
-				if asked == nil {
-					asked = map[*session][]task{}
-				}
-				asked[next] = append(asked[next], t)
-				continue
-			}
-			ok = false
-			r.postpone(t, s, c, err)
-		default:
-			ok = false
-			if gaveUp(err) && parent.Err() != nil {
-				c = classCanceled // who asked has left: that says nothing about Redis
-			}
-			r.postpone(t, s, c, err)
-		}
+	p := &pass{replayer: r, parent: parent, session: s, asking: asking}
+	for i, a := range r.send(ctx, s, tasks, asking) {
+		p.conclude(&tasks[i], a)
 	}
-	if len(plain) > 0 && !r.deletePlainly(ctx, s, plain, &round) {
-		ok = false
+	if len(p.plain) > 0 {
+		p.deletePlainly(ctx)
 	}
-	for next, tasks := range asked {
-		more, sent := r.replayTo(parent, next, tasks, true)
-		round.add(more)
-		ok = ok && sent
+	for next, tasks := range p.asked {
+		more, sent := r.pass(parent, next, tasks, true)
+		p.round.add(more)
+		p.failed = p.failed || !sent
 	}
-	return round, ok
+	return p.round, !p.failed
 }
 
 func (r *Replay) add(more Replay) {
@@ -269,158 +248,138 @@ func (r *Replay) add(more Replay) {
 	r.Refused += more.Refused
 }
 
+// conclude does with a task what the answer to it says.
+func (p *pass) conclude(t *task, a answer) {
+	switch c := classify(context.Background(), a.err); {
+	case c == classOK:
+		p.decided(t, a.verdict)
+	case noScripts(a.err):
+		p.plain = append(p.plain, *t)
+	case c == classCommand:
+		p.refused(t)
+	case c == classRedirect:
+		next, ask := p.routes.follow(p.session, a.err)
+		if !ask || p.asking || next == nil {
+			p.postpone(t, c, a.err)
+			return
+		}
+		if p.asked == nil {
+			p.asked = map[*session][]task{}
+		}
+		p.asked[next] = append(p.asked[next], *t)
+	default:
+		p.postpone(t, c, a.err)
+	}
+}
+
+// decided settles a task that Redis has decided on.
+func (p *pass) decided(t *task, v verdict) {
+	switch v {
+	case verdictDone, verdictUndone:
+		if !t.check && !t.lost {
+			p.round.Replayed++
+			p.stats.replayed.Add(1)
+		}
+	default:
+		if !t.lost && !(t.check && v == verdictLeft) {
+			p.round.Superseded++
+			p.stats.superseded.Add(1)
+			p.notify.drop(t.key, DropSuperseded)
+		}
+	}
+	p.settle(t, verdicts[v])
+}
+
+// verdicts says what a verdict is to the journal.
+var verdicts = [...]found{
+	verdictDone:   foundOurs,
+	verdictUndone: foundUndone,
+	verdictGone:   foundNothing,
+	verdictLeft:   foundRefused, // somebody else's value is there, and stays
+	verdictTheirs: foundTheirs,
+}
+
+// refused drops an entry that Redis does not take for itself: trying again would
+// hold up the others for nothing.
+func (p *pass) refused(t *task) {
+	p.round.Refused++
+	p.stats.rejected.Add(1)
+	p.notify.drop(t.key, DropRejected)
+	p.settle(t, foundRefused)
+}
+
 // postpone leaves the task in the journal for a later round.
-func (r *replayer) postpone(t task, s *session, c class, err error) {
+func (p *pass) postpone(t *task, c class, err error) {
+	p.failed = true
+	s := p.session
+	if gaveUp(err) && p.parent.Err() != nil {
+		c = classCanceled // who asked has left: that says nothing about Redis
+	}
 	what := foundNoReply
 	if _, answered := rueidis.IsRedisErr(err); answered {
 		what = foundUnsent // a reply says that it did not run
 	} else if gaveUp(err) {
 		err = errBudget
 	}
-	r.journal.settle(t, what, s.id, s.server, r.clock.now())
+	p.journal.settle(*t, what, s.id, s.server, p.clock.now())
 	s.link.report(s, c, err)
-	if !r.owns(t.key) {
-		r.routes.deliver(t.key) // it has moved, after its new owner was woken
+	if !p.owns(t.key) {
+		p.routes.deliver(t.key) // it has moved, after its new owner was woken
 	}
 }
 
 // noScripts says that the server will not run the script, now or at all: it was
 // flushed between load and use, the user may not, or a proxy knows no scripts.
 func noScripts(err error) bool {
+	if classify(context.Background(), err) != classCommand {
+		return errors.Is(err, errNonsense)
+	}
 	text := err.Error()
 	return strings.HasPrefix(text, "NOSCRIPT") || strings.HasPrefix(text, "NOPERM") ||
 		strings.Contains(text, "unknown command")
 }
 
 // deletePlainly replays without the script: nothing can be compared then, so a
-// set becomes a delete, which is always safe.
-func (r *replayer) deletePlainly(ctx context.Context, s *session, tasks []task, round *Replay) (ok bool) {
-	cmds := make([]rueidis.Completed, len(tasks))
-	for i, t := range tasks {
-		cmds[i] = s.client.B().Del().Key(t.key).Build()
+// set becomes a delete, which is always safe. That is so under ConflictKeep, too:
+// another client's value goes, but ours, if it is older, does not stay.
+func (p *pass) deletePlainly(ctx context.Context) {
+	b := p.session.client.B()
+	cmds := make([]rueidis.Completed, len(p.plain))
+	for i := range p.plain {
+		cmds[i] = b.Del().Key(p.plain[i].key).Build()
 	}
-	ok = true
-	for i, reply := range s.client.DoMulti(ctx, cmds...) {
-		t, err := tasks[i], reply.Error()
+	for i, reply := range p.do(ctx, p.session, cmds, p.asking) {
+		t, err := &p.plain[i], reply.Error()
 		switch c := classify(context.Background(), err); c {
 		case classOK:
-			if t.del {
-				round.Replayed++
-				r.stats.replayed.Add(1)
-			} else {
-				r.stats.downgraded.Add(1)
-				r.notify.drop(t.key, DropDowngraded)
+			switch {
+			case t.lost:
+			case t.del:
+				p.round.Replayed++
+				p.stats.replayed.Add(1)
+			default:
+				p.stats.downgraded.Add(1)
+				p.notify.drop(t.key, DropDowngraded)
 			}
-			r.settle(t, foundNothing, s)
+			p.settle(t, foundNothing)
 		case classCommand:
-			round.Refused++
-			r.stats.rejected.Add(1)
-			r.notify.drop(t.key, DropRejected)
-			r.settle(t, foundRefused, s)
+			p.refused(t)
 		default:
-			ok = false
-			r.postpone(t, s, c, err)
+			p.postpone(t, c, err)
 		}
 	}
-	return ok
 }
 
 // settle takes the key out of the journal, unless there is more to do. The local
 // copy is put in doubt first, so that nobody finds it fresh and unfenced.
-func (r *replayer) settle(t task, what found, s *session) {
-	if what == foundOurs && !t.del {
-		r.doubt(t.hash)
-	} else {
-		r.forget(t.hash)
-	}
-	r.journal.settle(t, what, s.id, s.server, r.clock.now())
-}
-
-// send returns a reply for each task. A server that lost its scripts is given
-// this one again. The tasks that it did not run for want of it, and no others,
-// are sent once more: some may have been redirected.
-func (r *replayer) send(ctx context.Context, s *session, tasks []task, asking bool) []rueidis.RedisResult {
-	replies := r.sendOnce(ctx, s, tasks, asking)
-	var again []task
-	var at []int
-	for i := range replies {
-		if err := replies[i].Error(); err != nil && strings.HasPrefix(err.Error(), "NOSCRIPT") {
-			again, at = append(again, tasks[i]), append(at, i)
-		}
-	}
-	if len(again) == 0 {
-		return replies
-	}
-	load := s.client.Do(ctx, s.client.B().ScriptLoad().Script(replayScript).Build())
-	if err := load.Error(); err != nil {
-		if classify(context.Background(), err) != classCommand {
-			for _, i := range at {
-				replies[i] = load // they wait for another round
-			}
-		}
-		return replies // no scripts here: NOSCRIPT is the last word
-	}
-	for i, reply := range r.sendOnce(ctx, s, again, asking) {
-		replies[at[i]] = reply
-	}
-	return replies
-}
-
-func (r *replayer) sendOnce(ctx context.Context, s *session, tasks []task, asking bool) []rueidis.RedisResult {
-	ticket := s.tickets.Add(1)
-	cmds := r.commands(s, tasks)
-	if asking {
-		cmds = withAsking(s.client.B(), cmds)
-	}
-	replies := s.client.DoMulti(ctx, cmds...)
-	if asking {
-		replies = withoutAsking(replies)
-	}
-	if replies[len(replies)-1].NonRedisError() == nil {
-		s.answered(ticket)
-	}
-	return replies
-}
-
-func (r *replayer) commands(s *session, tasks []task) []rueidis.Completed {
-	cmds := make([]rueidis.Completed, len(tasks))
-	now := r.clock.now()
-	b := s.client.B()
-	for i, t := range tasks {
-		op, value, ttl := t.operation(now)
-		absent := "0"
-		if t.check && t.late.del || !t.check && t.mayBeAbsent(s.server, now) {
-			absent = "1"
-		}
-		args := make([]string, 0, 5+len(t.late.sums))
-		args = append(args, op, viewString(value), strconv.FormatInt(ttl.Milliseconds(), 10), absent)
-		for _, sum := range t.late.sums {
-			args = append(args, hex.EncodeToString(sum[:]))
-		}
-		if t.base.held && !t.check {
-			args = append(args, hex.EncodeToString(t.base.sum[:]))
-		}
-		cmds[i] = b.Evalsha().Sha1(replayDigest).Numkeys(1).Key(t.key).Arg(args...).Build()
-	}
-	return cmds
-}
-
-// operation says what to do with a task now: a set whose time ran out while it
-// waited deletes, or the value from before the outage would return.
-func (t task) operation(now int64) (op string, value []byte, ttl time.Duration) {
-	gone := t.del || now >= t.deadline
-	check := t.check && !t.late.more
+func (p *pass) settle(t *task, what found) {
 	switch {
-	case t.undo, gone && check:
-		return "redelete", nil, 0
-	case gone:
-		return "delete", nil, 0
+	case what == foundOurs && t.undo:
+		p.doubt(t.hash)
+	case what == foundOurs && !t.del:
+		p.settled(t.hash, t.value)
+	default:
+		p.forget(t.hash)
 	}
-	if t.deadline != never {
-		ttl = max(left(now, t.deadline), time.Millisecond)
-	}
-	if check {
-		return "reset", t.value, ttl
-	}
-	return "set", t.value, ttl
+	p.journal.settle(*t, what, p.session.id, p.session.server, p.clock.now())
 }

@@ -73,21 +73,68 @@ func (r *replayed) session() *session {
 	return s
 }
 
-// replay hands the tasks to the replayer and returns what it made of them.
+// replay hands the tasks to the replayer and returns what it made of them, once
+// those on which it found a conflict were deleted by the round after.
 func (r *replayed) replay(tasks ...task) Replay {
 	r.t.Helper()
+	var ours []*task
 	for i := range tasks {
-		tasks[i].hash = r.c.local.hash(tasks[i].key)
+		t := &tasks[i]
+		if t.hash = r.c.local.hash(t.key); r.journal(t) {
+			ours = append(ours, t)
+		}
 	}
 	round, ok := r.c.routes.home.replayer.replay(context.Background(), r.session(), tasks)
 	if !ok {
 		r.t.Fatalf("redis did not answer: %v", r.c.Health().LastError)
 	}
+	for _, t := range ours {
+		redistest.WaitFor(r.t, time.Minute, "the conflict's end", func() bool { return r.ended(t) })
+	}
 	return round
 }
 
+// journal has the task in the journal, as one that was taken from there; it says
+// whether it was not.
+func (r *replayed) journal(t *task) bool {
+	j := r.c.journal
+	sh := j.shard(t.hash)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if sh.intents[t.key] != nil {
+		return false
+	}
+	in := t.intent
+	if in.sending = true; t.check {
+		in.checkAt = 1
+	} else {
+		j.queued.Add(1)
+	}
+	j.keys.Add(1)
+	j.bytes.Add(int64(len(t.key) + len(in.value)))
+	sh.intents[t.key] = &in
+	return true
+}
+
+// ended says whether a task is done with, but for a second check, which it drops.
+func (r *replayed) ended(t *task) bool {
+	j := r.c.journal
+	sh := j.shard(t.hash)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	in := sh.intents[t.key]
+	switch {
+	case in == nil:
+		return true
+	case in.lost && in.checkAt <= r.c.clock.now():
+		return false
+	}
+	j.dropLocked(sh, t.key, in)
+	return true
+}
+
 // servers runs the test against miniredis and against a real server.
-func servers(t *testing.T, test func(t *testing.T, r *replayed)) {
+func servers(t *testing.T, test func(t *testing.T, r *replayed), set ...func(*Options)) {
 	leaks := func(t *testing.T) {
 		old := goleak.IgnoreCurrent()
 		t.Cleanup(func() { goleak.VerifyNone(t, old, goleak.IgnoreAnyFunction(redistest.SpawnerFunction)) })
@@ -103,12 +150,12 @@ func servers(t *testing.T, test func(t *testing.T, r *replayed)) {
 				t.Fatalf("%q: %v", args, err)
 			}
 			return reply
-		}))
+		}, set...))
 	})
 	t.Run("redis-server", func(t *testing.T) {
 		leaks(t)
 		s := redistest.Start(t)
-		test(t, newReplayed(t, s.Addr(), s.MustDo))
+		test(t, newReplayed(t, s.Addr(), s.MustDo, set...))
 	})
 }
 
@@ -296,47 +343,53 @@ func TestAPipelineOfTasksSettlesEachForItself(t *testing.T) {
 }
 
 func TestAReplayKeepsTheTimeThatIsLeft(t *testing.T) {
-	servers(t, func(t *testing.T, r *replayed) {
-		now := r.c.clock.now()
-		longest := after(now, 1<<63-1-2*time.Hour)
-		for _, tt := range []struct {
-			name     string
-			holds    string
-			deadline int64
-			check    bool
-			ttl      time.Duration // -1ms: none
-		}{
-			{"none", "v0", never, false, -time.Millisecond},
-			{"a minute", "v0", after(now, time.Minute), false, time.Minute},
-			{"a year", "v0", after(now, 365*24*time.Hour), false, 365 * 24 * time.Hour},
-			{"as long as it gets", "v0", longest, false, time.Duration(longest - now)},
-			{"none, the same value", "v", never, false, -time.Millisecond},
-			{"a minute, the same value", "v", after(now, time.Minute), false, time.Minute},
-			{"a minute, checked", "v1", after(now, time.Minute), true, time.Minute},
-			{"none, checked", "v1", never, true, -time.Millisecond},
-		} {
-			r.do("SET", "k", tt.holds, "EX", "1000")
-			k := task{key: "k", intent: intent{
-				value: []byte("v"), deadline: tt.deadline, base: holding([]byte("v0"), never, ""),
-				late: late{since: 1, gone: never, sums: []digest{sha1.Sum([]byte("v1"))}},
-			}, check: tt.check}
-			r.replay(k)
-			ms, err := strconv.ParseInt(r.do("PTTL", "k"), 10, 64)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got := time.Duration(ms) * time.Millisecond
-			if got > tt.ttl || got < tt.ttl-30*time.Second || tt.ttl < 0 && got != tt.ttl || r.do("GET", "k") != "v" {
-				t.Errorf("%s: %q for another %v, want %v", tt.name, r.do("GET", "k"), got, tt.ttl)
-			}
+	for rule := range ConflictOverwrite + 1 {
+		t.Run(rule.String(), func(t *testing.T) {
+			servers(t, keepsTheTimeThatIsLeft, func(o *Options) { o.Journal.OnConflict = rule })
+		})
+	}
+}
+
+func keepsTheTimeThatIsLeft(t *testing.T, r *replayed) {
+	now := r.c.clock.now()
+	longest := after(now, 1<<63-1-2*time.Hour)
+	for _, tt := range []struct {
+		name     string
+		holds    string
+		deadline int64
+		check    bool
+		ttl      time.Duration // -1ms: none
+	}{
+		{"none", "v0", never, false, -time.Millisecond},
+		{"a minute", "v0", after(now, time.Minute), false, time.Minute},
+		{"a year", "v0", after(now, 365*24*time.Hour), false, 365 * 24 * time.Hour},
+		{"as long as it gets", "v0", longest, false, time.Duration(longest - now)},
+		{"none, the same value", "v", never, false, -time.Millisecond},
+		{"a minute, the same value", "v", after(now, time.Minute), false, time.Minute},
+		{"a minute, checked", "v1", after(now, time.Minute), true, time.Minute},
+		{"none, checked", "v1", never, true, -time.Millisecond},
+	} {
+		r.do("SET", "k", tt.holds, "EX", "1000")
+		k := task{key: "k", intent: intent{
+			value: []byte("v"), deadline: tt.deadline, base: holding([]byte("v0"), never, ""),
+			late: late{since: 1, gone: never, sums: []digest{sha1.Sum([]byte("v1"))}},
+		}, check: tt.check}
+		r.replay(k)
+		ms, err := strconv.ParseInt(r.do("PTTL", "k"), 10, 64)
+		if err != nil {
+			t.Fatal(err)
 		}
-		// What has less than a millisecond left is set for one, which redis takes.
-		k := task{key: "brief", intent: intent{value: []byte("v"), deadline: r.c.clock.now() + int64(500*time.Microsecond)}}
-		if round := r.replay(k); round.Replayed != 1 {
-			t.Errorf("half a millisecond: %+v", round)
+		got := time.Duration(ms) * time.Millisecond
+		if got > tt.ttl || got < tt.ttl-30*time.Second || tt.ttl < 0 && got != tt.ttl || r.do("GET", "k") != "v" {
+			t.Errorf("%s: %q for another %v, want %v", tt.name, r.do("GET", "k"), got, tt.ttl)
 		}
-		redistest.WaitFor(t, 5*time.Second, "its end", func() bool { return r.do("EXISTS", "brief") == "0" })
-	})
+	}
+	// What has less than a millisecond left is set for one, which redis takes.
+	k := task{key: "brief", intent: intent{value: []byte("v"), deadline: r.c.clock.now() + int64(500*time.Microsecond)}}
+	if round := r.replay(k); round.Replayed != 1 {
+		t.Errorf("half a millisecond: %+v", round)
+	}
+	redistest.WaitFor(t, 5*time.Second, "its end", func() bool { return r.do("EXISTS", "brief") == "0" })
 }
 
 // A server forgets its scripts by SCRIPT FLUSH, by a restart and by a failover.
@@ -621,16 +674,16 @@ func TestACallerWhoLeavesWhileItsKeyIsReplayedTripsNothing(t *testing.T) {
 	p.SetLatency(100 * time.Millisecond)
 	// Ten who waited in vain. Who came while the replayer had the key was told so
 	// at once, and does not count.
-	for waited, limit := 0, time.Now().Add(10*time.Second); waited < 10; {
+	for waited, limit := 0, time.Now().Add(time.Minute); waited < 10; {
 		r.queued("k", 0)
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Millisecond)
 		_, err := r.c.Add(ctx, "k", []byte("w"), 0)
-		if ctx.Err() != nil {
+		switch {
+		case errors.Is(err, context.DeadlineExceeded):
 			waited++
-			if !errors.Is(err, context.DeadlineExceeded) {
-				t.Errorf("add: %v, want the caller's own deadline", err)
-			}
-		} else if time.Now().After(limit) {
+		case err != nil && !errors.Is(err, ErrUnavailable):
+			t.Errorf("add: %v, want the caller's own deadline", err)
+		case time.Now().After(limit):
 			t.Fatalf("add does not wait: %v", err)
 		}
 		cancel()

@@ -90,7 +90,8 @@ type found uint8
 const (
 	foundOurs    found = iota // Redis holds what was wanted
 	foundUndone               // it held what was to be taken back, which is gone
-	foundNothing              // somebody else wrote; now the key is absent
+	foundNothing              // the key is absent, and that was not what was wanted
+	foundTheirs               // somebody else wrote, and that is still there
 	foundRefused              // Redis does not take it: what it holds is not known
 	foundNoReply              // it may or may not have run
 	foundUnsent               // it did not run
@@ -113,11 +114,13 @@ func (j *journal) settle(t task, what found, session uint64, server string, now 
 		if j.settleLocked(in, t, what, session, server, now) {
 			j.leaveLocked(sh, t.key, in)
 		} else if what != foundUnsent {
-			j.saveLocked(sh, t.key, in)
+			j.settledLocked(sh, t.key, in)
 		}
 	}
 	sh.mu.Unlock()
-	j.announce()
+	if j.file == nil {
+		j.announce() // else sweep does, once the file knows
+	}
 }
 
 // settleLocked says whether the intent is done with.
@@ -126,10 +129,7 @@ func (j *journal) settleLocked(in *intent, t task, what found, session uint64, s
 	case foundUnsent:
 		return false
 	case foundNoReply:
-		if !t.undo {
-			in.late.unanswered(session, t.value, t.del, t.deadline)
-			in.late.del = true // also a set, of a key on which it finds a conflict
-		}
+		in.late.unanswered(session, t.value, t.del, t.deadline)
 		return false
 	case foundOurs:
 		if t.undo {
@@ -138,12 +138,20 @@ func (j *journal) settleLocked(in *intent, t task, what found, session uint64, s
 		in.base = afterwards(t.value, t.del || now >= t.deadline, t.deadline, server)
 	case foundNothing, foundUndone:
 		in.base = holdingNothing(server)
-	case foundRefused:
+	case foundRefused, foundTheirs:
 		in.base = base{}
 	}
 	in.baseSeq = 0
 	if in.seq != t.seq || in.deadline != t.deadline || in.del != t.del {
 		return false // a later write took the intent over
+	}
+	if what == foundTheirs {
+		// The next round deletes it. The script that finds a conflict does not: its
+		// answer may be lost, and whoever asked again would find nothing and take
+		// that for no conflict.
+		j.bytes.Add(-int64(len(in.value)))
+		in.value, in.del, in.lost = nil, true, true
+		return false
 	}
 	if in.late.since == 0 || in.late.since == session {
 		return true
@@ -154,7 +162,7 @@ func (j *journal) settleLocked(in *intent, t task, what found, session uint64, s
 	if now >= in.late.until {
 		return true // this was the second look, or as good as one
 	}
-	if what == foundNothing && !in.del {
+	if (what == foundNothing || what == foundRefused) && !in.del {
 		// It is not wanted any more. The check only takes back what we may leave.
 		j.bytes.Add(-int64(len(in.value)))
 		in.value, in.del, in.undo = nil, true, !in.late.more

@@ -148,6 +148,7 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 	}
 	var errs errorList
 	var send []item
+	var kept saving
 	for i := range ws {
 		w := &ws[i]
 		w.place = c.routes.of(w.key)
@@ -157,17 +158,20 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 		w.link = c.routes.link(w.place)
 		s := w.link.writer(w.del)
 		if s == nil || c.journal.holds(w.hash, w.key) {
-			errs.add(op, w.key, c.keep(ctx, w, now))
+			saved, err := c.keep(ctx, w, now)
+			errs.add(op, w.key, err)
+			kept = kept.or(saved)
 			continue
 		}
 		send = append(send, item{key: w.key, session: s, change: w})
 	}
 	if len(send) > 0 {
-		c.send(ctx, op, send, now, &errs)
+		kept = kept.or(c.send(ctx, op, send, now, &errs))
 	}
 	for i := range ws {
 		c.outdate(&ws[i])
 	}
+	c.journal.durable(kept) // the last of them is written when all are
 	return errs.join()
 }
 
@@ -184,82 +188,23 @@ func (c *Cache) entryOf(w *change, now int64, d *domain, fresh int64) *entry {
 }
 
 // keep is a write that Redis is not told of now.
-func (c *Cache) keep(ctx context.Context, w *change, now int64) error {
+func (c *Cache) keep(ctx context.Context, w *change, now int64) (saving, error) {
 	if w.entry != nil {
 		w.entry.fresh.Store(unread)
 	}
 	if !c.putOver(ctx, w, now) {
-		return nil
+		return saving{}, nil
 	}
 	w.base = w.baseOf()
 	return c.remember(w, 0)
 }
 
-// putOver is local.put, and has the write win over a load of the key. False means that
-// it is what was loaded, and that a write won over it.
-func (c *Cache) putOver(ctx context.Context, w *change, now int64) bool {
-	c.outdate(w)
-	w.old, w.seq = c.local.put(w.hash, w.entry)
-	cancel := noCancel
-	if c.routes != nil && c.flights.n.Load() != 0 {
-		ctx, cancel = c.remote.budget.of(ctx, now)
-	}
-	defer cancel()
-	switch c.overtake(ctx, w) {
-	case overrun:
-		c.local.put(w.hash, nil)
-		return false
-	case waited:
-		w.old, w.seq = c.local.put(w.hash, w.entry)
-		c.outdate(w)
-	}
-	return true
-}
-
-// precedence is what came of a meeting of a write and a load.
-type precedence uint8
-
-const (
-	unmet   precedence = iota
-	waited             // the write waited for a loaded value to be stored
-	overrun            // it is what was loaded, and a write came over it
-)
-
-// overtake has the write win over a load of the key, once it has its place in the order
-// of the key's writes: what was loaded is not kept, and where it is being stored, that
-// ends first. It waits for that, for no longer than ctx and Options.Timeout.
-func (c *Cache) overtake(ctx context.Context, w *change) precedence {
-	if w.flight != nil {
-		if c.flights.overrun(w.flight) {
-			return overrun
-		}
-		return unmet
-	}
-	stored := c.flights.overtake(w.hash)
-	if stored == nil {
-		return unmet
-	}
-	select {
-	case <-stored:
-	case <-ctx.Done():
-	}
-	return waited
-}
-
-// outdate comes before a write takes its place, so that what is being stored learns of
-// it, and when the write is done: a flight that began beside it may have found what
-// was there before, and who asks from now on must not get that.
-func (c *Cache) outdate(w *change) {
-	if w.flight == nil {
-		c.flights.overtake(w.hash)
-	}
-}
-
-// remember puts the write in the journal. Where that is refused, the key leaves
+// remember puts the write in the journal; the caller waits for what it returns. Where that is refused, the key leaves
 // the local tier: what is there must not be taken for accepted.
-func (c *Cache) remember(w *change, sentOn uint64) error {
+func (c *Cache) remember(w *change, sentOn uint64) (saving, error) {
 	c.stats.journaled.Add(1)
-	switch c.journal.put(w.hash, w.intent(sentOn)) {
+	verdict, saved := c.journal.put(w.hash, w.intent(sentOn))
+	switch verdict {
 	case downgraded:
 		c.stats.downgraded.Add(1)
 		c.notify.drop(w.key, DropDowngraded)
@@ -267,15 +212,21 @@ func (c *Cache) remember(w *change, sentOn uint64) error {
 		c.stats.refused.Add(1)
 		c.notify.drop(w.key, DropRefused)
 		c.local.put(w.hash, nil)
-		return ErrJournalFull
+		if sentOn != 0 {
+			c.routes.deliver(w.key)
+		}
+		return saved, ErrJournalFull
 	}
 	c.routes.deliver(w.key)
-	return nil
+	return saved, nil
 }
 
 // baseOf is what Redis was last known to hold, going by the local copy.
 func (w *change) baseOf() base {
-	if w.old == nil || w.old.refuted() {
+	switch {
+	case w.link.neverServed():
+		return holdingNothing("") // of ours; whatever is there is somebody else's
+	case w.old == nil || w.old.refuted():
 		return base{}
 	}
 	server := w.link.server()
@@ -288,8 +239,8 @@ func (w *change) baseOf() base {
 // earlierServer is no server's run id.
 const earlierServer = "earlier"
 
-// send writes to Redis what may go there.
-func (c *Cache) send(ctx context.Context, op string, items []item, now int64, errs *errorList) {
+// send writes to Redis what may go there. It returns the last change of the journal.
+func (c *Cache) send(ctx context.Context, op string, items []item, now int64, errs *errorList) (kept saving) {
 	for i := range items {
 		w := items[i].change
 		c.outdate(w)
@@ -337,7 +288,8 @@ func (c *Cache) send(ctx context.Context, op string, items []item, now int64, er
 			if o.unknown {
 				sentOn = o.session.id
 			}
-			err := c.remember(w, sentOn)
+			saved, err := c.remember(w, sentOn)
+			kept = kept.or(saved)
 			c.local.end(w.hash, err == nil, unread)
 			if o.class == classCanceled {
 				err = o.err
@@ -345,6 +297,7 @@ func (c *Cache) send(ctx context.Context, op string, items []item, now int64, er
 			errs.add(op, w.key, err)
 		}
 	})
+	return kept
 }
 
 // worth is until when the copy of an acknowledged write is fresh; unread where it

@@ -73,8 +73,11 @@ func (l *Log) compact(vouched bool, live func(yield func(string, uint64, []byte)
 	}
 	snapshot := oldFile{name: file.name(), size: size}
 	if err := l.fs.syncDir(); err != nil {
-		// It is there for everybody but the disk. The others stay until it is there too.
-		l.replace(nil, nil, snapshot)
+		// It is there for everybody but the disk. The others stay until it is there too,
+		// but those before it that came no further: whoever tries again and again would
+		// fill the disk with them.
+		snapshot.unplaced = true
+		l.replace(old, l.clearUnplaced(old), snapshot)
 		return nil, fmt.Errorf("wal: %s: %w", file.name(), err)
 	}
 	aside, kept := l.clearAway(old)
@@ -244,6 +247,18 @@ func (l *Log) clearAway(old []oldFile) (aside map[string]string, kept []oldFile)
 		}
 	}
 	return aside, kept
+}
+
+// clearUnplaced removes the snapshots that have replaced nothing, and returns what is
+// still there.
+func (l *Log) clearUnplaced(old []oldFile) (kept []oldFile) {
+	for _, f := range old {
+		if f.unplaced && l.fs.remove(f.name) == nil {
+			continue
+		}
+		kept = append(kept, f)
+	}
+	return kept
 }
 
 // maxAside bounds the search for a free name.

@@ -90,6 +90,13 @@
 // An end is the last record of a snapshot, and of nothing else. A snapshot without
 // one is damaged.
 //
+// Where a segment ends is told by the one that follows it. So what a failed write
+// left behind does no harm if it cannot be cut off, and a segment that became
+// shorter is noticed even where it was cut between two records. Only the last
+// segment has nobody to tell, and only there an unfinished record is taken for the
+// trace of a crash: it reaches over the end of the file, or is zero from somewhere
+// on, and no sound record is behind it.
+//
 // The marker is
 //
 //	 0  8  "hfwaltru"
@@ -98,11 +105,4 @@
 //	16  1  policy: 0 none, 1 interval, 2 always
 //	17  1  0 open, 1 closed
 //	18     name of the start of the machine, at most 64 bytes; empty if not known
-//
-// Where a segment ends is told by the one that follows it. So what a failed write
-// left behind does no harm if it cannot be cut off, and a segment that became
-// shorter is noticed even where it was cut between two records. Only the last
-// segment has nobody to tell, and only there an unfinished record is taken for the
-// trace of a crash: it reaches over the end of the file, or is zero from somewhere
-// on, and no sound record is behind it.
 package wal

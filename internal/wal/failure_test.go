@@ -254,3 +254,54 @@ func TestEveryChangeOfStateIsOneLine(t *testing.T) {
 		t.Errorf("%q", lines)
 	}
 }
+
+// As on a file system that never forces names to the disk: the caller tries again
+// and again.
+func TestCompactsThatFailDoNotFillTheDiskWithSnapshots(t *testing.T) {
+	for _, degraded := range []bool{false, true} {
+		fs := newMemFS()
+		l, _, _ := mustOpen(t, fs, Options{})
+		state := map[string]string{"a": "1", "b": "2"}
+		mustPut(t, l, "a", 1, "1")
+		mustPut(t, l, "b", 1, "2")
+		if degraded {
+			fs.setFault(failing(opWrite, 1, 1, 5, errDisk))
+			if l.Put("a", 2, []byte("2")) == nil {
+				t.Fatal("a failed write was not noticed")
+			}
+			state["a"] = "2"
+		}
+		fs.setFault(failing(opSyncDir, 1, 1000, 0, errDisk))
+		for range 10 {
+			if err := l.Compact(all(state, 2)); !errors.Is(err, errDisk) {
+				t.Fatalf("Compact: %v", err)
+			}
+		}
+		size := int64(0)
+		for _, data := range fs.segments() {
+			size += int64(len(data))
+		}
+		if files := fs.segments(); len(files) > 2 || l.Size() != size {
+			t.Errorf("there are %d files of %d bytes, Size is %d", len(files), size, l.Size())
+		}
+		got, _ := contentsOf(t, copyOf(fs))
+		wantContents(t, got, state)
+		if !degraded {
+			for seed := range uint64(20) {
+				// The machine may lose what was not forced, and nothing in between.
+				got, report := contentsOf(t, copyOf(fs).unplugged(newRand(seed)))
+				if len(got) < 2 && report.Doubt == "" {
+					t.Errorf("found %s: %v", brief(got), report)
+				}
+			}
+		}
+		fs.setFault(nil)
+		if err := l.Compact(all(state, 3)); err != nil || l.Err() != nil {
+			t.Error(err, l.Err())
+		}
+		mustClose(t, l)
+		got, report := contentsOf(t, fs)
+		wantContents(t, got, state)
+		wantDoubt(t, report.Doubt, "")
+	}
+}

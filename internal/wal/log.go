@@ -69,6 +69,7 @@ type oldFile struct {
 	size     int64
 	damaged  bool // to be set aside then, and not to be removed
 	unsynced bool
+	unplaced bool // a snapshot whose name may not be on the disk: it has replaced nothing
 }
 
 // Open reads the directory, creates it (0700) if it is not there, and locks it. It

@@ -1,0 +1,215 @@
+package holdfast
+
+import (
+	"context"
+	"crypto/sha1"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/redistest"
+	"github.com/redis/rueidis"
+)
+
+// under is what becomes of a key under each rule.
+type under struct {
+	want string // "": absent; "list": no string
+	says int
+}
+
+const (
+	saysNothing = iota
+	saysDone
+	saysSuperseded
+)
+
+// held says what Redis holds for a key, in the words of the tables.
+func (r *replayed) held(key string) string {
+	r.t.Helper()
+	if r.do("TYPE", key) == "list" {
+		return "list"
+	}
+	if got := r.do("GET", key); got != nothing {
+		return got
+	}
+	return ""
+}
+
+func TestAConflictEndsByTheRule(t *testing.T) {
+	for rule := range ConflictOverwrite + 1 {
+		t.Run(rule.String(), func(t *testing.T) {
+			set := func(o *Options) { o.Journal.OnConflict = rule }
+			servers(t, endsByTheRule, set)
+			// As with a server that does not know it.
+			t.Run("GETEX refused", func(t *testing.T) {
+				s := redistest.Start(t)
+				s.MustDo("ACL", "SETUSER", "app", "on", ">pw", "~*", "&*", "+@all", "-getex")
+				endsByTheRule(t, newReplayed(t, s.Addr(), s.MustDo, set, func(o *Options) {
+					o.Redis.Username, o.Redis.Password = "app", "pw"
+				}))
+			})
+		})
+	}
+}
+
+func endsByTheRule(t *testing.T, r *replayed) {
+	rule := r.c.opts.Journal.OnConflict
+	now, here := r.c.clock.now(), r.session().server
+	unknown := intent{}
+	known := intent{base: holding([]byte("v0"), never, here)}
+	ended := intent{base: holding([]byte("v0"), now-1, here)}
+	absent := intent{base: holdingNothing(here)}
+	v1 := late{since: 1, gone: never, sums: []digest{sha1.Sum([]byte("v1"))}}
+	mine := intent{base: known.base, late: v1}
+	mineDel := intent{base: known.base, late: late{since: 1, gone: never, del: true}}
+	many := intent{base: known.base, late: late{since: 1, gone: never, sums: v1.sums, more: true}}
+
+	set := intent{value: []byte("ours"), deadline: never}
+	brief := intent{value: []byte("ours"), deadline: after(now, time.Hour)}
+	overdue := intent{value: []byte("ours"), deadline: now - 1}
+	del := intent{del: true, deadline: never}
+	undo := intent{del: true, undo: true, deadline: never}
+
+	all := func(want string, says int) [3]under {
+		u := under{want, says}
+		return [3]under{u, u, u}
+	}
+	conflict := [3]under{{"", saysSuperseded}, {"theirs", saysSuperseded}, {"ours", saysDone}}
+	taken := [3]under{{"", saysSuperseded}, {"", saysSuperseded}, {"ours", saysDone}}
+	left := all("list", saysSuperseded)
+	for i, tt := range []struct {
+		name  string
+		what  intent
+		check bool
+		known intent
+		holds string
+		rules [3]under
+	}{
+		{"set, base unknown", set, false, unknown, "", all("ours", saysDone)},
+		{"set, base unknown", set, false, unknown, "ours", all("ours", saysDone)},
+		{"set, base unknown", set, false, unknown, "theirs", taken},
+		{"set, base unknown", set, false, unknown, "list", left},
+		{"set, base known", set, false, known, "", taken},
+		{"set, base known", set, false, known, "v0", all("ours", saysDone)},
+		{"set, base known", set, false, known, "ours", all("ours", saysDone)},
+		{"set, base known", set, false, known, "theirs", conflict},
+		{"set, base known", set, false, known, "list", left},
+		{"set with a TTL, base known", brief, false, known, "", taken},
+		{"set with a TTL, base known", brief, false, known, "v0", all("ours", saysDone)},
+		{"set with a TTL, base known", brief, false, known, "theirs", conflict},
+		{"set with a TTL, base known", brief, false, known, "list", left},
+		{"set, the base's time has run out", set, false, ended, "", all("ours", saysDone)},
+		{"set, the base's time has run out", set, false, ended, "theirs", conflict},
+		{"set, base nothing", set, false, absent, "", all("ours", saysDone)},
+		{"set, base nothing", set, false, absent, "theirs", conflict},
+		{"set, v1 may have run", set, false, mine, "v1", all("ours", saysDone)},
+		{"set, v1 may have run", set, false, mine, "", taken},
+		{"set, v1 may have run", set, false, mine, "theirs", conflict},
+		{"set, our delete may have run", set, false, mineDel, "", all("ours", saysDone)},
+		{"set, too many may have run", set, false, many, "v1", all("ours", saysDone)},
+		{"set, too many may have run", set, false, many, "v1024?", taken}, // whose it is cannot be told
+
+		{"expired set", overdue, false, known, "theirs", all("", saysDone)},
+		{"expired set", overdue, false, known, "v0", all("", saysDone)},
+		{"expired set", overdue, false, known, "list", left},
+		{"delete", del, false, known, "theirs", all("", saysDone)},
+		{"delete", del, false, known, "", all("", saysDone)},
+		{"delete", del, false, known, "list", left},
+		{"an Add taken back", undo, false, mine, "v1", all("", saysDone)},
+		{"an Add taken back", undo, false, mine, "theirs", all("theirs", saysDone)},
+		{"an Add taken back", undo, false, mine, "list", left},
+
+		{"check of a set", set, true, mine, "v1", all("ours", saysNothing)},
+		{"check of a set", set, true, mine, "theirs", all("theirs", saysNothing)},
+		{"check of a set", set, true, mine, "", all("", saysNothing)},
+		{"check of a set", set, true, mine, "list", all("list", saysNothing)}, // was counted before
+		{"check of a set, our delete may have run", set, true, mineDel, "", all("ours", saysNothing)},
+		{"check of a set, our delete may have run", set, true, mineDel, "theirs", all("theirs", saysNothing)},
+		{"check of a set, too many may have run", set, true, many, "v1024?", [3]under{{"", saysSuperseded}, {"", saysSuperseded}, {"ours", saysNothing}}},
+		{"check of a delete", del, true, mine, "v1", all("", saysNothing)},
+		{"check of a delete", del, true, mine, "theirs", all("theirs", saysNothing)},
+		{"check of a delete", del, true, mine, "list", all("list", saysNothing)},
+		{"check of an expired set", overdue, true, mine, "v1", all("", saysNothing)},
+		{"check of an expired set", overdue, true, mine, "theirs", all("theirs", saysNothing)},
+	} {
+		key := fmt.Sprint("rule", i)
+		switch tt.holds {
+		case "":
+		case "list":
+			r.do("RPUSH", key, "e")
+		default:
+			r.do("SET", key, tt.holds)
+		}
+		k := task{intent: tt.what, check: tt.check, key: key}
+		k.base, k.late, k.seq = tt.known.base, tt.known.late, 1
+		round, want := r.replay(k), tt.rules[rule]
+		if round != (Replay{Replayed: b2i(want.says == saysDone), Superseded: b2i(want.says == saysSuperseded)}) {
+			t.Errorf("%s, redis held %q: %+v", tt.name, tt.holds, round)
+		}
+		if got := r.held(key); got != want.want {
+			t.Errorf("%s, redis held %q: now %q, want %q", tt.name, tt.holds, got, want.want)
+		}
+		if ttl := r.do("PTTL", key); want.want == "ours" && (ttl == "-1") != (tt.what.deadline == never) {
+			t.Errorf("%s, redis held %q: it lives for %sms", tt.name, tt.holds, ttl)
+		}
+	}
+}
+
+// Under ConflictKeep Redis holds another's value afterwards, and so must readers see
+// it: neither the local copy nor the journal may go on with ours.
+func TestAValueThatIsKeptIsWhatReadersGet(t *testing.T) {
+	bg := context.Background()
+	s := redistest.Start(t)
+	p := redistest.NewProxy(t, s.Addr())
+	r := newReplayed(t, p.Addr(), s.MustDo, func(o *Options) { o.Journal.OnConflict = ConflictKeep })
+	if err := r.c.Set(bg, "k", []byte("before"), 0); err != nil {
+		t.Fatal(err)
+	}
+	r.drain()
+	p.SetMode(redistest.Cut)
+	redistest.WaitFor(t, 10*time.Second, "down", func() bool { return r.c.Health().State == Down })
+	if err := r.c.Set(bg, "k", []byte("ours"), 0); err != nil {
+		t.Fatal(err)
+	}
+	r.do("SET", "k", "theirs")
+	p.SetMode(redistest.Pass)
+	r.up()
+	r.drain()
+	redistest.WaitFor(t, time.Minute, "the key to leave the journal", func() bool { return r.c.Health().JournalKeys == 0 })
+	if got, err := r.c.Get(bg, "k"); err != nil || string(got) != "theirs" {
+		t.Errorf("get: %q, %v", got, err)
+	}
+	if st := r.c.Stats(); st.Superseded != 1 || st.Replayed != 0 {
+		t.Errorf("stats %+v", st)
+	}
+}
+
+func TestWhoWasNeverConnectedKeepsWhatIsThere(t *testing.T) {
+	bg := context.Background()
+	s := redistest.Start(t)
+	p := redistest.NewProxy(t, s.Addr())
+	p.SetMode(redistest.Refuse)
+	s.MustDo("SET", "k", "theirs")
+	c, err := New(Options{
+		Redis:   rueidis.ClientOption{InitAddress: []string{p.Addr()}},
+		Journal: JournalOptions{OnConflict: ConflictKeep},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, key := range []string{"k", "absent"} {
+		if err := c.Set(bg, key, []byte("ours"), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.SetMode(redistest.Pass)
+	if err := c.Drain(bg); err != nil {
+		t.Fatal(err)
+	}
+	for key, want := range map[string]string{"k": "theirs", "absent": "ours"} {
+		if got := s.MustDo("GET", key); got != want {
+			t.Errorf("%s is %s, want %s", key, got, want)
+		}
+	}
+}

@@ -1,0 +1,340 @@
+package holdfast
+
+import (
+	"context"
+	"crypto/sha1"
+	"encoding/hex"
+	"errors"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/rueidis"
+)
+
+// replayScript decides by the plain values, inside Redis, where nobody else can
+// write between the look and the deed. Each key of KEYS has four of ARGV:
+//
+//	1  set, keep, overwrite: replay a set, by the conflict rule that delete, keep or
+//	   overwrite is
+//	   delete: replay a delete, or a set whose time is over
+//	   reset, redelete: the second check, which only undoes our own late write
+//	2  the value
+//	3  its remaining life in ms, 0 for no expiry
+//	4  what Redis may hold by our own doing: digests, and "absent" where finding
+//	   nothing is no conflict; in a check, where a delete of our own may have run
+//	   late
+//
+// It answers a verdict for each key, or the error that Redis had for that key,
+// which is nothing to the others. A Redis before 7 puts the script's line before it.
+//
+// A set that finds what somebody else wrote does nothing but say so. If it deleted
+// that, and its answer were lost, whoever asked again would find nothing, and so would
+// a set that runs late; both might take it for no conflict.
+//
+// It looks with GETEX: a server that tracks what is read remembers, before 7.2, all
+// keys of a script at each read within it, which took twice as long as all the rest,
+// and GETEX counts as a write. Where there is no GETEX (before 6.2), or no permission
+// for it, GET does.
+const replayScript = `
+local DONE, UNDONE, GONE, LEFT, THEIRS, LATER = 1, 2, 3, 4, 5, 6
+local looked, getex = 0, true
+
+local function refused(reply) return type(reply) == 'table' and reply['err'] end
+local function noString(reply) return string.find(refused(reply) or '', 'WRONGTYPE', 1, true) end
+
+local function answer(reply, otherwise)
+  if noString(reply) then return LEFT end
+  local err = refused(reply)
+  if not err then return otherwise end
+  return {err = (string.gsub(err, '^@user_script: ?%d+: %-', ''))}
+end
+
+local function look(key)
+  if getex then
+    local value = redis.pcall('GETEX', key)
+    if noString(value) or not refused(value) then return value end
+    getex = false
+  end
+  return redis.pcall('GET', key)
+end
+
+local function delete(key, otherwise) return answer(redis.pcall('DEL', key), otherwise) end
+
+local function write(key, value, ttl)
+  if ttl == '0' then return answer(redis.pcall('SET', key, value), DONE) end
+  return answer(redis.pcall('SET', key, value, 'PX', ttl), DONE)
+end
+
+local function lengthen(key, ttl)
+  if ttl == '0' then return answer(redis.pcall('PERSIST', key), DONE) end
+  return answer(redis.pcall('PEXPIRE', key, ttl), DONE)
+end
+
+local function replay(key, op, value, ttl, ours)
+  if op == 'delete' then
+    local length = redis.pcall('STRLEN', key)
+    if refused(length) then return answer(length) end
+    return delete(key, DONE)
+  end
+  local now = look(key)
+  if refused(now) then return answer(now) end
+  if now then looked = looked + #now end
+  if op == 'overwrite' then return write(key, value, ttl) end
+  if op ~= 'redelete' and now == value then return lengthen(key, ttl) end
+  if ours ~= '' and string.find(ours, now and redis.sha1hex(now) or 'absent', 1, true) then
+    if op ~= 'redelete' then return write(key, value, ttl) end
+    if now then return delete(key, UNDONE) end
+  end
+  if op == 'redelete' or op == 'reset' then return DONE end
+  if not now then return GONE end
+  if op == 'keep' then return LEFT end
+  return THEIRS
+end
+
+local answers = {}
+for i = 1, #KEYS do
+  if looked > 524288 then
+    answers[i] = LATER
+  else
+    answers[i] = replay(KEYS[i], ARGV[4*i-3], ARGV[4*i-2], ARGV[4*i-1], ARGV[4*i])
+  end
+end
+return answers
+`
+
+var replayDigest = func() string {
+	sum := sha1.Sum([]byte(replayScript))
+	return hex.EncodeToString(sum[:])
+}()
+
+// Redis serves nobody else while a script runs, so one script gets few keys and
+// few bytes. It stops by itself when it has looked at half a megabyte: what Redis
+// holds may be larger than what is to be written.
+const (
+	scriptKeys  = 16
+	scriptBytes = 64 << 10
+)
+
+// verdict is what the script did with a key.
+type verdict int64
+
+const (
+	verdictDone   verdict = iota + 1 // Redis holds what it should
+	verdictUndone                    // it held what was to be taken back, which is gone
+	verdictGone                      // somebody else deleted the key, and it stays absent
+	verdictLeft                      // somebody else wrote, and that stays
+	verdictTheirs                    // somebody else wrote, and that is to be deleted
+	verdictLater                     // nothing: the script had done enough
+)
+
+// answer is what became of a task. Without an error the verdict counts.
+type answer struct {
+	verdict verdict
+	err     error
+}
+
+// errNonsense comes of something that is no Redis and takes the script for something
+// else.
+var errNonsense = errors.New("holdfast: the answer to the replay's script makes no sense")
+
+// send has the tasks done and returns an answer for each.
+//
+// A server that lost its scripts is given this one again. The tasks that it did
+// not run for want of it, and no others, are sent once more: some may have been
+// redirected. So are, each in a script of its own, those which a script did not
+// come to, or which were refused together: the cause may be one of them.
+func (r *replayer) send(ctx context.Context, s *session, tasks []task, asking bool) []answer {
+	together := scriptKeys
+	if r.routes.cluster.Load() != nil {
+		// The keys of a script must be of one slot, and even those part company
+		// while the slot moves.
+		together = 1
+	}
+	answers := make([]answer, len(tasks))
+	all := make([]int, len(tasks))
+	for i := range all {
+		all[i] = i
+	}
+	p := &scripts{r, s, asking, tasks, answers}
+	if alone := p.send(ctx, all, together); len(alone) > 0 {
+		p.send(ctx, alone, 1)
+	}
+	return answers
+}
+
+// scripts are some tasks on their way to a server, and what it answered.
+type scripts struct {
+	*replayer
+	session *session
+	asking  bool
+	tasks   []task
+	answers []answer
+}
+
+// send sends the tasks at these indexes, up to so many in one script, and loads
+// the script if need be. It returns those that are to be tried alone.
+func (p *scripts) send(ctx context.Context, at []int, together int) (alone []int) {
+	missing, alone := p.sendOnce(ctx, at, together)
+	if len(missing) > 0 && p.load(ctx, missing) {
+		_, more := p.sendOnce(ctx, missing, together)
+		alone = append(alone, more...)
+	}
+	return alone
+}
+
+// load gives the server the script. Without an answer the tasks that wait
+// for it wait for another round.
+func (p *scripts) load(ctx context.Context, missing []int) bool {
+	load := p.session.client.B().ScriptLoad().Script(replayScript).Build()
+	err := p.do(ctx, p.session, []rueidis.Completed{load}, false)[0].Error()
+	if err == nil {
+		return true
+	}
+	if classify(context.Background(), err) != classCommand {
+		for _, i := range missing {
+			p.answers[i] = answer{err: err}
+		}
+	}
+	return false // no scripts here: NOSCRIPT is the last word
+}
+
+// sendOnce notes the tasks' answers and returns those that lack the script and
+// those that are to be tried alone.
+func (p *scripts) sendOnce(ctx context.Context, at []int, together int) (missing, alone []int) {
+	cmds, ends := p.commands(at, together)
+	from := 0
+	for i, reply := range p.do(ctx, p.session, cmds, p.asking) {
+		group := at[from:ends[i]]
+		from = ends[i]
+		err := reply.Error()
+		verdicts, shape := reply.ToArray()
+		if rueidis.IsRedisNil(err) || err == nil && (shape != nil || len(verdicts) != len(group)) {
+			err = errNonsense
+		}
+		if err != nil {
+			for _, j := range group {
+				p.answers[j] = answer{err: err}
+			}
+			switch {
+			case strings.HasPrefix(err.Error(), "NOSCRIPT"):
+				missing = append(missing, group...)
+			case len(group) > 1 && classify(context.Background(), err) == classCommand:
+				alone = append(alone, group...)
+			}
+			continue
+		}
+		for k, j := range group {
+			if p.answers[j] = readAnswer(verdicts[k]); p.answers[j].verdict == verdictLater {
+				alone = append(alone, j)
+			}
+		}
+	}
+	return missing, alone
+}
+
+func readAnswer(m rueidis.RedisMessage) answer {
+	if err := m.Error(); err != nil && !rueidis.IsRedisNil(err) {
+		return answer{err: err}
+	}
+	v, err := m.ToInt64()
+	if err != nil || v < int64(verdictDone) || v > int64(verdictLater) {
+		return answer{err: errNonsense}
+	}
+	return answer{verdict: verdict(v)}
+}
+
+// do sends the commands in one pipeline, beside the bulkhead.
+func (r *replayer) do(ctx context.Context, s *session, cmds []rueidis.Completed, asking bool) []rueidis.RedisResult {
+	ticket := s.tickets.Add(1)
+	if asking {
+		cmds = withAsking(s.client.B(), cmds)
+	}
+	replies := s.client.DoMulti(ctx, cmds...)
+	if asking {
+		replies = withoutAsking(replies)
+	}
+	if replies[len(replies)-1].NonRedisError() == nil {
+		s.answered(ticket)
+	}
+	return replies
+}
+
+// commands makes a script of each few of the tasks at these indexes. ends says up
+// to where in at each of them goes.
+func (p *scripts) commands(at []int, together int) (cmds []rueidis.Completed, ends []int) {
+	n := (len(at) + together - 1) / together
+	cmds, ends = make([]rueidis.Completed, 0, n), make([]int, 0, n)
+	keys, args := make([]string, 0, together), make([]string, 0, 4*together)
+	now, b, bytes := p.clock.now(), p.session.client.B(), 0
+	for i, j := range at {
+		t := &p.tasks[j]
+		op, value, ttl := t.operation(now, p.rule)
+		keys = append(keys, t.key)
+		args = append(args, op, viewString(value), strconv.FormatInt(ttl.Milliseconds(), 10), t.expected(p.session.server, now))
+		bytes += len(t.key) + len(value)
+		if len(keys) == together || bytes >= scriptBytes || i == len(at)-1 {
+			cmds = append(cmds, b.Evalsha().Sha1(replayDigest).Numkeys(int64(len(keys))).Key(keys...).Arg(args...).Build())
+			ends = append(ends, i+1)
+			keys, args, bytes = keys[:0], args[:0], 0
+		}
+	}
+	return cmds, ends
+}
+
+// operation says what to do with a task now: a set whose time ran out while it
+// waited deletes, or the value from before the outage would return.
+//
+// By which rule a conflict ends is for a set to ask. Where more values of our own may
+// be there than are remembered, and where it is not known what was there before,
+// ConflictKeep might keep one of ours, so what cannot be told from them is deleted.
+func (t *task) operation(now int64, rule ConflictRule) (op string, value []byte, ttl time.Duration) {
+	gone := t.del || now >= t.deadline
+	check := t.check && !t.late.more
+	switch {
+	case t.undo, gone && check:
+		return "redelete", nil, 0
+	case gone:
+		return "delete", nil, 0
+	}
+	if t.deadline != never {
+		ttl = max(left(now, t.deadline), time.Millisecond)
+	}
+	switch {
+	case check:
+		op = "reset"
+	case rule == ConflictOverwrite:
+		op = "overwrite"
+	case rule == ConflictKeep && !t.late.more && t.base.known:
+		op = "keep"
+	default:
+		op = "set"
+	}
+	return op, t.value, ttl
+}
+
+// expected lists what Redis may hold by our own doing.
+func (t *task) expected(server string, now int64) string {
+	absent := t.mayBeAbsent(server, now)
+	if t.check {
+		absent = t.late.del || now >= t.late.gone // a write of ours made it so, in the end
+	}
+	held := t.base.held && !t.check && !t.undo
+	if len(t.late.sums) == 0 && !held {
+		if absent {
+			return "absent"
+		}
+		return ""
+	}
+	list := make([]byte, 0, (len(t.late.sums)+1)*(2*sha1.Size+1)+len("absent"))
+	for _, sum := range t.late.sums {
+		list = append(hex.AppendEncode(list, sum[:]), ' ')
+	}
+	if held {
+		list = append(hex.AppendEncode(list, t.base.sum[:]), ' ')
+	}
+	if absent {
+		list = append(list, "absent"...)
+	}
+	return viewString(list)
+}

@@ -1,0 +1,198 @@
+package holdfast
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/redistest"
+)
+
+// journaled puts writes in the journal and takes them as the replayer would, if that
+// was not faster.
+func (r *replayed) journaled(writes ...write) (tasks []task) {
+	for _, w := range writes {
+		h := r.c.local.hash(w.key)
+		r.c.journal.put(h, w)
+		tasks = append(tasks, r.c.journal.takeOne(h, w.key)...)
+	}
+	return tasks
+}
+
+// Redis is not held up by looking at what somebody else put there: a script stops
+// when it has seen enough, and what it did not come to is done by others.
+func TestAScriptThatHasSeenEnoughLeavesTheRestToOthers(t *testing.T) {
+	servers(t, func(t *testing.T, r *replayed) {
+		big := strings.Repeat("x", 300<<10) // two are enough
+		var tasks []task
+		for i := range 6 {
+			k := task{key: fmt.Sprint("big", i), intent: intent{value: []byte("v"), deadline: never}}
+			if r.do("SET", k.key, big); i%3 != 0 {
+				k.base = holding([]byte(big), never, r.session().server)
+			}
+			tasks = append(tasks, k)
+		}
+		if got, want := r.replay(tasks...), (Replay{Replayed: 4, Superseded: 2}); got != want {
+			t.Errorf("%+v; want %+v", got, want)
+		}
+		for i, k := range tasks {
+			want := "v"
+			if i%3 == 0 {
+				want = ""
+			}
+			if got := r.held(k.key); got != want {
+				t.Errorf("%s is %.10q, want %q", k.key, got, want)
+			}
+		}
+	}, func(o *Options) { o.Timeout = time.Minute })
+}
+
+// Of a thousand entries some are refused, each for itself or with those of its script.
+func TestAPoisonEntryHoldsUpNobody(t *testing.T) {
+	s := redistest.Start(t)
+	s.MustDo("ACL", "SETUSER", "app", "on", ">pw", "~holdfast:*", "~ours:*", "&*", "+@all")
+	r := newReplayed(t, s.Addr(), s.MustDo, func(o *Options) {
+		o.Redis.Username, o.Redis.Password, o.Timeout = "app", "pw", time.Minute
+	})
+	var tasks []task
+	for i := range 1000 {
+		key := fmt.Sprint("ours:", i)
+		if i == 500 || i == 501 {
+			key = fmt.Sprint("theirs:", i)
+		}
+		if i%100 == 7 {
+			s.MustDo("RPUSH", key, "x")
+		}
+		tasks = append(tasks, task{key: key, intent: intent{value: []byte("v"), deadline: never}})
+	}
+	if got, want := r.replay(tasks...), (Replay{Replayed: 988, Superseded: 10, Refused: 2}); got != want {
+		t.Errorf("%+v; want %+v", got, want)
+	}
+	if got := s.MustDo("DBSIZE"); got != "998" && got != "999" { // and the probe's key
+		t.Errorf("redis has %s keys", got)
+	}
+	if st := r.c.Stats(); st.Downgraded != 0 || st.BreakerOpens != 0 {
+		t.Errorf("stats %+v", st)
+	}
+}
+
+// Out of memory Redis takes deletes and no sets, also where they share a script.
+func TestOutOfMemoryASetWaitsAndADeleteDoesNot(t *testing.T) {
+	s := redistest.Start(t)
+	r := newReplayed(t, s.Addr(), s.MustDo)
+	for _, key := range []string{"deleted", "theirs"} {
+		r.do("SET", key, "v0")
+	}
+	session := r.session()
+	r.do("CONFIG", "SET", "maxmemory-policy", "noeviction")
+	r.do("CONFIG", "SET", "maxmemory", "1mb")
+	tasks := r.journaled(
+		write{key: "set", value: []byte("v"), deadline: never, seq: 1},
+		write{key: "set with a TTL", value: []byte("v"), deadline: after(r.c.clock.now(), time.Hour), seq: 1},
+		write{key: "theirs", value: []byte("v"), deadline: never, seq: 1, base: holdingNothing(session.server)},
+		write{key: "deleted", del: true, deadline: never, seq: 1},
+	)
+	r.c.routes.home.replayer.replay(context.Background(), session, tasks)
+	// The replayer itself may have come by and taken some.
+	redistest.WaitFor(t, time.Minute, "the deletes", func() bool { return r.held("deleted") == "" && r.held("theirs") == "" })
+	for _, key := range []string{"set", "set with a TTL"} {
+		if !r.c.journal.holds(r.c.local.hash(key), key) || r.held(key) != "" {
+			t.Errorf("%s left the journal; redis holds %q", key, r.held(key))
+		}
+	}
+	r.do("CONFIG", "SET", "maxmemory", "0")
+	r.up()
+	r.drain()
+	if got := r.held("set"); got != "v" {
+		t.Errorf("with memory again, the set is %q", got)
+	}
+	if st := r.c.Stats(); st.Replayed != 3 || st.Superseded != 1 || st.Rejected != 0 || st.Downgraded != 0 {
+		t.Errorf("stats %+v", st)
+	}
+}
+
+// A Redis before 7 puts the script's line before what it had against a command.
+func TestARefusalInsideAScriptIsReadWhateverTheVersion(t *testing.T) {
+	for _, tt := range []struct {
+		err  string
+		want class
+	}{
+		{"@user_script: 12: -OOM command not allowed when used memory > 'maxmemory'.", classWriteRefused},
+		{"OOM command not allowed when used memory > 'maxmemory'.", classWriteRefused},
+		{"@user_script: 12: -READONLY You can't write against a read only replica.", classWriteRefused},
+		{"@user_script: 12: -MISCONF Redis is configured to save RDB snapshots", classWriteRefused},
+		{"-LOADING Redis is loading the dataset in memory", classCommand}, // nobody says so
+		{"LOADING Redis is loading the dataset in memory", classDown},
+		{"@user_script: 3: The user executing the script can't run this command or subcommand", classCommand},
+		{"ERR invalid expire time in 'set' command", classCommand},
+	} {
+		servers(t, func(t *testing.T, r *replayed) {
+			script := "local sha1hex = redis.sha1hex\n" +
+				"local redis = {sha1hex = sha1hex, pcall = function() return {err = ARGV[#ARGV]} end}\n" + replayScript
+			b := r.session().client.B()
+			cmd := b.Eval().Script(script).Numkeys(5).Key("a", "b", "c", "d", "e").Arg(
+				"set", "v", "0", "", "keep", "v", "0", "", "overwrite", "v", "0", "", "delete", "", "0", "", "reset", "v", "0", "", tt.err).Build()
+			answers, err := r.session().client.Do(context.Background(), cmd).ToArray()
+			if err != nil || len(answers) != 5 {
+				t.Fatalf("%d answers, %v", len(answers), err)
+			}
+			for i, m := range answers {
+				a := readAnswer(m)
+				if got := classify(context.Background(), a.err); got != tt.want {
+					t.Errorf("%s: answer %d is %+v, of class %v, want %v", tt.err, i, a, got, tt.want)
+				}
+			}
+		})
+	}
+}
+
+// A server that takes a script for something else is one without scripts.
+func TestAnAnswerThatMakesNoSenseIsNoVerdict(t *testing.T) {
+	for _, answer := range []string{"+OK\r\n", ":1\r\n", "_\r\n", "*0\r\n", "*2\r\n:1\r\n:1\r\n", "*1\r\n:9\r\n", "*1\r\n_\r\n", "*1\r\n+done\r\n"} {
+		t.Run(strings.ReplaceAll(answer, "\r\n", " "), func(t *testing.T) {
+			deleted := make(chan string, 16)
+			l := redistest.Respond(t, func(_ int, args []string) (string, bool) {
+				switch strings.ToUpper(args[0]) {
+				case "HELLO":
+					return "%2\r\n+proto\r\n:3\r\n+mode\r\n+standalone\r\n", true
+				case "EVALSHA":
+					return answer, true
+				case "DEL":
+					deleted <- args[1]
+					return ":1\r\n", true
+				}
+				return "+OK\r\n", true
+			})
+			r := newReplayed(t, l.Addr(), nil)
+			k := task{key: "k", intent: intent{value: []byte("v"), deadline: never}}
+			if got := r.replay(k); got != (Replay{}) || r.c.Stats().Downgraded != 1 {
+				t.Errorf("%+v; %+v", got, r.c.Stats())
+			}
+			if got := <-deleted; got != "k" {
+				t.Errorf("deleted: %q", got)
+			}
+		})
+	}
+}
+
+// A server that only imports the slot of a key serves it to those who ask, each time.
+func TestWithoutScriptsAServerThatIsToBeAskedIsAsked(t *testing.T) {
+	s := redistest.Start(t)
+	s.MustDo("ACL", "SETUSER", "app", "on", ">pw", "~*", "&*", "+@all", "-evalsha")
+	r := newReplayed(t, s.Addr(), s.MustDo, func(o *Options) { o.Redis.Username, o.Redis.Password = "app", "pw" })
+	r.do("SET", "k", "v0")
+	tasks := []task{{key: "k", intent: intent{del: true, deadline: never}}}
+	if round, ok := r.c.routes.home.replayer.pass(context.Background(), r.session(), tasks, true); !ok || round.Replayed != 1 {
+		t.Errorf("%+v, %v", round, ok)
+	}
+	if got := r.held("k"); got != "" {
+		t.Errorf("k is %q", got)
+	}
+	// One before EVALSHA, one before DEL. A server that is in no cluster minds, and
+	// runs what follows.
+	if got := s.MustDo("INFO", "commandstats"); !strings.Contains(got, "cmdstat_asking:calls=2,") {
+		t.Errorf("ASKING was not sent twice: %s", got)
+	}
+}
