@@ -88,7 +88,7 @@ func TestEachDependencyIsImportedByItsOwnFilesAlone(t *testing.T) {
 		"github.com/dgraph-io/ristretto/v2": {"local.go"},
 		"github.com/sony/gobreaker/v2":      {"breaker.go"},
 		"github.com/redis/rueidis": {
-			"commands.go", "conn.go", "errors.go", "lifecycle.go", "open.go",
+			"commands.go", "conn.go", "errors.go", "lease.go", "lifecycle.go", "open.go",
 			"options.go", "remote.go", "replay.go", "replay_script.go", "sentinel.go", "session.go", "slot.go",
 			"tracking.go", "write.go",
 		},

@@ -31,6 +31,7 @@ type Cache struct {
 	journal *journal
 	flights *flights
 	places  chan struct{} // taken by loads; nil for no bound
+	holder  string        // begins the token of each lease of this Cache
 	routes  *routes       // nil where there is no Redis
 	remote  *remote
 

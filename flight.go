@@ -275,6 +275,9 @@ func (t *flights) arm(f *flight) {
 	sh := t.shard(f.h)
 	sh.mu.Lock()
 	f.told = false
+	if f.phase == loading {
+		f.phase = reading // it is looked for once more
+	}
 	sh.mu.Unlock()
 }
 
@@ -388,6 +391,24 @@ func (t *flights) removeLocked(sh *flightShard, f *flight) {
 func (t *flights) overtakeLocked(sh *flightShard, f *flight) {
 	f.phase = overtaken
 	t.removeLocked(sh, f)
+	sh.notify(f.h) // it need not wait for a lease any more
+}
+
+func (sh *flightShard) notify(h keyHash) {
+	if l := sh.listeners[h]; l != nil {
+		select {
+		case l <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// keeps says whether what the flight brings is to be kept, as far as is known.
+func (t *flights) keeps(f *flight) bool {
+	sh := t.shard(f.h)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	return f.phase == reading || f.phase == loading
 }
 
 // overtake is told of a write of our own. A load that is under way is not to be
@@ -422,12 +443,7 @@ func (t *flights) tell(h keyHash) {
 	sh := t.shard(h)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	if l := sh.listeners[h]; l != nil {
-		select {
-		case l <- struct{}{}:
-		default:
-		}
-	}
+	sh.notify(h)
 	switch f := sh.flights[h]; {
 	case f == nil:
 	case f.phase == loading:

@@ -33,6 +33,13 @@ func (c *Cache) fly(ctx context.Context, r *request) {
 	if len(items) == 0 {
 		return
 	}
+	var l *lease
+	if len(items) == 1 {
+		var verdict leased
+		if l, verdict = c.lease(ctx, r, items[0]); verdict == loadNot {
+			return
+		}
+	}
 	limited, stop := context.WithTimeout(ctx, r.o.HardLimit)
 	defer stop()
 	defer context.AfterFunc(limited, func() {
@@ -41,7 +48,7 @@ func (c *Cache) fly(ctx context.Context, r *request) {
 		}
 	})()
 	// Deferred: a loader may end its goroutine.
-	defer func() { c.land(limited, r, items) }()
+	defer func() { c.land(limited, r, items, l) }()
 	c.call(limited, r, items)
 }
 
@@ -157,7 +164,7 @@ func (c *Cache) copyOf(h keyHash) Entry {
 }
 
 // land stores what the loader brought, and ends the flights.
-func (c *Cache) land(ctx context.Context, r *request, items []*loadItem) {
+func (c *Cache) land(ctx context.Context, r *request, items []*loadItem, l *lease) {
 	lane, open := c.fence.enter()
 	defer lane.leave()
 	if !open {
@@ -174,7 +181,8 @@ func (c *Cache) land(ctx context.Context, r *request, items []*loadItem) {
 			it.err = r.fail(it, errHardLimit)
 		}
 	}
-	c.keepLoaded(r, items)
+	c.keepLoaded(r, items, l)
+	c.giveBack(items[0].key, l)
 	failed := false
 	for _, it := range items {
 		if it.err == nil {
@@ -235,7 +243,7 @@ func (c *Cache) accept(r *request, it *loadItem) error {
 
 // keepLoaded takes into the tiers what was loaded, or that there is nothing. What was
 // overtaken is not kept. That something could not be stored is nobody's error.
-func (c *Cache) keepLoaded(r *request, items []*loadItem) {
+func (c *Cache) keepLoaded(r *request, items []*loadItem, l *lease) {
 	var ws []change
 	for _, it := range items {
 		switch {
@@ -252,12 +260,20 @@ func (c *Cache) keepLoaded(r *request, items []*loadItem) {
 			flight: it.f, grace: graceOf(it.loaded.StaleIfError),
 		}
 		if d := c.destination(it); d == toTiers {
+			if !l.outlived(c.clock.now()) {
+				w.lease = l
+			}
 			ws = append(ws, w)
 		} else if d != toNobody {
 			c.keepLocally(it, &w, d == toLocal)
 		}
 	}
-	if len(ws) > 0 {
+	if len(ws) == 0 {
+		return
+	}
+	err := c.write(context.Background(), r.op, ws, 0)
+	if l != nil && withoutScripts(err) {
+		ws[0].lease = nil
 		c.write(context.Background(), r.op, ws, 0)
 	}
 }

@@ -33,7 +33,7 @@ func New(opts Options) (*Cache, error) {
 		journal: newJournal(opts.Journal),
 		closed:  make(chan struct{}),
 	}
-	c.flights = newFlights()
+	c.flights, c.holder = newFlights(), rand.Text()
 	if opts.MaxLoads > 0 {
 		c.places = make(chan struct{}, opts.MaxLoads)
 	}

@@ -94,8 +94,10 @@ type change struct {
 	undo  []byte // see journal.write
 	ttl   time.Duration
 
-	// Of what a loader brought: the flight that is storing it.
+	// Of what a loader brought: the flight that is storing it, and the lease under
+	// which it was loaded, nil for none.
 	flight *flight
+	lease  *lease
 	grace  grace
 
 	hash     keyHash
@@ -258,14 +260,35 @@ func (c *Cache) send(ctx context.Context, op string, items []item, now int64, er
 	if len(items) == 0 {
 		return
 	}
+	stride := 1
+	voids := items[0].change.del && c.opts.Load.Lease > 0
+	if voids {
+		stride = 2
+	}
 	build := func(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed {
-		if w := it.change; !w.del {
+		switch w := it.change; {
+		case w.lease != nil:
+			return append(cmds, w.lease.command(b, w.key, "store", w.value, w.ttl))
+		case !w.del:
 			return append(cmds, setCommand(b, w.key, w.value, w.ttl))
 		}
-		return append(cmds, b.Del().Key(it.key).Build())
+		cmds = append(cmds, b.Del().Key(it.key).Build())
+		if voids {
+			// Another process may be loading what was there before. In a command of its
+			// own: who may not touch leases may delete.
+			cmds = append(cmds, b.Del().Key(c.leaseName(it.key)).Build())
+		}
+		return cmds
 	}
-	c.remote.batch(bounded, items, 1, build, func(i int, _ []rueidis.RedisResult, o outcome) {
+	c.remote.batch(bounded, items, stride, build, func(i int, replies []rueidis.RedisResult, o outcome) {
 		w := items[i].change
+		if w.lease != nil {
+			w.lease.spent = o.class == classOK
+			if w.lease.spent && !storedByScript(replies) {
+				c.local.end(w.hash, false, unread) // it was not ours any more
+				return
+			}
+		}
 		switch o.class {
 		case classOK:
 			if c.journal.overtaken(w.hash, w.intent(0), o.session.id, o.session.server) {
