@@ -201,18 +201,18 @@ func TestOnlyOneOfAFleetRefreshes(t *testing.T) {
 		}
 	}
 	redistest.WaitFor(t, time.Minute, "one to load and the others to give way", func() bool {
-		resting := 0
+		gaveWay := 0
 		for _, c := range cs {
 			h := c.local.hash("k")
 			sh := c.flights.shard(h)
 			sh.mu.Lock()
 			if f := sh.flights[h]; f != nil && f.phase == resting {
-				resting++
+				gaveWay++
 			}
 			sh.mu.Unlock()
 			ask(c)
 		}
-		return loads.Load() == 1 && resting == 2
+		return loads.Load() == 1 && gaveWay == 2
 	})
 	close(let)
 	redistest.WaitFor(t, time.Minute, "the new value everywhere", func() bool {
