@@ -172,7 +172,7 @@ func TestOnlyOneOfAFleetRefreshes(t *testing.T) {
 	o := fleetOptions(s)
 	o.Load.EarlyRefresh = 0.01
 	cs := fleet(t, 3, o)
-	s.MustDo("SET", "k", "old", "PX", "3600000")
+	s.MustDo("SET", "k", "old", "PX", "1800000")
 	var loads atomic.Int64
 	let := make(chan struct{})
 	load := func(context.Context) ([]byte, error) {
