@@ -124,21 +124,25 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 	if err != nil {
 		return false, err
 	}
+	w.entry = c.entryOf(&w, now, &c.routes.of(key).domain, 0)
 	// Until Redis has decided, the key's present value stands.
 	c.outdate(&w)
 	w.old, w.seq = c.local.hold(h)
 	c.overtake(bounded, &w)
 	defer c.outdate(&w)
-	added := false
-	defer func() { c.local.end(h, !added, asIs) }()
 	replies, o := c.remote.one(bounded, s, key, 1, func(b rueidis.Builder, _ *item, cmds []rueidis.Completed) []rueidis.Completed {
 		set := b.Set().Key(key).Value(viewString(w.value)).Nx()
 		if ttl > 0 {
-			return append(cmds, set.PxMilliseconds(ttl.Milliseconds()).Build())
+			return append(cmds, kept(set.PxMilliseconds(ttl.Milliseconds()).Build(), len(value)))
 		}
-		return append(cmds, set.Build())
+		return append(cmds, kept(set.Build(), len(value)))
 	})
-	added = o.class == classOK && !rueidis.IsRedisNil(replies[0].Error())
+	added := o.class == classOK && !rueidis.IsRedisNil(replies[0].Error())
+	if added {
+		c.local.endAs(h, w.entry, c.worth(&w, now, o))
+	} else {
+		defer c.local.end(h, true, asIs) // once it is journaled
+	}
 	if o.unknown {
 		// It may run late, behind a Delete that was acknowledged: the caller is
 		// told that nothing was done, so what it may leave is taken back.

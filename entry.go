@@ -73,17 +73,22 @@ func (e *entry) past(now int64) bool {
 // loader said so; 0 where it said nothing.
 type grace uint32
 
-const graceUnit = 1 << 24 // nanoseconds: the longest is two years
+const graceUnit = 1 << 24 // nanoseconds: the longest is a year
+
+// ungiven is a bit of its own: the value was loaded, and Redis was not given it. Such a
+// copy tells nothing of what Redis holds.
+const ungiven grace = 1 << 31
 
 func graceOf(d time.Duration) grace {
 	if d == 0 {
 		return 0
 	}
-	return 1 + grace(min(max(d, 0)/graceUnit, math.MaxUint32-1))
+	return 1 + grace(min(max(d, 0)/graceUnit, math.MaxInt32-1))
 }
 
 // or is the time, or that of the options.
 func (g grace) or(d time.Duration) time.Duration {
+	g &^= ungiven
 	if g == 0 {
 		return d
 	}

@@ -249,9 +249,9 @@ func TestWhenACopyMaySubstitute(t *testing.T) {
 		{0, time.Minute, time.Minute},
 		{-1, time.Minute, 0},
 		{time.Hour, 0, time.Hour},
-		{math.MaxInt64, 0, time.Duration(math.MaxUint32-1) * graceUnit},
+		{math.MaxInt64, 0, time.Duration(math.MaxInt32-1) * graceUnit},
 	} {
-		if got := graceOf(tt.set).or(tt.option); got > tt.want || tt.want-got > graceUnit {
+		if got := (graceOf(tt.set) | ungiven).or(tt.option); got > tt.want || tt.want-got > graceUnit {
 			t.Errorf("%v beside %v: %v, want %v", tt.set, tt.option, got, tt.want)
 		}
 	}

@@ -25,6 +25,7 @@ type intent struct {
 type base struct {
 	known  bool
 	held   bool   // it held a value; else nothing
+	echo   bool   // of that the server may still tell, for we wrote it
 	sum    digest // of that value
 	gone   int64  // from then on that value's own time has run out; never for never
 	server string // run id of the server that held it

@@ -20,10 +20,14 @@ type journal struct {
 	maxBytes int64
 	keysOnly bool
 
+	// downgraded is told of a set that became a delete to make room for another key.
+	downgraded func(key string)
+
 	file *journalFile // nil: in memory only
 
-	keys   atomic.Int64 // intents, also those that wait for their second check
-	queued atomic.Int64 // intents to be replayed
+	next   atomic.Uint32 // the shard where the next take begins
+	keys   atomic.Int64  // intents, also those that wait for their second check
+	queued atomic.Int64  // intents to be replayed
 	bytes  atomic.Int64
 
 	shards [journalShards]journalShard
@@ -34,11 +38,16 @@ type journal struct {
 	}
 }
 
-const journalShards = 64
+const (
+	journalShards = 64
+	// shardKept is how many intents a shard's map may have grown to and be used again.
+	shardKept = 16
+)
 
 type journalShard struct {
 	mu      sync.RWMutex
 	intents map[string]*intent
+	grown   int              // to how many, since the map was made
 	sent    map[*intent]sent // with a file: what is under way
 }
 
@@ -60,7 +69,7 @@ type fenced struct {
 }
 
 func newJournal(o JournalOptions) *journal {
-	j := &journal{maxKeys: o.MaxKeys, maxBytes: o.MaxBytes, keysOnly: o.KeysOnly}
+	j := &journal{maxKeys: o.MaxKeys, maxBytes: o.MaxBytes, keysOnly: o.KeysOnly, downgraded: func(string) {}}
 	for i := range j.shards {
 		j.shards[i].intents = make(map[string]*intent)
 		j.shards[i].sent = make(map[*intent]sent)
@@ -118,26 +127,73 @@ type write struct {
 // the write is accepted, the caller waits for what it returns.
 func (j *journal) put(h keyHash, w write) (admission, saving) {
 	sh := j.shard(h)
+	size := int64(len(w.key))
+	if over := j.bytes.Load() + size - j.maxBytes; over > 0 && size <= j.maxBytes && !j.holds(h, w.key) {
+		j.makeRoom(over)
+	}
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	return j.putLocked(sh, w)
 }
 
+// admit counts a further key, if there is room for one.
+func (j *journal) admit(key string) bool {
+	if j.keys.Load() >= int64(j.maxKeys) || j.bytes.Load()+int64(len(key)) > j.maxBytes {
+		return false
+	}
+	if j.keys.Add(1) > int64(j.maxKeys) {
+		j.keys.Add(-1)
+		return false
+	}
+	return true
+}
+
+// makeRoom makes deletes of sets, any of them, until their values have left so many
+// bytes: a delete that is refused for want of room would be worse.
+func (j *journal) makeRoom(bytes int64) {
+	for i := range j.shards {
+		sh := &j.shards[i]
+		var keys []string
+		sh.mu.Lock()
+		for key, in := range sh.intents {
+			if bytes <= 0 {
+				break
+			}
+			if in.del || in.sending || in.checkAt != 0 || len(in.value) == 0 {
+				continue
+			}
+			keys = append(keys, key)
+			bytes -= int64(len(in.value))
+			j.bytes.Add(-int64(len(in.value)))
+			in.value, in.del, in.elsewhere = nil, true, true
+			j.saveLocked(sh, key, in)
+		}
+		sh.mu.Unlock()
+		for _, key := range keys {
+			j.downgraded(key)
+		}
+		if bytes <= 0 {
+			return
+		}
+	}
+}
+
 func (j *journal) putLocked(sh *journalShard, w write) (admission, saving) {
 	in, verdict := sh.intents[w.key], admitted
 	if in == nil {
-		if j.keys.Add(1) > int64(j.maxKeys) || j.bytes.Load()+int64(len(w.key)) > j.maxBytes {
+		if !j.admit(w.key) {
+			if w.sentOn == 0 {
+				return rejected, saving{}
+			}
+			// It may run late, and would undo what is written next, so its key is
+			// fenced all the same.
 			verdict = rejected
+			j.keys.Add(1)
 		}
-		if verdict == rejected && w.sentOn == 0 {
-			j.keys.Add(-1)
-			return rejected, saving{}
-		}
-		// Where there is no room, too, a write that may run late fences its key, or
-		// it would undo what is written next.
 		w.key = strings.Clone(w.key)
 		in = &intent{base: w.base, baseSeq: w.seq, checkAt: notQueued}
 		sh.intents[w.key] = in
+		sh.grown = max(sh.grown, len(sh.intents))
 		j.bytes.Add(int64(len(w.key)))
 	}
 	if w.sentOn != 0 {
@@ -238,8 +294,9 @@ func (j *journal) overruled(h keyHash, key string, now int64) bool {
 
 func (j *journal) overruleLocked(sh *journalShard, key string, in *intent, now int64) bool {
 	ownEnd := in.base.held && now >= in.base.gone
-	replayed := in.baseSeq == 0 // what is told may be the echo of that
-	if in.del || in.sending || in.checkAt != 0 || in.late.since != 0 || ownEnd || replayed {
+	replayed := in.baseSeq == 0
+	echo := replayed || in.base.echo // what is told may be that
+	if in.del || in.sending || in.checkAt != 0 || in.late.since != 0 || ownEnd || echo {
 		return false
 	}
 	j.bytes.Add(-int64(len(in.value)))
@@ -308,6 +365,9 @@ func (j *journal) leaveLocked(sh *journalShard, key string, in *intent) {
 // afterwards.
 func (j *journal) dropLocked(sh *journalShard, key string, in *intent) {
 	delete(sh.intents, key)
+	if len(sh.intents) == 0 && sh.grown > shardKept {
+		sh.intents, sh.grown = make(map[string]*intent), 0 // an emptied map keeps its memory
+	}
 	j.bytes.Add(-int64(len(key) + len(in.value)))
 	j.keys.Add(-1)
 	if in.checkAt == 0 {

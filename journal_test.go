@@ -217,6 +217,40 @@ func TestARefusedWriteThatMayRunLateFencesItsKey(t *testing.T) {
 	}
 }
 
+func TestValuesGiveWayToKeys(t *testing.T) {
+	j := newJournal(JournalOptions{MaxKeys: 1000, MaxBytes: 1000})
+	var gone []string
+	j.downgraded = func(key string) { gone = append(gone, key) }
+	for i := range 9 {
+		put(t, j, set(fmt.Sprint("k", i), string(make([]byte, 109)), 1), admitted) // 999 bytes
+	}
+	put(t, j, set("k0", string(make([]byte, 110)), 2), admitted)
+	if len(gone) != 0 {
+		t.Fatalf("%v had to go, though there was room", gone)
+	}
+	for i := range 300 {
+		put(t, j, del(fmt.Sprintf("%03d", i), 1), admitted)
+	}
+	for i := 300; j.bytes.Load() < 998; i++ {
+		put(t, j, del(fmt.Sprintf("%03d", i), 1), admitted)
+	}
+	if len(gone) != 9 {
+		t.Errorf("%d sets made room, want all", len(gone))
+	}
+	put(t, j, del("one too many", 1), rejected)
+	sets := 0
+	for _, task := range takeAll(j, 0) {
+		if !task.del {
+			sets++
+		}
+		settle(j, task, foundOurs, 1, 0)
+	}
+	if sets != 0 {
+		t.Errorf("%d sets are left", sets)
+	}
+	wantGauges(t, j, 0, 0, 0)
+}
+
 func TestWhatIsSettledLeavesNothingBehind(t *testing.T) {
 	j := newJournal(JournalOptions{MaxKeys: 100, MaxBytes: 110})
 	for i := range 20 {

@@ -1111,3 +1111,21 @@ func TestABatchThatFailsReturnsWhatWasFound(t *testing.T) {
 		wantLoad(t, c, "z", 0, newSource("v"), "v")
 	})
 }
+
+// What was loaded in an outage is nothing that Redis was ever given: a Set that comes
+// over it must not be taken for one that replaces what somebody deleted there.
+func TestASetOverWhatWasLoadedInAnOutageIsReplayed(t *testing.T) {
+	inBubble(t, nil, func(ctx context.Context, c *holdfast.Cache, v *virtual) {
+		v.set(true, false, true)
+		time.Sleep(time.Second)
+		wantLoad(t, c, "k", time.Hour, newSource("loaded"), "loaded")
+		must(t, c.Set(ctx, "k", []byte("set"), time.Hour))
+		v.set(false, false, false)
+		time.Sleep(5 * time.Second)
+		drain(t, c)
+		wantGet(t, c, "k", "set")
+		if got, _ := v.redis.Get("k"); got != "set" {
+			t.Errorf("redis holds %q; superseded %d", got, c.Stats().Superseded)
+		}
+	})
+}

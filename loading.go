@@ -333,7 +333,7 @@ func (c *Cache) keepLocally(it *loadItem, w *change, fresh bool) {
 		t.fresh = c.freshUntil(now, t.expires, s.tells(it.key) && !s.replica.Load())
 	}
 	e := newEntry(it.key, w.value, t)
-	e.grace = w.grace
+	e.grace = w.grace | ungiven
 	c.local.put(it.h, e)
 	if c.flights.overrun(it.f) {
 		c.local.put(it.h, nil)

@@ -6,7 +6,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"unsafe"
 
 	"github.com/dgraph-io/ristretto/v2"
 )
@@ -180,7 +179,7 @@ func (l *local) fill(h keyHash, key string, value []byte, t token, k term) bool 
 	// What is confirmed as it was needs no new place: so a copy that is read
 	// again when its time is up costs a fill neither memory nor ristretto's
 	// attention.
-	if old != nil && old.domain == k.domain && len(value) <= comparedBytes && bytes.Equal(old.bytes(), value) {
+	if old != nil && old.domain == k.domain && old.grace&ungiven == 0 && len(value) <= comparedBytes && bytes.Equal(old.bytes(), value) {
 		old.confirm(k)
 		return true
 	}
@@ -245,6 +244,21 @@ func (l *local) open(h keyHash, what func(old *entry) *entry) (old *entry, seq u
 // the given time, or as long as it was (asIs), unless the server told of the key
 // meanwhile.
 func (l *local) end(h keyHash, keep bool, fresh int64) {
+	l.closeWrite(h, fresh, func(e *entry) *entry {
+		if keep {
+			return e
+		}
+		return nil
+	})
+}
+
+// endAs closes what hold opened, and e takes the place of what was there, as with
+// end.
+func (l *local) endAs(h keyHash, e *entry, fresh int64) {
+	l.closeWrite(h, fresh, func(*entry) *entry { return e })
+}
+
+func (l *local) closeWrite(h keyHash, fresh int64, what func(*entry) *entry) {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -254,8 +268,8 @@ func (l *local) end(h keyHash, keep bool, fresh int64) {
 		return // another key of the same place took it
 	}
 	p.writers--
-	e := p.entry
-	if !keep || p.overlap {
+	e := what(p.entry)
+	if p.overlap {
 		e = nil
 	}
 	if e != nil && fresh != asIs {
@@ -327,20 +341,15 @@ func (l *local) doubt(h keyHash, end func(old int64) int64) {
 	}
 }
 
-// settled is told that a replay has brought the value to Redis: the copy of it must
-// be read before it is served again, and another one goes. It may have been filled
-// before the journal had the write.
-func (l *local) settled(h keyHash, value []byte) {
+// settled is told that a replay has brought the last write to Redis. The copy that
+// the write left must be read before it is fresh, and is marked so. Another one goes:
+// it was read from Redis before the journal had the write.
+func (l *local) settled(h keyHash) {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.version.Add(1)
-	p, old := l.lookLocked(s, h)
-	switch {
-	case old == nil:
-	case old.data == unsafe.SliceData(value) && int(old.length) == len(value):
-		old.fresh.Store(unread)
-	default:
+	if p, old := l.lookLocked(s, h); old != nil && old.fresh.Load() != unread {
 		l.storeLocked(s, h, p, old, nil)
 	}
 }

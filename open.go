@@ -38,6 +38,7 @@ func New(opts Options) (*Cache, error) {
 		c.places = make(chan struct{}, opts.MaxLoads)
 	}
 	c.notify = newNotifier(opts, &c.stats)
+	c.journal.downgraded = c.downgraded
 	if opts.Journal.Dir != "" && len(opts.Redis.InitAddress) > 0 {
 		if err := c.restore(); err != nil {
 			cancel()

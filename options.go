@@ -183,8 +183,9 @@ type JournalOptions struct {
 
 	// MaxBytes bounds keys and values. Default 64 MiB. A set whose value does
 	// not fit is downgraded to a delete, and counted: after the outage the key
-	// is absent rather than old. Where not even the key fits, the write is
-	// refused with ErrJournalFull.
+	// is absent rather than old. Where not even the key fits, other sets are
+	// downgraded to make room, and if there are none the write is refused with
+	// ErrJournalFull.
 	MaxBytes int64
 
 	// OnConflict says what becomes of a set whose key somebody else wrote

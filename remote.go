@@ -401,9 +401,20 @@ func withoutAsking(replies []rueidis.RedisResult) []rueidis.RedisResult {
 func setCommand(b rueidis.Builder, key string, value []byte, ttl time.Duration) rueidis.Completed {
 	set := b.Set().Key(key).Value(viewString(value))
 	if ttl == 0 {
-		return set.Build()
+		return kept(set.Build(), len(value))
 	}
-	return set.PxMilliseconds(ttl.Milliseconds()).Build()
+	return kept(set.PxMilliseconds(ttl.Milliseconds()).Build(), len(value))
+}
+
+// kept keeps a command of this size from being used again by rueidis, if it is so large
+// that a server may refuse it before it has read it: rueidis takes the answer for the
+// end of the command, which it may still be writing.
+func kept(cmd rueidis.Completed, size int) rueidis.Completed {
+	const least = 1 << 20 // of proto-max-bulk-len
+	if size < least {
+		return cmd
+	}
+	return cmd.Pin()
 }
 
 // viewString shares the bytes. They are never changed or used again: a command

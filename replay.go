@@ -24,7 +24,7 @@ type replayer struct {
 	hash    func(string) keyHash
 	// settled is told of each set before it leaves the journal: the local copy
 	// must be confirmed before it is fresh again.
-	settled func(h keyHash, value []byte)
+	settled func(h keyHash)
 	// doubt is told where nothing had to be taken back.
 	doubt func(h keyHash)
 	// forget is told where Redis does not hold what the local copy says.
@@ -136,6 +136,7 @@ func (r *replayer) drain(ctx context.Context, s *session) bool {
 func (d *draining) lane(ctx context.Context) {
 	s := d.session
 	want := func(key string, del bool) bool { return (del || s.writable.Load()) && d.owns(key) }
+	quickest := time.Duration(never) // what is not the batch's doing
 	for batch := replayFirst; ; {
 		batch = min(batch, d.pace.most)
 		if !d.await(ctx, batch) {
@@ -148,7 +149,9 @@ func (d *draining) lane(ctx context.Context) {
 			return
 		}
 		round, ok := d.replay(ctx, s, tasks)
-		batch = nextBatch(batch, time.Duration(d.clock.now()-began), d.share)
+		took := time.Duration(d.clock.now() - began)
+		quickest = min(quickest, took)
+		batch = nextBatch(batch, took-quickest, d.share)
 		if !d.note(round, ok) {
 			return
 		}
@@ -185,11 +188,12 @@ func (d *draining) note(round Replay, ok bool) bool {
 	return !d.mu.failed
 }
 
-// nextBatch keeps a pipeline at about its share.
+// nextBatch keeps a pipeline at about its share of time, beside what even the quickest
+// one takes: that is the network's, and it would take as long with a single key.
 func nextBatch(batch int, took, share time.Duration) int {
 	switch {
 	case took > share:
-		return max(1, batch/2)
+		return max(replayFirst, batch/2)
 	case took < share/2:
 		return min(replayMost, batch*2)
 	}
@@ -374,10 +378,12 @@ func (p *pass) deletePlainly(ctx context.Context) {
 // copy is put in doubt first, so that nobody finds it fresh and unfenced.
 func (p *pass) settle(t *task, what found) {
 	switch {
+	case !p.journal.latest(t):
+		// The copy is of the write that took it over.
 	case what == foundOurs && t.undo:
 		p.doubt(t.hash)
 	case what == foundOurs && !t.del:
-		p.settled(t.hash, t.value)
+		p.settled(t.hash)
 	default:
 		p.forget(t.hash)
 	}

@@ -648,8 +648,8 @@ func TestAPipelineGrowsWhileItIsQuickAndShrinksWhereItIsNot(t *testing.T) {
 		{8, share/2 - 1, 16},
 		{8, share / 2, 8},
 		{8, share, 8},
-		{8, share + 1, 4},
-		{1, time.Hour, 1},
+		{32, share + 1, 16},
+		{replayFirst, time.Hour, replayFirst},
 		{replayMost, 0, replayMost},
 		{replayMost - 1, 0, replayMost},
 	} {

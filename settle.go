@@ -15,8 +15,10 @@ type task struct {
 // them, and up to about so many bytes.
 func (j *journal) take(n, bytes int, now int64, hash func(string) keyHash, want func(key string, del bool) bool) []task {
 	var tasks []task
-	for i := range j.shards {
-		sh := &j.shards[i]
+	first := j.next.Load()
+	for i := range uint32(journalShards) {
+		at := (first + i) % journalShards
+		sh := &j.shards[at]
 		sh.mu.Lock()
 		for key, in := range sh.intents {
 			if in.sending || in.checkAt > now || !want(key, in.del) {
@@ -27,6 +29,7 @@ func (j *journal) take(n, bytes int, now int64, hash func(string) keyHash, want 
 			bytes -= len(t.key) + len(t.value)
 			if len(tasks) == n || bytes <= 0 {
 				sh.mu.Unlock()
+				j.next.Store(at)
 				return tasks
 			}
 		}
@@ -123,6 +126,20 @@ func (j *journal) settle(t task, what found, session uint64, server string, now 
 	}
 }
 
+// latest says whether no later write has taken the task's intent over.
+func (j *journal) latest(t *task) bool {
+	sh := j.shard(t.hash)
+	sh.mu.RLock()
+	defer sh.mu.RUnlock()
+	in := sh.intents[t.key]
+	return in == nil || in.is(t)
+}
+
+// is says whether the intent is what it was when the task was taken.
+func (in *intent) is(t *task) bool {
+	return in.seq == t.seq && in.deadline == t.deadline && in.del == t.del
+}
+
 // settleLocked says whether the intent is done with.
 func (j *journal) settleLocked(in *intent, t task, what found, session uint64, server string, now int64) bool {
 	switch what {
@@ -142,7 +159,7 @@ func (j *journal) settleLocked(in *intent, t task, what found, session uint64, s
 		in.base = base{}
 	}
 	in.baseSeq = 0
-	if in.seq != t.seq || in.deadline != t.deadline || in.del != t.del {
+	if !in.is(&t) {
 		return false // a later write took the intent over
 	}
 	if what == foundTheirs {

@@ -89,8 +89,7 @@ func (c *Cache) told(key string, serving bool) {
 	c.local.invalidate(h, now)
 	c.flights.tell(h)
 	if serving && c.opts.Journal.OnConflict == ConflictDelete && c.journal.overruled(h, key, now) {
-		c.stats.downgraded.Add(1)
-		c.notify.drop(key, DropDowngraded)
+		c.downgraded(key)
 	}
 }
 

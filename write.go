@@ -201,15 +201,15 @@ func (c *Cache) keep(ctx context.Context, w *change, now int64) (saving, error) 
 	return c.remember(w, 0)
 }
 
-// remember puts the write in the journal; the caller waits for what it returns. Where that is refused, the key leaves
-// the local tier: what is there must not be taken for accepted.
+// remember puts the write in the journal; the caller waits for what it returns.
+// Where that is refused, the key leaves the local tier: what is there must not be
+// taken for accepted.
 func (c *Cache) remember(w *change, sentOn uint64) (saving, error) {
 	c.stats.journaled.Add(1)
 	verdict, saved := c.journal.put(w.hash, w.intent(sentOn))
 	switch verdict {
 	case downgraded:
-		c.stats.downgraded.Add(1)
-		c.notify.drop(w.key, DropDowngraded)
+		c.downgraded(w.key)
 	case rejected:
 		c.stats.refused.Add(1)
 		c.notify.drop(w.key, DropRefused)
@@ -223,19 +223,27 @@ func (c *Cache) remember(w *change, sentOn uint64) (saving, error) {
 	return saved, nil
 }
 
+// downgraded notes a set that became a delete.
+func (c *Cache) downgraded(key string) {
+	c.stats.downgraded.Add(1)
+	c.notify.drop(key, DropDowngraded)
+}
+
 // baseOf is what Redis was last known to hold, going by the local copy.
 func (w *change) baseOf() base {
 	switch {
 	case w.link.neverServed():
 		return holdingNothing("") // of ours; whatever is there is somebody else's
-	case w.old == nil || w.old.refuted():
+	case w.old == nil || w.old.refuted() || w.old.grace&ungiven != 0:
 		return base{}
 	}
 	server := w.link.server()
 	if w.old.ofEarlierServer() {
 		server = earlierServer
 	}
-	return holding(w.old.bytes(), w.old.expires.Load(), server)
+	b := holding(w.old.bytes(), w.old.expires.Load(), server)
+	b.echo = w.old.fresh.Load() == unread
+	return b
 }
 
 // earlierServer is no server's run id.
@@ -301,7 +309,8 @@ func (c *Cache) send(ctx context.Context, op string, items []item, now int64, er
 		default:
 			if w.flight != nil && !o.unknown {
 				// Nobody's intent: it is not worth a place in the journal.
-				c.local.end(w.hash, true, unread)
+				w.grace |= ungiven
+				c.local.endAs(w.hash, c.entryOf(w, now, &w.place.domain, now), unread)
 				return
 			}
 			// In the journal before the local tier is done with it: no reader

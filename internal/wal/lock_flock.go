@@ -43,6 +43,8 @@ func lockDir(dir string) (unlock func() error, err error) {
 	}
 	return func() error {
 		f.Truncate(0)
-		return f.Close()
+		// Closing it is not enough: a process that another goroutine is just starting
+		// has the open file, too, until it has become another program.
+		return errors.Join(syscall.Flock(int(f.Fd()), syscall.LOCK_UN), f.Close())
 	}, nil
 }

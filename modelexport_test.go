@@ -1,0 +1,55 @@
+package holdfast
+
+import "fmt"
+
+// What the model test in holdfast_test asks of the inside, and nothing else does.
+
+// Journaled says whether the journal has the key, and whether it waits there to be
+// replayed, rather than for its second check.
+func (c *Cache) Journaled(key string) (fenced, queued bool) {
+	sh := c.journal.shard(c.local.hash(key))
+	sh.mu.RLock()
+	defer sh.mu.RUnlock()
+	in := sh.intents[key]
+	return in != nil, in != nil && in.checkAt == 0
+}
+
+// Replaying is how many intents are on their way to Redis.
+func (c *Cache) Replaying() int {
+	n := 0
+	for i := range c.journal.shards {
+		sh := &c.journal.shards[i]
+		sh.mu.RLock()
+		for _, in := range sh.intents {
+			if in.sending {
+				n++
+			}
+		}
+		sh.mu.RUnlock()
+	}
+	return n
+}
+
+// Leftover says what is left in the journal or in the overlay, nil for nothing.
+func (c *Cache) Leftover() error {
+	intents, pending := 0, 0
+	for i := range c.journal.shards {
+		sh := &c.journal.shards[i]
+		sh.mu.RLock()
+		intents += len(sh.intents)
+		sh.mu.RUnlock()
+	}
+	for i := range c.local.stripes {
+		s := &c.local.stripes[i]
+		s.mu.Lock()
+		pending += len(s.overlay) + int(s.n.Load())
+		s.mu.Unlock()
+	}
+	keys, queued, bytes := c.journal.keys.Load(), c.journal.queued.Load(), c.journal.bytes.Load()
+	overlay := c.local.overlay.Load()
+	if intents != 0 || keys != 0 || queued != 0 || bytes != 0 || pending != 0 || overlay != 0 {
+		return fmt.Errorf("left behind: %d intents, counted as %d keys, %d queued, %d bytes; %d places in the overlay, counted as %d bytes",
+			intents, keys, queued, bytes, pending, overlay)
+	}
+	return nil
+}
