@@ -252,7 +252,7 @@ func ExampleCache_GetOrLoad() {
 // new life as long as the upstream says that it has not changed.
 func ExampleCache_Load() {
 	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		fmt.Println("asked with", r.Header.Get("If-None-Match"))
+		fmt.Printf("asked with %q\n", r.Header.Get("If-None-Match"))
 		w.Header().Set("ETag", `"v1"`)
 		if r.Header.Get("If-None-Match") == `"v1"` {
 			w.WriteHeader(http.StatusNotModified)
@@ -304,9 +304,9 @@ func ExampleCache_Load() {
 		}
 	}
 	// Output:
-	// asked with
+	// asked with ""
 	// hello <nil>
-	// asked with "v1"
+	// asked with "\"v1\""
 	// hello <nil>
 }
 

@@ -217,7 +217,7 @@ func TestAFillThatAWriteOvertookIsDiscarded(t *testing.T) {
 		return newEntry("k", []byte(v), term{confirmed: confirmed, expires: never})
 	}
 	fill := func(tok token, v string, confirmed int64) bool {
-		return l.fill(h, "k", []byte(v), tok, term{confirmed: confirmed, expires: never})
+		return l.fill(h, "k", []byte(v), tok, term{confirmed: confirmed, expires: never, domain: &l.home})
 	}
 	want := func(v string) {
 		t.Helper()
