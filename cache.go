@@ -109,6 +109,10 @@ func (c *Cache) Get(ctx context.Context, key string) ([]byte, error) {
 // Lookup is Get with the circumstances. The Entry's Degraded is told beside
 // ErrMiss, too: the miss of an outage is none that Redis has confirmed.
 func (c *Cache) Lookup(ctx context.Context, key string) (Entry, error) {
+	return c.lookup(ctx, "lookup", key)
+}
+
+func (c *Cache) lookup(ctx context.Context, op, key string) (Entry, error) {
 	lane, open := c.fence.enter()
 	if err := enterable(ctx, open); err != nil {
 		lane.leave()
@@ -121,7 +125,7 @@ func (c *Cache) Lookup(ctx context.Context, key string) (Entry, error) {
 		return Entry{Value: e.bytes(), Tier: Local, TTL: left(now, e.expires.Load())}, nil
 	}
 	defer lane.leave()
-	return c.read(ctx, "lookup", h, key, now, e)
+	return c.read(ctx, op, h, key, now, e)
 }
 
 // enterable is what every call checks first. The caller's context always wins,

@@ -30,18 +30,17 @@ func (d *domain) otherServer() { d.since.Store(d.epoch.Add(1)) }
 // does, when Redis confirms it. The fields are packed: a million entries are
 // common, and 64 bytes are a size class of Go's and a cache line.
 type entry struct {
-	check  uint64
+	check  uint64 // keyHash.check; the key's length is in it
 	data   *byte
 	length uint32
-	size   int32 // what it costs, with the key and the bookkeeping
-
-	domain *domain
 	epoch  atomic.Uint32 // the domain's epoch at its fill
-	grace  grace
+	domain *domain
 
 	confirmed atomic.Int64 // when Redis was last known to hold it, or when it was written
 	fresh     atomic.Int64 // served without asking Redis until then, within its epoch; 0 and unread: in doubt
 	expires   atomic.Int64 // its own TTL; never for none, wrong for what is not to be served
+
+	decoded atomic.Pointer[decoded] // what a Typed made of the value; nil: nothing
 }
 
 // wrong is the end of an entry of which Redis said that it holds it no more. It
@@ -104,9 +103,9 @@ type term struct {
 
 func newEntry(key string, value []byte, k term) *entry {
 	e := &entry{
+		check:  keyLength(len(key)), // the rest of it comes with its place
 		data:   unsafe.SliceData(value),
 		length: uint32(len(value)),
-		size:   sizeOf(key, value),
 		domain: k.domain,
 	}
 	e.confirm(k)
@@ -115,6 +114,37 @@ func newEntry(key string, value []byte, k term) *entry {
 
 // bytes is the value. Its capacity is its length, so that an append copies.
 func (e *entry) bytes() []byte { return unsafe.Slice(e.data, e.length) }
+
+// holds says whether the value is these very bytes, and not some that equal them.
+func (e *entry) holds(value []byte) bool {
+	return e.data == unsafe.SliceData(value) && int(e.length) == len(value)
+}
+
+// size is what the entry costs, with the key, the bookkeeping and what was decoded.
+// What was decoded is there or not: the caller holds the stripe, or will look again.
+func (e *entry) size() int64 {
+	size := lengthIn(e.check) + int64(e.length) + entryOverhead
+	if d := e.decoded.Load(); d != nil {
+		size += int64(d.size)
+	}
+	return size
+}
+
+// grace is the loader's word on how long the copy may outlive itself. It is rare, so
+// it has its place beside what is rare, too.
+func (e *entry) grace() grace {
+	if d := e.decoded.Load(); d != nil {
+		return d.grace
+	}
+	return 0
+}
+
+// setGrace is for an entry that nobody has seen yet.
+func (e *entry) setGrace(g grace) {
+	if g != 0 {
+		e.decoded.Store(&decoded{grace: g, size: int32(unsafe.Sizeof(decoded{}))})
+	}
+}
 
 // vouched says whether the stream that the entry was filled from is unbroken.
 func (e *entry) vouched() bool { return e.epoch.Load() == e.domain.epoch.Load() }

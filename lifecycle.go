@@ -137,6 +137,7 @@ func (c *Cache) Stats() Stats {
 		StaleHits:       n.staleHits.Load(),
 		DoubtHits:       doubt,
 		Misses:          n.misses.Load(),
+		Undecodable:     n.undecodable.Load(),
 		DialAttempts:    n.dials.Load(),
 		Timeouts:        n.timeouts.Load(),
 		BulkheadRefused: n.bulkheadRefused.Load(),

@@ -32,13 +32,13 @@ type Loaded struct {
 	StaleIfError time.Duration
 }
 
-// PanicError is what callers get whose loader panicked.
+// PanicError is what callers get whose loader panicked, or whose codec.
 type PanicError struct {
 	Value any    // what it panicked with
 	Stack []byte // where
 }
 
-func (p *PanicError) Error() string { return fmt.Sprintf("holdfast: the loader panicked: %v", p.Value) }
+func (p *PanicError) Error() string { return fmt.Sprintf("holdfast: a panic: %v", p.Value) }
 
 func (p *PanicError) Unwrap() error {
 	err, _ := p.Value.(error)
@@ -85,26 +85,34 @@ func (c *Cache) GetOrLoad(ctx context.Context, key string, ttl time.Duration, lo
 // and the circumstances of the answer. The Entry's Tier is Loader for what this call
 // waited for.
 func (c *Cache) Load(ctx context.Context, key string, ttl time.Duration, o LoadOptions, load LoadFunc) (Entry, error) {
+	return c.load(ctx, "load", key, ttl, o, nil, load)
+}
+
+// load is Load for who cannot use every value: one of which usable says no is as if it
+// were not there, and is written over. nil: all are usable.
+func (c *Cache) load(ctx context.Context, op, key string, ttl time.Duration, o LoadOptions, usable usable, load LoadFunc) (Entry, error) {
 	lane, open := c.fence.enter()
 	if err := loadable(ctx, open, ttl, load == nil); err != nil {
 		lane.leave()
-		return Entry{}, loadError("load", key, err)
+		return Entry{}, loadError(op, key, err)
 	}
 	h, now := c.local.hash(key), c.clock.now()
 	e, fresh := c.look(h, key, now)
 	o = o.over(c.opts.Load)
-	if fresh {
+	if fresh && usable.of(key, e.bytes()) {
 		if part := o.EarlyRefresh; part > 0 && refreshDue(now, e.confirmed.Load(), e.expires.Load(), ttl, part) {
-			c.refresh(ctx, newRequest("load", key, h, ttl, o, load))
+			c.refresh(ctx, newRequest(op, key, h, ttl, o, load))
 		}
 		lane.hit()
 		return Entry{Value: e.bytes(), Tier: Local, TTL: left(now, e.expires.Load())}, nil
 	}
 	if err := o.validate(); err != nil {
 		lane.leave()
-		return Entry{}, loadError("load", key, errors.Join(err...))
+		return Entry{}, loadError(op, key, errors.Join(err...))
 	}
-	return c.loaded(ctx, newRequest("load", key, h, ttl, o, load), lane)
+	r := newRequest(op, key, h, ttl, o, load)
+	r.usable = usable
+	return c.loaded(ctx, r, lane)
 }
 
 var errNilLoader = errors.New("holdfast: nil loader: there is nothing to ask")
@@ -148,7 +156,15 @@ type request struct {
 
 	early bool // the present copy is still good
 	batch bool // of GetOrLoadMany
+
+	usable usable
 }
+
+// usable says whether a value may be the answer. It is a codec, and so the caller's
+// code: it may take long, and must not be asked under a lock.
+type usable func(key string, value []byte) bool
+
+func (u usable) of(key string, value []byte) bool { return u == nil || u(key, value) }
 
 // anew is the request for one of its keys, for a further try: who carried out the
 // first may still be at it.
@@ -233,7 +249,7 @@ func (c *Cache) loaded(ctx context.Context, r *request, lane *fenceLane) (Entry,
 			}
 			return c.again(ctx, r.anew(it))
 		case rests:
-			if e, ok := c.standIn(it, r.o); ok {
+			if e, ok := c.standIn(r, it); ok {
 				lane.leave()
 				c.stoodIn(e)
 				return e, nil
@@ -271,12 +287,12 @@ func (c *Cache) find(ctx context.Context, r *request, it *loadItem) bool {
 		now := c.clock.now()
 		it.token = c.local.token(it.h, c.domainOf(it.key))
 		e, fresh := c.look(it.h, it.key, now)
-		if fresh {
+		if fresh && r.usable.of(it.key, e.bytes()) {
 			return c.flights.end(it.f, Entry{Value: e.bytes(), Tier: Local, TTL: left(now, e.expires.Load())}, nil, 0)
 		}
 		got, err := c.read(ctx, r.op, it.h, it.key, now, e)
 		switch {
-		case err == nil && !got.Stale:
+		case err == nil && !got.Stale && r.usable.of(it.key, got.Value):
 			return c.flights.end(it.f, got, nil, 0)
 		case err != nil && err == ctx.Err():
 			// Others who wait do not leave with this caller: begin finds out
@@ -312,7 +328,7 @@ func (c *Cache) await(ctx context.Context, r *request, it *loadItem, f *flight, 
 	defer c.flights.leave(f, parent)
 	var soft <-chan time.Time
 	if r.o.SoftLimit > 0 {
-		if _, ok := c.standInNow(it, r.o); ok {
+		if _, ok := c.standInNow(r, it); ok {
 			t := time.NewTimer(r.o.SoftLimit)
 			defer t.Stop()
 			soft = t.C
@@ -327,7 +343,7 @@ func (c *Cache) await(ctx context.Context, r *request, it *loadItem, f *flight, 
 		case <-c.life.Done():
 			return Entry{}, ErrClosed
 		case <-soft:
-			if e, ok := c.standInNow(it, r.o); ok {
+			if e, ok := c.standInNow(r, it); ok {
 				f.run.want()
 				c.stoodIn(e)
 				return e, nil
@@ -368,7 +384,7 @@ func (c *Cache) arrived(ctx context.Context, r *request, it *loadItem, f *flight
 	case errors.Is(f.err, ErrNotFound):
 		return Entry{}, f.err
 	}
-	if e, ok := c.standInNow(it, r.o); ok {
+	if e, ok := c.standInNow(r, it); ok {
 		c.stoodIn(e)
 		return e, nil
 	}
@@ -384,19 +400,19 @@ func (c *Cache) stoodIn(e Entry) {
 }
 
 // standInNow is standIn for who is not inside the fence.
-func (c *Cache) standInNow(it *loadItem, o LoadOptions) (Entry, bool) {
+func (c *Cache) standInNow(r *request, it *loadItem) (Entry, bool) {
 	lane, open := c.fence.enter()
 	defer lane.leave()
 	if !open {
 		return Entry{}, false
 	}
-	return c.standIn(it, o)
+	return c.standIn(r, it)
 }
 
 // standIn is the copy that answers in place of a load that failed, or takes long.
-func (c *Cache) standIn(it *loadItem, o LoadOptions) (Entry, bool) {
+func (c *Cache) standIn(r *request, it *loadItem) (Entry, bool) {
 	e, now := c.local.get(it.h), c.clock.now()
-	if e == nil || e.refuted() || !maySubstitute(now, e.expires.Load(), e.grace.or(o.StaleIfError)) {
+	if e == nil || e.refuted() || !maySubstitute(now, e.expires.Load(), e.grace().or(r.o.StaleIfError)) || !r.usable.of(it.key, e.bytes()) {
 		return Entry{}, false
 	}
 	return entryOfCopy(e, now, c.routes != nil), true

@@ -17,6 +17,11 @@ import (
 // was found nevertheless is returned beside it. Batches are shared within the process
 // and take no lease.
 func (c *Cache) GetOrLoadMany(ctx context.Context, keys []string, ttl time.Duration, load func(context.Context, []string) (map[string][]byte, error)) (map[string][]byte, error) {
+	return c.loadMany(ctx, keys, ttl, c.opts.Load, nil, load)
+}
+
+// loadMany is GetOrLoadMany for who cannot use every value; see Cache.load.
+func (c *Cache) loadMany(ctx context.Context, keys []string, ttl time.Duration, o LoadOptions, usable usable, load func(context.Context, []string) (map[string][]byte, error)) (map[string][]byte, error) {
 	const op = "getorloadmany"
 	lane, open := c.fence.enter()
 	if err := loadable(ctx, open, ttl, load == nil); err != nil {
@@ -25,7 +30,7 @@ func (c *Cache) GetOrLoadMany(ctx context.Context, keys []string, ttl time.Durat
 	}
 	b := &batch{
 		cache: c, parent: c.runOf(ctx), own: newRun(), found: make(map[string][]byte, len(keys)),
-		request: request{op: op, ttl: ttl, o: c.opts.Load, batch: true, call: together(op, load)},
+		request: request{op: op, ttl: ttl, o: o, batch: true, usable: usable, call: together(op, load)},
 	}
 	b.board(keys)
 	b.read(ctx)
@@ -83,7 +88,7 @@ func (b *batch) board(keys []string) {
 		}
 		seen[key] = true
 		h := c.local.hash(key)
-		if e, fresh := c.look(h, key, now); fresh {
+		if e, fresh := c.look(h, key, now); fresh && b.request.usable.of(key, e.bytes()) {
 			b.found[key] = e.bytes()
 			hits++
 			continue
@@ -121,7 +126,7 @@ func (b *batch) boardOne(it loadItem) {
 			b.later = append(b.later, it)
 			return
 		}
-		if e, ok := c.standIn(&it, b.request.o); ok {
+		if e, ok := c.standIn(&b.request, &it); ok {
 			c.stoodIn(e)
 			b.found[it.key] = e.Value
 			return
@@ -165,11 +170,11 @@ func (b *batch) readOnce(ctx context.Context, items []loadItem) (missed []loadIt
 			c.flights.end(it.f, Entry{}, b.request.fail(&it, ErrNotFound), 0)
 			continue
 		}
-		if e, fresh := c.look(it.h, it.key, now); fresh {
+		if e, fresh := c.look(it.h, it.key, now); fresh && b.request.usable.of(it.key, e.bytes()) {
 			c.flights.end(it.f, Entry{Value: e.bytes(), Tier: Local, TTL: left(now, e.expires.Load())}, nil, 0)
 			continue
 		}
-		if e, found, fenced := c.journaled(it.h, it.key, now); found && !e.Stale {
+		if e, found, fenced := c.journaled(it.h, it.key, now); found && !e.Stale && b.request.usable.of(it.key, e.Value) {
 			c.flights.end(it.f, e, nil, 0)
 			continue
 		} else if fenced {
@@ -182,21 +187,28 @@ func (b *batch) readOnce(ctx context.Context, items []loadItem) (missed []loadIt
 	if len(asked) == 0 {
 		return missed
 	}
-	c.readMany(ctx, b.request.op, keys, now, func(i int, e Entry, err error) {
-		it := asked[i]
+	type answer struct {
+		e   Entry
+		err error
+	}
+	// Decided on below: usable is the caller's code, and readMany holds a place in line.
+	answers := make([]answer, len(asked))
+	c.readMany(ctx, b.request.op, keys, now, func(i int, e Entry, err error) { answers[i] = answer{e, err} })
+	for i, it := range asked {
+		e, err := answers[i].e, answers[i].err
 		switch {
-		case err == nil && !e.Stale:
+		case err == nil && !e.Stale && b.request.usable.of(it.key, e.Value):
 			c.flights.end(it.f, e, nil, 0)
-			return
+			continue
 		case err != nil && err == ctx.Err():
 			it.token = token{}
 		case err != nil && err != ErrMiss:
 			c.flights.end(it.f, Entry{}, err, 0)
-			return
+			continue
 		}
 		it.answered = !e.Degraded
 		missed = append(missed, it)
-	})
+	}
 	return missed
 }
 

@@ -210,7 +210,7 @@ func (c *Cache) pause(r *request, it *loadItem) time.Duration {
 	if r.early {
 		return restTime
 	}
-	if _, ok := c.standIn(it, r.o); ok {
+	if _, ok := c.standIn(r, it); ok {
 		return min(restTime, r.o.StaleIfError)
 	}
 	return 0
@@ -333,7 +333,7 @@ func (c *Cache) keepLocally(it *loadItem, w *change, fresh bool) {
 		t.fresh = c.freshUntil(now, t.expires, s.tells(it.key) && !s.replica.Load())
 	}
 	e := newEntry(it.key, w.value, t)
-	e.grace = w.grace | ungiven
+	e.setGrace(w.grace | ungiven)
 	c.local.put(it.h, e)
 	if c.flights.overrun(it.f) {
 		c.local.put(it.h, nil)

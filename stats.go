@@ -12,6 +12,7 @@ type Stats struct {
 	StaleHits   uint64 // of LocalHits: served past their TTL
 	DoubtHits   uint64 // of LocalHits: served although Redis could not confirm them
 	Misses      uint64
+	Undecodable uint64 // of the hits: what a Typed could not decode, a miss to its caller
 
 	// Loads: calls of a loader, those who waited for one that another had begun,
 	// and failures; ErrNotFound is none.
@@ -56,7 +57,7 @@ type Stats struct {
 type counters struct {
 	remoteHits, journalHits, staleHits, doubtHits, misses atomic.Uint64
 
-	batchHits, dials, timeouts, bulkheadRefused, hooksDropped atomic.Uint64
+	undecodable, batchHits, dials, timeouts, bulkheadRefused, hooksDropped atomic.Uint64
 
 	journaled, restored, replayed, superseded, downgraded, refused, rejected atomic.Uint64
 

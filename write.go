@@ -185,7 +185,7 @@ func (c *Cache) entryOf(w *change, now int64, d *domain, fresh int64) *entry {
 	e := newEntry(w.key, w.value, term{
 		confirmed: now, expires: w.deadline, fresh: min(fresh, w.deadline), domain: d, epoch: d.epoch.Load(),
 	})
-	e.grace = w.grace
+	e.setGrace(w.grace)
 	return e
 }
 
@@ -234,7 +234,7 @@ func (w *change) baseOf() base {
 	switch {
 	case w.link.neverServed():
 		return holdingNothing("") // of ours; whatever is there is somebody else's
-	case w.old == nil || w.old.refuted() || w.old.grace&ungiven != 0:
+	case w.old == nil || w.old.refuted() || w.old.grace()&ungiven != 0:
 		return base{}
 	}
 	server := w.link.server()
@@ -348,6 +348,13 @@ type errorList struct{ errs []error }
 func (l *errorList) add(op, key string, err error) {
 	if err != nil {
 		l.errs = append(l.errs, &Error{Op: op, Key: key, Tier: Remote, Err: err})
+	}
+}
+
+// also adds an error that names its key.
+func (l *errorList) also(err error) {
+	if err != nil {
+		l.errs = append(l.errs, err)
 	}
 }
 
