@@ -2,6 +2,7 @@ package holdfast
 
 import (
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -123,6 +124,56 @@ func TestADecodedValueCountsWithItsEntry(t *testing.T) {
 	}
 	l.put(l.hash("k"), newEntry("k", value, term{expires: never, domain: &l.home}))
 	settled(bare)
+}
+
+// ristretto does not bound what is updated in place.
+func TestDecodedValuesOfEntriesThatAreThereStayWithinTheBound(t *testing.T) {
+	const room, entries, size = 1 << 20, 500, 10 << 10
+	l := startLocal(t, room)
+	key := func(i int) string { return "key" + strconv.Itoa(i) }
+	values := make([][]byte, entries)
+	for i := range values {
+		values[i] = []byte("value")
+		l.put(l.hash(key(i)), newEntry(key(i), values[i], term{expires: never, domain: &l.home}))
+	}
+	empty := func() {
+		redistest.WaitFor(t, time.Minute, "the overlay to be empty", func() bool { return l.overlay.Load() == 0 })
+	}
+	empty()
+	if n := l.len(); n != entries {
+		t.Fatalf("only %d entries are there", n)
+	}
+	kept := 0
+	for i := range values {
+		if attached(l, key(i), values[i], new(int), size) {
+			kept++
+		}
+		if n := l.bytes(); n > room {
+			t.Fatalf("%d bytes, over %d", n, room)
+		}
+		if i%5 == 4 {
+			empty()
+		}
+	}
+	if n := l.bytes(); n > room || n < room/4 || kept < room/size/4 {
+		t.Errorf("%d bytes, %d were kept", n, kept)
+	}
+}
+
+func TestALoadersWordOutlivesADecoding(t *testing.T) {
+	l := startLocal(t, 1<<20)
+	value := []byte("value")
+	e := newEntry("k", value, term{expires: never, domain: &l.home})
+	e.setGrace(graceOf(time.Hour))
+	l.put(l.hash("k"), e)
+	for range 2 {
+		if !attached(l, "k", value, new(int), 100) {
+			t.Fatal("not kept")
+		}
+		if got := l.get(l.hash("k")).grace().or(0); got < 59*time.Minute {
+			t.Errorf("%v", got)
+		}
+	}
 }
 
 func TestNoEntryGivesWayInTheOverlayToWhatWasDecoded(t *testing.T) {
