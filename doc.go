@@ -94,6 +94,15 @@
 // after ten seconds. Bytes that a read returns may be shared with other readers:
 // do not write to them. Bytes given to Set are copied.
 //
+// # Typed values
+//
+// NewTyped puts a Codec between a type and the bytes: JSON, Bytes, String, Binary, or any
+// two functions. What it decoded is kept beside the bytes, so a local hit decodes
+// nothing; it may be shared between callers, who must not change what it leads to,
+// unless WithClone or WithoutDecoded give each its own. What cannot be decoded is a
+// miss, is counted, and is loaded anew. The module compress, below this one, has a
+// Codec that compresses.
+//
 // # Units
 //
 // Durations are time.Duration, with the millisecond as Redis' resolution; a

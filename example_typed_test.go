@@ -21,15 +21,13 @@ type account struct {
 	Name string
 }
 
-// table stands in for a *sql.DB.
-type table struct {
+// accountTable stands in for a *sql.DB.
+type accountTable struct {
 	rows    map[string]account
 	queries int
 }
 
-var errNoRows = errors.New("no rows") // sql.ErrNoRows
-
-func (t *table) queryRow(_ context.Context, id string) (account, error) {
+func (t *accountTable) queryRow(_ context.Context, id string) (account, error) {
 	t.queries++
 	row, ok := t.rows[id]
 	if !ok {
@@ -38,7 +36,7 @@ func (t *table) queryRow(_ context.Context, id string) (account, error) {
 	return row, nil
 }
 
-func (t *table) queryIn(_ context.Context, ids []string) ([]account, error) {
+func (t *accountTable) queryIn(_ context.Context, ids []string) ([]account, error) {
 	t.queries++
 	fmt.Println("SELECT ... WHERE id IN", slices.Sorted(slices.Values(ids)))
 	var rows []account
@@ -59,7 +57,7 @@ func ExampleTyped_GetOrLoad() {
 	}
 	defer cache.Close()
 	ctx := context.Background()
-	db := &table{rows: map[string]account{"7": {7, "Ada"}}}
+	db := &accountTable{rows: map[string]account{"7": {7, "Ada"}}}
 
 	accounts := holdfast.NewTyped(cache, holdfast.JSON[account](), holdfast.WithPrefix("account:"))
 	find := func(id string) (account, error) {
@@ -168,7 +166,7 @@ func ExampleTyped_GetOrLoadMany() {
 	}
 	defer cache.Close()
 	ctx := context.Background()
-	db := &table{rows: map[string]account{"1": {1, "Ada"}, "2": {2, "Bob"}, "3": {3, "Eve"}}}
+	db := &accountTable{rows: map[string]account{"1": {1, "Ada"}, "2": {2, "Bob"}, "3": {3, "Eve"}}}
 
 	accounts := holdfast.NewTyped(cache, holdfast.JSON[account](), holdfast.WithPrefix("account:"))
 	find := func(ids ...string) (map[string]account, error) {

@@ -2,7 +2,6 @@ package holdfast
 
 import (
 	"context"
-	"fmt"
 	"testing"
 	"time"
 )
@@ -69,5 +68,4 @@ func BenchmarkTypedHit(b *testing.B) {
 		t := NewTyped(c, JSON[*benchUser](), WithoutDecoded())
 		return func(key string) error { _, err := t.Get(ctx, key); return err }
 	})
-	_ = fmt.Sprint
 }
