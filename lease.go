@@ -223,6 +223,9 @@ func (c *Cache) askLease(ctx context.Context, r *request, it *loadItem, l *lease
 	a.answered = true
 	a.held = !rueidis.IsRedisNil(replies[0].Error())
 	l.until = after(now, r.o.Lease)
+	if !r.early {
+		l.base = ""
+	}
 	if holder, err := replies[2].ToString(); err == nil && !a.held {
 		a.ours = strings.HasPrefix(holder, c.holder)
 	}
@@ -233,12 +236,16 @@ func (c *Cache) askLease(ctx context.Context, r *request, it *loadItem, l *lease
 	}
 	if v, got := readValue(replies[3:], o); !r.early && got.class == classOK && v.found {
 		e, _ := c.readOutcome(r.op, it.h, it.key, now, t, v, got)
-		if a.held {
-			c.giveBack(it.key, l)
+		if r.usable.of(it.key, e.Value) {
+			if a.held {
+				c.giveBack(it.key, l)
+			}
+			a.found = true
+			c.flights.end(it.f, e, nil, 0)
+			return a
 		}
-		a.found = true
-		c.flights.end(it.f, e, nil, 0)
-		return a
+		sum := sha1.Sum(e.Value) // to be written over, if it is still there
+		l.base = hex.EncodeToString(sum[:])
 	}
 	a.told = !c.flights.load(it.f, false)
 	return a

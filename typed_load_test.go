@@ -167,3 +167,35 @@ func TestNotFoundIsTheTypedsToo(t *testing.T) {
 		t.Errorf("get: %v", err)
 	}
 }
+
+// Two versions of a program share keys and cannot read each other's values. Each takes
+// a key from the other, again and again, but neither waits for what it could not read.
+func TestTwoVersionsOfACodecDoNotWaitForEachOther(t *testing.T) {
+	ctx := begin(t)
+	server := redistest.Start(t)
+	const lease = 5 * time.Minute
+	var wg sync.WaitGroup
+	began := time.Now()
+	for _, mark := range []string{"a", "b"} {
+		o := at(server.Addr())
+		o.Load.Lease = lease
+		o.Timeout = 10 * time.Second
+		c := open(t, o)
+		ready(t, c)
+		typed := holdfast.NewTyped(c, stamps(mark))
+		wg.Go(func() {
+			for range 100 {
+				v, err := typed.GetOrLoad(ctx, "k", time.Hour, func(context.Context) (stamped, error) {
+					return stamped{key: "k", version: 1}, nil
+				})
+				if err != nil || v.by != mark {
+					t.Errorf("%s: %+v, %v", mark, v, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if d := time.Since(began); d > lease {
+		t.Errorf("it took %v: somebody waited for a lease to end", d)
+	}
+}
