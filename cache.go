@@ -24,11 +24,15 @@ type Cache struct {
 	notifier group
 	flusher  group
 	keeper   group // of the journal's file
+	loaders  group
 
 	local   *local
 	notify  *notifier
 	journal *journal
-	routes  *routes // nil where there is no Redis
+	flights *flights
+	places  chan struct{} // taken by loads; nil for no bound
+	holder  string        // begins the token of each lease of this Cache
+	routes  *routes       // nil where there is no Redis
 	remote  *remote
 
 	closed chan struct{} // Close is done
@@ -44,6 +48,8 @@ const (
 	Remote
 	// Journal holds what was written while Redis was away.
 	Journal
+	// Loader is the caller's own function, which asked the source of truth.
+	Loader
 )
 
 func (t Tier) String() string {
@@ -54,6 +60,8 @@ func (t Tier) String() string {
 		return "remote"
 	case Journal:
 		return "journal"
+	case Loader:
+		return "loader"
 	}
 	return fmt.Sprintf("tier(%d)", uint8(t))
 }
@@ -101,6 +109,10 @@ func (c *Cache) Get(ctx context.Context, key string) ([]byte, error) {
 // Lookup is Get with the circumstances. The Entry's Degraded is told beside
 // ErrMiss, too: the miss of an outage is none that Redis has confirmed.
 func (c *Cache) Lookup(ctx context.Context, key string) (Entry, error) {
+	return c.lookup(ctx, "lookup", key)
+}
+
+func (c *Cache) lookup(ctx context.Context, op, key string) (Entry, error) {
 	lane, open := c.fence.enter()
 	if err := enterable(ctx, open); err != nil {
 		lane.leave()
@@ -113,7 +125,7 @@ func (c *Cache) Lookup(ctx context.Context, key string) (Entry, error) {
 		return Entry{Value: e.bytes(), Tier: Local, TTL: left(now, e.expires.Load())}, nil
 	}
 	defer lane.leave()
-	return c.read(ctx, "lookup", h, key, now, e)
+	return c.read(ctx, op, h, key, now, e)
 }
 
 // enterable is what every call checks first. The caller's context always wins,
@@ -184,7 +196,7 @@ func (c *Cache) readOutcome(op string, h keyHash, key string, now int64, t token
 		return c.fallback(c.local.get(h), c.clock.now())
 	}
 	if !v.found {
-		c.local.forget(h, t)
+		c.local.forget(h, t, now)
 		c.stats.misses.Add(1)
 		return Entry{Tier: Remote}, ErrMiss
 	}

@@ -46,29 +46,37 @@ func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte,
 		return found, nil
 	}
 	var errs errorList
-	if err := c.readMany(ctx, missing, found, now, &errs); err != nil {
+	err := c.readMany(ctx, "getmany", missing, now, func(i int, e Entry, err error) {
+		switch {
+		case err == nil:
+			found[missing[i]] = e.Value
+		case err != ErrMiss:
+			errs.errs = append(errs.errs, err)
+		}
+	})
+	if err != nil {
 		return found, err
 	}
 	return found, errs.join()
 }
 
-// readMany is read for the keys of a batch.
-func (c *Cache) readMany(ctx context.Context, keys []string, found map[string][]byte, now int64, errs *errorList) error {
+// readMany is read for the keys of a batch that are not fenced.
+func (c *Cache) readMany(ctx context.Context, op string, keys []string, now int64, each func(i int, e Entry, err error)) error {
 	items := make([]item, 0, len(keys))
 	tokens := make([]token, 0, len(keys))
-	for _, key := range keys {
+	at := make([]int, 0, len(keys))
+	for i, key := range keys {
 		var s *session
 		if c.routes != nil {
 			place := c.routes.of(key)
 			t := c.local.token(c.local.hash(key), &place.domain)
 			if s = c.routes.link(place).reader(); s != nil {
-				items, tokens = append(items, item{key: key, session: s}), append(tokens, t)
+				items, tokens, at = append(items, item{key: key, session: s}), append(tokens, t), append(at, i)
 				continue
 			}
 		}
-		if e, err := c.fallback(c.local.get(c.local.hash(key)), now); err == nil {
-			found[key] = e.Value
-		}
+		e, err := c.fallback(c.local.get(c.local.hash(key)), now)
+		each(i, e, err)
 	}
 	if len(items) == 0 {
 		return nil
@@ -78,13 +86,8 @@ func (c *Cache) readMany(ctx context.Context, keys []string, found map[string][]
 	c.remote.batch(bounded, items, 2, readCommands, func(i int, replies []rueidis.RedisResult, o outcome) {
 		key := items[i].key
 		v, o := readValue(replies, o)
-		e, err := c.readOutcome("getmany", c.local.hash(key), key, now, tokens[i], v, o)
-		switch {
-		case err == nil:
-			found[key] = e.Value
-		case err != ErrMiss:
-			errs.errs = append(errs.errs, err)
-		}
+		e, err := c.readOutcome(op, c.local.hash(key), key, now, tokens[i], v, o)
+		each(at[i], e, err)
 	})
 	return ctx.Err()
 }
@@ -111,6 +114,8 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 	h := c.local.hash(key)
 	w := change{key: key, value: own(value), hash: h, deadline: after(now, ttl)}
 	if c.routes == nil {
+		c.overtake(ctx, &w)
+		defer c.outdate(&w)
 		return c.local.add(h, c.entryOf(&w, now, &c.local.home, w.deadline), now), nil
 	}
 	bounded, cancel := c.remote.bound(ctx, now)
@@ -121,7 +126,10 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 	}
 	w.entry = c.entryOf(&w, now, &c.routes.of(key).domain, 0)
 	// Until Redis has decided, the key's present value stands.
+	c.outdate(&w)
 	w.old, w.seq = c.local.hold(h)
+	c.overtake(bounded, &w)
+	defer c.outdate(&w)
 	replies, o := c.remote.one(bounded, s, key, 1, func(b rueidis.Builder, _ *item, cmds []rueidis.Completed) []rueidis.Completed {
 		set := b.Set().Key(key).Value(viewString(w.value)).Nx()
 		if ttl > 0 {
@@ -299,6 +307,7 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 	h := c.local.hash(key)
 	deadline := after(now, ttl)
 	if c.routes == nil {
+		c.overtake(ctx, &change{hash: h})
 		return c.touchLocal(h, now, deadline)
 	}
 	if f, ok := c.journal.get(h, key, now); ok {
@@ -318,6 +327,9 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 	// Before it is sent: what the server tells of it must not be taken for
 	// somebody else's doing.
 	c.local.doubt(h, sameEnd)
+	w := change{hash: h}
+	c.overtake(bounded, &w)
+	defer c.outdate(&w)
 	replies, o := c.remote.one(bounded, s, key, 2, func(b rueidis.Builder, _ *item, cmds []rueidis.Completed) []rueidis.Completed {
 		if ttl > 0 {
 			cmds = append(cmds, b.Pexpire().Key(key).Milliseconds(ttl.Milliseconds()).Build())

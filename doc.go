@@ -67,6 +67,25 @@
 // first, and says what it could not deliver. With it, the next process replays what
 // this one did not, also after a crash.
 //
+// # Loading
+//
+// GetOrLoad, GetOrLoadMany and Load ask a function of the caller's where the tiers
+// have nothing. In one process a key is loaded once at a time, for all who ask
+// meanwhile. A load is bound to none of them: it goes on as long as one waits, or a
+// refresh wants it, and ends with Load.HardLimit. So these calls wait for as long as
+// their contexts allow, once Redis has had its Options.Timeout.
+//
+// Among processes that share a Redis, one has a lease on the key, and the others wait
+// for what it stores: the server tells them, or of the lease's end. A lease is a key
+// under "holdfast:lease:", there only while a key is loaded. It may cost a load too
+// many and never an answer: without Redis, without permission, or past Load.Lease,
+// each process loads for itself.
+//
+// A Set, Delete, Add or Touch that begins during a load wins over it, and so does a
+// change that the server tells of, and one of another Cache's that the lease tells of:
+// who waits gets what was loaded, and it is not kept. Nor is it sent to Redis if the
+// connection that the key was missed on has broken since.
+//
 // # Values
 //
 // What Set stores is byte for byte what any other client reads, and the other way
@@ -74,6 +93,15 @@
 // that of the write probe, which begins with Breaker.ProbePrefix and expires
 // after ten seconds. Bytes that a read returns may be shared with other readers:
 // do not write to them. Bytes given to Set are copied.
+//
+// # Typed values
+//
+// NewTyped puts a Codec between a type and the bytes: JSON, Bytes, String, Binary, or any
+// two functions. What it decoded is kept beside the bytes, so a local hit decodes
+// nothing; it may be shared between callers, who must not change what it leads to,
+// unless WithClone or WithoutDecoded give each its own. What cannot be decoded is a
+// miss, is counted, and is loaded anew. The module compress, below this one, has a
+// Codec that compresses.
 //
 // # Units
 //

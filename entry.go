@@ -1,7 +1,9 @@
 package holdfast
 
 import (
+	"math"
 	"sync/atomic"
+	"time"
 	"unsafe"
 )
 
@@ -28,17 +30,17 @@ func (d *domain) otherServer() { d.since.Store(d.epoch.Add(1)) }
 // does, when Redis confirms it. The fields are packed: a million entries are
 // common, and 64 bytes are a size class of Go's and a cache line.
 type entry struct {
-	check  uint64
+	check  uint64 // keyHash.check; the key's length is in it
 	data   *byte
 	length uint32
-	size   int32 // what it costs, with the key and the bookkeeping
-
-	domain *domain
 	epoch  atomic.Uint32 // the domain's epoch at its fill
+	domain *domain
 
 	confirmed atomic.Int64 // when Redis was last known to hold it, or when it was written
 	fresh     atomic.Int64 // served without asking Redis until then, within its epoch; 0 and unread: in doubt
 	expires   atomic.Int64 // its own TTL; never for none, wrong for what is not to be served
+
+	decoded atomic.Pointer[decoded] // what a Typed made of the value; nil: nothing
 }
 
 // wrong is the end of an entry of which Redis said that it holds it no more. It
@@ -49,6 +51,49 @@ const wrong = -1 << 62
 // and has not read since. What the server tells of the key then may be the echo.
 const unread = -1
 
+// absence marks an entry that is no value: until then, a loader has said that there
+// is none. Nobody takes it for a copy: its freshness is in no future, and its end is
+// wrong.
+func absence(until int64) int64 { return -until }
+
+// absent says whether a loader's word that there is no such thing still holds.
+func (e *entry) absent(now int64) bool {
+	f := e.fresh.Load()
+	return f < asIs && now < -f && e.vouched()
+}
+
+// past says whether Redis, if it has no such key, tells nothing that the entry does
+// not: it is past its own time, or a mark of absence.
+func (e *entry) past(now int64) bool {
+	return e.absent(now) || !e.refuted() && now >= e.expires.Load()
+}
+
+// grace is how long past its end a copy may stand in for a load that fails, where the
+// loader said so; 0 where it said nothing.
+type grace uint32
+
+const graceUnit = 1 << 24 // nanoseconds: the longest is a year
+
+// ungiven is a bit of its own: the value was loaded, and Redis was not given it. Such a
+// copy tells nothing of what Redis holds.
+const ungiven grace = 1 << 31
+
+func graceOf(d time.Duration) grace {
+	if d == 0 {
+		return 0
+	}
+	return 1 + grace(min(max(d, 0)/graceUnit, math.MaxInt32-1))
+}
+
+// or is the time, or that of the options.
+func (g grace) or(d time.Duration) time.Duration {
+	g &^= ungiven
+	if g == 0 {
+		return d
+	}
+	return time.Duration(g-1) * graceUnit
+}
+
 // term is what is known of a value but for its bytes.
 type term struct {
 	confirmed, fresh, expires int64
@@ -58,9 +103,9 @@ type term struct {
 
 func newEntry(key string, value []byte, k term) *entry {
 	e := &entry{
+		check:  keyLength(len(key)), // the rest of it comes with its place
 		data:   unsafe.SliceData(value),
 		length: uint32(len(value)),
-		size:   sizeOf(key, value),
 		domain: k.domain,
 	}
 	e.confirm(k)
@@ -69,6 +114,37 @@ func newEntry(key string, value []byte, k term) *entry {
 
 // bytes is the value. Its capacity is its length, so that an append copies.
 func (e *entry) bytes() []byte { return unsafe.Slice(e.data, e.length) }
+
+// holds says whether the value is these very bytes, and not some that equal them.
+func (e *entry) holds(value []byte) bool {
+	return e.data == unsafe.SliceData(value) && int(e.length) == len(value)
+}
+
+// size is what the entry costs, with the key, the bookkeeping and what was decoded.
+// What was decoded is there or not: the caller holds the stripe, or will look again.
+func (e *entry) size() int64 {
+	size := lengthIn(e.check) + int64(e.length) + entryOverhead
+	if d := e.decoded.Load(); d != nil {
+		size += int64(d.size)
+	}
+	return size
+}
+
+// grace is the loader's word on how long the copy may outlive itself. It is rare, so
+// it has its place beside what is rare, too.
+func (e *entry) grace() grace {
+	if d := e.decoded.Load(); d != nil {
+		return d.grace
+	}
+	return 0
+}
+
+// setGrace is for an entry that nobody has seen yet.
+func (e *entry) setGrace(g grace) {
+	if g != 0 {
+		e.decoded.Store(&decoded{grace: g, size: int32(unsafe.Sizeof(decoded{}))})
+	}
+}
 
 // vouched says whether the stream that the entry was filled from is unbroken.
 func (e *entry) vouched() bool { return e.epoch.Load() == e.domain.epoch.Load() }

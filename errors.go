@@ -27,6 +27,11 @@ var (
 	// while Redis is away.
 	ErrJournalFull = errors.New("holdfast: the journal is full: the write was refused")
 
+	// ErrNotFound: a loader returns it, or an error that wraps it, to say that the
+	// source of truth has no such thing. Its callers get it, and for
+	// Load.NotFoundTTL so does who asks again: do not ask at once.
+	ErrNotFound = errors.New("holdfast: not found: the source of truth has no such thing")
+
 	// ErrInvalidTTL: a negative time to live. Nothing was done.
 	ErrInvalidTTL = errors.New("holdfast: invalid ttl: it must be zero or positive")
 

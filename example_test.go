@@ -1,10 +1,14 @@
 package holdfast_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
@@ -201,4 +205,139 @@ func ExampleCache_Shutdown() {
 	// Output:
 	// 1 not delivered: context deadline exceeded
 	// true
+}
+
+var errNoRows = errors.New("no rows")
+
+// table stands for a database.
+type table map[int]string
+
+func (t table) name(_ context.Context, id int) (string, error) {
+	fmt.Println("query for", id)
+	if name, ok := t[id]; ok {
+		return name, nil
+	}
+	return "", errNoRows
+}
+
+// A row of a database. Nothing listens at the address, and still each row is asked
+// for once.
+func ExampleCache_GetOrLoad() {
+	cache, err := holdfast.Open("redis://" + unused())
+	if err != nil {
+		panic(err)
+	}
+	defer cache.Close()
+	ctx, db := context.Background(), table{7: "Ada"}
+
+	user, err := cache.GetOrLoad(ctx, "user:7", 10*time.Minute, func(ctx context.Context) ([]byte, error) {
+		name, err := db.name(ctx, 7)
+		if errors.Is(err, errNoRows) {
+			return nil, holdfast.ErrNotFound // remembered for Load.NotFoundTTL
+		}
+		return []byte(name), err
+	})
+	fmt.Println(string(user), err)
+
+	load := func(context.Context) ([]byte, error) { panic("it is there") }
+	user, err = cache.GetOrLoad(ctx, "user:7", 10*time.Minute, load)
+	fmt.Println(string(user), err)
+	// Output:
+	// query for 7
+	// Ada <nil>
+	// Ada <nil>
+}
+
+// An upstream that knows ETags: the copy is kept with its tag before it, and given a
+// new life as long as the upstream says that it has not changed.
+func ExampleCache_Load() {
+	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Printf("asked with %q\n", r.Header.Get("If-None-Match"))
+		w.Header().Set("ETag", `"v1"`)
+		if r.Header.Get("If-None-Match") == `"v1"` {
+			w.WriteHeader(http.StatusNotModified)
+			return
+		}
+		io.WriteString(w, "hello")
+	}))
+	defer upstream.Close()
+	cache, err := holdfast.New(holdfast.Options{})
+	if err != nil {
+		panic(err)
+	}
+	defer cache.Close()
+	ctx := context.Background()
+
+	fetch := func(ctx context.Context, had holdfast.Entry) (holdfast.Loaded, error) {
+		req, err := http.NewRequestWithContext(ctx, "GET", upstream.URL, nil)
+		if err != nil {
+			return holdfast.Loaded{}, err
+		}
+		if tag, _, ok := bytes.Cut(had.Value, []byte("\n")); ok {
+			req.Header.Set("If-None-Match", string(tag))
+		}
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return holdfast.Loaded{}, err
+		}
+		defer res.Body.Close()
+		switch res.StatusCode {
+		case http.StatusNotModified:
+			return holdfast.Loaded{NotModified: true}, nil
+		case http.StatusNotFound:
+			return holdfast.Loaded{}, holdfast.ErrNotFound
+		case http.StatusOK:
+			body, err := io.ReadAll(res.Body)
+			return holdfast.Loaded{Value: append([]byte(res.Header.Get("ETag")+"\n"), body...)}, err
+		}
+		return holdfast.Loaded{}, errors.New(res.Status)
+	}
+	o := holdfast.LoadOptions{StaleIfError: time.Hour}
+	for range 2 {
+		page, err := cache.Load(ctx, "page", 10*time.Millisecond, o, fetch)
+		_, body, _ := bytes.Cut(page.Value, []byte("\n"))
+		fmt.Println(string(body), err)
+		for { // until it is past its end
+			if _, err := cache.Get(ctx, "page"); err != nil {
+				break
+			}
+		}
+	}
+	// Output:
+	// asked with ""
+	// hello <nil>
+	// asked with "\"v1\""
+	// hello <nil>
+}
+
+// A list of ids in one query.
+func ExampleCache_GetOrLoadMany() {
+	cache, err := holdfast.New(holdfast.Options{})
+	if err != nil {
+		panic(err)
+	}
+	defer cache.Close()
+	ctx := context.Background()
+	rows := map[string]string{"user:1": "Ada", "user:2": "Grace", "user:3": "Mary"}
+
+	query := func(_ context.Context, keys []string) (map[string][]byte, error) {
+		fmt.Println("select", keys)
+		found := make(map[string][]byte)
+		for _, key := range keys {
+			if name, ok := rows[key]; ok {
+				found[key] = []byte(name)
+			}
+		}
+		return found, nil
+	}
+	for _, keys := range [][]string{{"user:1", "user:2"}, {"user:1", "user:3", "user:4"}, {"user:4"}} {
+		users, err := cache.GetOrLoadMany(ctx, keys, time.Hour, query)
+		fmt.Printf("%s %v\n", users, err)
+	}
+	// Output:
+	// select [user:1 user:2]
+	// map[user:1:Ada user:2:Grace] <nil>
+	// select [user:3 user:4]
+	// map[user:1:Ada user:3:Mary] <nil>
+	// map[] <nil>
 }

@@ -156,6 +156,7 @@ func (c *Cache) Stats() Stats {
 		StaleHits:       n.staleHits.Load(),
 		DoubtHits:       doubt,
 		Misses:          n.misses.Load(),
+		Undecodable:     n.undecodable.Load(),
 		DialAttempts:    n.dials.Load(),
 		Timeouts:        n.timeouts.Load(),
 		BulkheadRefused: n.bulkheadRefused.Load(),
@@ -169,6 +170,12 @@ func (c *Cache) Stats() Stats {
 		Downgraded:      n.downgraded.Load(),
 		Refused:         n.refused.Load(),
 		Rejected:        n.rejected.Load(),
+		Loads:           n.loads.Load(),
+		LoadsShared:     n.loadsShared.Load(),
+		LoadErrors:      n.loadErrors.Load(),
+		NegativeHits:    n.negativeHits.Load(),
+		EarlyRefreshes:  n.earlyRefreshes.Load(),
+		LeaseWaits:      n.leaseWaits.Load(),
 		FillsDiscarded:  n.fillsDiscarded.Load(),
 		Invalidations:   n.invalidations.Load(),
 		StreamLosses:    n.streamLosses.Load(),
@@ -188,7 +195,7 @@ func (c *Cache) Stats() Stats {
 }
 
 // closeLimit bounds what Close waits for a user's code that does not return: a
-// hook, a log handler, a dial function that ignores its context. diskLimit is for
+// hook, a log handler, a loader or a dial function that ignores its context. diskLimit is for
 // a disk that has Journal.Dir.
 const (
 	closeLimit = time.Second
@@ -196,7 +203,7 @@ const (
 )
 
 // errStuck is what Close returns when it stopped waiting.
-var errStuck = errors.New("holdfast: close: a hook, the log handler, the dial function or the disk did not return")
+var errStuck = errors.New("holdfast: close: a hook, the log handler, the dial function, a loader or the disk did not return")
 
 // Close stops everything and waits for it: calls in flight get their answer or,
 // from Redis, none. It is bounded by two seconds even if a hook never returns, and
@@ -220,6 +227,7 @@ func (c *Cache) end() error {
 	defer close(c.closed)
 	c.cancel() // ends the supervisor, which cuts the connection under every call
 	stuck := !c.left()
+	stuck = !c.loaders.wait(closeLimit) || stuck
 	stuck = !c.workers.wait(closeLimit) || stuck
 	close(c.stop)
 	stuck = !c.notifier.wait(closeLimit) || stuck

@@ -68,9 +68,33 @@ const (
 // keyHash is a key as the local tier knows it: two hashes of independent random
 // seeds. ristretto finds by the first; the second takes the place of comparing
 // the key itself, which would cost a hit two more cache misses and each entry
-// the key's memory. That two keys of a process agree in all 128 bits is less
-// likely than that the memory that holds them fails.
+// the key's memory. The upper 16 bits of the second give way to the key's length,
+// which an entry needs to know what it costs. That two keys of a process agree in
+// that and in 112 bits is less likely than that the memory that holds them fails.
 type keyHash struct{ place, check uint64 }
+
+const (
+	lengthShift = 48
+	longKey     = 1 << 15 // from here on a length is rounded up to a multiple of this
+)
+
+// keyLength is a key's length as it stands in keyHash.check.
+func keyLength(length int) uint64 {
+	n := uint64(length)
+	if n >= longKey {
+		n = longKey | (n+longKey-1)/longKey
+	}
+	return n << lengthShift
+}
+
+// lengthIn is the length that keyLength put there.
+func lengthIn(check uint64) int64 {
+	n := int64(check >> lengthShift)
+	if n >= longKey {
+		n = (n - longKey) * longKey
+	}
+	return n
+}
 
 // pending is a key in the overlay. Guarded by its stripe.
 type pending struct {
@@ -81,6 +105,7 @@ type pending struct {
 	dirty   uint32 // changes with each write, so the flusher sees a late one
 	overlap bool   // two own writes were under way at once: their order is Redis' secret
 	told    bool   // the server told of the key while an own write was under way
+	grown   bool   // ristretto may have the same entry at a lower cost
 }
 
 type stripe struct {
@@ -135,7 +160,8 @@ func (l *local) gone(i *ristretto.Item[*entry]) {
 }
 
 func (l *local) hash(key string) keyHash {
-	return keyHash{maphash.String(l.seeds[0], key), maphash.String(l.seeds[1], key)}
+	check := maphash.String(l.seeds[1], key)&(1<<lengthShift-1) | keyLength(len(key))
+	return keyHash{maphash.String(l.seeds[0], key), check}
 }
 
 func (l *local) stripe(h keyHash) *stripe { return &l.stripes[h.place%stripeCount] }
@@ -179,7 +205,7 @@ func (l *local) fill(h keyHash, key string, value []byte, t token, k term) bool 
 	// What is confirmed as it was needs no new place: so a copy that is read
 	// again when its time is up costs a fill neither memory nor ristretto's
 	// attention.
-	if old != nil && old.domain == k.domain && len(value) <= comparedBytes && bytes.Equal(old.bytes(), value) {
+	if old != nil && old.domain == k.domain && old.grace()&ungiven == 0 && len(value) <= comparedBytes && bytes.Equal(old.bytes(), value) {
 		old.confirm(k)
 		return true
 	}
@@ -189,12 +215,13 @@ func (l *local) fill(h keyHash, key string, value []byte, t token, k term) bool 
 // comparedBytes bounds what is compared under a stripe's lock.
 const comparedBytes = 64 << 10
 
-// forget is fill where Redis has no such key.
-func (l *local) forget(h keyHash, t token) {
+// forget is fill where Redis has no such key. A copy past its own time stays: that
+// Redis has it no more says nothing new, and it may stand in for a load that fails.
+func (l *local) forget(h keyHash, t token, now int64) {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if p, old, ok := l.fillableLocked(s, h, t); ok {
+	if p, old, ok := l.fillableLocked(s, h, t); ok && (old == nil || !old.past(now)) {
 		l.storeLocked(s, h, p, old, nil)
 	}
 }
@@ -284,6 +311,18 @@ func (l *local) closeWrite(h keyHash, fresh int64, what func(*entry) *entry) {
 }
 
 const asIs = -2
+
+// writing says whether a write of ours to the key is under way.
+func (l *local) writing(h keyHash) bool {
+	s := l.stripe(h)
+	if s.n.Load() == 0 {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p, _ := l.lookLocked(s, h)
+	return p != nil && p.writers > 0
+}
 
 // put is a write that Redis is not told of: begin and end in one.
 func (l *local) put(h keyHash, e *entry) (old *entry, seq uint64) {
@@ -404,7 +443,7 @@ func (l *local) pendLocked(s *stripe, h keyHash) *pending {
 // always: there are no more than entries and writes under way. The caller holds
 // the stripe.
 func (l *local) storeLocked(s *stripe, h keyHash, p *pending, old, e *entry) bool {
-	fits := e == nil || l.fits(p, e)
+	fits := e == nil || l.fits(p, e.size())
 	if !fits {
 		e = nil
 	}
@@ -419,7 +458,7 @@ func (l *local) storeLocked(s *stripe, h keyHash, p *pending, old, e *entry) boo
 		if e.check != h.check {
 			e.check = h.check // new: readers may look at one that is not
 		}
-		size = int64(e.size)
+		size = e.size()
 	}
 	l.overlay.Add(size - p.size)
 	p.entry, p.size = e, size
@@ -428,25 +467,24 @@ func (l *local) storeLocked(s *stripe, h keyHash, p *pending, old, e *entry) boo
 	return fits
 }
 
-func (l *local) fits(p *pending, e *entry) bool {
-	size := int64(e.size)
+func (l *local) fits(p *pending, size int64) bool {
 	if size > l.maxEntry {
 		return false
 	}
-	held := l.overlay.Load()
-	if p != nil {
-		held -= p.size
-	}
-	if held+size > l.maxOverlay {
+	if !l.room(p, size) {
 		l.dropped.Add(1)
 		return false
 	}
 	return true
 }
 
-// sizeOf is what an entry costs.
-func sizeOf(key string, value []byte) int32 {
-	return int32(min(int64(len(key))+int64(len(value))+entryOverhead, 1<<31-1))
+// room says whether the overlay can hold so much of a key in place of p.
+func (l *local) room(p *pending, size int64) bool {
+	held := l.overlay.Load()
+	if p != nil {
+		held -= p.size
+	}
+	return held+size <= l.maxOverlay
 }
 
 // wake tells the flusher that the overlay has something. It does not block.
@@ -488,6 +526,7 @@ type carried struct {
 	p     *pending
 	entry *entry
 	dirty uint32
+	grown bool
 }
 
 // carry takes every key without a writer from the overlay to ristretto, in
@@ -501,7 +540,7 @@ func (l *local) carry(batch []carried) []carried {
 		s.mu.Lock()
 		for place, p := range s.overlay {
 			if p.writers == 0 {
-				batch = append(batch, carried{keyHash{place, p.check}, p, p.entry, p.dirty})
+				batch = append(batch, carried{keyHash{place, p.check}, p, p.entry, p.dirty, p.grown})
 			}
 		}
 		s.mu.Unlock()
@@ -518,7 +557,7 @@ func (l *local) settle(batch []carried) []carried {
 		return batch
 	}
 	for _, b := range batch {
-		l.admit(b.h, b.entry)
+		l.admit(b.h, b.entry, b.grown)
 	}
 	l.store.Wait()
 	for _, b := range batch {
@@ -535,12 +574,13 @@ func (l *local) settle(batch []carried) []carried {
 	return batch[:0]
 }
 
-// admit offers e to ristretto in place of what it has; nil takes that away.
-func (l *local) admit(h keyHash, e *entry) {
+// admit offers e to ristretto in place of what it has; nil takes that away. What it
+// has may be e itself, grown.
+func (l *local) admit(h keyHash, e *entry, grown bool) {
 	old, stored := l.store.Get(h.place)
 	// An update in place may grow past MaxCost; an addition makes room first.
 	// Readers find the key in the overlay meanwhile.
-	if stored && (e == nil || e.size > old.size) {
+	if stored && (e == nil || grown || e.size() > old.size()) {
 		l.store.Del(h.place)
 		l.entries.Add(-1)
 		stored = false
@@ -551,7 +591,7 @@ func (l *local) admit(h keyHash, e *entry) {
 	if !stored {
 		l.entries.Add(1)
 	}
-	l.store.Set(h.place, e, int64(e.size))
+	l.store.Set(h.place, e, e.size())
 }
 
 // bytes and len are what Stats shows; bytes locks ristretto's policy.

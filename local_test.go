@@ -217,7 +217,7 @@ func TestAFillThatAWriteOvertookIsDiscarded(t *testing.T) {
 		return newEntry("k", []byte(v), term{confirmed: confirmed, expires: never})
 	}
 	fill := func(tok token, v string, confirmed int64) bool {
-		return l.fill(h, "k", []byte(v), tok, term{confirmed: confirmed, expires: never})
+		return l.fill(h, "k", []byte(v), tok, term{confirmed: confirmed, expires: never, domain: &l.home})
 	}
 	want := func(v string) {
 		t.Helper()
@@ -254,8 +254,34 @@ func TestAFillThatAWriteOvertookIsDiscarded(t *testing.T) {
 	want("later")
 
 	tok = l.token(h, &l.home)
-	l.forget(h, tok) // redis has no such key
+	l.forget(h, tok, 11) // redis has no such key
 	want("")
+}
+
+// A copy past its own time may stand in for a load that fails.
+func TestWhatIsPastItsTimeOutlivesTheNewsThatRedisHasItNoMore(t *testing.T) {
+	l, err := newLocal(1 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	for _, tt := range []struct {
+		name    string
+		expires int64
+		stays   bool
+	}{
+		{"past its time", 100, true},
+		{"before its time", 200, false},
+		{"without an end", never, false},
+		{"refuted", wrong, false},
+	} {
+		h := l.hash(tt.name)
+		l.put(h, newEntry(tt.name, []byte("v"), term{confirmed: 1, expires: tt.expires, domain: &l.home}))
+		l.forget(h, l.token(h, &l.home), 150)
+		if got := l.get(h) != nil; got != tt.stays {
+			t.Errorf("%s: kept %v, want %v", tt.name, got, tt.stays)
+		}
+	}
 }
 
 // Which of two writes under way at once Redis ran last, only Redis knows.

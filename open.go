@@ -33,6 +33,10 @@ func New(opts Options) (*Cache, error) {
 		journal: newJournal(opts.Journal),
 		closed:  make(chan struct{}),
 	}
+	c.flights, c.holder = newFlights(), rand.Text()
+	if opts.MaxLoads > 0 {
+		c.places = make(chan struct{}, opts.MaxLoads)
+	}
 	c.notify = newNotifier(opts, &c.stats)
 	c.journal.downgraded = c.downgraded
 	if opts.Journal.Dir != "" && len(opts.Redis.InitAddress) > 0 {

@@ -45,6 +45,13 @@ type Options struct {
 	Tracking TrackingOptions
 	Journal  JournalOptions
 	Outage   OutageOptions
+	Load     LoadOptions
+
+	// MaxLoads is how many loads are under way in this Cache at a time, so that a
+	// cold start does not flatten the source. Default 0: no bound. A further load
+	// waits for its turn, for Load.HardLimit at most; who waits for it waits for as
+	// long as their own context allows.
+	MaxLoads int
 
 	// Logger gets one line for each change of state and none for a call.
 	// Default: nothing is logged.
@@ -276,6 +283,67 @@ type OutageOptions struct {
 	ServeStaleFor time.Duration
 }
 
+// LoadOptions says how GetOrLoad, GetOrLoadMany and Load treat what they load. In
+// Options they hold for every load of the Cache; a call of Load may have its own, of
+// which those that are zero are the Cache's, and those that are negative are off.
+type LoadOptions struct {
+	// TTLJitter is the part of a TTL, between 0 and 1, by which it is shortened at
+	// most, at random, so that what was loaded at one time does not end at one
+	// time. Default 0.
+	TTLJitter float64
+
+	// EarlyRefresh is the part of its TTL, between 0 and 1, after which a value that
+	// is asked for is loaded again in the background, while it is served: 0.8 is a
+	// good choice. The TTL is the call's, or that of the copy if that is shorter.
+	// Default 0: a value is loaded when it is gone. Not for GetOrLoadMany.
+	EarlyRefresh float64
+
+	// StaleIfError is how long past its end a local copy may answer when the load
+	// fails. For a second, or StaleIfError if that is shorter, further calls get
+	// it without a new load. Default 0: the error is the answer.
+	StaleIfError time.Duration
+
+	// SoftLimit is how long a caller for whom there is such a copy waits for the
+	// load; then it gets the copy, and the load goes on. Default 0: until the load
+	// has ended. It needs StaleIfError. Not for GetOrLoadMany.
+	SoftLimit time.Duration
+
+	// HardLimit is how long a load may take. Then its context ends, and who waits
+	// for it gets an error, also where the loader does not heed its context.
+	// Default 1m. It cannot be switched off.
+	HardLimit time.Duration
+
+	// NotFoundTTL is how long this process remembers that a loader said
+	// ErrNotFound. Default 1s; negative: not at all.
+	NotFoundTTL time.Duration
+
+	// Lease is how long one process may keep the others that share the Redis from
+	// loading a key that it loads. A process that cannot have it waits for what the
+	// other one loads, and at most this long. Default 3s; negative: each process
+	// loads for itself. See the package's documentation. Not for GetOrLoadMany.
+	Lease time.Duration
+}
+
+// over is what a call's options come to, with those of the Cache behind them.
+func (l LoadOptions) over(c LoadOptions) LoadOptions {
+	pick(&l.TTLJitter, c.TTLJitter)
+	pick(&l.EarlyRefresh, c.EarlyRefresh)
+	pick(&l.StaleIfError, c.StaleIfError)
+	pick(&l.SoftLimit, c.SoftLimit)
+	def(&l.HardLimit, c.HardLimit)
+	def(&l.NotFoundTTL, c.NotFoundTTL)
+	def(&l.Lease, c.Lease)
+	if l.StaleIfError == 0 {
+		l.SoftLimit = 0
+	}
+	return l
+}
+
+func pick[T float64 | time.Duration](field *T, value T) {
+	def(field, value)
+	*field = max(*field, 0)
+}
+
 // withDefaults fills in what was left zero.
 func (o Options) withDefaults() Options {
 	def(&o.Timeout, 50*time.Millisecond)
@@ -289,6 +357,9 @@ func (o Options) withDefaults() Options {
 	def(&o.Journal.MaxKeys, 65536)
 	def(&o.Journal.MaxBytes, 64<<20)
 	def(&o.Journal.MaxRate, 100_000)
+	def(&o.Load.HardLimit, time.Minute)
+	def(&o.Load.NotFoundTTL, time.Second)
+	def(&o.Load.Lease, 3*time.Second)
 	def(&o.Redis.Dialer.Timeout, time.Second)
 	def(&o.Redis.Dialer.KeepAlive, time.Second)
 	def(&o.Redis.ConnWriteTimeout, 2*time.Second)
@@ -342,6 +413,10 @@ func (o Options) validate() error {
 	errs = append(errs, o.Journal.validate()...)
 	atLeast("Outage.ServeFor", o.Outage.ServeFor, 0)
 	atLeast("Outage.ServeStaleFor", o.Outage.ServeStaleFor, 0)
+	errs = append(errs, o.Load.validate()...)
+	if o.MaxLoads < 0 {
+		bad("MaxLoads is %d: it must not be negative", o.MaxLoads)
+	}
 	errs = append(errs, validateRedis(o.Redis)...)
 	return errors.Join(errs...)
 }
@@ -454,6 +529,35 @@ func (j JournalOptions) validate() []error {
 	}
 	if j.Fsync != FsyncNo && j.Dir == "" {
 		bad("Journal.Fsync is %v: without Journal.Dir there is no file", j.Fsync)
+	}
+	return errs
+}
+
+func (l LoadOptions) validate() []error {
+	var errs []error
+	bad := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("holdfast: options: "+format, args...))
+	}
+	if !(l.TTLJitter >= 0 && l.TTLJitter <= 1) {
+		bad("Load.TTLJitter is %v: it must be between 0 and 1", l.TTLJitter)
+	}
+	if !(l.EarlyRefresh >= 0 && l.EarlyRefresh < 1) {
+		bad("Load.EarlyRefresh is %v: it must be at least 0 and below 1", l.EarlyRefresh)
+	}
+	if l.StaleIfError < 0 {
+		bad("Load.StaleIfError is %v: it must not be negative", l.StaleIfError)
+	}
+	if l.SoftLimit < 0 {
+		bad("Load.SoftLimit is %v: it must not be negative", l.SoftLimit)
+	}
+	if l.SoftLimit > 0 && l.StaleIfError <= 0 {
+		bad("Load.SoftLimit is %v: without Load.StaleIfError there is nothing to serve when it ends", l.SoftLimit)
+	}
+	if l.HardLimit < time.Millisecond {
+		bad("Load.HardLimit is %v: it must be at least 1ms", l.HardLimit)
+	}
+	if l.Lease > 0 && l.Lease < 10*time.Millisecond {
+		bad("Load.Lease is %v: it must be at least 10ms, or negative for none", l.Lease)
 	}
 	return errs
 }

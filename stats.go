@@ -12,6 +12,16 @@ type Stats struct {
 	StaleHits   uint64 // of LocalHits: served past their TTL
 	DoubtHits   uint64 // of LocalHits: served although Redis could not confirm them
 	Misses      uint64
+	Undecodable uint64 // of the hits: what a Typed could not decode, a miss to its caller
+
+	// Loads: calls of a loader, those who waited for one that another had begun,
+	// and failures; ErrNotFound is none.
+	Loads          uint64
+	LoadsShared    uint64
+	LoadErrors     uint64
+	NegativeHits   uint64 // answered with a remembered ErrNotFound
+	EarlyRefreshes uint64 // of Loads: begun before the value's end
+	LeaseWaits     uint64 // loads that waited for another process
 
 	// The link.
 	BreakerOpens    uint64 // a closed circuit opened
@@ -47,9 +57,11 @@ type Stats struct {
 type counters struct {
 	remoteHits, journalHits, staleHits, doubtHits, misses atomic.Uint64
 
-	batchHits, dials, timeouts, bulkheadRefused, hooksDropped atomic.Uint64
+	undecodable, batchHits, dials, timeouts, bulkheadRefused, hooksDropped atomic.Uint64
 
 	journaled, restored, replayed, superseded, downgraded, refused, rejected atomic.Uint64
+
+	loads, loadsShared, loadErrors, negativeHits, earlyRefreshes, leaseWaits atomic.Uint64
 
 	fillsDiscarded, invalidations, streamLosses atomic.Uint64
 }

@@ -87,6 +87,7 @@ func (l *link) invalidated(s *session, keys []rueidis.RedisMessage) {
 func (c *Cache) told(key string, serving bool) {
 	h, now := c.local.hash(key), c.clock.now()
 	c.local.invalidate(h, now)
+	c.flights.tell(h)
 	if serving && c.opts.Journal.OnConflict == ConflictDelete && c.journal.overruled(h, key, now) {
 		c.downgraded(key)
 	}

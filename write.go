@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -91,6 +92,13 @@ type change struct {
 	value []byte
 	del   bool
 	undo  []byte // see journal.write
+	ttl   time.Duration
+
+	// Of what a loader brought: the flight that is storing it, and the lease under
+	// which it was loaded, nil for none.
+	flight *flight
+	lease  *lease
+	grace  grace
 
 	hash     keyHash
 	place    *slot
@@ -127,12 +135,16 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 		}
 		w.hash, w.deadline = c.local.hash(w.key), never
 		if !w.del {
-			w.deadline = after(now, ttl)
+			if w.flight == nil {
+				w.ttl = ttl
+			}
+			w.deadline = after(now, w.ttl)
 		}
 	}
 	if c.routes == nil {
 		for i := range ws {
-			c.local.put(ws[i].hash, c.entryOf(&ws[i], now, &c.local.home, ws[i].deadline))
+			ws[i].entry = c.entryOf(&ws[i], now, &c.local.home, ws[i].deadline)
+			c.putOver(ctx, &ws[i], now)
 		}
 		return nil
 	}
@@ -148,7 +160,7 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 		w.link = c.routes.link(w.place)
 		s := w.link.writer(w.del)
 		if s == nil || c.journal.holds(w.hash, w.key) {
-			saved, err := c.keep(w)
+			saved, err := c.keep(ctx, w, now)
 			errs.add(op, w.key, err)
 			kept = kept.or(saved)
 			continue
@@ -156,7 +168,10 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 		send = append(send, item{key: w.key, session: s, change: w})
 	}
 	if len(send) > 0 {
-		kept = kept.or(c.send(ctx, op, send, ttl, now, &errs))
+		kept = kept.or(c.send(ctx, op, send, now, &errs))
+	}
+	for i := range ws {
+		c.outdate(&ws[i])
 	}
 	c.journal.durable(kept) // the last of them is written when all are
 	return errs.join()
@@ -167,17 +182,21 @@ func (c *Cache) entryOf(w *change, now int64, d *domain, fresh int64) *entry {
 	if w.del {
 		return nil
 	}
-	return newEntry(w.key, w.value, term{
+	e := newEntry(w.key, w.value, term{
 		confirmed: now, expires: w.deadline, fresh: min(fresh, w.deadline), domain: d, epoch: d.epoch.Load(),
 	})
+	e.setGrace(w.grace)
+	return e
 }
 
 // keep is a write that Redis is not told of now.
-func (c *Cache) keep(w *change) (saving, error) {
+func (c *Cache) keep(ctx context.Context, w *change, now int64) (saving, error) {
 	if w.entry != nil {
 		w.entry.fresh.Store(unread)
 	}
-	w.old, w.seq = c.local.put(w.hash, w.entry)
+	if !c.putOver(ctx, w, now) {
+		return saving{}, nil
+	}
 	w.base = w.baseOf()
 	return c.remember(w, 0)
 }
@@ -212,7 +231,7 @@ func (c *Cache) downgraded(key string) {
 
 // baseOf is what Redis was last known to hold, going by the local copy.
 func (w *change) baseOf() base {
-	if w.old == nil || w.old.refuted() {
+	if w.old == nil || w.old.refuted() || w.old.grace()&ungiven != 0 {
 		return base{}
 	}
 	server := w.link.server()
@@ -228,21 +247,53 @@ func (w *change) baseOf() base {
 const earlierServer = "earlier"
 
 // send writes to Redis what may go there. It returns the last change of the journal.
-func (c *Cache) send(ctx context.Context, op string, items []item, ttl time.Duration, now int64, errs *errorList) (kept saving) {
+func (c *Cache) send(ctx context.Context, op string, items []item, now int64, errs *errorList) (kept saving) {
 	for i := range items {
 		w := items[i].change
+		c.outdate(w)
 		w.old, w.seq = c.local.begin(w.hash, w.entry)
 	}
 	bounded, cancel := c.remote.bound(ctx, now)
 	defer cancel()
-	build := func(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed {
-		if w := it.change; !w.del {
-			return append(cmds, setCommand(b, w.key, w.value, ttl))
+	items = slices.DeleteFunc(items, func(it item) bool {
+		if c.overtake(bounded, it.change) != overrun {
+			return false
 		}
-		return append(cmds, b.Del().Key(it.key).Build())
+		c.local.end(it.change.hash, false, unread)
+		return true
+	})
+	if len(items) == 0 {
+		return
 	}
-	c.remote.batch(bounded, items, 1, build, func(i int, _ []rueidis.RedisResult, o outcome) {
+	stride := 1
+	voids := items[0].change.del && c.opts.Load.Lease > 0
+	if voids {
+		stride = 2
+	}
+	build := func(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed {
+		switch w := it.change; {
+		case w.lease != nil:
+			return append(cmds, w.lease.command(b, w.key, "store", w.value, w.ttl))
+		case !w.del:
+			return append(cmds, setCommand(b, w.key, w.value, w.ttl))
+		}
+		cmds = append(cmds, b.Del().Key(it.key).Build())
+		if voids {
+			// Another process may be loading what was there before. In a command of its
+			// own: who may not touch leases may delete.
+			cmds = append(cmds, b.Del().Key(c.leaseName(it.key)).Build())
+		}
+		return cmds
+	}
+	c.remote.batch(bounded, items, stride, build, func(i int, replies []rueidis.RedisResult, o outcome) {
 		w := items[i].change
+		if w.lease != nil {
+			w.lease.spent = o.class == classOK
+			if w.lease.spent && !storedByScript(replies) {
+				c.local.end(w.hash, false, unread) // it was not ours any more
+				return
+			}
+		}
 		switch o.class {
 		case classOK:
 			if c.journal.overtaken(w.hash, w.intent(0), o.session.id, o.session.server) {
@@ -253,6 +304,12 @@ func (c *Cache) send(ctx context.Context, op string, items []item, ttl time.Dura
 			c.local.end(w.hash, false, unread)
 			errs.add(op, w.key, o.err)
 		default:
+			if w.flight != nil && !o.unknown {
+				// Nobody's intent: it is not worth a place in the journal.
+				w.grace |= ungiven
+				c.local.endAs(w.hash, c.entryOf(w, now, &w.place.domain, now), unread)
+				return
+			}
 			// In the journal before the local tier is done with it: no reader
 			// may find neither.
 			w.base = w.baseOf()
@@ -288,6 +345,13 @@ type errorList struct{ errs []error }
 func (l *errorList) add(op, key string, err error) {
 	if err != nil {
 		l.errs = append(l.errs, &Error{Op: op, Key: key, Tier: Remote, Err: err})
+	}
+}
+
+// also adds an error that names its key.
+func (l *errorList) also(err error) {
+	if err != nil {
+		l.errs = append(l.errs, err)
 	}
 }
 

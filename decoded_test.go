@@ -1,0 +1,227 @@
+package holdfast
+
+import (
+	"reflect"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/holdfast-cache/holdfast/internal/redistest"
+)
+
+func TestAnEntryIsACacheLine(t *testing.T) {
+	if n := unsafe.Sizeof(entry{}); n != 64 {
+		t.Errorf("an entry has %d bytes", n)
+	}
+}
+
+func TestAHashTellsTheKeysLength(t *testing.T) {
+	l := startLocal(t, 1<<20)
+	for _, tt := range []struct{ length, told int }{
+		{0, 0}, {1, 1}, {longKey - 1, longKey - 1}, {longKey, longKey},
+		{longKey + 1, 2 * longKey}, {2 * longKey, 2 * longKey}, {10<<20 - 1, 10 << 20},
+	} {
+		key := strings.Repeat("k", tt.length)
+		if got := lengthIn(l.hash(key).check); got != int64(tt.told) {
+			t.Errorf("%d bytes are told as %d, not %d", tt.length, got, tt.told)
+		}
+		if got := lengthIn(newEntry(key, nil, term{}).check); got != int64(tt.told) {
+			t.Errorf("%d bytes are told by an entry as %d, not %d", tt.length, got, tt.told)
+		}
+	}
+	// The longest that Redis takes; what is over it is refused, and only must not panic.
+	if got := lengthIn(keyLength(maxString)); got != maxString {
+		t.Errorf("%d bytes are told as %d", maxString, got)
+	}
+	if a, b := l.hash("a").check, l.hash("b").check; a>>lengthShift != 1 || a == b || a<<16 == 0 {
+		t.Errorf("%x, %x", a, b)
+	}
+}
+
+// attached gives the entry of k a decoded value of this size, and says whether it has
+// it then.
+func attached(l *local, k string, value []byte, owner *int, size int32) bool {
+	d := &(&decodedAs[int]{decoded: decoded{owner: unsafe.Pointer(owner), size: size}}).decoded
+	l.attach(l.hash(k), value, d)
+	e := l.get(l.hash(k))
+	return e != nil && e.decoded.Load() == d
+}
+
+func TestADecodedValueIsKeptOnlyWithItsOwnBytes(t *testing.T) {
+	l := startLocal(t, 1<<20)
+	h, one, two := l.hash("k"), []byte("one"), []byte("one")
+	mine, others := new(int), new(int)
+	put := func(value []byte) { l.put(h, newEntry("k", value, term{expires: never, domain: &l.home})) }
+
+	if attached(l, "k", one, mine, 1) {
+		t.Error("kept with no entry")
+	}
+	put(one)
+	if attached(l, "k", two, mine, 1) {
+		t.Error("kept with bytes that merely equal its own")
+	}
+	if attached(l, "k", one[:2], mine, 1) {
+		t.Error("kept with a part of its bytes")
+	}
+	if !attached(l, "k", one, mine, 1) {
+		t.Error("not kept")
+	}
+	if k := keptBy[int](l.get(h), unsafe.Pointer(others)); k != nil {
+		t.Error("another owner has it")
+	}
+	if k := keptBy[int](l.get(h), unsafe.Pointer(mine)); k == nil {
+		t.Error("its owner has it not")
+	}
+	if !attached(l, "k", one, others, 1) {
+		t.Error("another owner cannot take its place")
+	}
+	put(two)
+	if l.get(h).decoded.Load() != nil || attached(l, "k", one, mine, 1) {
+		t.Error("it outlived its bytes")
+	}
+	// In ristretto, too.
+	redistest.WaitFor(t, time.Minute, "the overlay to be empty", func() bool { return l.overlay.Load() == 0 })
+	if !attached(l, "k", two, mine, 1) {
+		t.Error("not kept in ristretto")
+	}
+}
+
+func TestADecodedValueCountsWithItsEntry(t *testing.T) {
+	const size = 1000
+	l := startLocal(t, 1<<20)
+	value := []byte("value")
+	settled := func(want int64) {
+		t.Helper()
+		redistest.WaitFor(t, time.Minute, "the bytes to be counted", func() bool {
+			return l.overlay.Load() == 0 && l.bytes() == want && l.len() == 1
+		})
+	}
+	bare := int64(len("k")+len(value)) + entryOverhead
+	l.put(l.hash("k"), newEntry("k", value, term{expires: never, domain: &l.home}))
+	settled(bare)
+	a, b := new(int), new(int)
+	if !attached(l, "k", value, a, size) {
+		t.Fatal("not kept")
+	}
+	settled(bare + size)
+	// Owners who take turns do not make it go through the overlay each time.
+	for range 10 {
+		if !attached(l, "k", value, b, size) || !attached(l, "k", value, a, size-1) {
+			t.Fatal("not kept")
+		}
+	}
+	if l.overlay.Load() != 0 {
+		t.Error("it went through the overlay")
+	}
+	settled(bare + size)
+	if attached(l, "k", value, a, int32(l.maxEntry)) {
+		t.Error("kept although the entry is too large with it")
+	}
+	if l.get(l.hash("k")) == nil {
+		t.Error("the entry went for want of room for what was decoded")
+	}
+	l.put(l.hash("k"), newEntry("k", value, term{expires: never, domain: &l.home}))
+	settled(bare)
+}
+
+// ristretto does not bound what is updated in place.
+func TestDecodedValuesOfEntriesThatAreThereStayWithinTheBound(t *testing.T) {
+	const room, entries, size = 1 << 20, 500, 10 << 10
+	l := startLocal(t, room)
+	key := func(i int) string { return "key" + strconv.Itoa(i) }
+	values := make([][]byte, entries)
+	for i := range values {
+		values[i] = []byte("value")
+		l.put(l.hash(key(i)), newEntry(key(i), values[i], term{expires: never, domain: &l.home}))
+	}
+	empty := func() {
+		redistest.WaitFor(t, time.Minute, "the overlay to be empty", func() bool { return l.overlay.Load() == 0 })
+	}
+	empty()
+	if n := l.len(); n != entries {
+		t.Fatalf("only %d entries are there", n)
+	}
+	kept := 0
+	for i := range values {
+		if attached(l, key(i), values[i], new(int), size) {
+			kept++
+		}
+		if n := l.bytes(); n > room {
+			t.Fatalf("%d bytes, over %d", n, room)
+		}
+		if i%5 == 4 {
+			empty()
+		}
+	}
+	if n := l.bytes(); n > room || n < room/4 || kept < room/size/4 {
+		t.Errorf("%d bytes, %d were kept", n, kept)
+	}
+}
+
+func TestALoadersWordOutlivesADecoding(t *testing.T) {
+	l := startLocal(t, 1<<20)
+	value := []byte("value")
+	e := newEntry("k", value, term{expires: never, domain: &l.home})
+	e.setGrace(graceOf(time.Hour))
+	l.put(l.hash("k"), e)
+	for range 2 {
+		if !attached(l, "k", value, new(int), 100) {
+			t.Fatal("not kept")
+		}
+		if got := l.get(l.hash("k")).grace().or(0); got < 59*time.Minute {
+			t.Errorf("%v", got)
+		}
+	}
+}
+
+func TestNoEntryGivesWayInTheOverlayToWhatWasDecoded(t *testing.T) {
+	// No flusher: what is in the overlay stays.
+	l, err := newLocal(64 << 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	value := []byte("value")
+	l.put(l.hash("k"), newEntry("k", value, term{expires: never, domain: &l.home}))
+	room := int32(l.maxOverlay - l.overlay.Load())
+	if attached(l, "k", value, new(int), room+1) {
+		t.Error("kept where there is no room")
+	}
+	if e := l.get(l.hash("k")); e == nil || l.dropped.Load() != 0 {
+		t.Error("the entry went")
+	}
+	if !attached(l, "k", value, new(int), room) {
+		t.Error("not kept where there is room")
+	}
+}
+
+func TestAFootprintIsOpenWhereATypeLeadsFurther(t *testing.T) {
+	type flat struct {
+		A int64
+		B [3]bool
+	}
+	type deep struct{ A string }
+	for _, tt := range []struct {
+		of   reflect.Type
+		size int64
+		open bool
+	}{
+		{reflect.TypeFor[int](), 8, false},
+		{reflect.TypeFor[flat](), 16, false},
+		{reflect.TypeFor[*flat](), 24, false},
+		{reflect.TypeFor[[2]flat](), 32, false},
+		{reflect.TypeFor[[0]string](), 0, false},
+		{reflect.TypeFor[deep](), 16, true},
+		{reflect.TypeFor[*deep](), 24, true},
+		{reflect.TypeFor[[]int](), 24, true},
+		{reflect.TypeFor[map[int]int](), 8, true},
+		{reflect.TypeFor[any](), 16, true},
+		{reflect.TypeFor[**flat](), 16, true},
+	} {
+		if size, open := footprint(tt.of); size != tt.size || open != tt.open {
+			t.Errorf("%v: %d bytes, open %v", tt.of, size, open)
+		}
+	}
+}

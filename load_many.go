@@ -1,0 +1,263 @@
+package holdfast
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+)
+
+// GetOrLoadMany is GetMany, and one call of load for the keys that are missing and
+// that nobody in this process loads already; for those it waits. A key that load does
+// not return is not found: it is absent from the map, and that is remembered for
+// Load.NotFoundTTL. What it returns beside the keys that it was asked for is not
+// looked at.
+//
+// It waits as GetOrLoad does. The error is the one of GetMany, or of the load; what
+// was found nevertheless is returned beside it. Batches are shared within the process
+// and take no lease.
+func (c *Cache) GetOrLoadMany(ctx context.Context, keys []string, ttl time.Duration, load func(context.Context, []string) (map[string][]byte, error)) (map[string][]byte, error) {
+	return c.loadMany(ctx, keys, ttl, c.opts.Load, nil, load)
+}
+
+// loadMany is GetOrLoadMany for who cannot use every value; see Cache.load.
+func (c *Cache) loadMany(ctx context.Context, keys []string, ttl time.Duration, o LoadOptions, usable usable, load func(context.Context, []string) (map[string][]byte, error)) (map[string][]byte, error) {
+	const op = "getorloadmany"
+	lane, open := c.fence.enter()
+	if err := loadable(ctx, open, ttl, load == nil); err != nil {
+		lane.leave()
+		return nil, loadError(op, "", err)
+	}
+	b := &batch{
+		cache: c, parent: c.runOf(ctx), own: newRun(), found: make(map[string][]byte, len(keys)),
+		request: request{op: op, ttl: ttl, o: o, batch: true, usable: usable, call: together(op, load)},
+	}
+	b.board(keys)
+	b.read(ctx)
+	if b.begins() {
+		c.begin(ctx, &b.request)
+	}
+	lane.leave()
+	return b.found, b.await(ctx)
+}
+
+// together asks the loader for all items at once.
+func together(op string, load func(context.Context, []string) (map[string][]byte, error)) func(context.Context, []*loadItem) {
+	return func(ctx context.Context, items []*loadItem) {
+		keys := make([]string, len(items))
+		for i, it := range items {
+			keys[i] = it.key
+		}
+		values, err := load(ctx, keys)
+		if err == nil {
+			err = ErrNotFound
+		}
+		err = loadError(op, "", err)
+		for _, it := range items {
+			if value, ok := values[it.key]; ok {
+				it.loaded, it.err = Loaded{Value: value}, nil
+			} else {
+				it.err = err
+			}
+		}
+	}
+}
+
+// batch is one call of GetOrLoadMany: a flight for each key that is nobody's yet, all
+// of one run, and a seat in those of others.
+type batch struct {
+	cache   *Cache
+	parent  *run
+	own     *run
+	request request // its items are the flights that the batch leads
+	seats   []loadItem
+	later   []loadItem // those whose flights are to end first
+
+	found map[string][]byte
+	errs  []error
+}
+
+// board answers what the local tier has, and finds each other key its flight.
+func (b *batch) board(keys []string) {
+	c, now := b.cache, b.cache.clock.now()
+	seen := make(map[string]bool, len(keys))
+	var hits uint64
+	for _, key := range keys {
+		if seen[key] {
+			continue
+		}
+		seen[key] = true
+		h := c.local.hash(key)
+		if e, fresh := c.look(h, key, now); fresh && b.request.usable.of(key, e.bytes()) {
+			b.found[key] = e.bytes()
+			hits++
+			continue
+		}
+		if err := checkKey(key); err != nil {
+			b.errs = append(b.errs, loadError(b.request.op, "", err))
+			continue
+		}
+		b.boardOne(loadItem{key: key, h: h})
+	}
+	c.stats.batchHits.Add(hits)
+}
+
+func (b *batch) boardOne(it loadItem) {
+	c := b.cache
+	for {
+		if c.knownAbsent(it.h, b.request.o) {
+			return
+		}
+		f, role, err := c.flights.join(it.h, b.own, b.parent)
+		it.f = f
+		switch {
+		case err != nil:
+			b.errs = append(b.errs, loadError(b.request.op, it.key, err))
+			return
+		case role == leads:
+			b.request.items = append(b.request.items, it)
+			b.seats = append(b.seats, it)
+			return
+		case role == waits:
+			c.stats.loadsShared.Add(1)
+			b.seats = append(b.seats, it)
+			return
+		case role == yields:
+			b.later = append(b.later, it)
+			return
+		}
+		if e, ok := c.standIn(&b.request, &it); ok {
+			c.stoodIn(e)
+			b.found[it.key] = e.Value
+			return
+		}
+		c.flights.remove(f)
+	}
+}
+
+// read asks the tiers for the keys that the batch leads, in one pipeline, and keeps
+// those that are to be loaded. See Cache.find.
+func (b *batch) read(ctx context.Context) {
+	var missed []loadItem
+	pending := b.request.items
+	for try := 1; len(pending) > 0; try++ {
+		var again []loadItem
+		for _, it := range b.readOnce(ctx, pending) {
+			switch {
+			case it.token.domain == nil: // this caller leaves; whoever else waits does not
+				missed = append(missed, it)
+			case b.cache.flights.load(it.f, try == findTries):
+				missed = append(missed, it)
+			default:
+				again = append(again, it)
+			}
+		}
+		pending = again
+	}
+	b.request.items = missed
+}
+
+// readOnce returns the items that no tier has. Those of which nothing was learnt,
+// because ctx has ended, have no token.
+func (b *batch) readOnce(ctx context.Context, items []loadItem) (missed []loadItem) {
+	c, now := b.cache, b.cache.clock.now()
+	var asked []loadItem
+	var keys []string
+	for _, it := range items {
+		c.flights.arm(it.f)
+		it.token = c.local.token(it.h, c.domainOf(it.key))
+		if c.knownAbsent(it.h, b.request.o) {
+			c.flights.end(it.f, Entry{}, b.request.fail(&it, ErrNotFound), 0)
+			continue
+		}
+		if e, fresh := c.look(it.h, it.key, now); fresh && b.request.usable.of(it.key, e.bytes()) {
+			c.flights.end(it.f, Entry{Value: e.bytes(), Tier: Local, TTL: left(now, e.expires.Load())}, nil, 0)
+			continue
+		}
+		if e, found, fenced := c.journaled(it.h, it.key, now); found && !e.Stale && b.request.usable.of(it.key, e.Value) {
+			c.flights.end(it.f, e, nil, 0)
+			continue
+		} else if fenced {
+			it.answered = false
+			missed = append(missed, it)
+			continue
+		}
+		asked, keys = append(asked, it), append(keys, it.key)
+	}
+	if len(asked) == 0 {
+		return missed
+	}
+	type answer struct {
+		e   Entry
+		err error
+	}
+	// Decided on below: usable is the caller's code, and readMany holds a place in line.
+	answers := make([]answer, len(asked))
+	c.readMany(ctx, b.request.op, keys, now, func(i int, e Entry, err error) { answers[i] = answer{e, err} })
+	for i, it := range asked {
+		e, err := answers[i].e, answers[i].err
+		switch {
+		case err == nil && !e.Stale && b.request.usable.of(it.key, e.Value):
+			c.flights.end(it.f, e, nil, 0)
+			continue
+		case err != nil && err == ctx.Err():
+			it.token = token{}
+		case err != nil && err != ErrMiss:
+			c.flights.end(it.f, Entry{}, err, 0)
+			continue
+		}
+		it.answered = !e.Degraded
+		missed = append(missed, it)
+	}
+	return missed
+}
+
+func (b *batch) begins() bool { return len(b.request.items) > 0 }
+
+// await gathers what the flights bring.
+func (b *batch) await(ctx context.Context) error {
+	c := b.cache
+	defer func() {
+		for i := range b.seats {
+			r := b.seats[i].f.run
+			c.flights.unlink(b.parent, r)
+			if r != b.own {
+				c.flights.drop(r)
+			}
+		}
+		c.flights.drop(b.own)
+	}()
+	for i := range b.seats {
+		it := &b.seats[i]
+		if err := c.over(ctx, it.f); err != nil {
+			return err
+		}
+		e, err := c.arrived(ctx, &b.request, it, it.f)
+		b.note(it.key, e, err)
+	}
+	for i := range b.later {
+		it := &b.later[i]
+		if err := c.over(ctx, it.f); err != nil {
+			return err
+		}
+		e, err := c.again(ctx, b.request.anew(it))
+		b.note(it.key, e, err)
+	}
+	l := errorList{b.errs}
+	return l.join()
+}
+
+// note takes down what became of a key. A load that failed has failed for all its keys
+// and is told of once.
+func (b *batch) note(key string, e Entry, err error) {
+	switch {
+	case err == nil:
+		b.found[key] = e.Value
+	case errors.Is(err, ErrNotFound):
+	default:
+		said := func(other error) bool { return other.Error() == err.Error() }
+		if !slices.ContainsFunc(b.errs, said) {
+			b.errs = append(b.errs, err)
+		}
+	}
+}

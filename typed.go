@@ -1,0 +1,381 @@
+package holdfast
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"reflect"
+	"runtime/debug"
+	"time"
+	"unsafe"
+)
+
+// Typed is a Cache whose values are of type V: the same two tiers and the same
+// laws, with a Codec between V and the bytes. What it stores is what the Codec
+// encodes, byte for byte, so that a Cache, another Typed and other clients can share
+// its keys.
+//
+// What is read may be shared. The value that was decoded is kept beside its bytes,
+// for every later reader of this Typed: a local hit decodes nothing. So do not write
+// to what V leads to: what a pointer points to, the elements of a slice or a map.
+// Who must, asks for copies (WithClone), or has each call decode its own
+// (WithoutDecoded). Values given to a Typed are encoded and not kept: they stay
+// their owner's, and GetOrLoad returns what Decode made of what was loaded.
+//
+// A decoded value goes when its bytes go, and counts against Local.MaxBytes with
+// them: with the size of V, of what V points to itself, and, where there is more to
+// follow from there, with twice the encoded bytes, which is an estimate. It belongs
+// to the Typed that made it: make one for a kind of value, and keep it. Two that read
+// the same keys take turns in decoding.
+//
+// What cannot be decoded is a miss: Get returns an error that is ErrMiss and tells
+// the reason, GetOrLoad loads, and Stats.Undecodable counts it. It stays where it is
+// until it is written over: another version of the program may be able to read it.
+//
+// A Typed is safe for concurrent use. It holds nothing that must be closed.
+type Typed[V any] struct {
+	c      *Cache
+	codec  Codec[V]
+	prefix string
+	ttl    time.Duration
+	load   LoadOptions // with the Cache's where they are zero
+	clone  func(V) V
+	keeps  bool
+
+	size    int64 // of what is kept of a value, whatever its bytes
+	perByte int64 // and for each of those
+}
+
+// TypedOption is an option of NewTyped.
+type TypedOption func(*typedOptions)
+
+type typedOptions struct {
+	prefix    string
+	ttl       time.Duration
+	load      LoadOptions
+	clone     any
+	undecoded bool
+}
+
+// WithPrefix puts prefix before every key. The methods of the Typed take and return
+// keys without it; an *Error tells the whole key. Default: none.
+func WithPrefix(prefix string) TypedOption {
+	return func(o *typedOptions) { o.prefix = prefix }
+}
+
+// WithTTL is what a ttl of 0 means to the Typed. Default, and where it is 0:
+// Options.DefaultTTL.
+func WithTTL(ttl time.Duration) TypedOption {
+	return func(o *typedOptions) { o.ttl = ttl }
+}
+
+// WithLoad is how the Typed treats what it loads. Options that are zero are the
+// Cache's.
+func WithLoad(load LoadOptions) TypedOption {
+	return func(o *typedOptions) { o.load = load }
+}
+
+// WithClone gives each reader a copy, by the function given, of the value that is
+// kept. V must be the Typed's.
+func WithClone[V any](clone func(V) V) TypedOption {
+	return func(o *typedOptions) { o.clone = clone }
+}
+
+// WithoutDecoded keeps no decoded values: each read decodes its own, and the local
+// tier has the memory for more entries.
+func WithoutDecoded() TypedOption {
+	return func(o *typedOptions) { o.undecoded = true }
+}
+
+// NewTyped makes a Typed over c. It panics where c or codec is nil, and where an
+// option makes no sense: these are faults of the program, not of what it meets.
+func NewTyped[V any](c *Cache, codec Codec[V], opts ...TypedOption) *Typed[V] {
+	if c == nil {
+		panic("holdfast: NewTyped: the Cache is nil")
+	}
+	if codec == nil {
+		panic("holdfast: NewTyped: the Codec is nil")
+	}
+	var o typedOptions
+	for _, opt := range opts {
+		if opt == nil {
+			panic("holdfast: NewTyped: an option is nil")
+		}
+		opt(&o)
+	}
+	if o.ttl < 0 {
+		panic(fmt.Sprintf("holdfast: NewTyped: WithTTL(%v): it must be zero or positive", o.ttl))
+	}
+	t := &Typed[V]{c: c, codec: codec, prefix: o.prefix, ttl: o.ttl, keeps: !o.undecoded}
+	t.load = o.load.over(c.opts.Load)
+	if err := errors.Join(t.load.validate()...); err != nil {
+		panic("holdfast: NewTyped: WithLoad: " + err.Error())
+	}
+	if o.clone != nil {
+		clone, ok := o.clone.(func(V) V)
+		if !ok || clone == nil {
+			panic(fmt.Sprintf("holdfast: NewTyped: WithClone has a nil function or a %T; it must be a %T", o.clone, clone))
+		}
+		t.clone = clone
+	}
+	t.size, t.perByte = t.footprint()
+	return t
+}
+
+// footprint is what a kept value costs, and what more for each encoded byte.
+func (t *Typed[V]) footprint() (size, perByte int64) {
+	size, open := footprint(reflect.TypeFor[V]())
+	size += int64(unsafe.Sizeof(decoded{}))
+	switch any(t.codec).(type) {
+	case bytesCodec: // the entry's own bytes
+		return size, 0
+	case stringCodec:
+		return size, 1
+	}
+	if open {
+		return size, 2
+	}
+	return size, 0
+}
+
+// TypedEntry is a value and how it was come by; see Entry.
+type TypedEntry[V any] struct {
+	// Value may be shared with other callers: do not write to what it leads to.
+	Value V
+	// Tier answered.
+	Tier Tier
+	// Stale: the value is past its TTL.
+	Stale bool
+	// Degraded: Redis was not there to confirm the answer.
+	Degraded bool
+	// TTL is what is left of the value's life; 0 where it has no expiry, and
+	// where it is stale.
+	TTL time.Duration
+}
+
+// Get returns the value of key, or ErrMiss. It waits as Cache.Get does.
+func (t *Typed[V]) Get(ctx context.Context, key string) (V, error) {
+	if k, _, _ := t.hit(ctx, key); k != nil {
+		return t.handOut("get", key, k)
+	}
+	e, err := t.lookup(ctx, "get", t.prefix+key)
+	return e.Value, err
+}
+
+// Lookup is Get with the circumstances. It waits as Cache.Lookup does.
+func (t *Typed[V]) Lookup(ctx context.Context, key string) (TypedEntry[V], error) {
+	if k, e, now := t.hit(ctx, key); k != nil {
+		v, err := t.handOut("lookup", key, k)
+		return TypedEntry[V]{Value: v, Tier: Local, TTL: left(now, e.expires.Load())}, err
+	}
+	return t.lookup(ctx, "lookup", t.prefix+key)
+}
+
+// hit returns what is kept with a fresh local copy, the copy, and the time of that.
+// Whatever else there may be, or be wrong, is for the long way to find out.
+func (t *Typed[V]) hit(ctx context.Context, key string) (*decodedAs[V], *entry, int64) {
+	c := t.c
+	// look compares whole keys only where the journal has some.
+	if !t.keeps || t.prefix != "" && c.journal.keys.Load() != 0 {
+		return nil, nil, 0
+	}
+	lane, open := c.fence.enter()
+	if enterable(ctx, open) != nil {
+		lane.leave()
+		return nil, nil, 0
+	}
+	now := c.clock.now()
+	if e, fresh := c.look(t.hash(key), key, now); fresh {
+		if k := keptBy[V](e, unsafe.Pointer(t)); k != nil {
+			lane.hit()
+			return k, e, now
+		}
+	}
+	lane.leave()
+	return nil, nil, 0
+}
+
+// hash is that of the whole key, which is put together on the stack.
+func (t *Typed[V]) hash(key string) keyHash {
+	if t.prefix == "" {
+		return t.c.local.hash(key)
+	}
+	var room [128]byte
+	whole := append(append(room[:0], t.prefix...), key...)
+	return t.c.local.hash(unsafe.String(unsafe.SliceData(whole), len(whole)))
+}
+
+// lookup is Lookup of a whole key, the long way.
+func (t *Typed[V]) lookup(ctx context.Context, op, key string) (TypedEntry[V], error) {
+	e, err := t.c.lookup(ctx, op, key)
+	if err != nil {
+		return TypedEntry[V]{Tier: e.Tier, Degraded: e.Degraded}, err
+	}
+	return t.entry(op, key, e)
+}
+
+// entry is e decoded.
+func (t *Typed[V]) entry(op, key string, e Entry) (TypedEntry[V], error) {
+	v, err := t.decode(op, key, e.Value, e.Tier)
+	if err != nil {
+		return TypedEntry[V]{Tier: e.Tier, Degraded: e.Degraded}, err
+	}
+	return TypedEntry[V]{Value: v, Tier: e.Tier, Stale: e.Stale, Degraded: e.Degraded, TTL: e.TTL}, nil
+}
+
+// decode returns what the bytes of a whole key stand for. The error is an ErrMiss, or
+// of the clone function.
+func (t *Typed[V]) decode(op, key string, b []byte, from Tier) (v V, err error) {
+	if k := t.known(key, b); k != nil {
+		return t.handOut(op, key, k)
+	}
+	k, err := t.decodeNew(b)
+	if err != nil {
+		t.c.stats.undecodable.Add(1)
+		return v, &Error{Op: op, Key: key, Tier: from, Err: undecodable{err}}
+	}
+	return t.settle(op, key, b, k)
+}
+
+// settle keeps what was decoded of the bytes of a whole key, and hands it out.
+func (t *Typed[V]) settle(op, key string, b []byte, k *decodedAs[V]) (V, error) {
+	if !t.keeps {
+		return k.value, nil // the caller's own
+	}
+	t.keep(key, b, k)
+	return t.handOut(op, key, k)
+}
+
+// known returns what is kept of these bytes.
+func (t *Typed[V]) known(key string, b []byte) *decodedAs[V] {
+	lane, open := t.c.fence.enter()
+	defer lane.leave()
+	if !open || !t.keeps {
+		return nil
+	}
+	if e := t.c.local.get(t.c.local.hash(key)); e != nil && e.holds(b) {
+		return keptBy[V](e, unsafe.Pointer(t))
+	}
+	return nil
+}
+
+// keep keeps k with the key's entry, if that still holds these bytes.
+func (t *Typed[V]) keep(key string, b []byte, k *decodedAs[V]) {
+	lane, open := t.c.fence.enter()
+	defer lane.leave()
+	if open {
+		t.c.local.attach(t.c.local.hash(key), b, &k.decoded)
+	}
+}
+
+// decodeNew and encode call the codec; handOut calls the clone function. A panic of
+// theirs is an error. Nothing is held meanwhile: no lock, no place in the fence.
+func (t *Typed[V]) decodeNew(b []byte) (k *decodedAs[V], err error) {
+	size := min(t.size+t.perByte*int64(len(b)), math.MaxInt32)
+	k = &decodedAs[V]{decoded: decoded{owner: unsafe.Pointer(t), size: int32(size)}}
+	defer caught(&err)
+	k.value, err = t.codec.Decode(b)
+	return k, err
+}
+
+func (t *Typed[V]) encode(op, key string, v V) (b []byte, err error) {
+	if b, err = t.encodeNew(v); err != nil {
+		return nil, &Error{Op: op, Key: key, Err: err}
+	}
+	return b, nil
+}
+
+func (t *Typed[V]) encodeNew(v V) (b []byte, err error) {
+	defer caught(&err)
+	return t.codec.Encode(v)
+}
+
+func (t *Typed[V]) handOut(op, key string, k *decodedAs[V]) (V, error) {
+	if t.clone == nil {
+		return k.value, nil
+	}
+	v, err := t.cloned(k.value)
+	if err != nil {
+		err = &Error{Op: op, Key: key, Err: err}
+	}
+	return v, err
+}
+
+func (t *Typed[V]) cloned(v V) (copied V, err error) {
+	defer caught(&err)
+	return t.clone(v), nil
+}
+
+// caught makes an error of a panic.
+func caught(err *error) {
+	if v := recover(); v != nil {
+		*err = &PanicError{Value: v, Stack: debug.Stack()}
+	}
+}
+
+// undecodable is ErrMiss with its cause.
+type undecodable struct{ cause error }
+
+func (u undecodable) Error() string {
+	return "miss: the codec cannot decode what is stored: " + u.cause.Error()
+}
+func (u undecodable) Is(target error) bool { return target == ErrMiss }
+func (u undecodable) Unwrap() error        { return u.cause }
+
+// Set stores v under key for ttl; 0 means WithTTL. It waits as Cache.Set does. What
+// the codec cannot encode is an error, and nothing is stored.
+func (t *Typed[V]) Set(ctx context.Context, key string, v V, ttl time.Duration) error {
+	key = t.prefix + key
+	b, err := t.encode("set", key, v)
+	if err != nil {
+		return err
+	}
+	return t.c.Set(ctx, key, b, t.life(ttl))
+}
+
+// Add stores v under key if the key is absent, and says whether it did; see
+// Cache.Add.
+func (t *Typed[V]) Add(ctx context.Context, key string, v V, ttl time.Duration) (bool, error) {
+	key = t.prefix + key
+	b, err := t.encode("add", key, v)
+	if err != nil {
+		return false, err
+	}
+	return t.c.Add(ctx, key, b, t.life(ttl))
+}
+
+// Delete removes the keys; see Cache.Delete.
+func (t *Typed[V]) Delete(ctx context.Context, keys ...string) error {
+	return t.c.Delete(ctx, t.whole(keys)...)
+}
+
+// TTL returns what is left of the key's life; see Cache.TTL.
+func (t *Typed[V]) TTL(ctx context.Context, key string) (time.Duration, error) {
+	return t.c.TTL(ctx, t.prefix+key)
+}
+
+// Touch gives the key a new life of ttl; 0 means WithTTL. See Cache.Touch.
+func (t *Typed[V]) Touch(ctx context.Context, key string, ttl time.Duration) error {
+	return t.c.Touch(ctx, t.prefix+key, t.life(ttl))
+}
+
+// life gives a ttl of 0 its meaning.
+func (t *Typed[V]) life(ttl time.Duration) time.Duration {
+	if ttl == 0 {
+		return t.ttl
+	}
+	return ttl
+}
+
+// whole returns the keys with the prefix.
+func (t *Typed[V]) whole(keys []string) []string {
+	if t.prefix == "" {
+		return keys
+	}
+	all := make([]string, len(keys))
+	for i, key := range keys {
+		all[i] = t.prefix + key
+	}
+	return all
+}

@@ -1,0 +1,186 @@
+package holdfast
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// TypedLoaded is what the loader of Typed.Load returns; see Loaded.
+type TypedLoaded[V any] struct {
+	Value        V
+	NotModified  bool
+	TTL          time.Duration
+	StaleIfError time.Duration
+}
+
+var (
+	errOneWay = errors.New("holdfast: the codec cannot decode what it encoded")
+)
+
+// GetOrLoad is Get, and where that is a miss, the value that load returns, encoded
+// and decoded again; the value itself stays load's. See Cache.GetOrLoad, also for how
+// long it waits. What is stored and cannot be decoded is a miss, and is written over.
+//
+// What the codec cannot encode, or not decode again, is an error to all who wait, and
+// nothing is stored.
+func (t *Typed[V]) GetOrLoad(ctx context.Context, key string, ttl time.Duration, load func(context.Context) (V, error)) (V, error) {
+	if k, e, now := t.hit(ctx, key); k != nil && load != nil && ttl >= 0 {
+		part := t.load.EarlyRefresh
+		if part == 0 || !refreshDue(now, e.confirmed.Load(), e.expires.Load(), t.life(ttl), part) {
+			return t.handOut("getorload", key, k)
+		}
+	}
+	e, err := t.getOrLoad(ctx, key, ttl, load)
+	return e.Value, err
+}
+
+// getOrLoad is apart so that a hit makes no function.
+func (t *Typed[V]) getOrLoad(ctx context.Context, key string, ttl time.Duration, load func(context.Context) (V, error)) (TypedEntry[V], error) {
+	l := &typedLoad[V]{t: t, op: "getorload"}
+	if load != nil {
+		l.load = func(ctx context.Context, _ *TypedEntry[V]) (TypedLoaded[V], error) {
+			v, err := load(ctx)
+			return TypedLoaded[V]{Value: v}, err
+		}
+	}
+	return l.do(ctx, t.prefix+key, ttl, LoadOptions{})
+}
+
+// Load is GetOrLoad with options of its own, a loader that sees the copy that there
+// was, nil for none, and the circumstances of the answer; see Cache.Load. Options that
+// are zero are the Typed's, and where those are, too, the Cache's.
+func (t *Typed[V]) Load(ctx context.Context, key string, ttl time.Duration, o LoadOptions, load func(ctx context.Context, had *TypedEntry[V]) (TypedLoaded[V], error)) (TypedEntry[V], error) {
+	l := &typedLoad[V]{t: t, op: "load", load: load}
+	return l.do(ctx, t.prefix+key, ttl, o)
+}
+
+// typedLoad is one call that may load, for one key or several. What it decodes on the
+// way, maybe on the goroutine of a load that outlives the call, it need not decode
+// again in the end.
+type typedLoad[V any] struct {
+	t    *Typed[V]
+	op   string
+	load func(ctx context.Context, had *TypedEntry[V]) (TypedLoaded[V], error)
+
+	seen struct {
+		sync.Mutex
+		values map[string]sight[V]
+	}
+}
+
+// sight is a decoded value and what it was decoded of; k is nil where that failed.
+type sight[V any] struct {
+	of []byte
+	k  *decodedAs[V]
+}
+
+// do is for a whole key.
+func (l *typedLoad[V]) do(ctx context.Context, key string, ttl time.Duration, o LoadOptions) (TypedEntry[V], error) {
+	if l.load == nil {
+		return TypedEntry[V]{}, &Error{Op: l.op, Key: key, Tier: Loader, Err: errNilLoader}
+	}
+	for try := 1; ; try++ {
+		e, err := l.t.c.load(ctx, l.op, key, l.t.life(ttl), o.over(l.t.load),
+			l.usable,
+			func(ctx context.Context, had Entry) (Loaded, error) { return l.run(ctx, key, had) })
+		if err != nil {
+			return TypedEntry[V]{Tier: e.Tier, Degraded: e.Degraded}, err
+		}
+		v, err := l.decode(key, e.Value, e.Tier)
+		switch {
+		case err == nil:
+			return TypedEntry[V]{Value: v, Tier: e.Tier, Stale: e.Stale, Degraded: e.Degraded, TTL: e.TTL}, nil
+		case try == loadTries || !errors.Is(err, ErrMiss):
+			return TypedEntry[V]{Tier: e.Tier, Degraded: e.Degraded}, err
+		}
+	}
+}
+
+// loadTries bounds how often a load is waited for that somebody else leads, with
+// another codec.
+const loadTries = 3
+
+// decode is the Typed's, but for what was decoded on the way.
+func (l *typedLoad[V]) decode(key string, b []byte, from Tier) (V, error) {
+	if l.t.known(key, b) == nil {
+		if s := l.sightOf(key); s.k != nil && bytes.Equal(s.of, b) {
+			return l.t.settle(l.op, key, b, s.k)
+		}
+	}
+	return l.t.decode(l.op, key, b, from)
+}
+
+// run calls the loader.
+func (l *typedLoad[V]) run(ctx context.Context, key string, had Entry) (Loaded, error) {
+	var copied *TypedEntry[V]
+	if had.Value != nil {
+		if e, err := l.t.entry(l.op, key, had); err == nil {
+			copied = &e
+		}
+	}
+	made, err := l.load(ctx, copied)
+	if err != nil {
+		return Loaded{}, err
+	}
+	loaded := Loaded{NotModified: made.NotModified, TTL: made.TTL, StaleIfError: made.StaleIfError}
+	if made.NotModified {
+		if copied == nil {
+			return Loaded{}, errNotModified
+		}
+		return loaded, nil
+	}
+	loaded.Value, err = l.made(key, made.Value)
+	return loaded, err
+}
+
+// made encodes what was loaded and makes sure that it can be decoded: a key must not
+// be stored over and over that every read takes for a miss.
+func (l *typedLoad[V]) made(key string, v V) ([]byte, error) {
+	b, err := l.t.encodeNew(v)
+	if err != nil {
+		return nil, err
+	}
+	b = own(b) // what is kept may lead into it, and v is the loader's
+	k, err := l.t.decodeNew(b)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errOneWay, err)
+	}
+	l.note(key, sight[V]{b, k})
+	return b, nil
+}
+
+// usable says whether the bytes can be decoded. It is asked more than once.
+func (l *typedLoad[V]) usable(key string, b []byte) bool {
+	if s := l.sightOf(key); s.of != nil && bytes.Equal(s.of, b) {
+		return s.k != nil
+	}
+	k := l.t.known(key, b)
+	if k == nil {
+		var err error
+		if k, err = l.t.decodeNew(b); err != nil {
+			l.t.c.stats.undecodable.Add(1)
+			k = nil
+		}
+	}
+	l.note(key, sight[V]{b, k})
+	return k != nil
+}
+
+func (l *typedLoad[V]) sightOf(key string) sight[V] {
+	l.seen.Lock()
+	defer l.seen.Unlock()
+	return l.seen.values[key]
+}
+
+func (l *typedLoad[V]) note(key string, s sight[V]) {
+	l.seen.Lock()
+	defer l.seen.Unlock()
+	if l.seen.values == nil {
+		l.seen.values = make(map[string]sight[V], 1)
+	}
+	l.seen.values[key] = s
+}

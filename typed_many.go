@@ -1,0 +1,122 @@
+package holdfast
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// GetMany returns the values of the keys that are found and can be decoded; see
+// Cache.GetMany.
+func (t *Typed[V]) GetMany(ctx context.Context, keys ...string) (map[string]V, error) {
+	found, missing, errs := t.hits(ctx, "getmany", keys)
+	if len(missing) == 0 && len(keys) > 0 {
+		return found, errs.join()
+	}
+	read, err := t.c.GetMany(ctx, missing...)
+	if read == nil {
+		return nil, err
+	}
+	errs.also(err)
+	for key, b := range read {
+		v, err := t.decode("getmany", key, b, Local)
+		if !t.found(found, key, v, err) {
+			errs.also(err)
+		}
+	}
+	return found, errs.join()
+}
+
+// GetOrLoadMany is GetMany, and one call of load for the keys that are missing; see
+// Cache.GetOrLoadMany. What is said of GetOrLoad and the codec holds for each key: the
+// error of one does not keep the others from being stored and returned.
+func (t *Typed[V]) GetOrLoadMany(ctx context.Context, keys []string, ttl time.Duration, load func(context.Context, []string) (map[string]V, error)) (map[string]V, error) {
+	if load == nil {
+		return nil, &Error{Op: "getorloadmany", Tier: Loader, Err: errNilLoader}
+	}
+	found, missing, errs := t.hits(ctx, "getorloadmany", keys)
+	if len(missing) == 0 && len(keys) > 0 {
+		return found, errs.join()
+	}
+	l := &typedLoad[V]{t: t, op: "getorloadmany"}
+	read, err := t.c.loadMany(ctx, missing, t.life(ttl), t.load, l.usable, func(ctx context.Context, keys []string) (map[string][]byte, error) {
+		return l.runMany(ctx, keys, load)
+	})
+	errs.also(err)
+	for key, b := range read {
+		v, err := l.decode(key, b, Loader)
+		if !t.found(found, key, v, err) {
+			errs.also(err)
+		}
+	}
+	return found, errs.join()
+}
+
+// hits takes what is kept with fresh local copies, and returns the whole keys of the
+// rest.
+func (t *Typed[V]) hits(ctx context.Context, op string, keys []string) (found map[string]V, missing []string, errs errorList) {
+	found = make(map[string]V, len(keys))
+	for _, key := range keys {
+		k, _, _ := t.hit(ctx, key)
+		if k == nil {
+			missing = append(missing, t.prefix+key)
+			continue
+		}
+		v, err := t.handOut(op, t.prefix+key, k)
+		if err != nil {
+			errs.also(err)
+			continue
+		}
+		found[key] = v
+	}
+	return found, missing, errs
+}
+
+// found adds what was decoded of a whole key, and says whether the error is none to
+// tell: what cannot be decoded is only missing.
+func (t *Typed[V]) found(found map[string]V, key string, v V, err error) bool {
+	if err == nil {
+		found[key[len(t.prefix):]] = v
+	}
+	return err == nil || errors.Is(err, ErrMiss)
+}
+
+// runMany calls the loader of a batch, for whole keys.
+func (l *typedLoad[V]) runMany(ctx context.Context, keys []string, load func(context.Context, []string) (map[string]V, error)) (map[string][]byte, error) {
+	asked := make([]string, len(keys))
+	for i, key := range keys {
+		asked[i] = key[len(l.t.prefix):]
+	}
+	values, err := load(ctx, asked)
+	var errs errorList
+	errs.also(err)
+	loaded := make(map[string][]byte, len(values))
+	for i, key := range keys {
+		v, ok := values[asked[i]]
+		if !ok {
+			continue
+		}
+		b, err := l.made(key, v)
+		if err != nil {
+			errs.add(l.op, key, err)
+			continue
+		}
+		loaded[key] = b
+	}
+	return loaded, errs.join()
+}
+
+// SetMany is Set for each item, in one pipeline; see Cache.SetMany. An item that the
+// codec cannot encode refuses the whole call.
+func (t *Typed[V]) SetMany(ctx context.Context, items map[string]V, ttl time.Duration) error {
+	encoded := make(map[string][]byte, len(items))
+	for key, v := range items {
+		key = t.prefix + key
+		b, err := t.encode("setmany", key, v)
+		if err != nil {
+			return err
+		}
+		encoded[key] = b
+	}
+	return t.c.SetMany(ctx, encoded, t.life(ttl))
+}
