@@ -1,0 +1,77 @@
+package holdfast
+
+import "context"
+
+// What goes to Redis beside the tiers: a command that they do not know, of the
+// drop-in client or of another client in the program. Before it is sent, Redis must
+// have what this Cache wrote to its keys; once it is answered, nothing that was known
+// of them before may be served.
+
+// Settle is for a program that also writes by another client. It returns nil once
+// Redis has what this Cache wrote to the keys, so that a command of that client finds
+// it there; mostly at once, for a write that Redis has acknowledged is there. One that
+// the journal still holds is replayed first. It may wait for that, for at most
+// Options.Timeout.
+//
+// Errors: ErrUnavailable, at once, while Redis is away, and where a write could not be
+// replayed in time or waits for its second look; the context's own; ErrClosed. Without
+// keys it says whether Redis is there, all of it.
+func (c *Cache) Settle(ctx context.Context, keys ...string) error {
+	lane, open := c.fence.enter()
+	defer lane.leave()
+	if err := enterable(ctx, open); err != nil {
+		return err
+	}
+	if c.routes == nil {
+		return ErrUnavailable
+	}
+	bounded, cancel := c.remote.bound(ctx, c.clock.now())
+	defer cancel()
+	return c.settled(bounded, keys)
+}
+
+// settled is Settle within the fence.
+func (c *Cache) settled(ctx bound, keys []string) error {
+	if len(keys) == 0 {
+		for _, l := range c.routes.links() {
+			if l.reader() == nil {
+				return ErrUnavailable
+			}
+		}
+	}
+	for _, key := range keys {
+		h := c.local.hash(key)
+		if c.journal.holds(h, key) {
+			if _, err := c.decider(ctx, h, key); err != nil {
+				return err
+			}
+		} else if c.routes.link(c.routes.of(key)).reader() == nil {
+			return ErrUnavailable
+		}
+	}
+	return nil
+}
+
+// Invalidate is for a program that also writes by another client, or whose Redis
+// cannot tell of changes: what this Cache has of the keys is not served any more, nor
+// what a read or a load that is under way finds of them. What the journal holds of
+// them stays: that is newer. It waits for nothing and asks nobody.
+//
+// The error is ErrClosed.
+func (c *Cache) Invalidate(keys ...string) error {
+	lane, open := c.fence.enter()
+	defer lane.leave()
+	if !open {
+		return ErrClosed
+	}
+	c.invalidate(keys)
+	return nil
+}
+
+func (c *Cache) invalidate(keys []string) {
+	for _, key := range keys {
+		h := c.local.hash(key)
+		c.flights.overtake(h)
+		c.local.put(h, nil)
+	}
+}
