@@ -31,30 +31,20 @@ var (
 // ProcessHook implements redis.Hook.
 func (h *hook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
-		if get, ok := cmd.(*redis.StringCmd); ok {
-			if args := cmd.Args(); len(args) == 2 && args[0] == "get" {
-				if key, ok := args[1].(string); ok {
-					return h.get(ctx, get, key)
-				}
+		switch cmd := cmd.(type) {
+		case *redis.StringCmd:
+			if key, ok := plainGet(cmd); ok {
+				return h.get(ctx, cmd, key)
+			}
+		case *redis.SliceCmd:
+			if keys, ok := plainMGet(cmd); ok && h.mget(ctx, cmd, keys) {
+				return nil
 			}
 		}
 		err := h.process(ctx, cmd, next)
 		cmd.SetErr(err)
 		return err
 	}
-}
-
-// get is the way of most commands: nothing is encoded, no command is built.
-func (h *hook) get(ctx context.Context, cmd *redis.StringCmd, key string) error {
-	v, err := h.cache.Get(ctx, key)
-	if err == nil {
-		// A copy: who asks the command for its Bytes may write to them.
-		cmd.SetVal(string(v))
-	} else {
-		err = replyError(err, "")
-	}
-	cmd.SetErr(err)
-	return err
 }
 
 func (h *hook) process(ctx context.Context, cmd redis.Cmder, next redis.ProcessHook) error {

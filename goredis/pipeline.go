@@ -12,6 +12,11 @@ import (
 // ProcessPipelineHook implements redis.Hook.
 func (h *hook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(ctx context.Context, cmds []redis.Cmder) error {
+		if keys, ok := plainGets(cmds); ok {
+			if err, done := h.gets(ctx, cmds, keys); done {
+				return err
+			}
+		}
 		p := pipeline{hook: h, cmds: cmds, read: make([]command, len(cmds))}
 		for i, cmd := range cmds {
 			c, err := h.read(cmd)
