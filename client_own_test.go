@@ -23,6 +23,7 @@ func counted(t *testing.T, change ...func(*holdfast.Options)) (*redistest.Server
 	dials := &redistest.DialCounter{}
 	o := at(s.Addr())
 	o.Redis.DialCtxFn = dials.Dial
+	o.Timeout = 400 * time.Millisecond // a machine that is busy otherwise is no outage
 	for _, f := range change {
 		f(&o)
 	}
@@ -265,7 +266,7 @@ func TestInvalidationsOnADedicatedConnection(t *testing.T) {
 
 func TestBlockingCommandsWaitForLongerThanTheBudget(t *testing.T) {
 	ctx := begin(t)
-	s, c, dials := counted(t)
+	s, c, dials := counted(t, func(o *holdfast.Options) { o.Timeout = 50 * time.Millisecond })
 	cl := c.Client()
 	b := cl.B()
 	for range 3 {
