@@ -61,18 +61,18 @@ func nameSet(names ...string) map[string]bool {
 // Builder's method for a subscription, and rueidis knows that it has no reply. keep its
 // keys, should it be queued.
 func (s *connState) step(args []string, listening, keep bool) error {
-	name := strings.ToUpper(args[0])
+	name := upper(args[0])
 	switch {
 	case deadly[name]:
-		return refusal(name, "on a dedicated connection")
+		return notHere(name, "on a dedicated connection")
 	case name == "CLIENT" && len(args) > 1 && strings.EqualFold(args[1], "REPLY"):
-		return refusal("client reply", "on a dedicated connection")
+		return notHere("client reply", "on a dedicated connection")
 	case strings.HasSuffix(name, "SUBSCRIBE"):
 		if s.multi {
-			return refusal(name, "within MULTI")
+			return notHere(name, "within MULTI")
 		}
 		if !listening {
-			return refusal(name, "but by the Builder's own method")
+			return notHere(name, "but by the Builder's own method")
 		}
 		s.marked = true
 		return nil
@@ -99,7 +99,7 @@ func (s *connState) step(args []string, listening, keep bool) error {
 		s.watches = true
 	case name == "UNWATCH":
 		s.watches = s.multi && s.watches
-	case stateful[name] && !(name == "CLIENT" && len(args) > 1 && harmless[strings.ToUpper(args[1])]):
+	case stateful[name] && !(name == "CLIENT" && len(args) > 1 && harmless[upper(args[1])]):
 		s.marked = true
 	}
 	return nil
@@ -262,7 +262,7 @@ func (d *dedicated) connection(ctx context.Context, args [][]string) (*ownConn, 
 func (d *dedicated) dialLocked(ctx context.Context, args [][]string) (*ownConn, error) {
 	done := make(chan struct{})
 	d.mu.dialling = done
-	fresh := d.listens || d.mu.hooks != nil || strings.HasSuffix(strings.ToUpper(args[0][0]), "SUBSCRIBE")
+	fresh := d.listens || d.mu.hooks != nil || strings.HasSuffix(upper(args[0][0]), "SUBSCRIBE")
 	d.mu.Unlock()
 	l := d.link
 	if l == nil {
@@ -302,7 +302,7 @@ func (d *dedicated) Receive(ctx context.Context, subscribe rueidis.Completed, fn
 		return err
 	}
 	if !subscribes[args[0][0]] {
-		return refusal(args[0][0], "in Receive: it is for SUBSCRIBE, PSUBSCRIBE and SSUBSCRIBE")
+		return notHere(args[0][0], "in Receive: it is for SUBSCRIBE, PSUBSCRIBE and SSUBSCRIBE")
 	}
 	conn, keys, err := d.begin(ctx, cmds, args)
 	if err != nil {

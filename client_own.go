@@ -70,8 +70,8 @@ func (cl *client) stream(ctx context.Context, cmds []rueidis.Completed, send fun
 	}
 	args, err := argsOf(cmds)
 	for i := range args {
-		if err == nil && stateful[strings.ToUpper(args[i][0])] {
-			err = refusal(args[i][0], "in a stream")
+		if err == nil && stateful[upper(args[i][0])] {
+			err = notHere(args[i][0], "in a stream")
 		}
 	}
 	if err == nil {
@@ -98,7 +98,7 @@ func (cl *client) ownDo(ctx context.Context, cmds ...rueidis.Completed) []rueidi
 		if cl.c.routes != nil && cl.c.routes.cluster.Load() != nil && cl.only == nil {
 			first := cl.ownLink(args[:1])
 			n = 1
-			for n < len(cmds) && (!keyed(args[n]) || cl.ownLink(args[n:n+1]) == first) {
+			for n < len(cmds) && (cl.follows(args[n], first)) {
 				n++
 			}
 		}
@@ -106,6 +106,12 @@ func (cl *client) ownDo(ctx context.Context, cmds ...rueidis.Completed) []rueidi
 		cmds, args = cmds[n:], args[n:]
 	}
 	return replies
+}
+
+// follows says whether a command may go where the ones before it go.
+func (cl *client) follows(args []string, l *link) bool {
+	key, ok := ownKey(args)
+	return !ok || cl.c.routes.link(cl.c.routes.of(key)) == l
 }
 
 // ownRun is ownDo for commands that go to one server. A redirection of the first is
@@ -182,16 +188,14 @@ func argsOf(cmds []rueidis.Completed) ([][]string, error) {
 	args := make([][]string, len(cmds))
 	for i := range cmds {
 		if cmds[i].IsEmpty() {
-			return nil, errEmptyCommand
+			return nil, errNoCommand
 		}
 		args[i] = slices.Clone(cmds[i].Commands())
 	}
 	return args, nil
 }
 
-var errEmptyCommand = errors.New("holdfast: an empty command: build it with B(), and use it once")
-
-func refusal(name, why string) error {
+func notHere(name, why string) error {
 	return &Error{Op: strings.ToLower(name), Tier: Remote, Err: errors.New("holdfast: not available " + why)}
 }
 
@@ -205,47 +209,13 @@ func failures(n int, err error) []rueidis.RedisResult {
 
 // blocks says whether a command waits at the server for something to happen.
 func blocks(cmd *rueidis.Completed, args []string) bool {
-	if cmd.IsBlock() {
-		return true
-	}
-	name := strings.ToUpper(args[0])
-	if name == "XREAD" || name == "XREADGROUP" {
-		return slices.ContainsFunc(args[1:], func(a string) bool { return strings.EqualFold(a, "BLOCK") })
-	}
-	return blocking[name]
+	return cmd.IsBlock() || commandOf(upper(args[0]), args).verb == verbBlock
 }
 
-var blocking = nameSet("BLPOP", "BRPOP", "BRPOPLPUSH", "BLMOVE", "BLMPOP", "BZPOPMIN", "BZPOPMAX", "BZMPOP", "WAIT", "WAITAOF")
-
-// ownKey is the key by which a command finds its server.
+// ownKey is the key by which a command finds its server, and whether there is one.
 func ownKey(args []string) (string, bool) {
-	name := strings.ToUpper(args[0])
-	at := 1
-	switch name {
-	case "EVAL", "EVALSHA", "EVAL_RO", "EVALSHA_RO", "FCALL", "FCALL_RO", "BLMPOP", "BZMPOP":
-		at = 3
-		if len(args) > 2 && args[2] == "0" {
-			return "", false
-		}
-	case "XREAD", "XREADGROUP":
-		at = 1 + slices.IndexFunc(args, func(a string) bool { return strings.EqualFold(a, "STREAMS") })
-		if at == 0 {
-			return "", false
-		}
-	case "XGROUP", "XINFO", "OBJECT", "MEMORY":
-		at = 2
-	case "PING", "ECHO", "MULTI", "EXEC", "DISCARD", "UNWATCH", "SELECT", "AUTH", "CLIENT", "SUBSCRIBE", "PSUBSCRIBE",
-		"UNSUBSCRIBE", "PUNSUBSCRIBE", "PUBLISH", "WAIT", "WAITAOF", "INFO", "CONFIG", "SCRIPT", "FUNCTION", "CLUSTER",
-		"COMMAND", "DBSIZE", "KEYS", "SCAN", "TIME", "QUIT", "READONLY", "READWRITE", "ASKING", "FLUSHALL", "FLUSHDB", "DEBUG":
-		return "", false
+	if oneOf(args[0], "SSUBSCRIBE", "SUNSUBSCRIBE") && len(args) > 1 {
+		return args[1], true
 	}
-	if at >= len(args) {
-		return "", false
-	}
-	return args[at], true
-}
-
-func keyed(args []string) bool {
-	_, ok := ownKey(args)
-	return ok
+	return commandOf(upper(args[0]), args).home(args)
 }

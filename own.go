@@ -37,7 +37,7 @@ type owned struct {
 		backoff backoff
 		cause   error // of the last dial's failure
 
-		streams *streams
+		streams *streaming
 	}
 }
 

@@ -11,11 +11,11 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// streams are the connections of DoStream. What it returns is read by its caller, at
+// streaming is the connections of DoStream. What it returns is read by its caller, at
 // leisure, and cannot be watched from here: only rueidis knows when it was read, and
 // keeps the connection in a pool of its own then. So there is one rueidis client for all
 // streams of a period, which dials for those only who bring a right to.
-type streams struct {
+type streaming struct {
 	client rueidis.Client
 	period *period
 }
@@ -80,7 +80,7 @@ func (o *owned) streamsOf(s *session, p *period) rueidis.Client {
 	if client == nil {
 		return nil
 	}
-	o.mu.streams = &streams{client: client, period: p}
+	o.mu.streams = &streaming{client: client, period: p}
 	context.AfterFunc(p, client.Close) // what is idle; what is read is closed by its dialer
 	return client
 }
