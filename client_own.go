@@ -187,7 +187,7 @@ func (cl *client) ownLink(args [][]string) *link {
 func argsOf(cmds []rueidis.Completed) ([][]string, error) {
 	args := make([][]string, len(cmds))
 	for i := range cmds {
-		if cmds[i].IsEmpty() {
+		if cmds[i].IsEmpty() || cmds[i].Commands()[0] == "" {
 			return nil, errNoCommand
 		}
 		args[i] = slices.Clone(cmds[i].Commands())

@@ -260,11 +260,11 @@ func TestAFailedDialOfAConnectionOfItsOwnIsNotRepeatedInALoop(t *testing.T) {
 		wantUnavailable(t, "a call", err)
 		runtime.Gosched()
 	})
-	redistest.WaitFor(t, patience, "three seconds", func() bool { return time.Since(start) > 3*time.Second })
+	redistest.WaitFor(t, patience, "a while", func() bool { return time.Since(start) > 1500*time.Millisecond })
 	stop()
 	// The first eight at once, and after 100, 200, 400, 800 ms, 1 s, eight at most each.
-	if n := r.refused.Load(); n < 3 || n > 48 {
-		t.Errorf("%d dials in three seconds", n)
+	if n := r.refused.Load(); n < 2 || n > 48 {
+		t.Errorf("%d dials", n)
 	}
 	if st := c.Health().State; st != holdfast.Up {
 		t.Errorf("the session is fine, and the state %v", st)
@@ -349,7 +349,7 @@ func TestManyCallersOnConnectionsOfTheirOwnWhileRedisComesAndGoes(t *testing.T) 
 			wantUnavailable(t, fmt.Sprint("kind ", g%4), err)
 		}
 	})
-	for round := range 4 {
+	for round := range 2 {
 		want := done.Load() + 200
 		redistest.WaitFor(t, patience, "calls", func() bool { return done.Load() > want })
 		if round%2 == 0 {
