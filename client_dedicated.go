@@ -276,20 +276,23 @@ func (d *dedicated) dialLocked(ctx context.Context, args [][]string) (*ownConn, 
 	released := d.mu.released
 	if err == nil && !released {
 		d.mu.conn = conn
-		d.mu.state.marked = fresh
+		d.mu.state.marked = fresh || hooks != nil
+		hooks.install(conn)
 	}
 	d.mu.Unlock()
 	defer close(done)
 	switch {
-	case err != nil:
-		hooks.fail(err)
-		return nil, &Error{Op: "connect", Tier: Remote, Err: err}
-	case released:
+	case err == nil && released:
 		l.owned.give(conn, !fresh)
 		return nil, rueidis.ErrDedicatedClientRecycled
+	case err == nil:
+		return conn, nil
 	}
-	hooks.install(conn)
-	return conn, nil
+	hooks.fail(err)
+	if errors.Is(err, ErrUnavailable) {
+		err = &Error{Op: strings.ToLower(args[0][0]), Tier: Remote, Err: err}
+	}
+	return nil, err
 }
 
 var subscribes = nameSet("SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE")
