@@ -162,6 +162,7 @@ func (l *link) replace(ctx context.Context, old, next *session) {
 	if old == nil {
 		return
 	}
+	next.inherit(old)
 	l.gate.CompareAndSwap(old, next)
 	l.doubt() // what the old one told may not be what the new one holds
 	for deadline := l.clock.now() + int64(l.opts.Timeout); old.used.Load() > 0 && l.clock.now() < deadline; {
@@ -181,7 +182,7 @@ func (l *link) serve(s *session, ev event, err error) {
 	}
 	l.served = s
 	l.last.Store(&s.server)
-	if !l.breaker.whileClosed(func() { l.gate.Store(s) }) {
+	if !l.breaker.whileClosed(func() { s.beginPeriod(); l.gate.Store(s) }) {
 		return
 	}
 	l.vouched.Store(s.tracked && !s.replica.Load())

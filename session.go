@@ -121,6 +121,11 @@ type session struct {
 	// may be older than what its master holds.
 	replica atomic.Bool
 
+	// period is the stretch of time in which it serves, nil between two. None outlives
+	// the supervisor's life.
+	period atomic.Pointer[period]
+	life   context.Context
+
 	// id tells sessions apart: commands of one run in the order they were sent,
 	// those of an earlier one may still run late.
 	id uint64
@@ -215,7 +220,7 @@ func (b *bulkhead) abandon(ticket uint64) {
 // dial.
 func (l *link) openSession(life context.Context, addr string) (*session, error) {
 	// Not a named result: what the connection tells may come after the return.
-	s := &session{pipe: &pipe{}, link: l, id: l.sessions.Add(1)}
+	s := &session{pipe: &pipe{}, link: l, life: life, id: l.sessions.Add(1)}
 	s.freed = make(chan struct{}, bulkheadSlots)
 	err := s.dial(life, plan{
 		addr:        addr,
@@ -236,7 +241,51 @@ func (l *link) openSession(life context.Context, addr string) (*session, error) 
 	if err != nil {
 		return nil, fmt.Errorf("holdfast: connecting to %s: %w", addr, err)
 	}
+	s.beginPeriod()
+	if s.lost.Load() {
+		s.endPeriod(errConnClosed)
+	}
 	return s, nil
+}
+
+// period is a stretch of time in which a session serves: from the opening of the gate
+// to its closing. Connections that callers have of their own end with it.
+type period struct {
+	context.Context
+	end context.CancelCauseFunc
+}
+
+// beginPeriod begins one, if none is.
+func (s *session) beginPeriod() {
+	if s.period.Load() == nil {
+		p := &period{}
+		p.Context, p.end = context.WithCancelCause(s.life)
+		s.period.Store(p)
+	}
+}
+
+// inherit takes over the period of a session with the same server, which this one
+// replaces: what callers have beside it is as good as before.
+func (s *session) inherit(old *session) {
+	if s.server == "" || s.server != old.server {
+		return
+	}
+	if p := old.period.Swap(nil); p != nil {
+		if own := s.period.Swap(p); own != nil {
+			own.end(errConnClosed)
+		}
+		if s.lost.Load() {
+			s.endPeriod(errConnClosed)
+		}
+	}
+}
+
+// endPeriod ends it. It runs under gobreaker's lock: what ends with the period does
+// so on goroutines of its own.
+func (s *session) endPeriod(cause error) {
+	if p := s.period.Swap(nil); p != nil {
+		p.end(cause)
+	}
 }
 
 // greet learns who the server is and asks it to tell of changes.
