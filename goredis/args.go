@@ -6,14 +6,11 @@ import (
 	"net"
 	"strconv"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 )
 
-// encode gives the command's arguments as the bytes that go-redis sends for them. Strings
-// are not copied, everything else is.
-func encode(cmd redis.Cmder) ([]string, error) {
-	args := cmd.Args()
+// encode gives the arguments as the bytes that go-redis sends for them. Strings are not
+// copied, everything else is.
+func encode(args []any) ([]string, error) {
 	all := make([]string, len(args))
 	for i, arg := range args {
 		s, err := encodeArg(arg)

@@ -119,6 +119,17 @@ func specOf(name string) spec {
 	return unknown
 }
 
+// telling is how many of n arguments are enough to find the keys.
+func (s *spec) telling(n int) int {
+	switch {
+	case s.moved != nil || s.keys.last < 0:
+		return n
+	case s.class == session:
+		return min(n, 2) // the database of SELECT
+	}
+	return min(n, max(1, s.keys.last+1))
+}
+
 // find returns the keys of a command whose arguments are args, its name the first.
 func (s *spec) find(args []string) []string {
 	if s.moved != nil {

@@ -18,7 +18,7 @@ import (
 func TestRepliesAreWhatGoRedisMakesOfThem(t *testing.T) {
 	ctx := begin(t)
 	s := redistest.Start(t)
-	rdb, _ := attached(t, at(s.Addr()))
+	rdb, _ := attached(t, calm(s.Addr()))
 	want := func(what string, got any, err error, want any, wantErr error) {
 		t.Helper()
 		if !reflect.DeepEqual(got, want) || !errors.Is(err, wantErr) || (err == nil) != (wantErr == nil) {
@@ -85,7 +85,7 @@ func TestRepliesAreWhatGoRedisMakesOfThem(t *testing.T) {
 // Bytes of a reply may be written to: they are the command's own.
 func TestWritingToAReplyHarmsNobody(t *testing.T) {
 	ctx := begin(t)
-	rdb, _ := attached(t, at(redistest.Start(t).Addr()))
+	rdb, _ := attached(t, calm(redistest.Start(t).Addr()))
 	must(t, rdb.Set(ctx, "k", "value", 0).Err())
 	for range 3 {
 		b, err := rdb.Get(ctx, "k").Bytes()
@@ -99,7 +99,7 @@ func TestWritingToAReplyHarmsNobody(t *testing.T) {
 func TestWhatIsWrittenIsReadWhicheverWayItWent(t *testing.T) {
 	ctx := begin(t)
 	s := redistest.Start(t)
-	rdb, c := attached(t, at(s.Addr()))
+	rdb, c := attached(t, calm(s.Addr()))
 	for i := range 200 {
 		must(t, rdb.Set(ctx, "n", i, 0).Err())
 		for step, add := range []func() error{
@@ -138,8 +138,7 @@ func TestWhatIsWrittenIsReadWhicheverWayItWent(t *testing.T) {
 func TestOptimisticLockingLosesNoUpdate(t *testing.T) {
 	ctx := begin(t)
 	s := redistest.Start(t)
-	o := at(s.Addr())
-	o.Timeout = 10 * time.Second
+	o := calm(s.Addr())
 	clients := make([]*redis.Client, 2) // of two programs
 	for i := range clients {
 		clients[i], _ = attached(t, o)
@@ -182,7 +181,7 @@ func TestOptimisticLockingLosesNoUpdate(t *testing.T) {
 func TestWhatWouldChangeTheConnectionIsRefused(t *testing.T) {
 	ctx := begin(t)
 	s := redistest.Start(t)
-	o := at(s.Addr())
+	o := calm(s.Addr())
 	o.Redis.SelectDB = 3
 	rdb, _ := attached(t, o)
 	must(t, rdb.Set(ctx, "k", "in 3", 0).Err())
@@ -211,7 +210,7 @@ func TestWhatWouldChangeTheConnectionIsRefused(t *testing.T) {
 
 func TestAutoPipelinesWork(t *testing.T) {
 	ctx := begin(t)
-	rdb, _ := attached(t, at(redistest.Start(t).Addr()))
+	rdb, _ := attached(t, calm(redistest.Start(t).Addr()))
 	blocking, err := rdb.AutoPipeline()
 	must(t, err)
 	deferred, err := rdb.AsyncAutoPipeline()

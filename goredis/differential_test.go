@@ -209,9 +209,7 @@ func same(a, b result) bool {
 
 func TestCommandsBehaveAsWithoutTheCache(t *testing.T) {
 	ctx := begin(t)
-	o := at(redistest.Start(t).Addr())
-	o.Timeout = 10 * time.Second // what is slow is not meant here
-	with, _ := attached(t, o)
+	with, _ := attached(t, calm(redistest.Start(t).Addr()))
 	without := plain(t, &redis.Options{Addr: redistest.Start(t).Addr()})
 	s := newScript(t)
 	var lately []redis.Cmder
@@ -230,9 +228,7 @@ func TestCommandsBehaveAsWithoutTheCache(t *testing.T) {
 
 func TestPipelinesBehaveAsWithoutTheCache(t *testing.T) {
 	ctx := begin(t)
-	o := at(redistest.Start(t).Addr())
-	o.Timeout = 10 * time.Second // what is slow is not meant here
-	with, _ := attached(t, o)
+	with, _ := attached(t, calm(redistest.Start(t).Addr()))
 	without := plain(t, &redis.Options{Addr: redistest.Start(t).Addr()})
 	s := newScript(t)
 	s.piped = true

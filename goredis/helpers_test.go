@@ -38,6 +38,14 @@ func at(addr string) holdfast.Options {
 	return holdfast.Options{Redis: rueidis.ClientOption{InitAddress: []string{addr}}}
 }
 
+// calm is for tests of what is right and not of how long it takes: a call has the time
+// that it takes on a loaded machine.
+func calm(addr string) holdfast.Options {
+	o := at(addr)
+	o.Timeout = 10 * time.Second
+	return o
+}
+
 func open(t testing.TB, o holdfast.Options) *holdfast.Cache {
 	t.Helper()
 	c, err := holdfast.New(o)

@@ -48,7 +48,7 @@ func (h *hook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 }
 
 func (h *hook) process(ctx context.Context, cmd redis.Cmder, next redis.ProcessHook) error {
-	c, err := h.read(cmd)
+	c, err := h.read(cmd, false)
 	if err != nil {
 		return err
 	}
@@ -73,12 +73,20 @@ type command struct {
 
 func (c *command) keys() []string { return c.find(c.args) }
 
-// read says what a command is, or what is wrong with it.
-func (h *hook) read(cmd redis.Cmder) (command, error) {
-	name := cmd.Name()
+// read says what a command is, or what is wrong with it. Of one that go-redis sends it
+// looks at the keys, and leaves the rest, which may be large, to go-redis; unless all is
+// asked for.
+func (h *hook) read(cmd redis.Cmder, all bool) (command, error) {
+	name, args := cmd.Name(), cmd.Args()
 	c := command{spec: specOf(name)}
+	if c.class == served && !c.shape.fits(cmd) {
+		c.class = through
+	}
+	if c.class != served && !all {
+		args = args[:c.telling(len(args))]
+	}
 	var err error
-	if c.args, err = encode(cmd); err != nil {
+	if c.args, err = encode(args); err != nil {
 		return c, err
 	}
 	switch {
@@ -88,8 +96,6 @@ func (h *hook) read(cmd redis.Cmder) (command, error) {
 		return c, errTransaction
 	case name == "select" && (len(c.args) != 2 || c.args[1] != fmt.Sprint(h.db)):
 		return c, fmt.Errorf("goredis: the cache is one of database %d: use another client for others", h.db)
-	case c.class == served && !c.shape.fits(cmd):
-		c.class = through
 	case (name == "xread" || name == "xreadgroup") && !blocks(c.args):
 		c.class = through
 	}

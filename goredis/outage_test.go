@@ -249,3 +249,85 @@ func TestTheLimiterFailsAtOnceWhileRedisIsAway(t *testing.T) {
 	s.Restart()
 	redistest.WaitFor(t, patience, "SET works", func() bool { return rdb.Set(ctx, "k", "v", 0).Err() == nil })
 }
+
+// Each goroutine has a key of its own, so it knows what is there: what a call returned.
+func TestNothingOlderIsReadAcrossOutages(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	p := redistest.NewProxy(t, s.Addr())
+	rdb, c := attached(t, at(p.Addr()))
+	const n = 8
+	var wg sync.WaitGroup
+	done := make(chan struct{})
+	for g := range n {
+		wg.Go(func() {
+			pace := time.NewTicker(time.Millisecond)
+			defer pace.Stop()
+			key, round := fmt.Sprint("k", g), 0
+			for i := 0; ; i++ {
+				select {
+				case <-done:
+					return
+				case <-pace.C:
+				}
+				value := int64(i * 1000)
+				if err := rdb.Set(ctx, key, value, 0).Err(); err != nil {
+					t.Errorf("SET %s: %v", key, err)
+					return
+				}
+				cmds, err := rdb.Pipelined(ctx, func(p redis.Pipeliner) error { p.Get(ctx, key); p.Incr(ctx, key); return nil })
+				if v := cmds[0].(*redis.StringCmd).Val(); v != fmt.Sprint(value) && cmds[0].Err() == nil {
+					t.Errorf("%s: %s, %v after SET of %d", key, v, cmds[0].Err(), value)
+				}
+				if err != nil {
+					// It may have run, or may run yet: nobody can say what is there.
+					round++
+					key = fmt.Sprint("k", g, ":", round)
+					continue
+				}
+				value = cmds[1].(*redis.IntCmd).Val()
+				if v, err := rdb.Get(ctx, key).Result(); err == nil && v != fmt.Sprint(value) || err != nil && !errors.Is(err, redis.Nil) {
+					t.Errorf("%s: %s, %v after INCR to %d", key, v, err, value)
+				}
+			}
+		})
+	}
+	for range 4 {
+		p.SetMode(redistest.Cut)
+		waitState(t, c, holdfast.Down)
+		p.SetMode(redistest.Pass)
+		waitState(t, c, holdfast.Up)
+		must(t, c.Drain(ctx))
+	}
+	close(done)
+	wg.Wait()
+}
+
+func TestASentinelsMasterIsFollowed(t *testing.T) {
+	redistest.Long(t)
+	ctx := begin(t)
+	r := redistest.StartSentinel(t, 1)
+	o := at("")
+	o.Redis.InitAddress = r.Addrs()
+	o.Redis.Sentinel.MasterSet = redistest.MasterSet
+	c := open(t, o)
+	rdb := redis.NewFailoverClient(&redis.FailoverOptions{MasterName: redistest.MasterSet, SentinelAddrs: r.Addrs()})
+	defer rdb.Close()
+	must(t, goredis.Attach(rdb, c))
+	ready(t, c)
+	redistest.WaitFor(t, patience, "INCR works", func() bool { return rdb.Incr(ctx, "n").Err() == nil })
+	must(t, rdb.Set(ctx, "k", "before", 0).Err())
+	r.Master().Kill()
+	waitState(t, c, holdfast.Down)
+	took, err := timed(func() error { return rdb.Incr(ctx, "n").Err() })
+	if !errors.Is(err, holdfast.ErrUnavailable) || took > slack {
+		t.Errorf("INCR: %v after %v", err, took)
+	}
+	must(t, rdb.Set(ctx, "k", "meanwhile", 0).Err())
+	waitState(t, c, holdfast.Up)
+	redistest.WaitFor(t, patience, "INCR works", func() bool { return rdb.Incr(ctx, "n").Err() == nil })
+	must(t, c.Drain(ctx))
+	if got := r.Master().MustDo("GET", "k"); got != "meanwhile" {
+		t.Errorf("the new master has %q", got)
+	}
+}

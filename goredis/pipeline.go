@@ -19,7 +19,7 @@ func (h *hook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Process
 		}
 		p := pipeline{hook: h, cmds: cmds, read: make([]command, len(cmds))}
 		for i, cmd := range cmds {
-			c, err := h.read(cmd)
+			c, err := h.read(cmd, true) // go-redis sends all of a pipeline or nothing
 			if errors.Is(err, errTransaction) {
 				p.whole, c.class = true, session
 			} else if err != nil {
