@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -97,10 +98,36 @@ func TestWritingToAReplyHarmsNobody(t *testing.T) {
 }
 
 func TestWhatIsWrittenIsReadWhicheverWayItWent(t *testing.T) {
+	for _, mode := range []holdfast.TrackingMode{holdfast.TrackReads, holdfast.TrackOff} {
+		t.Run(mode.String(), func(t *testing.T) { whicheverWay(t, mode) })
+	}
+}
+
+func whicheverWay(t *testing.T, mode holdfast.TrackingMode) {
 	ctx := begin(t)
 	s := redistest.Start(t)
-	rdb, c := attached(t, calm(s.Addr()))
-	for i := range 200 {
+	o := calm(s.Addr())
+	o.Tracking.Mode, o.Tracking.UntrackedTTL = mode, time.Hour
+	rdb, c := attached(t, o)
+	// Somebody who reads meanwhile must not bring back what was there before.
+	var readers sync.WaitGroup
+	done := make(chan struct{})
+	for range 2 {
+		readers.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+					_ = rdb.Get(ctx, "n").Err()
+					runtime.Gosched()
+				}
+			}
+		})
+	}
+	defer readers.Wait()
+	defer close(done)
+	for i := range 30 {
 		must(t, rdb.Set(ctx, "n", i, 0).Err())
 		for step, add := range []func() error{
 			func() error { return rdb.Incr(ctx, "n").Err() },
@@ -135,6 +162,26 @@ func TestWhatIsWrittenIsReadWhicheverWayItWent(t *testing.T) {
 }
 
 // What WATCH guards must not have been read before it.
+func TestAReadAfterWatchAsksRedis(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	o := calm(s.Addr())
+	o.Tracking.Mode, o.Tracking.UntrackedTTL = holdfast.TrackOff, time.Hour
+	rdb, _ := attached(t, o)
+	must(t, rdb.Set(ctx, "k", "old", 0).Err())
+	must(t, rdb.Get(ctx, "k").Err())
+	s.MustDo("SET", "k", "new")
+	if v := rdb.Get(ctx, "k").Val(); v != "old" {
+		t.Fatalf("%q was not served from here", v)
+	}
+	must(t, rdb.Watch(ctx, func(tx *redis.Tx) error {
+		if v := tx.Get(ctx, "k").Val(); v != "new" {
+			t.Errorf("%q after WATCH", v)
+		}
+		return nil
+	}, "k"))
+}
+
 func TestOptimisticLockingLosesNoUpdate(t *testing.T) {
 	ctx := begin(t)
 	s := redistest.Start(t)

@@ -250,6 +250,52 @@ func TestTheLimiterFailsAtOnceWhileRedisIsAway(t *testing.T) {
 	redistest.WaitFor(t, patience, "SET works", func() bool { return rdb.Set(ctx, "k", "v", 0).Err() == nil })
 }
 
+// Between the end of an outage and the end of the replay a command finds its key as it was
+// written here.
+func TestWhatIsNotReplayedYetIsBeforeTheCommand(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	o := at(s.Addr())
+	o.Journal.MaxRate = 2
+	rdb, c := attached(t, o)
+	s.Kill()
+	waitState(t, c, holdfast.Down)
+	const n = 40
+	for i := range n {
+		must(t, rdb.Set(ctx, fmt.Sprint("k", i), "10", 0).Err())
+	}
+	s.Restart()
+	waitState(t, c, holdfast.Up)
+	patient, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if journaled := c.Health().JournalKeys; journaled < 10 {
+		t.Fatalf("%d keys are in the journal", journaled)
+	}
+	for i := range n {
+		key := fmt.Sprint("k", i)
+		redistest.WaitFor(t, patience, "INCR "+key, func() bool {
+			cmd := redis.NewIntCmd(patient, "incr", key)
+			cmds := []redis.Cmder{cmd}
+			var err error
+			switch i % 3 {
+			case 0:
+				err = rdb.Process(patient, cmd)
+			case 1:
+				cmds, err = rdb.Pipelined(patient, func(p redis.Pipeliner) error { return p.Process(patient, cmd) })
+			default:
+				cmds, err = rdb.TxPipelined(patient, func(p redis.Pipeliner) error { return p.Process(patient, cmd) })
+			}
+			if err == nil && cmds[0].(*redis.IntCmd).Val() != 11 {
+				t.Errorf("%v", cmds)
+			}
+			return err == nil
+		})
+		if v, err := rdb.Get(ctx, key).Result(); v != "11" || err != nil {
+			t.Errorf("%s: %q, %v", key, v, err)
+		}
+	}
+}
+
 // Each goroutine has a key of its own, so it knows what is there: what a call returned.
 func TestNothingOlderIsReadAcrossOutages(t *testing.T) {
 	ctx := begin(t)
