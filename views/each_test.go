@@ -101,15 +101,17 @@ func TestWhatIsKeptForEverOutlivesAnOutageAndARead(t *testing.T) {
 	keeps()
 }
 
+var heap []byte // a string on the stack would be copied on its way
+
 // Fiber's strings are views of buffers that the next request overwrites.
 func TestFiberKeysMayChangeAfterTheCall(t *testing.T) {
 	for _, prefix := range []string{"", "fiber:"} {
 		begin(t)
 		c, m := onServer(t, holdfast.Options{})
 		f := views.NewFiber(c, prefix)
-		buf := []byte("key")
-		key := unsafe.String(&buf[0], len(buf))
-		as := func(text string) string { copy(buf, text); return key }
+		heap = []byte("key")
+		key := unsafe.String(&heap[0], len(heap))
+		as := func(text string) string { copy(heap, text); return key }
 
 		must(t, m.Set(prefix+"abc", "found"))
 		if got, err := f.Get(as("abc")); err != nil || string(got) != "found" {
@@ -132,6 +134,27 @@ func TestFiberKeysMayChangeAfterTheCall(t *testing.T) {
 		if m.Exists(prefix+"abc") || m.Exists(prefix+"xyz") {
 			t.Errorf("redis holds %v", m.Keys())
 		}
+	}
+}
+
+// The command of a call that has given up may not even be sent yet.
+func TestAFiberKeyMayChangeWhileItsCommandWaitsToBeSent(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	c := open(t, s.Addr(), holdfast.Options{Timeout: 100 * time.Millisecond})
+	ready(t, c)
+	f := views.NewFiber(c, "")
+	heap = []byte("one")
+	key := unsafe.String(&heap[0], len(heap))
+	s.Pause()
+	must(t, c.Set(ctx, "large", make([]byte, 32<<20), 0)) // fills every buffer on the way
+	must(t, f.Set(key, []byte("value"), time.Hour))
+	copy(heap, "two")
+	s.Resume()
+	redistest.WaitFor(t, patience, "the value", func() bool { return s.MustDo("GET", "one") == "value" })
+	must(t, c.Drain(ctx))
+	if s.MustDo("EXISTS", "two") == "1" {
+		t.Error("redis has the value under what the key became")
 	}
 }
 

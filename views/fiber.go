@@ -27,7 +27,7 @@ func NewFiber(c *holdfast.Cache, prefix string) *Fiber {
 }
 
 // own copies the key: Fiber's strings may be views of a request's buffer, which the
-// next request overwrites, and the Cache keeps the key beyond the call.
+// next request overwrites, and a command that timed out may be sent after the call.
 func (f *Fiber) own(key string) string {
 	if f.prefix == "" {
 		return strings.Clone(key)

@@ -192,3 +192,21 @@ func TestViewsImportTheStandardLibraryAndHoldfastOnly(t *testing.T) {
 		t.Fatal("there are no files")
 	}
 }
+
+func TestWhatTheJournalRefusesIsTold(t *testing.T) {
+	begin(t)
+	c := open(t, redistest.FreeAddr(t), holdfast.Options{Journal: holdfast.JournalOptions{MaxKeys: 1}})
+	all := stores(c, "")
+	must(t, all[0].set("first", []byte("value")))
+	for _, s := range all {
+		if err := s.set("second", []byte("value")); !errors.Is(err, holdfast.ErrJournalFull) {
+			t.Errorf("%s: set: %v; want ErrJournalFull", s.name, err)
+		}
+		if s.remove == nil {
+			continue
+		}
+		if err := s.remove("second"); !errors.Is(err, holdfast.ErrJournalFull) {
+			t.Errorf("%s: remove: %v; want ErrJournalFull", s.name, err)
+		}
+	}
+}

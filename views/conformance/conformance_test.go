@@ -40,20 +40,20 @@ var (
 
 // Of these the interface alone is of interest here, and not all that comes with it.
 var (
-	// github.com/99designs/gqlgen v0.17, graphql.Cache
+	// github.com/99designs/gqlgen: graphql.Cache[string]
 	_ interface {
 		Get(ctx context.Context, key string) (value string, ok bool)
 		Add(ctx context.Context, key string, value string)
 	} = (*views.GQLGen)(nil)
 
-	// willnorris.com/go/imageproxy v0.11, Cache
+	// willnorris.com/go/imageproxy: Cache
 	_ interface {
 		Get(key string) (data []byte, ok bool)
 		Set(key string, data []byte)
 		Delete(key string)
 	} = (*views.HTTPCache)(nil)
 
-	// github.com/mgtv-tech/jetcache-go v1.1, local.Local
+	// github.com/mgtv-tech/jetcache-go: local.Local
 	_ interface {
 		Set(key string, data []byte)
 		Get(key string) ([]byte, bool)
