@@ -114,7 +114,7 @@ type inSlot struct {
 
 var clusterForms = slices.DeleteFunc(slices.Clone(forms), func(form string) bool {
 	f := " " + form + " "
-	return strings.HasPrefix(form, "FLUSH") || strings.HasPrefix(form, "MEMORY") || strings.HasPrefix(form, "BOGUS") || !strings.Contains(f, " K ")
+	return strings.HasPrefix(form, "FLUSH") || strings.HasPrefix(form, "LMPOP") || strings.HasPrefix(form, "MEMORY") || strings.HasPrefix(form, "BOGUS") || !strings.Contains(f, " K ")
 })
 
 // clusterCommand marks the keys, so that each side can put its tag before them.
