@@ -318,6 +318,12 @@ func TestCommandsOfAStaticTTLHarmNobody(t *testing.T) {
 				t.Errorf("command %d: %q, %v", i, got, err)
 			}
 		}
+		hget := rueidis.Completed(cl.B().Hget().Key("h").Field("f").Cache().ToStaticTTL().Pin())
+		for i, res := range cl.DoMulti(ctx, hget, hget, hget) {
+			if got, err := textOf(res); err != nil || got != "v" {
+				t.Errorf("as a plain command, the %d.: %q, %v", i, got, err)
+			}
+		}
 		if got, err := cl.DoCache(ctx, cl.B().Hget().Key("h").Field("f").Cache().ToStaticTTL(), time.Minute).ToString(); err != nil || got != "v" {
 			t.Errorf("alone: %q, %v", got, err)
 		}
