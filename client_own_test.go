@@ -128,8 +128,13 @@ func TestADedicatedConnectionThatRemembersSomethingIsNotHandedOn(t *testing.T) {
 	cl := c.Client()
 	b := cl.B()
 	for name, leave := range map[string]func(d rueidis.DedicatedClient){
-		"watch":     func(d rueidis.DedicatedClient) { d.Do(ctx, b.Watch().Key("w").Build()) },
-		"multi":     func(d rueidis.DedicatedClient) { d.Do(ctx, b.Multi().Build()) },
+		"watch": func(d rueidis.DedicatedClient) { d.Do(ctx, b.Watch().Key("w").Build()) },
+		"multi": func(d rueidis.DedicatedClient) { d.Do(ctx, b.Multi().Build()) },
+		"exec alone": func(d rueidis.DedicatedClient) {
+			d.Do(ctx, b.Watch().Key("w").Build())
+			d.Do(ctx, b.Exec().Build())
+			d.Do(ctx, b.Discard().Build())
+		},
 		"select":    func(d rueidis.DedicatedClient) { d.Do(ctx, b.Select().Index(1).Build()) },
 		"tracking":  func(d rueidis.DedicatedClient) { d.Do(ctx, b.ClientTracking().On().Build()) },
 		"subscribe": func(d rueidis.DedicatedClient) { d.Do(ctx, b.Subscribe().Channel("ch").Build()) },
