@@ -74,8 +74,18 @@ func subscribed(t *testing.T, s *redistest.Server, channel string, n int) {
 }
 
 func TestATransactionOnADedicatedConnection(t *testing.T) {
+	for name, mode := range map[string]holdfast.TrackingMode{"tracked": holdfast.TrackReads, "untracked": holdfast.TrackOff} {
+		t.Run(name, func(t *testing.T) { testTransactions(t, mode) })
+	}
+}
+
+// testTransactions tests it also where nobody but the client itself could know that its
+// copies are no good any more.
+func testTransactions(t *testing.T, mode holdfast.TrackingMode) {
 	ctx := begin(t)
-	s, c, dials := counted(t)
+	s, c, dials := counted(t, func(o *holdfast.Options) {
+		o.Tracking.Mode, o.Tracking.UntrackedTTL = mode, time.Hour
+	})
 	cl := c.Client()
 	b := cl.B()
 	must(t, c.Set(ctx, "k", []byte("1"), 0))
