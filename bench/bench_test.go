@@ -18,7 +18,7 @@ func TestAFleetWithLeasesLoadsAColdKeyAboutOnce(t *testing.T) {
 	o := outcome{}
 	for _, key := range []string{"a", "b", "c", "d", "e", "f"} {
 		// The source is slow, so that without leases all three would ask it.
-		o.add(f.stampede(t, worker.Order{Key: key, Callers: callers, Takes: 300 * time.Millisecond, Patience: time.Minute}))
+		o.add(f.stampede(t, worker.Order{Key: key, Callers: callers, Takes: 300 * time.Millisecond, Patience: time.Minute}, nil))
 	}
 	if o.answered != o.calls {
 		t.Errorf("%d of %d callers got the value: %s", o.answered, o.calls, o.failure)

@@ -3,6 +3,7 @@ package bench
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -135,19 +136,39 @@ func (p *process) died(tb testing.TB, err error) {
 	tb.Fatalf("a process of the fleet: %v\n%s", err, p.says.String())
 }
 
-// stampede has all processes ask for a key at once.
-func (f fleet) stampede(tb testing.TB, o worker.Order) []worker.Report {
+// stampede has all processes ask for a key at once, and calls midway, if there is one,
+// in the middle of the load.
+func (f fleet) stampede(tb testing.TB, o worker.Order, midway func()) []worker.Report {
 	tb.Helper()
 	// Time for the orders to reach everybody.
 	o.At = time.Now().Add(20*time.Millisecond + time.Duration(len(f))*2*time.Millisecond)
 	for _, p := range f {
 		p.order(tb, o)
 	}
+	if midway != nil {
+		<-time.After(time.Until(o.At.Add(o.Takes / 2)))
+		midway()
+	}
 	reports := make([]worker.Report, len(f))
 	for i, p := range f {
 		reports[i] = p.report(tb)
 	}
 	return reports
+}
+
+// reconnected waits until each process has stored something in the server.
+func (f fleet) reconnected(tb testing.TB, server *redistest.Server) {
+	tb.Helper()
+	for i, p := range f {
+		try := 0
+		redistest.WaitFor(tb, time.Minute, "a process of the fleet to be back", func() bool {
+			try++
+			key := fmt.Sprintf("back:%d:%d", i, try)
+			p.order(tb, worker.Order{Key: key, Callers: 1, Patience: time.Second})
+			p.report(tb)
+			return server.MustDo("EXISTS", key) == "1"
+		})
+	}
 }
 
 // commands is how many commands the server has carried out since it was last asked to

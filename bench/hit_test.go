@@ -136,6 +136,8 @@ func warmHits(tb testing.TB, keys []string) (all []hit, local func(testing.TB)) 
 	c, err := holdfast.New(holdfast.Options{
 		Redis: rueidis.ClientOption{InitAddress: []string{server.Addr()}},
 		Local: holdfast.LocalOptions{MaxTTL: time.Hour},
+		// To warm up is not measured.
+		Timeout: patient,
 	})
 	if err != nil {
 		tb.Fatal(err)

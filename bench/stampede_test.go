@@ -21,13 +21,14 @@ const (
 	outageRounds = 5
 )
 
-// trouble is what becomes of Redis before the first round.
+// trouble is what becomes of Redis: before the first round, or in each.
 type trouble string
 
 const (
-	none    trouble = "up"
-	killed  trouble = "killed"
-	stopped trouble = "hung"
+	none     trouble = "up"
+	killed   trouble = "killed"
+	stopped  trouble = "hung"
+	vanishes trouble = "killed during the load"
 )
 
 // scenario is a stampede: what the source is like, what Redis is like, and how long a
@@ -44,6 +45,7 @@ func scenarios() []scenario {
 		{time.Millisecond, none, 5 * time.Second},
 		{50 * time.Millisecond, killed, time.Second},
 		{50 * time.Millisecond, stopped, time.Second},
+		{50 * time.Millisecond, vanishes, 5 * time.Second},
 	}
 }
 
@@ -127,9 +129,18 @@ func run(tb testing.TB, s scenario, processes int, peer string, rounds int) *out
 	}
 	o := &outcome{scenario: s, processes: processes, peer: peer}
 	for i := range rounds {
-		o.add(f.stampede(tb, worker.Order{
+		order := worker.Order{
 			Key: fmt.Sprintf("cold:%d", i), Callers: callers, Takes: s.takes, Patience: s.patience,
-		}))
+		}
+		if s.trouble != vanishes {
+			o.add(f.stampede(tb, order, nil))
+			continue
+		}
+		if i > 0 {
+			server.Restart()
+			f.reconnected(tb, server)
+		}
+		o.add(f.stampede(tb, order, server.Kill))
 	}
 	if s.trouble == none {
 		o.commands = commands(tb, server)
