@@ -61,24 +61,7 @@ func TestASupersededSetIsGivenUpThoughItWaitsForItsSecondLook(t *testing.T) {
 // What a damaged file made doubtful stays so if this process dies at once, before
 // it has written anything.
 func TestDoubtOutlivesTheProcessThatHadIt(t *testing.T) {
-	dir := t.TempDir()
-	j, _ := reopened(t, dir, roomy)
-	for i := range 10 {
-		put(t, j, set(fmt.Sprint("k", i), "v", 1), admitted)
-	}
-	dies(t, j)
-	files, err := filepath.Glob(filepath.Join(dir, "*.log"))
-	if err != nil || len(files) != 1 {
-		t.Fatal(files, err)
-	}
-	data, err := os.ReadFile(files[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	data[len(data)/2] ^= 1
-	if err := os.WriteFile(files[0], data, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	dir := damagedDir(t)
 	j, r := reopened(t, dir, roomy)
 	defer dies(t, j)
 	if r.doubt == "" || r.keys == 0 {

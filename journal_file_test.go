@@ -208,8 +208,10 @@ func TestAWriteBetweenTheEndOfAReplayAndTheFilesKnowingIsKept(t *testing.T) {
 	}
 }
 
-func TestADamagedFileIsSetAsideAndItsSetsBecomeDeletes(t *testing.T) {
-	dir := t.TempDir()
+// damagedDir has the file of a journal of ten sets, with a bit flipped in the middle.
+func damagedDir(t *testing.T) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
 	j, _ := reopened(t, dir, roomy)
 	for i := range 10 {
 		put(t, j, set(fmt.Sprint("k", i), "v", 1), admitted)
@@ -227,6 +229,12 @@ func TestADamagedFileIsSetAsideAndItsSetsBecomeDeletes(t *testing.T) {
 	if err := os.WriteFile(files[0], data, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	return dir
+}
+
+func TestADamagedFileIsSetAsideAndItsSetsBecomeDeletes(t *testing.T) {
+	dir := damagedDir(t)
+	var j *journal
 	for range 2 { // also where this process dies at once
 		var r restored
 		j, r = reopened(t, dir, roomy)
