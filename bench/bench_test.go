@@ -90,3 +90,14 @@ func TestWithoutRedisEachProcessLoadsAKeyOnceAndAnswers(t *testing.T) {
 		t.Errorf("%d loads of %d keys by 2 processes", o.loads, o.rounds)
 	}
 }
+
+func TestAFleetWhoseRedisIsLostDuringALoadAnswersAllAndGoesOn(t *testing.T) {
+	// The second round needs Redis back in all processes.
+	o := run(t, scenario{50 * time.Millisecond, vanishes, time.Minute}, 3, holdfastLeased, 2)
+	if o.answered != o.calls || o.calls != 2*3*callers {
+		t.Errorf("%d of %d callers got the value: %s", o.answered, o.calls, o.failure)
+	}
+	if o.loads < o.rounds || o.loads > 3*o.rounds {
+		t.Errorf("%d loads of %d keys by 3 processes", o.loads, o.rounds)
+	}
+}

@@ -17,8 +17,10 @@ const (
 	// what a careful program gives the others.
 	budget = 50 * time.Millisecond
 	// outageRounds bounds the rounds without Redis: some peers take all the time that
-	// a caller has.
-	outageRounds = 5
+	// a caller has. It is more than the failures that open holdfast's circuit.
+	outageRounds = 10
+	// vanishRounds is for those in which it is lost each time.
+	vanishRounds = 5
 )
 
 // trouble is what becomes of Redis: before the first round, or in each.
@@ -45,7 +47,7 @@ func scenarios() []scenario {
 		{time.Millisecond, none, 5 * time.Second},
 		{50 * time.Millisecond, killed, time.Second},
 		{50 * time.Millisecond, stopped, time.Second},
-		{50 * time.Millisecond, vanishes, 5 * time.Second},
+		{50 * time.Millisecond, vanishes, 4 * time.Second},
 	}
 }
 
@@ -120,12 +122,13 @@ func run(tb testing.TB, s scenario, processes int, peer string, rounds int) *out
 	case none:
 		server.MustDo("CONFIG", "RESETSTAT")
 	case killed:
+		rounds = min(rounds, outageRounds)
 		server.Kill()
 	case stopped:
-		server.Pause()
-	}
-	if s.trouble != none {
 		rounds = min(rounds, outageRounds)
+		server.Pause()
+	case vanishes:
+		rounds = min(rounds, vanishRounds)
 	}
 	o := &outcome{scenario: s, processes: processes, peer: peer}
 	for i := range rounds {
