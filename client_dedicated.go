@@ -22,14 +22,11 @@ type dedicated struct {
 		conn     *ownConn
 		dialling chan struct{} // closed when a dial has ended; nil where none is under way
 		released bool
-		closed   bool // by Close
 		running  int
 		state    connState
 		hooks    *pendingHooks
 	}
 }
-
-var _ rueidis.DedicatedClient = (*dedicated)(nil)
 
 // connState is what a connection remembers from one command to the next. What has none
 // may serve another caller.
@@ -40,21 +37,23 @@ type connState struct {
 	queued  [][]string // since MULTI; EXEC writes to their keys
 }
 
-// stateful are the commands that change the connection's state, or use it.
-var stateful = nameSet("MULTI", "EXEC", "DISCARD", "WATCH", "UNWATCH", "SELECT", "AUTH", "HELLO", "RESET", "QUIT", "CLIENT",
-	"SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "UNSUBSCRIBE", "PUNSUBSCRIBE", "SUNSUBSCRIBE", "MONITOR", "SYNC", "PSYNC",
-	"REPLCONF", "READONLY", "READWRITE", "ASKING", "SCRIPT", "DEBUG")
-
-// deadly are those that a connection of rueidis' does not survive: what answers them is
-// no reply, or comes in another protocol.
-var deadly = nameSet("MONITOR", "SYNC", "PSYNC", "RESET", "HELLO", "REPLCONF")
-
-func nameSet(names ...string) map[string]bool {
-	m := make(map[string]bool, len(names))
-	for _, n := range names {
-		m[n] = true
+// stateful says whether a command changes the connection's state, or uses it.
+func stateful(name string, args []string) bool {
+	switch commandOf(name, args).verb {
+	case verbSession, verbMulti, verbExec, verbReceive:
+		return true
 	}
-	return m
+	return name == "CLIENT" && !(len(args) > 1 && harmless(upper(args[1])))
+}
+
+// deadly says whether a connection of rueidis' does not survive the command: what answers
+// it is no reply, or comes in another protocol.
+func deadly(name string) bool {
+	switch name {
+	case "MONITOR", "SYNC", "PSYNC", "RESET", "HELLO", "REPLCONF":
+		return true
+	}
+	return false
 }
 
 // step takes a command, and says why it may not be sent. listening: it was made by the
@@ -63,7 +62,7 @@ func nameSet(names ...string) map[string]bool {
 func (s *connState) step(args []string, listening, keep bool) error {
 	name := upper(args[0])
 	switch {
-	case deadly[name]:
+	case deadly(name):
 		return notHere(name, "on a dedicated connection")
 	case name == "CLIENT" && len(args) > 1 && strings.EqualFold(args[1], "REPLY"):
 		return notHere("client reply", "on a dedicated connection")
@@ -82,7 +81,7 @@ func (s *connState) step(args []string, listening, keep bool) error {
 		s.multi = true
 		return nil
 	case "EXEC", "DISCARD":
-		if len(args) == 1 {
+		if len(args) == 1 && s.multi { // without MULTI they end nothing
 			s.multi, s.watches, s.queued = false, false, nil
 		}
 		return nil
@@ -99,14 +98,21 @@ func (s *connState) step(args []string, listening, keep bool) error {
 		s.watches = true
 	case name == "UNWATCH":
 		s.watches = s.multi && s.watches
-	case stateful[name] && !(name == "CLIENT" && len(args) > 1 && harmless[upper(args[1])]):
+	case stateful(name, args):
 		s.marked = true
 	}
 	return nil
 }
 
-// harmless are the subcommands of CLIENT that leave no trace on its connection.
-var harmless = nameSet("ID", "INFO", "LIST", "GETNAME", "GETREDIR", "KILL", "UNBLOCK", "PAUSE", "UNPAUSE", "TRACKINGINFO", "HELP")
+// harmless says whether a subcommand of CLIENT leaves no trace on its connection.
+func harmless(name string) bool {
+	switch name {
+	case "ID", "INFO", "LIST", "GETNAME", "GETREDIR", "KILL", "UNBLOCK", "PAUSE", "UNPAUSE", "TRACKINGINFO",
+		"HELP":
+		return true
+	}
+	return false
+}
 
 func (s *connState) clean() bool { return !s.multi && !s.watches && !s.marked }
 
@@ -155,6 +161,7 @@ func (d *dedicated) run(ctx context.Context, cmds []rueidis.Completed, args [][]
 			ok = ok && misuse(err)
 		} else if err := replies[i].Error(); err != nil {
 			conn.learn(err)
+			d.refused(args[i], err)
 		}
 	}
 	return replies
@@ -190,11 +197,17 @@ func (d *dedicated) step(cmds []rueidis.Completed, args [][]string, final bool) 
 		return nil, rueidis.ErrDedicatedClientRecycled
 	}
 	next := d.mu.state
+	ended := 0 // what is queued before is looked at in this call only
 	for i := range cmds {
-		if strings.EqualFold(args[i][0], "EXEC") {
+		if ends(args[i]) {
+			ended = i
+		}
+	}
+	for i := range cmds {
+		if ends(args[i]) {
 			keys = append(keys, next.queued...)
 		}
-		if err := next.step(args[i], cmds[i].NoReply(), final); err != nil {
+		if err := next.step(args[i], cmds[i].NoReply(), final && i >= ended); err != nil {
 			return nil, err
 		}
 	}
@@ -203,6 +216,11 @@ func (d *dedicated) step(cmds []rueidis.Completed, args [][]string, final bool) 
 		d.mu.running++
 	}
 	return append(keys, args...), nil
+}
+
+// ends says whether a command ends a transaction.
+func ends(args []string) bool {
+	return len(args) == 1 && oneOf(args[0], "EXEC", "DISCARD")
 }
 
 // end is called when commands have their replies, or will have none.
@@ -222,6 +240,15 @@ func (d *dedicated) end(conn *ownConn, keys [][]string, ok bool) {
 
 // errUnanswered is why a connection was given up.
 var errUnanswered = errors.New("holdfast: a command before this one got no answer: the connection was given up")
+
+// refused takes note of what Redis did not do: the state is not what it was taken for.
+func (d *dedicated) refused(args []string, err error) {
+	if oneOf(args[0], "MULTI", "EXEC", "DISCARD", "UNWATCH") && !rueidis.IsRedisNil(err) && !strings.HasPrefix(err.Error(), "EXECABORT") {
+		d.mu.Lock()
+		d.mu.state.marked = true
+		d.mu.Unlock()
+	}
+}
 
 // at is the session beside which the connection was dialled.
 func (d *dedicated) at() *session {
@@ -295,7 +322,13 @@ func (d *dedicated) dialLocked(ctx context.Context, args [][]string) (*ownConn, 
 	return nil, err
 }
 
-var subscribes = nameSet("SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE")
+func subscribes(name string) bool {
+	switch name {
+	case "SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE":
+		return true
+	}
+	return false
+}
 
 // Receive is rueidis.DedicatedClient's.
 func (d *dedicated) Receive(ctx context.Context, subscribe rueidis.Completed, fn func(msg rueidis.PubSubMessage)) error {
@@ -304,7 +337,7 @@ func (d *dedicated) Receive(ctx context.Context, subscribe rueidis.Completed, fn
 	if err != nil {
 		return err
 	}
-	if !subscribes[args[0][0]] {
+	if !subscribes(args[0][0]) {
 		return notHere(args[0][0], "in Receive: it is for SUBSCRIBE, PSUBSCRIBE and SSUBSCRIBE")
 	}
 	conn, keys, err := d.begin(ctx, cmds, args)
