@@ -23,6 +23,12 @@
 // most where the key is not the program's: a session token comes with the request,
 // and without a prefix it may name any key there is.
 //
+// # TTLs
+//
+// Where the interface has a TTL, it is kept, and one that has passed deletes. Where it
+// has none, the view is given one: 0 is Options.DefaultTTL, and with a negative one
+// nothing is stored, which OnError is told each time.
+//
 // # Values
 //
 // The bytes that a view returns are the caller's own, unlike those of the Cache. Those

@@ -336,6 +336,32 @@ func TestTheTTLOfAViewIsThatOfWhatItStores(t *testing.T) {
 	}
 }
 
+func TestAViewWithANegativeTTLStoresNothingAndSaysSo(t *testing.T) {
+	ctx := begin(t)
+	c := open(t, "", holdfast.Options{})
+	var heard []error
+	hear := func(err error) { heard = append(heard, err) }
+	h, l := views.NewHTTPCache(c, "", -1), views.NewLocalCache(c, "", -1)
+	s, g := views.NewSturdyc(c, "", -1), views.NewGQLGen(c, "", -1)
+	h.OnError, l.OnError, s.OnError, g.OnError = hear, hear, hear, hear
+	h.Set("h", []byte("value"))
+	l.Set("l", []byte("value"))
+	s.Set(ctx, "s", []byte("value"))
+	s.SetBatch(ctx, map[string][]byte{"b": []byte("value")})
+	g.Add(ctx, "g", "value")
+	if len(heard) != 5 {
+		t.Errorf("heard %v; want five errors", heard)
+	}
+	for _, err := range heard {
+		if !errors.Is(err, holdfast.ErrInvalidTTL) {
+			t.Errorf("%v; want ErrInvalidTTL", err)
+		}
+	}
+	if found, err := c.GetMany(ctx, "h", "l", "s", "b", "g"); err != nil || len(found) != 0 {
+		t.Errorf("stored %v, %v", found, err)
+	}
+}
+
 func TestADuplicateIsOneForAllProcessesAndForTheWindow(t *testing.T) {
 	ctx := begin(t)
 	c, m := onServer(t, holdfast.Options{})
