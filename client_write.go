@@ -280,7 +280,7 @@ func (r *call) touchLocal(st *turn, h keyHash, deadline int64) {
 	var n int64
 	e := r.c.local.get(h)
 	had := e != nil && e.expires.Load() != never
-	r.c.overtake(r.ctx, &change{hash: h})
+	r.c.outdate(&change{hash: h})
 	if err := r.c.touchLocal(h, r.now, deadline); err == nil && (st.verb == verbExpire || had) {
 		n = 1
 	}

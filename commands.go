@@ -114,7 +114,7 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 	h := c.local.hash(key)
 	w := change{key: key, value: own(value), hash: h, deadline: after(now, ttl)}
 	if c.routes == nil {
-		c.overtake(ctx, &w)
+		c.outdate(&w)
 		defer c.outdate(&w)
 		return c.local.add(h, c.entryOf(&w, now, &c.local.home, w.deadline), now), nil
 	}
@@ -307,7 +307,7 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 	h := c.local.hash(key)
 	deadline := after(now, ttl)
 	if c.routes == nil {
-		c.overtake(ctx, &change{hash: h})
+		c.outdate(&change{hash: h})
 		return c.touchLocal(h, now, deadline)
 	}
 	if f, ok := c.journal.get(h, key, now); ok {

@@ -22,7 +22,8 @@
 // kept in the journal, in microseconds. A call never dials. One goroutine does,
 // one attempt at a time, with a back-off. The calls that wait for something else,
 // as long as their context allows, are WaitReady, Drain and Shutdown. Close takes
-// two seconds at most, and milliseconds as a rule; with Journal.Dir it waits for the
+// milliseconds as a rule, and three seconds where loaders, hooks and the dial function
+// do not return; with Journal.Dir it waits for the
 // disk.
 //
 // # Staleness
@@ -84,7 +85,9 @@
 // A Set, Delete, Add or Touch that begins during a load wins over it, and so does a
 // change that the server tells of, and one of another Cache's that the lease tells of:
 // who waits gets what was loaded, and it is not kept. Nor is it sent to Redis if the
-// connection that the key was missed on has broken since.
+// connection that the key was missed on has broken since, and it is stored there only if
+// the key is what it was before the load. In an outage it stays in the local tier: it is
+// nobody's write, and nothing that a replay would bring back.
 //
 // # Values
 //

@@ -74,6 +74,43 @@ func (f *fence) wait(limit time.Duration) bool {
 	return true
 }
 
+// visit is a stay inside the fence that can be interrupted for the caller's code: a
+// codec may take as long as it likes, or end its goroutine, and Close waits for who is
+// inside. It must be left.
+type visit struct {
+	fence *fence
+	lane  *fenceLane // nil: not inside
+	open  bool
+}
+
+func (f *fence) visit() *visit {
+	v := &visit{fence: f}
+	v.lane, v.open = f.enter()
+	return v
+}
+
+// leave ends the visit, if it has not ended.
+func (v *visit) leave() {
+	if v.lane != nil {
+		v.lane.leave()
+		v.lane = nil
+	}
+}
+
+// hit is leave with a local hit.
+func (v *visit) hit() {
+	v.lane.hit()
+	v.lane = nil
+}
+
+// outside calls what is outside of the fence. If that was closed meanwhile, which open
+// says afterwards, there is nothing more to be done inside.
+func (v *visit) outside(what func() bool) bool {
+	v.leave()
+	defer func() { v.lane, v.open = v.fence.enter() }()
+	return what()
+}
+
 func (f *fence) hits() uint64 {
 	var n uint64
 	for i := range f.lanes {

@@ -1,7 +1,6 @@
 package holdfast
 
 import (
-	"context"
 	"errors"
 	"sync"
 	"sync/atomic"
@@ -23,9 +22,6 @@ import (
 type flights struct {
 	n      atomic.Int64 // of flights and listeners: who finds none pays one atomic load
 	shards [flightShards]flightShard
-
-	// Which load waits for which others, through calls that their loaders make.
-	graph sync.Mutex
 }
 
 const flightShards = 64
@@ -58,33 +54,15 @@ type flight struct {
 	// Guarded by the shard.
 	phase phase
 	told  bool // the server told of the key in this phase
-	late  bool // a write of ours came while it was being stored
 	timer *time.Timer
+
+	// late: a write of ours came while it was being stored. Set before the write takes
+	// its place among the key's writes, and asked where what was loaded takes its own.
+	late atomic.Bool
 
 	// Written before done is closed.
 	entry Entry
 	err   error
-}
-
-// run is one call of a loader, for one key or for the keys of a batch, and who has
-// an interest in it.
-type run struct {
-	mu struct {
-		sync.Mutex
-		refs   int  // who waits
-		wanted bool // it is to end even if nobody waits
-		over   bool // nobody did
-		cancel context.CancelFunc
-	}
-	flights []*flight    // those it leads: written by its first caller, before that one leaves
-	waits   map[*run]int // guarded by flights.graph
-}
-
-// newRun makes a run that its first caller waits for.
-func newRun() *run {
-	r := new(run)
-	r.mu.refs = 1
-	return r
 }
 
 // errAgain is what a flight brings that was given up for no fault of the load's: who
@@ -124,6 +102,7 @@ func (t *flights) join(h keyHash, own, parent *run) (*flight, role, error) {
 		f := sh.flights[h]
 		if f == nil {
 			f = &flight{h: h, run: own, done: make(chan struct{})}
+			own.table, own.parent = t, parent
 			own.flights = append(own.flights, f) // before anybody can see it
 			sh.flights[h] = f
 			t.n.Add(1)
@@ -131,7 +110,7 @@ func (t *flights) join(h keyHash, own, parent *run) (*flight, role, error) {
 			t.link(parent, own)
 			return f, leads, nil
 		}
-		rest, late := f.phase == resting, f.late
+		rest, late := f.phase == resting, f.late.Load()
 		sh.mu.Unlock()
 		switch {
 		case rest:
@@ -169,93 +148,6 @@ func (t *flights) drop(r *run) {
 			cancel()
 		}
 	}
-}
-
-func (t *flights) unlink(parent, other *run) {
-	if parent == nil {
-		return
-	}
-	t.graph.Lock()
-	defer t.graph.Unlock()
-	if parent.waits[other]--; parent.waits[other] == 0 {
-		delete(parent.waits, other)
-	}
-}
-
-// link notes that the parent's loader waits for the other run; false where that one,
-// by way of whatever it waits for, waits for the parent.
-func (t *flights) link(parent, other *run) bool {
-	if parent == nil {
-		return true
-	}
-	t.graph.Lock()
-	defer t.graph.Unlock()
-	if other.reaches(parent, make(map[*run]bool)) {
-		return false
-	}
-	if parent.waits == nil {
-		parent.waits = make(map[*run]int)
-	}
-	parent.waits[other]++
-	return true
-}
-
-// reaches is called with the graph locked.
-func (r *run) reaches(target *run, seen map[*run]bool) bool {
-	if r == target {
-		return true
-	}
-	seen[r] = true
-	for next := range r.waits {
-		if !seen[next] && next.reaches(target, seen) {
-			return true
-		}
-	}
-	return false
-}
-
-// enter counts somebody in who waits; false where the run is over.
-func (r *run) enter() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.mu.over {
-		return false
-	}
-	r.mu.refs++
-	return true
-}
-
-// leave counts them out, and says whether that was the last one, of a run that
-// nothing else wants. It is over then.
-func (r *run) leave() bool {
-	r.mu.Lock()
-	r.mu.refs--
-	last := r.mu.refs == 0 && !r.mu.wanted && !r.mu.over
-	r.mu.over = r.mu.over || last
-	r.mu.Unlock()
-	return last
-}
-
-// want has the run go on if nobody waits for it any more.
-func (r *run) want() {
-	r.mu.Lock()
-	r.mu.wanted = true
-	r.mu.Unlock()
-}
-
-// awaited says whether anybody waits.
-func (r *run) awaited() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.mu.refs > 0
-}
-
-// start notes what ends the run's context; false where it is over already.
-func (r *run) start(cancel context.CancelFunc) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.mu.cancel = cancel
-	return !r.mu.over
 }
 
 // idle says that the key has neither flight nor rest.
@@ -311,16 +203,6 @@ func (t *flights) store(f *flight) bool {
 	}
 	f.phase, f.told = storing, false
 	return true
-}
-
-// overrun says whether a write came while the flight was being stored. Asked once its
-// value has its place in the order of the key's writes, the answer no means that
-// every write has a later one.
-func (t *flights) overrun(f *flight) bool {
-	sh := t.shard(f.h)
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	return f.late
 }
 
 // toldOf says whether the server told of the key in the present phase.
@@ -425,7 +307,7 @@ func (t *flights) overtake(h keyHash) <-chan struct{} {
 	switch f := sh.flights[h]; {
 	case f == nil:
 	case f.phase == storing:
-		f.late = true
+		f.late.Store(true)
 		return f.done
 	case f.phase == resting:
 		t.removeLocked(sh, f)

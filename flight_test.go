@@ -196,8 +196,8 @@ func TestWhereALoadedValueMayGo(t *testing.T) {
 		{remote: true, writable: true, want: toDoubt}, // the stream broke during the load
 		{remote: true, want: toDoubt},
 		{remote: true, flushed: true, writable: true, want: toNobody},
-		{remote: true, fenced: true, want: toTiers},
-		{remote: true, fenced: true, flushed: true, want: toTiers},
+		{remote: true, fenced: true, want: toFence},
+		{remote: true, fenced: true, flushed: true, want: toFence},
 	} {
 		if got := whereTo(tt.remote, tt.fenced, tt.flushed, tt.unbroken, tt.writable); got != tt.want {
 			t.Errorf("%+v: %d", tt, got)
@@ -285,5 +285,64 @@ func TestACallsOptionsAreTheCachesWhereTheyAreZero(t *testing.T) {
 		if got := tt.call.over(c); got != tt.want {
 			t.Errorf("%+v: %+v", tt.call, got)
 		}
+	}
+}
+
+// The server tells of the key while what was loaded is put in its place.
+func TestACopyIsNotFreshOfWhichTheServerToldAsItWasPutInPlace(t *testing.T) {
+	c, err := New(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, order := range []string{"before", "after", "not"} {
+		it := loadItem{key: order, h: c.local.hash(order)}
+		it.f = boarded(t, c.flights, it.h)
+		c.flights.load(it.f, false)
+		c.flights.store(it.f)
+		now := c.clock.now()
+		far := now + int64(time.Hour)
+		if order == "before" {
+			c.told(order, true)
+		}
+		c.keepUntold(&it, newEntry(order, []byte("v"), term{confirmed: now, fresh: far, expires: far, domain: &c.local.home}), now)
+		if order == "after" {
+			c.told(order, true)
+		}
+		c.flights.end(it.f, Entry{}, nil, 0)
+		if _, fresh := c.look(it.h, order, now); fresh != (order == "not") {
+			t.Errorf("told %s: fresh is %v", order, fresh)
+		}
+	}
+}
+
+// A write that began before the load did, and takes its place among the key's writes
+// only now: what was loaded leaves what it finds there.
+func TestWhatWasLoadedLeavesAnEntryThatItDidNotSee(t *testing.T) {
+	c, err := New(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	h := c.local.hash("k")
+	entryOf := func(v string) *entry {
+		return newEntry("k", []byte(v), term{fresh: never, expires: never, domain: &c.local.home})
+	}
+	f := boarded(t, c.flights, h)
+	set, loaded := entryOf("set"), entryOf("loaded")
+	c.local.put(h, set)
+	if _, _, ok := c.local.putUnless(h, loaded, &f.late, nil); ok || c.local.get(h) != set {
+		t.Error("it came over what was set since")
+	}
+	if _, _, ok := c.local.putUnless(h, loaded, &f.late, set); !ok || c.local.get(h) != loaded {
+		t.Error("it may come over what was seen")
+	}
+	c.local.put(h, nil)
+	f.late.Store(true)
+	if _, _, ok := c.local.putUnless(h, loaded, &f.late, nil); ok || c.local.get(h) != nil {
+		t.Error("it came over a delete")
+	}
+	if _, _, ok := c.local.beginUnless(h, loaded, &f.late); ok || c.local.get(h) != nil {
+		t.Error("it began over a delete")
 	}
 }

@@ -82,6 +82,8 @@ type backend struct {
 	get  func(key string) (string, bool)
 	set  func(key, value string)
 	del  func(key string)
+
+	lapse func(time.Duration) // where its clock stands still: moves it
 }
 
 // backends runs the test against each kind of server.
@@ -97,6 +99,8 @@ func backends(t *testing.T, test func(t *testing.T, ctx context.Context, b backe
 			},
 			set: func(key, value string) { m.Set(key, value) },
 			del: func(key string) { m.Del(key) },
+
+			lapse: m.FastForward,
 		})
 	})
 	t.Run("redis-server", func(t *testing.T) {

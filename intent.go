@@ -15,7 +15,7 @@ type intent struct {
 
 	del       bool
 	undo      bool  // of a delete: only of what a write of our own may have left
-	elsewhere bool  // of a delete: it was a set, and the value is the local tier's
+	elsewhere bool  // of a delete: the local tier has the value: it was a set, or was loaded since
 	sending   bool  // a replay of it is under way
 	done      bool  // it is done with, and leaves with the next sweep
 	cuts      uint8 // how often the connection broke while it was under way

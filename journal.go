@@ -213,6 +213,20 @@ func (j *journal) replaceLocked(in *intent, w write) admission {
 // notQueued marks an intent that is new, until put has queued it.
 const notQueued = -1
 
+// lend says of a key that is deleted that the local tier has a value for it all the
+// same, which was loaded since and goes with the replay.
+func (j *journal) lend(h keyHash, key string, now int64) {
+	if j.keys.Load() == 0 {
+		return
+	}
+	sh := j.shard(h)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if in := sh.intents[key]; in != nil && (in.del || now >= in.deadline) {
+		in.elsewhere = true
+	}
+}
+
 // overtaken is told of a write that Redis has acknowledged although its key is
 // fenced by now: it was begun before the fence. An intent of an earlier write is
 // done with, for either it was never sent, or it was sent before this one on the

@@ -51,9 +51,8 @@ return 1
 type lease struct {
 	name  string
 	token string
-	until int64  // it is not counted on any longer
-	base  string // digest of what the key held before the load; "" for nothing
-	spent bool   // the script has run
+	until int64 // it is not counted on any longer
+	spent bool  // the script has run
 }
 
 // leaseName is the name of the key's lease. In a cluster both are in one slot.
@@ -84,9 +83,9 @@ func (c *Cache) leaseName(key string) string {
 }
 
 // command is the script's.
-func (l *lease) command(b rueidis.Builder, key, op string, value []byte, ttl time.Duration) rueidis.Completed {
+func (l *lease) command(b rueidis.Builder, key, op, base string, value []byte, ttl time.Duration) rueidis.Completed {
 	return b.Eval().Script(leaseScript).Numkeys(2).Key(key, l.name).
-		Arg(l.token, op, l.base, viewString(value), strconv.FormatInt(ttl.Milliseconds(), 10)).Build()
+		Arg(l.token, op, base, viewString(value), strconv.FormatInt(ttl.Milliseconds(), 10)).Build()
 }
 
 // leased is what became of the wait for a lease.
@@ -106,10 +105,6 @@ func (c *Cache) lease(ctx context.Context, r *request, it *loadItem) (*lease, le
 	}
 	began := c.clock.now()
 	l := &lease{name: c.leaseName(it.key), token: c.holder + rand.Text()}
-	if r.early {
-		sum := sha1.Sum(it.had.Value)
-		l.base = hex.EncodeToString(sum[:])
-	}
 	news := make(chan struct{}, 1)
 	for _, h := range []keyHash{it.h, c.local.hash(l.name)} {
 		c.flights.listen(h, news)
@@ -169,13 +164,9 @@ func (c *Cache) lease(ctx context.Context, r *request, it *loadItem) (*lease, le
 
 // findAgain is find for who is not inside the fence.
 func (c *Cache) findAgain(ctx context.Context, r *request, it *loadItem) bool {
-	lane, open := c.fence.enter()
-	defer lane.leave()
-	if !open {
-		c.flights.abort(it.f, ErrClosed)
-		return true
-	}
-	if c.find(ctx, r, it) {
+	v := c.fence.visit()
+	defer v.leave()
+	if c.find(ctx, r, it, v) {
 		return true
 	}
 	if it.token.domain == nil { // ctx has ended: nobody waits
@@ -202,9 +193,9 @@ func (c *Cache) askLease(ctx context.Context, r *request, it *loadItem, l *lease
 	if s == nil {
 		return a
 	}
-	lane, open := c.fence.enter()
-	defer lane.leave()
-	if !open {
+	v := c.fence.visit()
+	defer v.leave()
+	if !v.open {
 		return a
 	}
 	now := c.clock.now()
@@ -226,9 +217,6 @@ func (c *Cache) askLease(ctx context.Context, r *request, it *loadItem, l *lease
 	a.answered = true
 	a.held = !rueidis.IsRedisNil(replies[0].Error())
 	l.until = after(now, r.o.Lease)
-	if !r.early {
-		l.base = ""
-	}
 	if holder, err := replies[2].ToString(); err == nil && !a.held {
 		a.ours = strings.HasPrefix(holder, c.holder)
 	}
@@ -237,9 +225,9 @@ func (c *Cache) askLease(ctx context.Context, r *request, it *loadItem, l *lease
 	if !s.tells(l.name) {
 		a.wait = min(a.wait, max(r.o.Lease/10, time.Millisecond))
 	}
-	if v, got := readValue(replies[3:], o); !r.early && got.class == classOK && v.found {
-		e, _ := c.readOutcome(r.op, it.h, it.key, now, t, v, got)
-		if r.usable.of(it.key, e.Value) {
+	if value, got := readValue(replies[3:], o); !r.early && got.class == classOK && value.found {
+		e, _ := c.readOutcome(r.op, it.h, it.key, now, t, value, got)
+		if r.usable.of(it.key, e.Value, v) {
 			if a.held {
 				c.giveBack(it.key, l)
 			}
@@ -247,8 +235,9 @@ func (c *Cache) askLease(ctx context.Context, r *request, it *loadItem, l *lease
 			c.flights.end(it.f, e, nil, 0)
 			return a
 		}
-		sum := sha1.Sum(e.Value) // to be written over, if it is still there
-		l.base = hex.EncodeToString(sum[:])
+		it.base, it.seen = digestOf(e.Value), c.local.get(it.h) // to be written over, if it is still there
+	} else if !r.early {
+		it.base = ""
 	}
 	a.told = !c.flights.load(it.f, false)
 	return a
@@ -268,7 +257,7 @@ func (c *Cache) giveBack(key string, l *lease) {
 	bounded, cancel := c.remote.bound(context.Background(), c.clock.now())
 	defer cancel()
 	_, o := c.remote.one(bounded, s, key, 1, func(b rueidis.Builder, _ *item, cmds []rueidis.Completed) []rueidis.Completed {
-		return append(cmds, l.command(b, key, "release", nil, 0))
+		return append(cmds, l.command(b, key, "release", "", nil, 0))
 	})
 	if o.class == classCommand && !l.outlived(c.clock.now()) {
 		c.remote.one(bounded, s, key, 1, func(b rueidis.Builder, _ *item, cmds []rueidis.Completed) []rueidis.Completed {
@@ -281,14 +270,53 @@ func (c *Cache) giveBack(key string, l *lease) {
 // value goes the way of one without.
 func (l *lease) outlived(now int64) bool { return l == nil || now >= l.until }
 
-// storedByScript reads the script's answer.
-func storedByScript(replies []rueidis.RedisResult) bool {
-	n, err := replies[0].AsInt64()
-	return err == nil && n == 1
-}
-
 // withoutScripts says that a write failed because the server runs no scripts.
 func withoutScripts(err error) bool {
 	var re *rueidis.RedisError
 	return errors.As(err, &re) && noScripts(re)
+}
+
+// storeScript stores ARGV[2] for ARGV[3] ms (0 for no expiry) in KEYS[1], if that holds
+// a value of the digest ARGV[1].
+const storeScript = `
+local now = redis.call('GET', KEYS[1])
+if not now or redis.sha1hex(now) ~= ARGV[1] then return 0 end
+if ARGV[3] == '0' then
+  redis.call('SET', KEYS[1], ARGV[2])
+else
+  redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+end
+return 1
+`
+
+// loadedCommand stores what was loaded, if the key is what it was before the load:
+// whoever has written it since has something newer, heard of or not.
+func (w *change) loadedCommand(b rueidis.Builder) rueidis.Completed {
+	var cmd rueidis.Completed
+	switch {
+	case w.lease != nil:
+		cmd = w.lease.command(b, w.key, "store", w.expects, w.value, w.ttl)
+	case w.expects != "":
+		cmd = b.Eval().Script(storeScript).Numkeys(1).Key(w.key).
+			Arg(w.expects, viewString(w.value), strconv.FormatInt(w.ttl.Milliseconds(), 10)).Build()
+	case w.ttl > 0:
+		cmd = b.Set().Key(w.key).Value(viewString(w.value)).Nx().PxMilliseconds(w.ttl.Milliseconds()).Build()
+	default:
+		cmd = b.Set().Key(w.key).Value(viewString(w.value)).Nx().Build()
+	}
+	return kept(cmd, len(w.value))
+}
+
+// wasStored reads the answer.
+func wasStored(reply rueidis.RedisResult) bool {
+	if n, err := reply.AsInt64(); err == nil {
+		return n == 1 // a script's
+	}
+	return reply.Error() == nil
+}
+
+// digestOf is the digest of a value as the scripts compare it.
+func digestOf(value []byte) string {
+	sum := sha1.Sum(value)
+	return hex.EncodeToString(sum[:])
 }

@@ -206,7 +206,8 @@ const (
 var errStuck = errors.New("holdfast: close: a hook, the log handler, the dial function, a loader or the disk did not return")
 
 // Close stops everything and waits for it: calls in flight get their answer or,
-// from Redis, none. It is bounded by two seconds even if a hook never returns, and
+// from Redis, none. It is bounded by a second each for loaders, hooks and the dial
+// function, even if none of them ever returns, and
 // takes milliseconds otherwise, also while a dial or the server hangs; with
 // Journal.Dir it waits for the disk, for fifteen seconds at most. What is in the
 // journal is lost, unless Journal.Dir has it; Shutdown delivers it first. The

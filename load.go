@@ -77,7 +77,8 @@ func (c *Cache) GetOrLoad(ctx context.Context, key string, ttl time.Duration, lo
 		lane.hit()
 		return e.bytes(), nil
 	}
-	got, err := c.loaded(ctx, newRequest("getorload", key, h, ttl, c.opts.Load, plainly(load)), lane)
+	v := visit{&c.fence, lane, true}
+	got, err := c.loaded(ctx, newRequest("getorload", key, h, ttl, c.opts.Load, plainly(load)), &v)
 	return got.Value, err
 }
 
@@ -85,34 +86,39 @@ func (c *Cache) GetOrLoad(ctx context.Context, key string, ttl time.Duration, lo
 // and the circumstances of the answer. The Entry's Tier is Loader for what this call
 // waited for.
 func (c *Cache) Load(ctx context.Context, key string, ttl time.Duration, o LoadOptions, load LoadFunc) (Entry, error) {
-	return c.load(ctx, "load", key, ttl, o, nil, load)
+	return c.load(ctx, "load", key, ttl, o.over(c.opts.Load), nil, load)
 }
 
 // load is Load for who cannot use every value: one of which usable says no is as if it
-// were not there, and is written over. nil: all are usable.
+// were not there, and is written over. nil: all are usable. The options have those of
+// the Cache behind them already.
 func (c *Cache) load(ctx context.Context, op, key string, ttl time.Duration, o LoadOptions, usable usable, load LoadFunc) (Entry, error) {
 	lane, open := c.fence.enter()
 	if err := loadable(ctx, open, ttl, load == nil); err != nil {
 		lane.leave()
 		return Entry{}, loadError(op, key, err)
 	}
+	v := visit{&c.fence, lane, true}
+	defer v.leave()
 	h, now := c.local.hash(key), c.clock.now()
 	e, fresh := c.look(h, key, now)
-	o = o.over(c.opts.Load)
-	if fresh && usable.of(key, e.bytes()) {
+	fresh = fresh && usable.of(key, e.bytes(), &v)
+	if !v.open {
+		return Entry{}, ErrClosed
+	}
+	if fresh {
 		if part := o.EarlyRefresh; part > 0 && refreshDue(now, e.confirmed.Load(), e.expires.Load(), ttl, part) {
 			c.refresh(ctx, newRequest(op, key, h, ttl, o, load))
 		}
-		lane.hit()
+		v.hit()
 		return Entry{Value: e.bytes(), Tier: Local, TTL: left(now, e.expires.Load())}, nil
 	}
 	if err := o.validate(); err != nil {
-		lane.leave()
 		return Entry{}, loadError(op, key, errors.Join(err...))
 	}
 	r := newRequest(op, key, h, ttl, o, load)
 	r.usable = usable
-	return c.loaded(ctx, r, lane)
+	return c.loaded(ctx, r, &v)
 }
 
 var errNilLoader = errors.New("holdfast: nil loader: there is nothing to ask")
@@ -145,118 +151,73 @@ func plainly(load func(context.Context) ([]byte, error)) LoadFunc {
 	}
 }
 
-// request is what a caller wants loaded. Who leads a flight carries out its own.
-type request struct {
-	op    string
-	ttl   time.Duration
-	o     LoadOptions
-	items []loadItem
-	// call asks the loader, and gives each item a value or an error.
-	call func(ctx context.Context, items []*loadItem)
-
-	early bool // the present copy is still good
-	batch bool // of GetOrLoadMany
-
-	usable usable
-}
-
-// usable says whether a value may be the answer. It is a codec, and so the caller's
-// code: it may take long, and must not be asked under a lock.
-type usable func(key string, value []byte) bool
-
-func (u usable) of(key string, value []byte) bool { return u == nil || u(key, value) }
-
-// anew is the request for one of its keys, for a further try: who carried out the
-// first may still be at it.
-func (r *request) anew(it *loadItem) *request {
-	again := *r
-	again.items = []loadItem{{key: it.key, h: it.h}}
-	return &again
-}
-
-// fail words what went wrong with an item.
-func (r *request) fail(it *loadItem, err error) error {
-	if r.batch {
-		return loadError(r.op, "", err)
-	}
-	return loadError(r.op, it.key, err)
-}
-
-// loadItem is one key of a request.
-type loadItem struct {
-	key string
-	h   keyHash
-	f   *flight
-
-	// What the tiers said before the load.
-	token    token
-	answered bool // Redis did, and has no such key; or it has had, if the load is early
-
-	had    Entry
-	loaded Loaded
-	err    error
-}
-
-func newRequest(op, key string, h keyHash, ttl time.Duration, o LoadOptions, load LoadFunc) *request {
-	return &request{
-		op: op, ttl: ttl, o: o, items: []loadItem{{key: key, h: h}},
-		call: func(ctx context.Context, items []*loadItem) {
-			it := items[0]
-			it.loaded, it.err = load(ctx, it.had)
-		},
-	}
-}
-
 // loaderOf is the key of a loader's context under which its run is found.
-type loaderOf struct{ *Cache }
+type loaderOf struct{}
 
-// runOf is the run whose loader has this context, nil for none.
-func (c *Cache) runOf(ctx context.Context) *run {
-	r, _ := ctx.Value(loaderOf{c}).(*run)
+// runOf is the run whose loader has this context, of this Cache or another, nil for
+// none.
+func runOf(ctx context.Context) *run {
+	r, _ := ctx.Value(loaderOf{}).(*run)
 	return r
 }
 
-// loaded answers what the local tier could not. It leaves the lane: what it waits for
+// loaded answers what the local tier could not. It ends the visit: what it waits for
 // then is not Redis, and may take long.
-func (c *Cache) loaded(ctx context.Context, r *request, lane *fenceLane) (Entry, error) {
-	it, parent := &r.items[0], c.runOf(ctx)
+func (c *Cache) loaded(ctx context.Context, r *request, v *visit) (Entry, error) {
+	defer v.leave()
+	it, parent := &r.items[0], runOf(ctx)
 	for {
 		if c.knownAbsent(it.h, r.o) {
-			lane.leave()
 			return Entry{}, loadError(r.op, it.key, ErrNotFound)
 		}
 		f, role, err := c.flights.join(it.h, newRun(), parent)
 		if err != nil {
-			lane.leave()
 			return Entry{}, loadError(r.op, it.key, err)
 		}
 		switch role {
 		case leads:
 			it.f = f
-			if !c.find(ctx, r, it) {
-				c.begin(ctx, r)
-			}
-			lane.leave()
+			c.lead(ctx, r, it, parent, v)
+			v.leave()
 			return c.await(ctx, r, it, f, parent)
 		case waits:
-			lane.leave()
+			v.leave()
 			c.stats.loadsShared.Add(1)
 			return c.await(ctx, r, it, f, parent)
 		case yields:
-			lane.leave()
+			v.leave()
 			if err := c.over(ctx, f); err != nil {
 				return Entry{}, err
 			}
 			return c.again(ctx, r.anew(it))
 		case rests:
-			if e, ok := c.standIn(r, it); ok {
-				lane.leave()
+			e, ok := c.standIn(r, it, v)
+			switch {
+			case ok:
 				c.stoodIn(e)
 				return e, nil
+			case !v.open:
+				return Entry{}, ErrClosed
 			}
 			c.flights.remove(f)
 		}
 	}
+}
+
+// lead begins what a new flight is for. A codec may end the goroutine in it: then who
+// waits for the flight begins anew.
+func (c *Cache) lead(ctx context.Context, r *request, it *loadItem, parent *run, v *visit) {
+	led := false
+	defer func() {
+		if !led {
+			c.flights.abort(it.f, errAgain)
+			c.flights.leave(it.f, parent)
+		}
+	}()
+	if !c.find(ctx, r, it, v) {
+		c.begin(ctx, r)
+	}
+	led = true
 }
 
 // knownAbsent says whether a loader said lately that there is no such thing.
@@ -276,24 +237,36 @@ func (c *Cache) knownAbsent(h keyHash, o LoadOptions) bool {
 const findTries = 3
 
 // find asks the tiers for the key of a flight that is led. It says whether the flight
-// has ended with that; else its loader is to be asked. The caller is inside the
-// fence.
-func (c *Cache) find(ctx context.Context, r *request, it *loadItem) bool {
+// has ended with that, or because the Cache is closed; else its loader is to be asked,
+// and the visit has not ended.
+func (c *Cache) find(ctx context.Context, r *request, it *loadItem, v *visit) bool {
 	for try := 1; ; try++ {
+		if !v.open {
+			c.flights.abort(it.f, ErrClosed)
+			return true
+		}
 		c.flights.arm(it.f)
+		it.base = ""
 		if c.knownAbsent(it.h, r.o) {
 			return c.flights.end(it.f, Entry{}, loadError(r.op, it.key, ErrNotFound), 0)
 		}
 		now := c.clock.now()
 		it.token = c.local.token(it.h, c.domainOf(it.key))
+		it.seen = c.local.get(it.h)
 		e, fresh := c.look(it.h, it.key, now)
-		if fresh && r.usable.of(it.key, e.bytes()) {
+		if fresh && r.usable.of(it.key, e.bytes(), v) {
 			return c.flights.end(it.f, Entry{Value: e.bytes(), Tier: Local, TTL: left(now, e.expires.Load())}, nil, 0)
+		} else if !v.open {
+			continue
 		}
 		got, err := c.read(ctx, r.op, it.h, it.key, now, e)
 		switch {
-		case err == nil && !got.Stale && r.usable.of(it.key, got.Value):
+		case err == nil && !got.Stale && r.usable.of(it.key, got.Value, v):
 			return c.flights.end(it.f, got, nil, 0)
+		case !v.open:
+			continue
+		case err == nil && got.Tier == Remote:
+			it.base, it.seen = digestOf(got.Value), c.local.get(it.h)
 		case err != nil && err == ctx.Err():
 			// Others who wait do not leave with this caller: begin finds out
 			// whether there are any, and reads anew.
@@ -366,12 +339,12 @@ func (c *Cache) over(ctx context.Context, f *flight) error {
 
 // again is loaded for who has left the fence.
 func (c *Cache) again(ctx context.Context, r *request) (Entry, error) {
-	lane, open := c.fence.enter()
-	if err := enterable(ctx, open); err != nil {
-		lane.leave()
+	v := c.fence.visit()
+	if err := enterable(ctx, v.open); err != nil {
+		v.leave()
 		return Entry{}, err
 	}
-	return c.loaded(ctx, r, lane)
+	return c.loaded(ctx, r, v)
 }
 
 // arrived is what a caller gets of a flight that has ended.
@@ -401,18 +374,18 @@ func (c *Cache) stoodIn(e Entry) {
 
 // standInNow is standIn for who is not inside the fence.
 func (c *Cache) standInNow(r *request, it *loadItem) (Entry, bool) {
-	lane, open := c.fence.enter()
-	defer lane.leave()
-	if !open {
+	v := c.fence.visit()
+	defer v.leave()
+	if !v.open {
 		return Entry{}, false
 	}
-	return c.standIn(r, it)
+	return c.standIn(r, it, v)
 }
 
 // standIn is the copy that answers in place of a load that failed, or takes long.
-func (c *Cache) standIn(r *request, it *loadItem) (Entry, bool) {
+func (c *Cache) standIn(r *request, it *loadItem, v *visit) (Entry, bool) {
 	e, now := c.local.get(it.h), c.clock.now()
-	if e == nil || e.refuted() || !maySubstitute(now, e.expires.Load(), e.grace().or(r.o.StaleIfError)) || !r.usable.of(it.key, e.bytes()) {
+	if e == nil || e.refuted() || !maySubstitute(now, e.expires.Load(), e.grace().or(r.o.StaleIfError)) || !r.usable.of(it.key, e.bytes(), v) {
 		return Entry{}, false
 	}
 	return entryOfCopy(e, now, c.routes != nil), true
@@ -481,5 +454,6 @@ func (c *Cache) refresh(ctx context.Context, r *request) {
 	it.token = token{domain: e.domain, epoch: e.epoch.Load()}
 	it.answered = true
 	it.had = Entry{Value: e.bytes(), Tier: Local, TTL: left(now, e.expires.Load())}
+	it.base, it.seen = digestOf(it.had.Value), e
 	c.begin(ctx, r)
 }

@@ -23,21 +23,17 @@ func (c *Cache) GetOrLoadMany(ctx context.Context, keys []string, ttl time.Durat
 // loadMany is GetOrLoadMany for who cannot use every value; see Cache.load.
 func (c *Cache) loadMany(ctx context.Context, keys []string, ttl time.Duration, o LoadOptions, usable usable, load func(context.Context, []string) (map[string][]byte, error)) (map[string][]byte, error) {
 	const op = "getorloadmany"
-	lane, open := c.fence.enter()
-	if err := loadable(ctx, open, ttl, load == nil); err != nil {
-		lane.leave()
+	v := c.fence.visit()
+	if err := loadable(ctx, v.open, ttl, load == nil); err != nil {
+		v.leave()
 		return nil, loadError(op, "", err)
 	}
 	b := &batch{
-		cache: c, parent: c.runOf(ctx), own: newRun(), found: make(map[string][]byte, len(keys)),
+		cache: c, parent: runOf(ctx), own: newRun(), found: make(map[string][]byte, len(keys)),
 		request: request{op: op, ttl: ttl, o: o, batch: true, usable: usable, call: together(op, load)},
 	}
-	b.board(keys)
-	b.read(ctx)
-	if b.begins() {
-		c.begin(ctx, &b.request)
-	}
-	lane.leave()
+	defer b.quit()
+	b.begin(ctx, keys, v)
 	return b.found, b.await(ctx)
 }
 
@@ -75,34 +71,70 @@ type batch struct {
 
 	found map[string][]byte
 	errs  []error
+	begun bool // what it leads is found, or is being loaded
+}
+
+// begin is what is done inside the fence.
+func (b *batch) begin(ctx context.Context, keys []string, v *visit) {
+	defer v.leave()
+	b.board(keys, v)
+	b.read(ctx, v)
+	if len(b.request.items) > 0 && v.open {
+		b.cache.begin(ctx, &b.request)
+	}
+	b.begun = v.open
+}
+
+// quit leaves the flights. Those that the batch leads are given up if it did not get to
+// load them: a codec has ended the goroutine, or the Cache is closed.
+func (b *batch) quit() {
+	t := b.cache.flights
+	if !b.begun {
+		for _, f := range b.own.flights {
+			t.abort(f, errAgain)
+		}
+	}
+	for i := range b.seats {
+		r := b.seats[i].f.run
+		t.unlink(b.parent, r)
+		if r != b.own {
+			t.drop(r)
+		}
+	}
+	t.drop(b.own)
 }
 
 // board answers what the local tier has, and finds each other key its flight.
-func (b *batch) board(keys []string) {
+func (b *batch) board(keys []string, v *visit) {
 	c, now := b.cache, b.cache.clock.now()
 	seen := make(map[string]bool, len(keys))
 	var hits uint64
 	for _, key := range keys {
+		if !v.open {
+			return
+		}
 		if seen[key] {
 			continue
 		}
 		seen[key] = true
 		h := c.local.hash(key)
-		if e, fresh := c.look(h, key, now); fresh && b.request.usable.of(key, e.bytes()) {
+		if e, fresh := c.look(h, key, now); fresh && b.request.usable.of(key, e.bytes(), v) {
 			b.found[key] = e.bytes()
 			hits++
 			continue
+		} else if !v.open {
+			return
 		}
 		if err := checkKey(key); err != nil {
 			b.errs = append(b.errs, loadError(b.request.op, "", err))
 			continue
 		}
-		b.boardOne(loadItem{key: key, h: h})
+		b.boardOne(loadItem{key: key, h: h}, v)
 	}
 	c.stats.batchHits.Add(hits)
 }
 
-func (b *batch) boardOne(it loadItem) {
+func (b *batch) boardOne(it loadItem, v *visit) {
 	c := b.cache
 	for {
 		if c.knownAbsent(it.h, b.request.o) {
@@ -126,9 +158,13 @@ func (b *batch) boardOne(it loadItem) {
 			b.later = append(b.later, it)
 			return
 		}
-		if e, ok := c.standIn(&b.request, &it); ok {
+		e, ok := c.standIn(&b.request, &it, v)
+		switch {
+		case ok:
 			c.stoodIn(e)
 			b.found[it.key] = e.Value
+			return
+		case !v.open:
 			return
 		}
 		c.flights.remove(f)
@@ -137,12 +173,12 @@ func (b *batch) boardOne(it loadItem) {
 
 // read asks the tiers for the keys that the batch leads, in one pipeline, and keeps
 // those that are to be loaded. See Cache.find.
-func (b *batch) read(ctx context.Context) {
+func (b *batch) read(ctx context.Context, v *visit) {
 	var missed []loadItem
 	pending := b.request.items
-	for try := 1; len(pending) > 0; try++ {
+	for try := 1; len(pending) > 0 && v.open; try++ {
 		var again []loadItem
-		for _, it := range b.readOnce(ctx, pending) {
+		for _, it := range b.readOnce(ctx, pending, v) {
 			switch {
 			case it.token.domain == nil: // this caller leaves; whoever else waits does not
 				missed = append(missed, it)
@@ -159,22 +195,29 @@ func (b *batch) read(ctx context.Context) {
 
 // readOnce returns the items that no tier has. Those of which nothing was learnt,
 // because ctx has ended, have no token.
-func (b *batch) readOnce(ctx context.Context, items []loadItem) (missed []loadItem) {
+func (b *batch) readOnce(ctx context.Context, items []loadItem, v *visit) (missed []loadItem) {
 	c, now := b.cache, b.cache.clock.now()
 	var asked []loadItem
 	var keys []string
 	for _, it := range items {
+		if !v.open {
+			return nil
+		}
 		c.flights.arm(it.f)
+		it.base = ""
 		it.token = c.local.token(it.h, c.domainOf(it.key))
+		it.seen = c.local.get(it.h)
 		if c.knownAbsent(it.h, b.request.o) {
 			c.flights.end(it.f, Entry{}, b.request.fail(&it, ErrNotFound), 0)
 			continue
 		}
-		if e, fresh := c.look(it.h, it.key, now); fresh && b.request.usable.of(it.key, e.bytes()) {
+		if e, fresh := c.look(it.h, it.key, now); fresh && b.request.usable.of(it.key, e.bytes(), v) {
 			c.flights.end(it.f, Entry{Value: e.bytes(), Tier: Local, TTL: left(now, e.expires.Load())}, nil, 0)
 			continue
+		} else if !v.open {
+			return nil
 		}
-		if e, found, fenced := c.journaled(it.h, it.key, now); found && !e.Stale && b.request.usable.of(it.key, e.Value) {
+		if e, found, fenced := c.journaled(it.h, it.key, now); found && !e.Stale && b.request.usable.of(it.key, e.Value, v) {
 			c.flights.end(it.f, e, nil, 0)
 			continue
 		} else if fenced {
@@ -184,7 +227,7 @@ func (b *batch) readOnce(ctx context.Context, items []loadItem) (missed []loadIt
 		}
 		asked, keys = append(asked, it), append(keys, it.key)
 	}
-	if len(asked) == 0 {
+	if len(asked) == 0 || !v.open {
 		return missed
 	}
 	type answer struct {
@@ -197,9 +240,11 @@ func (b *batch) readOnce(ctx context.Context, items []loadItem) (missed []loadIt
 	for i, it := range asked {
 		e, err := answers[i].e, answers[i].err
 		switch {
-		case err == nil && !e.Stale && b.request.usable.of(it.key, e.Value):
+		case err == nil && !e.Stale && b.request.usable.of(it.key, e.Value, v):
 			c.flights.end(it.f, e, nil, 0)
 			continue
+		case err == nil && e.Tier == Remote:
+			it.base, it.seen = digestOf(e.Value), c.local.get(it.h)
 		case err != nil && err == ctx.Err():
 			it.token = token{}
 		case err != nil && err != ErrMiss:
@@ -212,21 +257,12 @@ func (b *batch) readOnce(ctx context.Context, items []loadItem) (missed []loadIt
 	return missed
 }
 
-func (b *batch) begins() bool { return len(b.request.items) > 0 }
-
 // await gathers what the flights bring.
 func (b *batch) await(ctx context.Context) error {
 	c := b.cache
-	defer func() {
-		for i := range b.seats {
-			r := b.seats[i].f.run
-			c.flights.unlink(b.parent, r)
-			if r != b.own {
-				c.flights.drop(r)
-			}
-		}
-		c.flights.drop(b.own)
-	}()
+	if !b.begun {
+		return ErrClosed
+	}
 	for i := range b.seats {
 		it := &b.seats[i]
 		if err := c.over(ctx, it.f); err != nil {

@@ -232,3 +232,96 @@ func TestASetOverWhatWasLoadedInAnOutageIsReplayed(t *testing.T) {
 		}
 	})
 }
+
+// What was loaded is nobody's intent. Where the journal has a delete of the key, the
+// value is served until that is replayed, and goes with it: others may have written
+// since it was loaded, and deleted again.
+func TestWhatWasLoadedOnADeletedKeyIsNotReplayed(t *testing.T) {
+	inBubble(t, nil, func(ctx context.Context, c *holdfast.Cache, v *virtual) {
+		must(t, c.Set(ctx, "k", []byte("before"), time.Hour))
+		v.set(true, false, true)
+		time.Sleep(time.Second)
+		must(t, c.Delete(ctx, "k"))
+		s := newSource("loaded")
+		for range 5 {
+			wantLoad(t, c, "k", time.Hour, s, "loaded")
+			wantGet(t, c, "k", "loaded")
+		}
+		s.wasAsked(t, 1)
+		v.set(false, false, false)
+		time.Sleep(5 * time.Second)
+		drain(t, c)
+		if got, err := v.redis.Get("k"); err == nil {
+			t.Errorf("redis holds %q", got)
+		}
+		s.value.Store("later")
+		wantLoad(t, c, "k", time.Hour, s, "later")
+		s.wasAsked(t, 2)
+		// A write of ours takes it away.
+		v.set(true, false, true)
+		time.Sleep(time.Second)
+		must(t, c.Delete(ctx, "k"))
+		wantLoad(t, c, "k", time.Hour, s, "later")
+		must(t, c.Delete(ctx, "k"))
+		wantGet(t, c, "k", "")
+		v.set(false, false, false)
+		time.Sleep(5 * time.Second)
+	})
+}
+
+// A store that got no answer may have run. Somebody deletes the key: it stays deleted.
+func TestAStoreThatGotNoAnswerIsNotRepeated(t *testing.T) {
+	for _, lease := range []time.Duration{-1, 0} {
+		o := func(o *holdfast.Options) { o.Load.Lease = lease }
+		inBubble(t, o, func(ctx context.Context, c *holdfast.Cache, v *virtual) {
+			asked := 0
+			load := func(context.Context) ([]byte, error) {
+				if asked++; asked == 1 {
+					v.freeze()
+				}
+				return []byte("loaded"), nil
+			}
+			for range 3 {
+				if got, err := c.GetOrLoad(ctx, "k", time.Hour, load); err != nil || string(got) != "loaded" {
+					t.Fatalf("%q, %v", got, err)
+				}
+			}
+			if asked != 1 {
+				t.Errorf("%d loads", asked)
+			}
+			if got, _ := v.redis.Get("k"); got != "loaded" {
+				t.Errorf("redis holds %q: the store was to run", got)
+			}
+			v.redis.Del("k")
+			v.unfreeze()
+			time.Sleep(10 * time.Second)
+			drain(t, c)
+			if got, err := v.redis.Get("k"); err == nil {
+				t.Errorf("redis holds %q, which somebody had deleted", got)
+			}
+			if n := c.Health().JournalKeys; n != 0 {
+				t.Errorf("%d keys in the journal", n)
+			}
+		})
+	}
+}
+
+// The memory of not found is bounded like a copy, where nobody tells of changes.
+func TestNotFoundIsForgottenWhereTheServerDoesNotTell(t *testing.T) {
+	o := func(o *holdfast.Options) {
+		o.Load.NotFoundTTL, o.Tracking.UntrackedTTL = time.Hour, 2*time.Second
+	}
+	inBubble(t, o, func(ctx context.Context, c *holdfast.Cache, v *virtual) {
+		s := newSource("v")
+		s.fail(holdfast.ErrNotFound)
+		for range 3 {
+			if _, err := c.GetOrLoad(ctx, "k", 0, s.load); !errors.Is(err, holdfast.ErrNotFound) {
+				t.Fatal(err)
+			}
+		}
+		s.wasAsked(t, 1)
+		v.redis.Set("k", "theirs")
+		time.Sleep(2100 * time.Millisecond)
+		wantLoad(t, c, "k", 0, s, "theirs")
+	})
+}

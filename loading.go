@@ -5,12 +5,13 @@ import (
 	"errors"
 	"math/rand/v2"
 	"runtime/debug"
+	"slices"
 	"time"
 )
 
 var (
 	errHardLimit   = errors.New("holdfast: the load did not end within Load.HardLimit")
-	errGoexit      = errors.New("holdfast: the loader called runtime.Goexit")
+	errGoexit      = errors.New("holdfast: the loader, or the codec, called runtime.Goexit")
 	errNotModified = errors.New("holdfast: the loader says that the copy is still right, and was given none")
 )
 
@@ -18,17 +19,22 @@ var (
 // that brings, and ends their flights. It is the life of a goroutine of its own.
 func (c *Cache) fly(ctx context.Context, r *request) {
 	run := r.items[0].f.run
-	ctx, cancel := context.WithCancel(context.WithValue(context.WithoutCancel(ctx), loaderOf{c}, run))
+	ctx, cancel := context.WithCancel(context.WithValue(context.WithoutCancel(ctx), loaderOf{}, run))
 	defer cancel()
 	defer context.AfterFunc(c.life, cancel)()
 	if !run.start(cancel) {
 		return // nobody waits any more
 	}
-	if err := c.takePlace(ctx, r.o.HardLimit); err != nil {
+	// Should a codec end the goroutine; else they have ended by then.
+	defer c.giveUp(r, refs(r.items), errGoexit)
+	taken, err := c.takePlace(ctx, run, r.o.HardLimit)
+	if err != nil {
 		c.giveUp(r, refs(r.items), err)
 		return
 	}
-	defer c.givePlace()
+	if taken {
+		defer c.givePlace()
+	}
 	items := c.unfound(ctx, r)
 	if len(items) == 0 {
 		return
@@ -39,6 +45,11 @@ func (c *Cache) fly(ctx context.Context, r *request) {
 		if l, verdict = c.lease(ctx, r, items[0]); verdict == loadNot {
 			return
 		}
+	}
+	if ctx.Err() != nil { // nobody waits, or the Cache is closed: the source is not asked
+		c.giveUp(r, items, errAgain)
+		c.giveBack(items[0].key, l)
+		return
 	}
 	limited, stop := context.WithTimeout(ctx, r.o.HardLimit)
 	defer stop()
@@ -60,28 +71,27 @@ func refs(items []loadItem) []*loadItem {
 	return all
 }
 
-// takePlace waits for a place among MaxLoads.
-func (c *Cache) takePlace(ctx context.Context, limit time.Duration) error {
+// takePlace waits for a place among MaxLoads, and says whether it has taken one. What a
+// load waits for that has one needs none: it might wait for the place of that load.
+func (c *Cache) takePlace(ctx context.Context, r *run, limit time.Duration) (taken bool, err error) {
 	if c.places == nil {
-		return nil
+		return false, nil
 	}
 	t := time.NewTimer(limit)
 	defer t.Stop()
 	select {
 	case c.places <- struct{}{}:
-		return nil
+		return true, nil
+	case <-r.urged():
+		return false, nil
 	case <-t.C:
-		return errHardLimit
+		return false, errHardLimit
 	case <-ctx.Done():
-		return errAgain // nobody waits, or the Cache is closed
+		return false, errAgain // nobody waits, or the Cache is closed
 	}
 }
 
-func (c *Cache) givePlace() {
-	if c.places != nil {
-		<-c.places
-	}
-}
+func (c *Cache) givePlace() { <-c.places }
 
 // giveUp releases who waits for the items, with an error.
 func (c *Cache) giveUp(r *request, items []*loadItem, err error) {
@@ -104,18 +114,14 @@ func (c *Cache) giveUp(r *request, items []*loadItem, err error) {
 // who led them has left, are looked for first.
 func (c *Cache) unfound(ctx context.Context, r *request) []*loadItem {
 	items := refs(r.items)
-	lane, open := c.fence.enter()
-	defer lane.leave()
-	if !open {
-		c.giveUp(r, items, errAgain)
-		return nil
-	}
+	v := c.fence.visit()
+	defer v.leave()
 	left := items[:0]
 	for _, it := range items {
 		switch {
 		case it.token.domain != nil:
 			left = append(left, it)
-		case c.find(ctx, r, it):
+		case c.find(ctx, r, it, v):
 		case it.token.domain == nil:
 			c.giveUp(r, []*loadItem{it}, errAgain) // nobody waits
 		default:
@@ -147,6 +153,11 @@ func (c *Cache) call(ctx context.Context, r *request, items []*loadItem) {
 		c.stats.earlyRefreshes.Add(1)
 	}
 	r.call(ctx, items)
+	for _, it := range items {
+		if it.err != nil {
+			it.err = r.blame(it, it.err)
+		}
+	}
 }
 
 // copyOf is what the loader is shown of a copy that is there.
@@ -165,37 +176,39 @@ func (c *Cache) copyOf(h keyHash) Entry {
 
 // land stores what the loader brought, and ends the flights.
 func (c *Cache) land(ctx context.Context, r *request, items []*loadItem, l *lease) {
-	lane, open := c.fence.enter()
-	defer lane.leave()
-	if !open {
-		for _, it := range items {
-			c.flights.abort(it.f, ErrClosed)
-		}
-		return
-	}
-	for _, it := range items {
+	v := c.fence.visit()
+	defer v.leave()
+	// Before anything is stored: a write waits for the end of that, and pause may ask a
+	// codec.
+	rests := make([]time.Duration, len(items))
+	for i, it := range items {
 		switch {
 		case it.err == nil:
 			it.err = c.accept(r, it)
 		case ctx.Err() == context.DeadlineExceeded:
 			it.err = r.fail(it, errHardLimit)
 		}
+		if it.err != nil && !errors.Is(it.err, ErrNotFound) && v.open {
+			rests[i] = c.pause(r, it, v)
+		}
+	}
+	if !v.open {
+		for _, it := range items {
+			c.flights.abort(it.f, ErrClosed)
+		}
+		return
 	}
 	c.keepLoaded(r, items, l)
 	c.giveBack(items[0].key, l)
 	failed := false
-	for _, it := range items {
+	for i, it := range items {
 		if it.err == nil {
 			e := Entry{Value: it.loaded.Value, Tier: Loader, TTL: max(it.loaded.TTL, 0)}
 			c.flights.end(it.f, e, nil, 0)
 			continue
 		}
 		notFound := errors.Is(it.err, ErrNotFound)
-		var rest time.Duration
-		if !notFound {
-			rest = c.pause(r, it)
-		}
-		failed = c.flights.end(it.f, Entry{}, r.fail(it, it.err), rest) && !notFound || failed
+		failed = c.flights.end(it.f, Entry{}, r.fail(it, it.err), rests[i]) && !notFound || failed
 	}
 	if failed {
 		c.stats.loadErrors.Add(1)
@@ -206,11 +219,11 @@ func (c *Cache) land(ctx context.Context, r *request, items []*loadItem, l *leas
 // copy stands in for it.
 const restTime = time.Second
 
-func (c *Cache) pause(r *request, it *loadItem) time.Duration {
+func (c *Cache) pause(r *request, it *loadItem, v *visit) time.Duration {
 	if r.early {
 		return restTime
 	}
-	if _, ok := c.standIn(r, it); ok {
+	if _, ok := c.standIn(r, it, v); ok {
 		return min(restTime, r.o.StaleIfError)
 	}
 	return 0
@@ -257,13 +270,15 @@ func (c *Cache) keepLoaded(r *request, items []*loadItem, l *lease) {
 		}
 		w := change{
 			key: it.key, value: it.loaded.Value, ttl: it.loaded.TTL,
-			flight: it.f, grace: graceOf(it.loaded.StaleIfError),
+			flight: it.f, seen: it.seen, expects: it.base, grace: graceOf(it.loaded.StaleIfError),
 		}
 		if d := c.destination(it); d == toTiers {
 			if !l.outlived(c.clock.now()) {
 				w.lease = l
 			}
 			ws = append(ws, w)
+		} else if d == toFence {
+			c.keepFenced(it, &w)
 		} else if d != toNobody {
 			c.keepLocally(it, &w, d == toLocal)
 		}
@@ -271,11 +286,48 @@ func (c *Cache) keepLoaded(r *request, items []*loadItem, l *lease) {
 	if len(ws) == 0 {
 		return
 	}
-	err := c.write(context.Background(), r.op, ws, 0)
-	if l != nil && withoutScripts(err) {
+	if err := c.write(context.Background(), r.op, ws, 0); withoutScripts(err) {
+		ws = slices.DeleteFunc(ws, func(w change) bool { return w.lease == nil && w.expects == "" })
+		for i := range ws {
+			ws[i].lease, ws[i].blindly = nil, ws[i].expects != ""
+		}
+		c.write(context.Background(), r.op, ws, 0)
+	} else if ws[0].lease != nil && ws[0].again {
 		ws[0].lease = nil
 		c.write(context.Background(), r.op, ws, 0)
 	}
+}
+
+// putUngiven keeps what was loaded, and Redis cannot be given, as a copy in doubt. It is
+// nobody's intent and has no place in the journal: the replay of it might come over what
+// others have written, or deleted, since. Where the journal has a delete of the key, it
+// is told that there is a value all the same.
+func (c *Cache) putUngiven(w *change, now int64) {
+	w.grace |= ungiven
+	w.entry = c.entryOf(w, now, &w.place.domain, unread)
+	if c.putOver(context.Background(), w, now) && !w.del {
+		c.journal.lend(w.hash, w.key, now)
+	}
+}
+
+// takeBack ends a storing that Redis did not acknowledge. The copy stays, in doubt. What
+// may have run, or run late, the journal takes back: others may have deleted the key
+// since.
+func (c *Cache) takeBack(w *change, now int64, o outcome) (saved saving) {
+	if o.unknown {
+		late := *w
+		late.base = w.baseOf()
+		if !w.del {
+			late.value, late.del, late.undo = nil, true, w.value
+		}
+		saved, _ = c.remember(&late, o.session.id)
+	}
+	w.grace |= ungiven
+	c.local.endAs(w.hash, c.entryOf(w, now, &w.place.domain, now), unread)
+	if o.unknown && !w.del {
+		c.journal.lend(w.hash, w.key, now)
+	}
+	return saved
 }
 
 // mayStore begins the storing, unless a write of the key came since the flight began,
@@ -288,7 +340,8 @@ func (c *Cache) mayStore(it *loadItem) bool {
 type destination uint8
 
 const (
-	toTiers  destination = iota // the way of a Set; if the key is fenced, to the journal
+	toTiers  destination = iota // the way of a Set
+	toFence                     // to the local tier, for as long as the journal has the key
 	toLocal                     // Redis has no such key and cannot be given it
 	toDoubt                     // to the local tier, for as long as Redis cannot be asked
 	toNobody                    // the server was emptied meanwhile
@@ -297,12 +350,13 @@ const (
 // whereTo decides it. Only over the stream that told of its absence, and of nothing
 // since, a key may be written: else somebody may have written it, or deleted it,
 // during the load. A loaded value is nobody's intent, so where it cannot be written
-// it is not journaled; but a fenced key is answered from the journal, and would be
-// loaded again and again.
+// it is not journaled.
 func whereTo(remote, fenced, flushed, unbroken, writable bool) destination {
 	switch {
-	case !remote, fenced:
+	case !remote:
 		return toTiers
+	case fenced:
+		return toFence
 	case flushed:
 		return toNobody
 	case unbroken && writable:
@@ -334,9 +388,21 @@ func (c *Cache) keepLocally(it *loadItem, w *change, fresh bool) {
 	}
 	e := newEntry(it.key, w.value, t)
 	e.setGrace(w.grace | ungiven)
-	c.local.put(it.h, e)
-	if c.flights.overrun(it.f) {
-		c.local.put(it.h, nil)
+	c.keepUntold(it, e, now)
+}
+
+// keepFenced is for a key that the journal answers for.
+func (c *Cache) keepFenced(it *loadItem, w *change) {
+	now := c.clock.now()
+	w.hash, w.deadline, w.place = it.h, after(now, w.ttl), c.routes.of(it.key)
+	c.putUngiven(w, now)
+}
+
+// keepUntold puts e in its place, unless a write of ours, or what the server told, came
+// while it was being stored.
+func (c *Cache) keepUntold(it *loadItem, e *entry, now int64) {
+	if _, _, ok := c.local.putUnless(it.h, e, &it.f.late, it.seen); ok && c.flights.toldOf(it.f) {
+		c.local.invalidate(it.h, now)
 	}
 }
 
@@ -344,18 +410,20 @@ func (c *Cache) keepLocally(it *loadItem, w *change, fresh bool) {
 // what was a good copy until now.
 func (c *Cache) keepAbsence(r *request, it *loadItem) {
 	if r.early && c.destination(it) == toTiers {
-		w := [1]change{{key: it.key, del: true, flight: it.f}}
+		w := [1]change{{key: it.key, del: true, flight: it.f, seen: it.seen}}
 		c.write(context.Background(), r.op, w[:], 0)
 	}
 	if r.o.NotFoundTTL <= 0 {
 		return
 	}
 	now := c.clock.now()
-	c.local.put(it.h, newEntry(it.key, nil, term{
-		confirmed: now, fresh: absence(after(now, r.o.NotFoundTTL)), expires: wrong,
-		domain: it.token.domain, epoch: it.token.epoch,
-	}))
-	if c.flights.toldOf(it.f) || c.flights.overrun(it.f) {
-		c.local.put(it.h, nil) // somebody gave it one just now
+	until := after(now, r.o.NotFoundTTL)
+	if c.routes != nil && it.answered { // it is a copy of what Redis said, too
+		s := c.routes.link(c.routes.of(it.key)).reader()
+		until = c.freshUntil(now, until, s != nil && s.tells(it.key) && !s.replica.Load())
 	}
+	c.keepUntold(it, newEntry(it.key, nil, term{
+		confirmed: now, fresh: absence(until), expires: wrong,
+		domain: it.token.domain, epoch: it.token.epoch,
+	}), now)
 }

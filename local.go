@@ -241,18 +241,28 @@ func (l *local) fillableLocked(s *stripe, h keyHash, t token) (p *pending, old *
 // of the stripe's writes. end must follow. An entry that does not fit leaves a
 // tombstone: never the value that it replaces.
 func (l *local) begin(h keyHash, e *entry) (old *entry, seq uint64) {
-	return l.open(h, func(*entry) *entry { return e })
+	old, seq, _ = l.open(h, nil, func(*entry) *entry { return e })
+	return old, seq
+}
+
+// beginUnless is begin, unless late is set: then nothing has begun.
+func (l *local) beginUnless(h keyHash, e *entry, late *atomic.Bool) (old *entry, seq uint64, begun bool) {
+	return l.open(h, late, func(*entry) *entry { return e })
 }
 
 // hold is begin for a write that leaves what is there until Redis has decided.
 func (l *local) hold(h keyHash) (old *entry, seq uint64) {
-	return l.open(h, func(old *entry) *entry { return old })
+	old, seq, _ = l.open(h, nil, func(old *entry) *entry { return old })
+	return old, seq
 }
 
-func (l *local) open(h keyHash, what func(old *entry) *entry) (old *entry, seq uint64) {
+func (l *local) open(h keyHash, late *atomic.Bool, what func(old *entry) *entry) (old *entry, seq uint64, begun bool) {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if late != nil && late.Load() {
+		return nil, 0, false
+	}
 	seq = s.version.Add(1)
 	p, old := l.lookLocked(s, h)
 	if p == nil {
@@ -261,7 +271,7 @@ func (l *local) open(h keyHash, what func(old *entry) *entry) (old *entry, seq u
 	p.overlap = p.overlap || p.writers > 0
 	p.writers++
 	l.storeLocked(s, h, p, old, what(old))
-	return old, seq
+	return old, seq, true
 }
 
 // end closes what begin opened. The entry stays only where the write is known to
@@ -329,6 +339,24 @@ func (l *local) put(h keyHash, e *entry) (old *entry, seq uint64) {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return l.putLocked(s, h, e)
+}
+
+// putUnless is put, unless late is set, or the key has by now another entry than the one
+// that was seen. Whoever sets late and then writes the key wins: either this one sees
+// it, or the other has the later place.
+func (l *local) putUnless(h keyHash, e *entry, late *atomic.Bool, seen *entry) (old *entry, seq uint64, done bool) {
+	s := l.stripe(h)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, now := l.lookLocked(s, h); late.Load() || now != nil && now != seen {
+		return nil, 0, false
+	}
+	old, seq = l.putLocked(s, h, e)
+	return old, seq, true
+}
+
+func (l *local) putLocked(s *stripe, h keyHash, e *entry) (old *entry, seq uint64) {
 	seq = s.version.Add(1)
 	p, old := l.lookLocked(s, h)
 	if p != nil {

@@ -53,3 +53,15 @@ func (c *Cache) Leftover() error {
 	}
 	return nil
 }
+
+// FlightsOf is how many keys the flight table has, and who listens.
+func FlightsOf(c *Cache) int64 {
+	n := c.flights.n.Load()
+	for i := range c.flights.shards {
+		sh := &c.flights.shards[i]
+		sh.mu.Lock()
+		n = max(n, int64(len(sh.flights)+len(sh.listeners)))
+		sh.mu.Unlock()
+	}
+	return n
+}

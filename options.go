@@ -54,7 +54,10 @@ type Options struct {
 	// MaxLoads is how many loads are under way in this Cache at a time, so that a
 	// cold start does not flatten the source. Default 0: no bound. A further load
 	// waits for its turn, for Load.HardLimit at most; who waits for it waits for as
-	// long as their own context allows.
+	// long as their own context allows. A load that a loader of this Cache waits for
+	// needs no turn: it might wait for that loader. A loader that does not heed its
+	// context counts until it returns, and without a bound nothing keeps callers who
+	// give up from starting further ones.
 	MaxLoads int
 
 	// Logger gets one line for each change of state and none for a call.
@@ -318,13 +321,18 @@ type LoadOptions struct {
 	HardLimit time.Duration
 
 	// NotFoundTTL is how long this process remembers that a loader said
-	// ErrNotFound. Default 1s; negative: not at all.
+	// ErrNotFound, unless it hears that the key was written. Like a copy it is
+	// forgotten after Local.MaxTTL, and after Tracking.UntrackedTTL where the server
+	// does not tell. Default 1s; negative: not at all.
 	NotFoundTTL time.Duration
 
 	// Lease is how long one process may keep the others that share the Redis from
 	// loading a key that it loads. A process that cannot have it waits for what the
 	// other one loads, and at most this long. Default 3s; negative: each process
-	// loads for itself. See the package's documentation. Not for GetOrLoadMany.
+	// loads for itself. It should be longer than a load takes: past it, a Delete by
+	// another process is not heard of. Those that share keys should agree on whether
+	// there are leases: where Options.Load.Lease is negative, Delete takes none away.
+	// See the package's documentation. Not for GetOrLoadMany.
 	Lease time.Duration
 }
 

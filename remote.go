@@ -38,6 +38,12 @@ type outcome struct {
 	asked   bool
 }
 
+// tryAgain says that keys of one slot are in two places, as while it moves.
+func (o *outcome) tryAgain() bool {
+	var re *rueidis.RedisError
+	return errors.As(o.err, &re) && strings.HasPrefix(re.Error(), "TRYAGAIN")
+}
+
 // hungAfter is the part of the budget, one in so many, that a caller with a
 // deadline of its own must have waited in vain before that counts against Redis.
 const hungAfter = 10

@@ -87,8 +87,10 @@ func (l *link) invalidated(s *session, keys []rueidis.RedisMessage) {
 // What came over a session that has ended may be older than what is there.
 func (c *Cache) told(key string, serving bool) {
 	h, now := c.local.hash(key), c.clock.now()
-	c.local.invalidate(h, now)
+	// The flights first: what is being stored is put in its place and then looks whether
+	// its flight was told. If it was not, invalidate comes after, and finds it there.
 	c.flights.tell(h)
+	c.local.invalidate(h, now)
 	if serving && c.opts.Journal.OnConflict == ConflictDelete && c.journal.overruled(h, key, now) {
 		c.downgraded(key)
 	}

@@ -39,17 +39,24 @@ func (t *Typed[V]) GetOrLoadMany(ctx context.Context, keys []string, ttl time.Du
 		return found, errs.join()
 	}
 	l := &typedLoad[V]{t: t, op: "getorloadmany"}
-	read, err := t.c.loadMany(ctx, missing, t.life(ttl), t.load, l.usable, func(ctx context.Context, keys []string) (map[string][]byte, error) {
-		return l.runMany(ctx, keys, load)
-	})
-	errs.also(err)
-	for key, b := range read {
-		v, err := l.decode(key, b, Loader)
-		if !t.found(found, key, v, err) {
-			errs.also(err)
+	for try := 1; ; try++ {
+		read, err := t.c.loadMany(ctx, missing, t.life(ttl), t.load, l.usable, func(ctx context.Context, keys []string) (map[string][]byte, error) {
+			return l.runMany(ctx, keys, load)
+		})
+		errs.also(err)
+		missing = nil // what somebody else loaded, with another codec, is to be loaded anew
+		for key, b := range read {
+			v, err := l.decode(key, b, Loader)
+			if t.found(found, key, v, err) && err != nil && try < loadTries {
+				missing = append(missing, key)
+			} else {
+				errs.also(err)
+			}
+		}
+		if len(missing) == 0 || err != nil {
+			return found, errs.join()
 		}
 	}
-	return found, errs.join()
 }
 
 // hits takes what is kept with fresh local copies, and returns the whole keys of the

@@ -98,11 +98,16 @@ type change struct {
 	// caller of the drop-in client gave it.
 	verbatim []string
 
-	// Of what a loader brought: the flight that is storing it, and the lease under
-	// which it was loaded, nil for none.
-	flight *flight
-	lease  *lease
-	grace  grace
+	// Of what a loader brought: the flight that is storing it, the lease under which it
+	// was loaded, nil for none, what the local tier had before, and what Redis held
+	// before: the digest of a value, "" for nothing. blindly: the server cannot compare.
+	flight  *flight
+	seen    *entry
+	lease   *lease
+	expects string
+	blindly bool
+	again   bool // Redis said so
+	grace   grace
 
 	hash     keyHash
 	place    *slot
@@ -158,7 +163,10 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 	for i := range ws {
 		w := &ws[i]
 		s := c.aim(w, now)
-		if s == nil {
+		if s == nil && w.flight != nil {
+			c.putUngiven(w, now)
+			continue
+		} else if s == nil {
 			saved, err := c.keep(ctx, w, now)
 			errs.add(op, w.key, err)
 			kept = kept.or(saved)
@@ -262,22 +270,26 @@ const earlierServer = "earlier"
 
 // send writes to Redis what may go there. It returns the last change of the journal.
 func (c *Cache) send(ctx context.Context, op string, items []item, now int64, errs *errorList) (kept saving) {
-	for i := range items {
-		w := items[i].change
+	items = slices.DeleteFunc(items, func(it item) bool {
+		w := it.change
+		if w.flight != nil {
+			var begun bool
+			w.old, w.seq, begun = c.local.beginUnless(w.hash, w.entry, &w.flight.late)
+			return !begun
+		}
 		c.outdate(w)
 		w.old, w.seq = c.local.begin(w.hash, w.entry)
-	}
-	bounded, cancel := c.remote.bound(ctx, now)
-	defer cancel()
-	items = slices.DeleteFunc(items, func(it item) bool {
-		if c.overtake(bounded, it.change) != overrun {
-			return false
-		}
-		c.local.end(it.change.hash, false, unread)
-		return true
+		return false
 	})
 	if len(items) == 0 {
 		return
+	}
+	bounded, cancel := c.remote.bound(ctx, now)
+	defer cancel()
+	for i := range items {
+		if w := items[i].change; w.flight == nil {
+			c.overtake(bounded, w)
+		}
 	}
 	stride := 1
 	if items[0].change.del && c.voids() {
@@ -302,8 +314,8 @@ func (c *Cache) voids() bool { return c.opts.Load.Lease > 0 }
 // writeCommands appends what brings the change to Redis, the command itself first.
 func (c *Cache) writeCommands(b rueidis.Builder, w *change, cmds []rueidis.Completed) []rueidis.Completed {
 	switch {
-	case w.lease != nil:
-		return append(cmds, w.lease.command(b, w.key, "store", w.value, w.ttl))
+	case w.flight != nil && !w.del && !w.blindly:
+		return append(cmds, w.loadedCommand(b))
 	case w.verbatim != nil:
 		cmds = append(cmds, kept(b.Arbitrary(w.verbatim...).Build(), len(w.value)))
 	case !w.del:
@@ -322,13 +334,16 @@ func (c *Cache) writeCommands(b rueidis.Builder, w *change, cmds []rueidis.Compl
 func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o outcome) (saving, error) {
 	if w.lease != nil {
 		w.lease.spent = o.class == classOK
-		if w.lease.spent && !storedByScript(replies) {
-			c.local.end(w.hash, false, unread) // it was not ours any more
-			return saving{}, nil
-		}
+	}
+	if w.flight != nil && !w.del && !w.blindly && o.class == classOK && !wasStored(replies[0]) {
+		c.local.end(w.hash, false, unread) // somebody has written the key
+		return saving{}, nil
 	}
 	switch o.class {
 	case classOK:
+		// Before the local tier is done with it: a load that began beside the write
+		// stores nothing until then, nor afterwards.
+		c.outdate(w)
 		if c.journal.overtaken(w.hash, w.intent(0), o.session.id, o.session.server) {
 			c.routes.deliver(w.key)
 		}
@@ -338,11 +353,9 @@ func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o o
 		c.local.end(w.hash, false, unread)
 		return saving{}, o.err
 	}
-	if w.flight != nil && !o.unknown {
-		// Nobody's intent: it is not worth a place in the journal.
-		w.grace |= ungiven
-		c.local.endAs(w.hash, c.entryOf(w, now, &w.place.domain, now), unread)
-		return saving{}, nil
+	if w.flight != nil {
+		w.again = o.tryAgain()
+		return c.takeBack(w, now, o), nil
 	}
 	// In the journal before the local tier is done with it: no reader may find
 	// neither.
@@ -352,6 +365,7 @@ func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o o
 		sentOn = o.session.id
 	}
 	saved, err := c.remember(w, sentOn)
+	c.outdate(w)
 	c.local.end(w.hash, err == nil, unread)
 	if o.class == classCanceled {
 		err = o.err
