@@ -34,6 +34,7 @@ type Cache struct {
 	holder  string        // begins the token of each lease of this Cache
 	routes  *routes       // nil where there is no Redis
 	remote  *remote
+	dropIn  dropIn
 
 	closed chan struct{} // Close is done
 }

@@ -35,6 +35,11 @@ var (
 	// ErrInvalidTTL: a negative time to live. Nothing was done.
 	ErrInvalidTTL = errors.New("holdfast: invalid ttl: it must be zero or positive")
 
+	errShared      = errors.New("holdfast: the command would change a connection that all callers share: use Dedicate")
+	errReceive     = errors.New("holdfast: messages do not come over a connection that all callers share: use Receive or Dedicate")
+	errTransaction = errors.New("holdfast: MULTI and EXEC must come in one DoMulti, or use Dedicate")
+	errNoCommand   = errors.New("holdfast: the command is empty: build it with B")
+
 	errNilContext    = errors.New("holdfast: nil context: pass context.Background() where there is none")
 	errKeyTooLarge   = errors.New("holdfast: the key is over 512 MiB, the most that redis takes")
 	errValueTooLarge = errors.New("holdfast: the value is over 512 MiB, the most that redis takes")

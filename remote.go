@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 	"unsafe"
@@ -223,10 +224,11 @@ type item struct {
 	outcome outcome // of the last try
 
 	change *change // of a write
+	errand *errand // of the drop-in client
 }
 
-// commands appends an item's commands, of which each call has the same number
-// for every item.
+// commands appends an item's commands. Each call has the same number of them for
+// every item, its stride, or a stride of 0 and any number but none.
 type commands func(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed
 
 // batch sends the items, in pipelines, to all servers at once, and calls each for
@@ -297,11 +299,15 @@ func (r *remote) part(ctx bound, items []item, group []int, stride int, build co
 	first := &items[index(0)]
 	s, asking := first.session, first.asking
 	var cmds []rueidis.Completed
+	var ends []int // of each item's commands, where there is no stride
 	for from := 0; from < n; from += keysAtOnce {
 		to := min(from+keysAtOnce, n)
-		cmds = cmds[:0]
+		cmds, ends = cmds[:0], ends[:0]
 		for i := from; i < to; i++ {
 			cmds = build(s.client.B(), &items[index(i)], cmds)
+			if stride == 0 {
+				ends = append(ends, len(cmds))
+			}
 		}
 		if asking {
 			cmds = withAsking(s.client.B(), cmds)
@@ -314,15 +320,18 @@ func (r *remote) part(ctx bound, items []item, group []int, stride int, build co
 		for i := from; i < to; i++ {
 			it, own, at := &items[index(i)], replies, o
 			if own != nil {
-				own = replies[(i-from)*stride : (i-from+1)*stride]
+				own = share(replies, i-from, stride, ends)
 			}
 			switch {
 			case own == nil:
 			case o.class == classOK, own[0].NonRedisError() == nil:
 				// Where the connection broke, it may have done so behind some of
 				// the replies.
-				at = r.reply(s, own[0])
+				at = r.reply(s, it.telling(own))
 				at.asked = asking
+				if at.class == classRedirect && it.errand != nil && it.errand.stays {
+					at.class = classCommand // the answer of the node that was asked
+				}
 			default:
 				own = nil
 			}
@@ -340,6 +349,33 @@ func (r *remote) part(ctx bound, items []item, group []int, stride int, build co
 			return
 		}
 	}
+}
+
+// telling is the reply that says what became of the item: the first, but of a
+// transaction one that leads elsewhere, for then nothing was done.
+func (it *item) telling(own []rueidis.RedisResult) rueidis.RedisResult {
+	if it.errand == nil || len(it.errand.passed) < 2 {
+		return own[0]
+	}
+	for _, reply := range own {
+		// ASKING would have to stand before MULTI, and is queued elsewhere.
+		if err := reply.Error(); classify(context.Background(), err) == classRedirect && !strings.HasPrefix(err.Error(), "ASK") {
+			return reply
+		}
+	}
+	return own[0]
+}
+
+// share is the replies of the nth item of a pipeline.
+func share(replies []rueidis.RedisResult, n, stride int, ends []int) []rueidis.RedisResult {
+	if stride > 0 {
+		return replies[n*stride : (n+1)*stride]
+	}
+	from := 0
+	if n > 0 {
+		from = ends[n-1]
+	}
+	return replies[from:ends[n]]
 }
 
 // redirect sends the items that were redirected to where they were redirected
@@ -410,12 +446,14 @@ func setCommand(b rueidis.Builder, key string, value []byte, ttl time.Duration) 
 // that a server may refuse it before it has read it: rueidis takes the answer for the
 // end of the command, which it may still be writing.
 func kept(cmd rueidis.Completed, size int) rueidis.Completed {
-	const least = 1 << 20 // of proto-max-bulk-len
-	if size < least {
+	if size < keptSize {
 		return cmd
 	}
 	return cmd.Pin()
 }
+
+// keptSize is the least that proto-max-bulk-len may be.
+const keptSize = 1 << 20
 
 // viewString shares the bytes. They are never changed or used again: a command
 // that timed out may still be written to the wire.

@@ -94,6 +94,10 @@ type change struct {
 	undo  []byte // see journal.write
 	ttl   time.Duration
 
+	// verbatim is the command where it is not the one that Set or Delete sends: as a
+	// caller of the drop-in client gave it.
+	verbatim []string
+
 	// Of what a loader brought: the flight that is storing it, and the lease under
 	// which it was loaded, nil for none.
 	flight *flight
@@ -153,13 +157,8 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 	var kept saving
 	for i := range ws {
 		w := &ws[i]
-		w.place = c.routes.of(w.key)
-		// While it is under way, a write may be served as long as its caller
-		// waits for it; what it is worth afterwards, send decides.
-		w.entry = c.entryOf(w, now, &w.place.domain, after(now, c.opts.Timeout))
-		w.link = c.routes.link(w.place)
-		s := w.link.writer(w.del)
-		if s == nil || c.journal.holds(w.hash, w.key) {
+		s := c.aim(w, now)
+		if s == nil {
 			saved, err := c.keep(ctx, w, now)
 			errs.add(op, w.key, err)
 			kept = kept.or(saved)
@@ -175,6 +174,21 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 	}
 	c.journal.durable(kept) // the last of them is written when all are
 	return errs.join()
+}
+
+// aim gives the change its entry and finds the session that takes it: nil where that
+// is the journal.
+func (c *Cache) aim(w *change, now int64) *session {
+	w.place = c.routes.of(w.key)
+	// While it is under way, a write may be served as long as its caller waits for
+	// it; what it is worth afterwards, written decides.
+	w.entry = c.entryOf(w, now, &w.place.domain, after(now, c.opts.Timeout))
+	w.link = c.routes.link(w.place)
+	s := w.link.writer(w.del)
+	if s != nil && c.journal.holds(w.hash, w.key) {
+		return nil
+	}
+	return s
 }
 
 // entryOf is what the local tier is to hold of a change, nil for a delete.
@@ -266,67 +280,83 @@ func (c *Cache) send(ctx context.Context, op string, items []item, now int64, er
 		return
 	}
 	stride := 1
-	voids := items[0].change.del && c.opts.Load.Lease > 0
-	if voids {
+	if items[0].change.del && c.voids() {
 		stride = 2
 	}
 	build := func(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed {
-		switch w := it.change; {
-		case w.lease != nil:
-			return append(cmds, w.lease.command(b, w.key, "store", w.value, w.ttl))
-		case !w.del:
-			return append(cmds, setCommand(b, w.key, w.value, w.ttl))
-		}
-		cmds = append(cmds, b.Del().Key(it.key).Build())
-		if voids {
-			// Another process may be loading what was there before. In a command of its
-			// own: who may not touch leases may delete.
-			cmds = append(cmds, b.Del().Key(c.leaseName(it.key)).Build())
-		}
-		return cmds
+		return c.writeCommands(b, it.change, cmds)
 	}
 	c.remote.batch(bounded, items, stride, build, func(i int, replies []rueidis.RedisResult, o outcome) {
 		w := items[i].change
-		if w.lease != nil {
-			w.lease.spent = o.class == classOK
-			if w.lease.spent && !storedByScript(replies) {
-				c.local.end(w.hash, false, unread) // it was not ours any more
-				return
-			}
-		}
-		switch o.class {
-		case classOK:
-			if c.journal.overtaken(w.hash, w.intent(0), o.session.id, o.session.server) {
-				c.routes.deliver(w.key)
-			}
-			c.local.end(w.hash, true, c.worth(w, now, o))
-		case classCommand:
-			c.local.end(w.hash, false, unread)
-			errs.add(op, w.key, o.err)
-		default:
-			if w.flight != nil && !o.unknown {
-				// Nobody's intent: it is not worth a place in the journal.
-				w.grace |= ungiven
-				c.local.endAs(w.hash, c.entryOf(w, now, &w.place.domain, now), unread)
-				return
-			}
-			// In the journal before the local tier is done with it: no reader
-			// may find neither.
-			w.base = w.baseOf()
-			var sentOn uint64
-			if o.unknown {
-				sentOn = o.session.id
-			}
-			saved, err := c.remember(w, sentOn)
-			kept = kept.or(saved)
-			c.local.end(w.hash, err == nil, unread)
-			if o.class == classCanceled {
-				err = o.err
-			}
-			errs.add(op, w.key, err)
-		}
+		saved, err := c.written(w, now, replies, o)
+		kept = kept.or(saved)
+		errs.add(op, w.key, err)
 	})
 	return kept
+}
+
+// voids says whether a delete takes the key's lease away, too: another process may be
+// loading what was there before.
+func (c *Cache) voids() bool { return c.opts.Load.Lease > 0 }
+
+// writeCommands appends what brings the change to Redis, the command itself first.
+func (c *Cache) writeCommands(b rueidis.Builder, w *change, cmds []rueidis.Completed) []rueidis.Completed {
+	switch {
+	case w.lease != nil:
+		return append(cmds, w.lease.command(b, w.key, "store", w.value, w.ttl))
+	case w.verbatim != nil:
+		cmds = append(cmds, kept(b.Arbitrary(w.verbatim...).Build(), len(w.value)))
+	case !w.del:
+		return append(cmds, setCommand(b, w.key, w.value, w.ttl))
+	default:
+		cmds = append(cmds, b.Del().Key(w.key).Build())
+	}
+	if w.del && c.voids() {
+		// In a command of its own: who may not touch leases may delete.
+		cmds = append(cmds, b.Del().Key(c.leaseName(w.key)).Build())
+	}
+	return cmds
+}
+
+// written is told what became of a change that was sent. The error is the caller's.
+func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o outcome) (saving, error) {
+	if w.lease != nil {
+		w.lease.spent = o.class == classOK
+		if w.lease.spent && !storedByScript(replies) {
+			c.local.end(w.hash, false, unread) // it was not ours any more
+			return saving{}, nil
+		}
+	}
+	switch o.class {
+	case classOK:
+		if c.journal.overtaken(w.hash, w.intent(0), o.session.id, o.session.server) {
+			c.routes.deliver(w.key)
+		}
+		c.local.end(w.hash, true, c.worth(w, now, o))
+		return saving{}, nil
+	case classCommand:
+		c.local.end(w.hash, false, unread)
+		return saving{}, o.err
+	}
+	if w.flight != nil && !o.unknown {
+		// Nobody's intent: it is not worth a place in the journal.
+		w.grace |= ungiven
+		c.local.endAs(w.hash, c.entryOf(w, now, &w.place.domain, now), unread)
+		return saving{}, nil
+	}
+	// In the journal before the local tier is done with it: no reader may find
+	// neither.
+	w.base = w.baseOf()
+	var sentOn uint64
+	if o.unknown {
+		sentOn = o.session.id
+	}
+	saved, err := c.remember(w, sentOn)
+	c.local.end(w.hash, err == nil, unread)
+	if o.class == classCanceled {
+		err = o.err
+	}
+	return saved, err
 }
 
 // worth is until when the copy of an acknowledged write is fresh; unread where it

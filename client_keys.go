@@ -1,0 +1,263 @@
+package holdfast
+
+import (
+	"strconv"
+	"strings"
+)
+
+// command is what is known of one of Redis' commands. The zero value is one that is not
+// known: it may write, any of its arguments may be a key, and the first one is.
+type command struct {
+	verb  verb
+	where where
+	reads bool // changes nothing
+}
+
+// verb is what the drop-in client does with a command.
+type verb uint8
+
+const (
+	verbPass     verb = iota // Redis alone answers
+	verbGet                  // the others that the tiers know
+	verbMget                 //
+	verbExists               //
+	verbTTL                  // and its kin
+	verbSet                  //
+	verbSetex                // and PSETEX
+	verbMset                 //
+	verbDel                  // and UNLINK
+	verbGetdel               //
+	verbExpire               // and its kin
+	verbPersist              //
+	verbFlush                // Redis alone, and no copy is good afterwards
+	verbUnsettle             // Redis alone, and every copy is in doubt afterwards
+	verbBlock                // waits at Redis, on a connection of its own
+	verbMulti                // begins a transaction
+	verbExec                 // ends one, as DISCARD does
+	verbSession              // changes what its connection is: refused
+	verbReceive              // would have messages come: refused
+)
+
+// where is where a command has its keys. The zero value: any argument may be one.
+type where uint8
+
+const (
+	keysAnywhere where = iota
+	keyFirst           // the first argument
+	keyFirstTwo
+	keysAll       // every argument
+	keysAllButOne // but not the last
+	keysPairs     // every second one
+	keySecond     // behind a subcommand
+	keysFromSecond
+	keysCounted  // their number comes first
+	keysCounted2 // their number comes second
+	keysInto     // one to write to, then the others with their number
+	keysStreams  // the first half behind STREAMS
+	keyless
+)
+
+// redisCommands are the commands of Redis that are not like most of them: writes whose
+// first argument is a key and the others, for all that is known, may be.
+var redisCommands = tableOf([]row{
+	{verbPass, keyFirst, true, `BITCOUNT BITFIELD_RO BITPOS DUMP GEODIST GEOHASH GEOPOS GEORADIUSBYMEMBER_RO
+		GEORADIUS_RO GEOSEARCH GETBIT GETRANGE HEXISTS HGET HGETALL HKEYS HLEN HMGET HRANDFIELD HSCAN HSTRLEN
+		HVALS LINDEX LLEN LPOS LRANGE SCARD SISMEMBER SMEMBERS SMISMEMBER SORT_RO SRANDMEMBER SSCAN STRLEN
+		SPUBLISH SUBSTR TYPE XLEN XPENDING XRANGE XREVRANGE ZCARD ZCOUNT ZLEXCOUNT ZMSCORE ZRANDMEMBER ZRANGE
+		ZRANGEBYLEX ZRANGEBYSCORE ZRANK ZREVRANGE ZREVRANGEBYLEX ZREVRANGEBYSCORE ZREVRANK ZSCAN ZSCORE`},
+	{verbPass, keyFirst, false, `APPEND BITFIELD DECR DECRBY GEOADD GETEX GETSET HDEL HINCRBY HINCRBYFLOAT HMSET
+		HSET HSETNX INCR INCRBY INCRBYFLOAT LINSERT LPOP LPUSH LPUSHX LREM LSET LTRIM MOVE PFADD RESTORE
+		RPOP RPUSH RPUSHX SADD SETBIT SETNX SETRANGE SPOP SREM XACK XADD XAUTOCLAIM XCLAIM XDEL XSETID XTRIM
+		ZADD ZINCRBY ZPOPMAX ZPOPMIN ZREM ZREMRANGEBYLEX ZREMRANGEBYRANK ZREMRANGEBYSCORE`},
+	{verbPass, keyFirstTwo, true, `LCS`},
+	{verbPass, keyFirstTwo, false, `COPY GEOSEARCHSTORE LMOVE RENAME RENAMENX RPOPLPUSH SMOVE ZRANGESTORE`},
+	{verbPass, keysAll, true, `SDIFF SINTER SUNION TOUCH`},
+	// PFCOUNT may write what it has counted into the value.
+	{verbPass, keysAll, false, `PFCOUNT PFMERGE SDIFFSTORE SINTERSTORE SUNIONSTORE`},
+	{verbPass, keysPairs, false, `MSETNX`},
+	{verbPass, keySecond, true, `MEMORY OBJECT XINFO`},
+	{verbPass, keySecond, false, `XGROUP`},
+	{verbPass, keysFromSecond, false, `BITOP`},
+	{verbPass, keysCounted, true, `SINTERCARD ZDIFF ZINTER ZINTERCARD ZUNION`},
+	{verbPass, keysCounted, false, `LMPOP ZMPOP`},
+	{verbPass, keysCounted2, true, `EVALSHA_RO EVAL_RO FCALL_RO`},
+	{verbPass, keysInto, false, `ZDIFFSTORE ZINTERSTORE ZUNIONSTORE`},
+	{verbPass, keysStreams, true, `XREAD`},
+	{verbPass, keysStreams, false, `XREADGROUP`},
+	{verbPass, keyless, true, `ACL BGREWRITEAOF BGSAVE CLIENT CLUSTER COMMAND CONFIG DBSIZE ECHO FUNCTION INFO
+		KEYS LASTSAVE LATENCY LOLWUT MODULE PING PUBLISH PUBSUB RANDOMKEY ROLE SAVE SCAN SCRIPT SHUTDOWN
+		SLOWLOG TIME`},
+
+	{verbGet, keyFirst, true, `GET`},
+	{verbMget, keysAll, true, `MGET`},
+	{verbExists, keysAll, true, `EXISTS`},
+	{verbTTL, keyFirst, true, `EXPIRETIME PEXPIRETIME PTTL TTL`},
+	{verbSet, keyFirst, false, `SET`},
+	{verbSetex, keyFirst, false, `PSETEX SETEX`},
+	{verbMset, keysPairs, false, `MSET`},
+	{verbDel, keysAll, false, `DEL UNLINK`},
+	{verbGetdel, keyFirst, false, `GETDEL`},
+	{verbExpire, keyFirst, false, `EXPIRE EXPIREAT PEXPIRE PEXPIREAT`},
+	{verbPersist, keyFirst, false, `PERSIST`},
+
+	{verbFlush, keyless, false, `FLUSHALL FLUSHDB SWAPDB`},
+	{verbUnsettle, keyless, false, `DEBUG FAILOVER REPLICAOF SLAVEOF`},
+
+	{verbBlock, keysAllButOne, false, `BLPOP BRPOP BZPOPMAX BZPOPMIN`},
+	{verbBlock, keyFirstTwo, false, `BLMOVE BRPOPLPUSH`},
+	{verbBlock, keysCounted2, false, `BLMPOP BZMPOP`},
+	{verbBlock, keyless, true, `WAIT WAITAOF`},
+
+	{verbMulti, keyless, true, `MULTI`},
+	{verbExec, keyless, true, `DISCARD EXEC`},
+	{verbSession, keyless, true, `ASKING AUTH HELLO MONITOR PSYNC QUIT READONLY READWRITE REPLCONF RESET SELECT
+		SYNC UNWATCH`},
+	{verbSession, keysAll, true, `WATCH`},
+	{verbReceive, keyless, true, `PSUBSCRIBE PUNSUBSCRIBE SSUBSCRIBE SUBSCRIBE SUNSUBSCRIBE UNSUBSCRIBE`},
+
+	// These have a key where most have, and elsewhere, too.
+	{verbPass, keysAnywhere, false, `EVAL EVALSHA FCALL GEORADIUS GEORADIUSBYMEMBER MIGRATE SORT`},
+})
+
+type row struct {
+	verb  verb
+	where where
+	reads bool
+	names string
+}
+
+func tableOf(rows []row) map[string]command {
+	table := map[string]command{}
+	for _, r := range rows {
+		for name := range strings.FieldsSeq(r.names) {
+			table[name] = command{r.verb, r.where, r.reads}
+		}
+	}
+	return table
+}
+
+// commandOf says what is known of the command of this name, in upper case.
+func commandOf(name string, args []string) command {
+	k := redisCommands[name]
+	switch name {
+	case "XREAD", "XREADGROUP":
+		for i := 1; i < len(args) && upper(args[i]) != "STREAMS"; i++ {
+			if upper(args[i]) == "BLOCK" {
+				k.verb = verbBlock
+			}
+		}
+	case "CLIENT":
+		if len(args) > 1 && (oneOf(args[1], "REPLY", "TRACKING", "CACHING", "NO-TOUCH")) {
+			k.verb = verbSession
+		}
+	case "SCRIPT":
+		if len(args) > 1 && upper(args[1]) == "DEBUG" {
+			k.verb = verbSession
+		}
+	case "DEBUG":
+		if len(args) > 1 && oneOf(args[1], "SLEEP", "OBJECT") {
+			k.verb = verbPass
+		}
+	}
+	return k
+}
+
+func oneOf(s string, words ...string) bool {
+	for _, w := range words {
+		if strings.EqualFold(s, w) {
+			return true
+		}
+	}
+	return false
+}
+
+// upper is strings.ToUpper of what mostly is so already.
+func upper(s string) string { return strings.ToUpper(s) }
+
+// keys returns the arguments that are keys or may be. It may share args.
+func (k command) keys(args []string) []string {
+	n := len(args)
+	from, to := 1, n
+	switch k.where {
+	case keyless:
+		to = 1
+	case keyFirst:
+		to = 2
+	case keyFirstTwo:
+		to = 3
+	case keySecond:
+		from, to = 2, 3
+	case keysFromSecond:
+		from = 2
+	case keysAllButOne:
+		to = n - 1
+	case keysPairs:
+		var keys []string
+		for i := 1; i < n; i += 2 {
+			keys = append(keys, args[i])
+		}
+		return keys
+	case keysCounted:
+		from, to = counted(args, 1)
+	case keysCounted2:
+		from, to = counted(args, 2)
+	case keysInto:
+		from, to = counted(args, 2)
+		if from < to {
+			return append([]string{args[1]}, args[from:to]...)
+		}
+		from, to = 1, 2
+	case keysStreams:
+		from, to = streams(args)
+	}
+	from = min(from, n)
+	return args[from:max(from, min(to, n))]
+}
+
+// counted are the keys whose number is the nth argument; all arguments where that makes
+// no sense, which is Redis' to say.
+func counted(args []string, nth int) (from, to int) {
+	if nth >= len(args) {
+		return 1, len(args)
+	}
+	count, err := strconv.Atoi(args[nth])
+	if err != nil || count < 0 || count > len(args)-nth-1 {
+		return 1, len(args)
+	}
+	return nth + 1, nth + 1 + count
+}
+
+func streams(args []string) (from, to int) {
+	for i, arg := range args {
+		if i > 0 && upper(arg) == "STREAMS" {
+			return i + 1, i + 1 + (len(args)-i-1)/2
+		}
+	}
+	return 1, len(args)
+}
+
+// home is the key that says which node of a cluster has the command's keys; none where
+// any node will do.
+func (k command) home(args []string) (key string, ok bool) {
+	if k.where != keysAnywhere {
+		if keys := k.keys(args); len(keys) > 0 {
+			return keys[0], true
+		}
+		return "", false
+	}
+	at := 1
+	switch upper(args[0]) {
+	case "EVAL", "EVALSHA", "FCALL":
+		from, to := counted(args, 2)
+		if from == to {
+			return "", false
+		}
+		at = from
+	case "MIGRATE":
+		at = 3
+	}
+	if at >= len(args) {
+		return "", false
+	}
+	return args[at], true
+}

@@ -1,0 +1,201 @@
+package holdfast
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/redis/rueidis"
+)
+
+// What the tiers do not know goes to Redis as it is. It is not sent before Redis has what
+// the journal holds of its keys, and where it may have changed them, nothing is served
+// afterwards that was known before.
+
+// passed is a command that Redis alone answers.
+type passed struct {
+	command
+	args []string // copies: rueidis uses a command's own again once it is answered
+	keys []string
+	cmd  rueidis.Completed
+	sent bool // cmd may not be sent a second time
+}
+
+// pass makes one errand of n turns from the given one on: a command, or a transaction.
+func (r *call) pass(first, n int) {
+	turns := r.turns[first : first+n]
+	e := &errand{turn: &turns[0], job: jobPass, stays: r.cl.only != nil, first: first, passed: make([]passed, n)}
+	fail := func(err error) {
+		for i := range turns {
+			turns[i].fail(e.key, err)
+		}
+	}
+	if r.c.routes == nil {
+		fail(ErrUnavailable)
+		return
+	}
+	homed, reads := false, true
+	for i := range turns {
+		st, p := &turns[i], &e.passed[i]
+		if slices.ContainsFunc(st.args, func(arg string) bool { return len(arg) > maxString }) {
+			fail(errValueTooLarge)
+			return
+		}
+		*p = passed{command: st.command, args: slices.Clone(st.args), cmd: st.cmd}
+		p.keys = st.keys(p.args)
+		if key, ok := st.home(p.args); ok && !homed {
+			e.key, homed = key, true
+		}
+		reads = reads && (st.reads || st.cmd.IsReadOnly())
+	}
+	e.link = r.link(e.key, homed)
+	s := e.link.reader()
+	if homed && !reads {
+		s = e.link.writer(false)
+	}
+	if s == nil {
+		fail(ErrUnavailable)
+		return
+	}
+	for i := range e.passed {
+		if err := r.cl.ready(r.bounded(), &e.passed[i]); err != nil {
+			fail(err)
+			return
+		}
+	}
+	for i := range e.passed {
+		r.occupyAll(&e.passed[i])
+	}
+	r.add(e, s)
+}
+
+// link is where a command goes.
+func (r *call) link(home string, homed bool) *link {
+	routes := r.c.routes
+	switch {
+	case r.cl.only != nil:
+		return r.cl.only
+	case homed:
+		return routes.link(routes.of(home))
+	}
+	for _, l := range routes.links() {
+		if l.gate.Load() != nil {
+			return l
+		}
+	}
+	return routes.home
+}
+
+func (r *call) occupyAll(p *passed) {
+	if p.reads {
+		return
+	}
+	// What a script does, or a flush, nobody can tell from its arguments.
+	r.allBusy = r.allBusy || p.where == keysAnywhere || p.where == keyless
+	for _, key := range p.keys {
+		r.occupy(key)
+	}
+}
+
+// transaction makes one errand of MULTI and what follows, up to EXEC or DISCARD. Without
+// an end it would be one of the connection's other users, too, so it is refused.
+func (r *call) transaction(first int) {
+	rest := r.turns[first:]
+	n := len(rest)
+	end := slices.IndexFunc(rest, func(st turn) bool { return st.verb == verbExec && len(st.args) == 1 })
+	whole := end > 0 && len(rest[0].args) == 1
+	if whole {
+		n = end + 1
+	}
+	rest[0].span = n
+	for i := 1; i < n-1; i++ {
+		whole = whole && rest[i].verb != verbSession && rest[i].verb != verbReceive
+	}
+	if whole {
+		r.pass(first, n)
+		return
+	}
+	for i := range rest[:n] {
+		rest[i].refuse()
+	}
+}
+
+// ready makes a command ready to be sent: see client.before.
+func (cl *client) ready(ctx bound, p *passed) error {
+	c := cl.c
+	if len(p.keys) > 0 {
+		if err := c.settled(ctx, p.keys); err != nil {
+			return err
+		}
+	}
+	if p.reads {
+		return nil
+	}
+	for _, key := range p.keys {
+		h := c.local.hash(key)
+		c.local.put(h, nil)
+		if c.flights.n.Load() != 0 {
+			c.overtake(ctx, &change{hash: h})
+		}
+	}
+	return nil
+}
+
+// over is told that a command was sent, whatever became of it, and to which link, nil
+// where that is not known.
+func (cl *client) over(p *passed, l *link) {
+	switch {
+	case p.reads:
+	case p.verb != verbFlush && p.verb != verbUnsettle:
+		cl.c.invalidate(p.keys)
+	case l != nil:
+		l.doubt()
+	default:
+		for _, l := range cl.c.routes.links() {
+			l.doubt()
+		}
+	}
+}
+
+// emptiedBy is told that Redis did what the command says: whatever it held is gone, and
+// so is what waits to be written there.
+func (c *Cache) emptiedBy(l *link) {
+	l.domains((*domain).flush)
+	c.journal.overruledAll(c.clock.now(), l.replayer.owns)
+}
+
+func (e *errand) passCommands(b rueidis.Builder, cmds []rueidis.Completed) []rueidis.Completed {
+	for i := range e.passed {
+		p := &e.passed[i]
+		size := 0
+		for _, arg := range p.args {
+			size = max(size, len(arg))
+		}
+		cmd := p.cmd
+		if p.sent || size >= keptSize {
+			cmd = kept(b.Arbitrary(p.args...).Build(), size)
+		}
+		p.sent = true
+		cmds = append(cmds, cmd)
+	}
+	return cmds
+}
+
+func (r *call) hasPassed(e *errand, replies []rueidis.RedisResult, o outcome) {
+	op := strings.ToLower(e.turn.name)
+	for i := range e.passed {
+		p, st := &e.passed[i], &r.turns[e.first+i]
+		r.cl.over(p, e.link)
+		switch {
+		case replies == nil:
+			st.fail(e.key, r.c.decided(op, e.key, o))
+		case replies[i].NonRedisError() != nil:
+			// The connection broke within a transaction.
+			st.fail(e.key, unavailable{replies[i].NonRedisError()})
+		default:
+			if p.verb == verbFlush && len(e.passed) == 1 && replies[i].Error() == nil {
+				r.c.emptiedBy(e.link)
+			}
+			st.decide(replies[i])
+		}
+	}
+}

@@ -1,0 +1,190 @@
+package holdfast
+
+import (
+	"encoding/binary"
+	"reflect"
+	"time"
+	"unsafe"
+
+	"github.com/redis/rueidis"
+)
+
+// answers makes what the tiers answer look as if Redis had. rueidis has no constructor
+// of a RedisMessage but CacheUnmarshalView, which reads one from bytes: that copies each
+// value, and marks the message as a cache hit. So, where the layout of a message is the
+// one that is known here, its fields are set, and the value is not copied; where it is
+// not, the message is read from bytes. Which of the two is found out by trying.
+type answers struct {
+	direct bool
+	mark   *rueidis.RedisMessage // what a message's attrs are if it is a cache hit
+	ok     rueidis.RedisMessage
+	null   rueidis.RedisMessage
+}
+
+// message is the layout of rueidis.RedisMessage.
+type message struct {
+	attrs  *rueidis.RedisMessage
+	bytes  *byte
+	array  *rueidis.RedisMessage
+	intlen int64
+	typ    byte
+	ttl    [7]byte
+}
+
+// What a reply starts with on the wire is also its type in a message.
+const (
+	typeText   = '$'
+	typeStatus = '+'
+	typeNumber = ':'
+	typeList   = '*'
+)
+
+func newAnswers() *answers {
+	a := &answers{null: rueidis.RedisMessage(*rueidis.Nil)}
+	a.ok = a.copied(typeStatus, []byte("OK"))
+	if !layoutKnown() {
+		return a
+	}
+	hit := fromBytes(appendText(nil, typeText, nil))
+	a.mark = (*message)(unsafe.Pointer(&hit)).attrs
+	a.direct = true
+	a.direct = a.sound()
+	return a
+}
+
+// layoutKnown says whether a RedisMessage has the fields of message, in their places.
+func layoutKnown() bool {
+	theirs, ours := reflect.TypeFor[rueidis.RedisMessage](), reflect.TypeFor[message]()
+	if theirs.Size() != ours.Size() || theirs.NumField() != ours.NumField() {
+		return false
+	}
+	for i := range ours.NumField() {
+		f, g := theirs.Field(i), ours.Field(i)
+		if f.Name != g.Name || f.Type != g.Type || f.Offset != g.Offset {
+			return false
+		}
+	}
+	return true
+}
+
+// sound says whether messages say what they were made of.
+func (a *answers) sound() bool {
+	text, number := a.text([]byte("some")), a.number(-3)
+	list := a.list([]rueidis.RedisMessage{text, a.null})
+	hit := a.text(nil)
+	a.asHit(&hit, 1<<41)
+	all, err := list.ToArray()
+	if err != nil || len(all) != 2 || !all[1].IsNil() || list.IsCacheHit() {
+		return false
+	}
+	s, err1 := all[0].ToString()
+	n, err2 := number.ToInt64()
+	empty, err3 := hit.ToString()
+	return err1 == nil && err2 == nil && err3 == nil && s == "some" && n == -3 && empty == "" &&
+		!text.IsCacheHit() && text.CachePXAT() == -1 && hit.IsCacheHit() && hit.CachePXAT() == 1<<41
+}
+
+// text is a value. It shares the bytes, which must not change.
+func (a *answers) text(value []byte) (m rueidis.RedisMessage) {
+	if !a.direct {
+		return a.copied(typeText, value)
+	}
+	p := (*message)(unsafe.Pointer(&m))
+	p.typ, p.bytes, p.intlen = typeText, unsafe.SliceData(value), int64(len(value))
+	return m
+}
+
+func (a *answers) number(n int64) (m rueidis.RedisMessage) {
+	if !a.direct {
+		return inner(binary.BigEndian.AppendUint64([]byte{typeNumber}, uint64(n)))
+	}
+	p := (*message)(unsafe.Pointer(&m))
+	p.typ, p.intlen = typeNumber, n
+	return m
+}
+
+// list is an array of replies.
+func (a *answers) list(all []rueidis.RedisMessage) (m rueidis.RedisMessage) {
+	if !a.direct {
+		buf := binary.BigEndian.AppendUint64([]byte{typeList}, uint64(len(all)))
+		for i := range all {
+			buf = append(buf, all[i].CacheMarshal(nil)[ttlBytes:]...)
+		}
+		return inner(buf)
+	}
+	p := (*message)(unsafe.Pointer(&m))
+	p.typ, p.array, p.intlen = typeList, unsafe.SliceData(all), int64(len(all))
+	return m
+}
+
+// asHit marks a reply as found in the client's own cache, where it stays until the end,
+// in milliseconds of Unix time; 0 for no end.
+func (a *answers) asHit(m *rueidis.RedisMessage, end int64) {
+	if a.direct {
+		a.asCached(m, end)
+		(*message)(unsafe.Pointer(m)).attrs = a.mark
+		return
+	}
+	var ttl [8]byte
+	binary.LittleEndian.PutUint64(ttl[:], uint64(end))
+	*m = fromBytes(append(ttl[:ttlBytes:ttlBytes], m.CacheMarshal(nil)[ttlBytes:]...))
+}
+
+// asCached gives a reply its end, as one has that the client's own cache has just got.
+func (a *answers) asCached(m *rueidis.RedisMessage, end int64) {
+	if !a.direct {
+		return // it could not be told from a hit
+	}
+	p := (*message)(unsafe.Pointer(m))
+	for i := range p.ttl {
+		p.ttl[i] = byte(end >> (8 * i))
+	}
+}
+
+// ttlBytes is how many bytes of a message as bytes are its end.
+const ttlBytes = 7
+
+// fromBytes reads a message that CacheMarshal could have written. It is marked as a
+// cache hit.
+func fromBytes(buf []byte) (m rueidis.RedisMessage) {
+	_ = m.CacheUnmarshalView(buf) // a layout that has changed is found by the tests
+	return m
+}
+
+// inner reads a message that is not marked: those in an array are not.
+func inner(body []byte) rueidis.RedisMessage {
+	buf := make([]byte, ttlBytes, ttlBytes+9+len(body))
+	buf = binary.BigEndian.AppendUint64(append(buf, typeList), 1)
+	m := fromBytes(append(buf, body...))
+	all, err := m.ToArray()
+	if err != nil || len(all) != 1 {
+		return rueidis.RedisMessage{}
+	}
+	return all[0]
+}
+
+func (a *answers) copied(typ byte, value []byte) rueidis.RedisMessage {
+	return inner(appendText(nil, typ, value)[ttlBytes:])
+}
+
+// appendText is a string as CacheMarshal writes it.
+func appendText(buf []byte, typ byte, value []byte) []byte {
+	buf = append(buf, make([]byte, ttlBytes)...)
+	buf = binary.BigEndian.AppendUint64(append(buf, typ), uint64(len(value)))
+	return append(buf, value...)
+}
+
+// refusal is the reply of which Redis' own error is the text.
+func refusal(err *rueidis.RedisError) rueidis.RedisResult {
+	return rueidis.NewResult(rueidis.RedisMessage(*err), nil)
+}
+
+func replied(m rueidis.RedisMessage) rueidis.RedisResult { return rueidis.NewResult(m, nil) }
+
+// unixMillis is when something ends of which so much is left, 0 for never.
+func unixMillis(left time.Duration) int64 {
+	if left == 0 {
+		return 0
+	}
+	return time.Now().Add(left).UnixMilli()
+}

@@ -1,0 +1,332 @@
+package holdfast
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/redis/rueidis"
+)
+
+// call is one call of the drop-in client on its way through the tiers. Its commands are
+// looked at one after the other. What the tiers can answer, they answer at once; the
+// rest becomes errands, which go to Redis in one pipeline, in the order of the commands.
+// So a command finds what those before it did, as in any pipeline: one whose key an
+// errand may change is an errand itself.
+type call struct {
+	cl  *client
+	c   *Cache
+	ctx context.Context
+	now int64
+
+	limit  bound // of the call, from its first errand on
+	cancel context.CancelFunc
+
+	turns   []turn
+	items   []item
+	writes  []*change
+	busy    map[string]bool // keys that an errand may change
+	allBusy bool
+	kept    saving
+}
+
+// turn is one command of a run.
+type turn struct {
+	command
+	name   string
+	args   []string
+	cmd    rueidis.Completed
+	span   int           // of a transaction: how many commands, with MULTI and EXEC; else 1
+	cached time.Duration // how old a copy DoCache takes
+	cache  bool
+
+	reply rueidis.RedisResult // once it is decided
+	done  bool
+	sum   int64                  // of DEL and EXISTS
+	parts []rueidis.RedisMessage // of MGET
+}
+
+// errand is one key's part of a command, or a command that is passed on, at Redis.
+type errand struct {
+	turn *turn
+	job  job
+	key  string
+	hash keyHash
+	at   int // in MGET
+
+	token    token
+	change   *change
+	deadline int64  // of EXPIRE
+	prior    []byte // what the tiers had of a key that is to be deleted
+	had      bool
+
+	// Of what is passed on: the turns from this one on, where they go, and whether
+	// they go nowhere else.
+	first  int
+	passed []passed
+	link   *link
+	stays  bool
+}
+
+type job uint8
+
+const (
+	jobRead job = iota
+	jobWrite
+	jobAsk // a read of which only the reply counts
+	jobTouch
+	jobPass
+)
+
+// all takes every turn to its reply. The caller is within the fence.
+func (r *call) all() {
+	for i := 0; i < len(r.turns); {
+		st := &r.turns[i]
+		st.span = 1
+		r.begin(st, i)
+		i += st.span
+	}
+	if len(r.items) > 0 {
+		r.c.remote.batch(r.bounded(), r.items, 0, r.build, r.ran)
+	}
+	if r.cancel != nil {
+		r.cancel()
+	}
+	for _, w := range r.writes {
+		r.c.outdate(w)
+	}
+	r.c.journal.durable(r.kept)
+	for i := range r.turns {
+		r.compose(&r.turns[i])
+	}
+}
+
+func (r *call) bounded() bound {
+	if r.cancel == nil {
+		r.limit, r.cancel = r.c.remote.bound(r.ctx, r.now)
+	}
+	return r.limit
+}
+
+// begin answers the turn, the ith, or makes errands of it.
+func (r *call) begin(st *turn, i int) {
+	switch st.verb {
+	case verbSession, verbReceive, verbExec:
+		st.refuse()
+		return
+	case verbMulti:
+		r.transaction(i)
+		return
+	}
+	if r.cl.only != nil || !r.modelled(st) {
+		r.pass(i, 1)
+	}
+}
+
+// modelled takes a command that the tiers know, and says whether it is one.
+func (r *call) modelled(st *turn) bool {
+	args := st.args
+	switch st.verb {
+	case verbGet:
+		if len(args) != 2 {
+			return false
+		}
+		r.read(st, 0, args[1])
+	case verbMget:
+		if len(args) < 2 {
+			return false
+		}
+		st.parts = make([]rueidis.RedisMessage, len(args)-1)
+		for i, key := range args[1:] {
+			r.read(st, i, key)
+		}
+	case verbExists:
+		if len(args) < 2 {
+			return false
+		}
+		for _, key := range args[1:] {
+			r.exists(st, key)
+		}
+	case verbTTL:
+		if len(args) != 2 {
+			return false
+		}
+		r.ttl(st, args[1])
+	case verbExpire, verbPersist:
+		return r.expire(st)
+	default:
+		return r.store(st)
+	}
+	return true
+}
+
+// store takes a command that gives keys values, or deletes them.
+func (r *call) store(st *turn) bool {
+	args := st.args
+	switch st.verb {
+	case verbSet:
+		w, ok := r.parseSet(args)
+		if ok {
+			r.write(st, w)
+		}
+		return ok
+	case verbSetex:
+		if len(args) != 4 {
+			return false
+		}
+		ttl, ok := lifetime(args[2], unitOf(st.name))
+		if ok {
+			r.write(st, r.setting(args[1], args[3], ttl))
+		}
+		return ok
+	case verbMset:
+		if len(args) < 3 || len(args)%2 == 0 {
+			return false
+		}
+		for i := 1; i < len(args); i += 2 {
+			r.write(st, r.setting(args[i], args[i+1], 0))
+		}
+		return true
+	case verbDel:
+		if len(args) < 2 {
+			return false
+		}
+		for _, key := range args[1:] {
+			w := &change{key: strings.Clone(key), del: true, deadline: never}
+			if st.name != "DEL" {
+				w.verbatim = []string{st.name, w.key}
+			}
+			r.write(st, w)
+		}
+		return true
+	case verbGetdel:
+		if len(args) != 2 {
+			return false
+		}
+		r.write(st, r.deleting(args))
+		return true
+	}
+	return false
+}
+
+// setting is a change that stores a copy of the value.
+func (r *call) setting(key, value string, ttl time.Duration) *change {
+	v := make([]byte, len(value))
+	copy(v, value)
+	return &change{key: strings.Clone(key), value: v, ttl: ttl, deadline: after(r.now, ttl)}
+}
+
+// deleting is a change that the command brings about as it is.
+func (r *call) deleting(args []string) *change {
+	w := &change{key: strings.Clone(args[1]), del: true, deadline: never, verbatim: cloned(args)}
+	w.verbatim[1] = w.key
+	return w
+}
+
+// cloned copies the arguments: rueidis uses their slice again, and the caller may use
+// again what they are made of.
+func cloned(args []string) []string {
+	all := make([]string, len(args))
+	for i, arg := range args {
+		all[i] = strings.Clone(arg)
+	}
+	return all
+}
+
+// decide is the reply of a turn, unless an earlier part of it failed.
+func (st *turn) decide(reply rueidis.RedisResult) {
+	if !st.done {
+		st.reply, st.done = reply, true
+	}
+}
+
+// fail is an answer that no server gave.
+func (st *turn) fail(key string, err error) {
+	var known *Error
+	if !errors.As(err, &known) && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+		err = &Error{Op: strings.ToLower(st.name), Key: key, Tier: Remote, Err: err}
+	}
+	st.decide(rueidis.NewErrorResult(err))
+}
+
+// refuse is for what has no place on a connection that is shared.
+func (st *turn) refuse() {
+	err := errShared
+	switch st.verb {
+	case verbReceive:
+		err = errReceive
+	case verbMulti, verbExec:
+		err = errTransaction
+	}
+	st.decide(rueidis.NewErrorResult(&Error{Op: strings.ToLower(st.name), Tier: Remote, Err: err}))
+}
+
+// compose makes the reply of a turn that has several parts, or none.
+func (r *call) compose(st *turn) {
+	if st.done {
+		return
+	}
+	switch st.verb {
+	case verbMget:
+		st.decide(replied(r.cl.answers.list(st.parts)))
+	case verbDel, verbExists:
+		st.decide(replied(r.cl.answers.number(st.sum)))
+	default:
+		st.decide(replied(r.cl.answers.ok))
+	}
+}
+
+// waits says whether an errand may change the key, so that what is known of it is not
+// what the command will find.
+func (r *call) waits(key string) bool { return r.allBusy || r.busy[key] }
+
+func (r *call) occupy(key string) {
+	if len(r.turns) == 1 {
+		return
+	}
+	if r.busy == nil {
+		r.busy = map[string]bool{}
+	}
+	r.busy[key] = true
+}
+
+func (r *call) add(e *errand, s *session) {
+	r.items = append(r.items, item{key: e.key, session: s, change: e.change, errand: e})
+}
+
+// build appends the commands of an errand.
+func (r *call) build(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed {
+	e := it.errand
+	switch e.job {
+	case jobRead:
+		return readCommands(b, it, cmds)
+	case jobWrite:
+		return r.c.writeCommands(b, e.change, cmds)
+	case jobAsk:
+		if e.turn.verb == verbExists {
+			return append(cmds, b.Exists().Key(e.key).Build())
+		}
+		return append(cmds, b.Arbitrary(e.turn.name).Keys(e.key).Build())
+	case jobTouch:
+		return append(cmds, b.Arbitrary(e.change.verbatim...).Build(), b.Exists().Key(e.key).Build())
+	}
+	return e.passCommands(b, cmds)
+}
+
+// ran is told what became of an errand.
+func (r *call) ran(i int, replies []rueidis.RedisResult, o outcome) {
+	e := r.items[i].errand
+	switch e.job {
+	case jobRead:
+		r.hasRead(e, replies, o)
+	case jobWrite:
+		r.hasWritten(e, replies, o)
+	case jobAsk:
+		r.hasAsked(e, replies, o)
+	case jobTouch:
+		r.hasTouched(e, replies, o)
+	default:
+		r.hasPassed(e, replies, o)
+	}
+}

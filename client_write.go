@@ -1,0 +1,322 @@
+package holdfast
+
+import (
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/rueidis"
+)
+
+// SET, DEL, EXPIRE and their kin of the drop-in client. They go the way of Set, Delete
+// and Touch, with the reply that Redis gave.
+
+// write takes one change through the tiers.
+func (r *call) write(st *turn, w *change) {
+	c := r.c
+	if err := checkSize(w.key, w.value); err != nil {
+		st.fail("", err)
+		return
+	}
+	w.hash = c.local.hash(w.key)
+	e := &errand{turn: st, job: jobWrite, key: w.key, hash: w.hash, change: w}
+	if w.del {
+		e.prior, e.had = c.standing(w.hash, w.key, r.now)
+	}
+	r.writes = append(r.writes, w)
+	if c.routes == nil {
+		w.entry = c.entryOf(w, r.now, &c.local.home, w.deadline)
+		c.putOver(r.ctx, w, r.now)
+		r.accepted(e)
+		return
+	}
+	s := c.aim(w, r.now)
+	if s == nil {
+		saved, err := c.keep(r.ctx, w, r.now)
+		r.kept = r.kept.or(saved)
+		if err != nil {
+			st.fail(w.key, err)
+			return
+		}
+		r.accepted(e)
+		return
+	}
+	c.outdate(w)
+	w.old, w.seq = c.local.begin(w.hash, w.entry)
+	if c.flights.n.Load() != 0 {
+		c.overtake(r.bounded(), w)
+	}
+	r.occupy(w.key)
+	r.add(e, s)
+}
+
+// standing is what the tiers would answer for the key without Redis.
+func (c *Cache) standing(h keyHash, key string, now int64) (value []byte, ok bool) {
+	if f, fenced := c.journal.get(h, key, now); fenced && !f.elsewhere {
+		return f.value, f.live
+	}
+	e := c.local.get(h)
+	if e == nil || now >= e.expires.Load() || !servable(e, now, c.routes != nil, c.opts.Outage) {
+		return nil, false
+	}
+	return e.bytes(), true
+}
+
+func (r *call) hasWritten(e *errand, replies []rueidis.RedisResult, o outcome) {
+	st := e.turn
+	saved, err := r.c.written(e.change, r.now, replies, o)
+	r.kept = r.kept.or(saved)
+	switch {
+	case o.class == classOK && st.verb == verbDel:
+		n, err := replies[0].AsInt64()
+		if err != nil {
+			st.decide(replies[0])
+		}
+		st.sum += n
+	case o.class == classOK && st.verb == verbMset:
+	case o.class == classOK, o.class == classCommand:
+		st.decide(replies[0])
+	case err != nil:
+		st.fail(e.key, err)
+	default:
+		r.accepted(e)
+	}
+}
+
+// accepted answers for a write that Redis has not seen, or has not answered, and that
+// the journal has.
+func (r *call) accepted(e *errand) {
+	st, a := e.turn, r.cl.answers
+	var had int64
+	if e.had {
+		had = 1
+	}
+	switch st.verb {
+	case verbDel:
+		st.sum += had
+	case verbGetdel:
+		if !e.had {
+			st.decide(replied(a.null))
+			return
+		}
+		st.decide(replied(a.text(e.prior)))
+	case verbExpire:
+		st.decide(replied(a.number(had)))
+	case verbMset:
+	default:
+		st.decide(replied(a.ok))
+	}
+}
+
+// unitOf is the unit in which a command of this name counts.
+func unitOf(name string) time.Duration {
+	if strings.HasPrefix(name, "P") {
+		return time.Millisecond
+	}
+	return time.Second
+}
+
+// number reads what Redis takes for an integer, in the one way to write it.
+func number(text string) (n int64, ok bool) {
+	n, err := strconv.ParseInt(text, 10, 64)
+	return n, err == nil && strconv.FormatInt(n, 10) == text
+}
+
+// lifetime reads a positive number of the unit that a Duration can hold. What is none is
+// Redis' to judge.
+func lifetime(text string, unit time.Duration) (time.Duration, bool) {
+	n, ok := number(text)
+	if !ok || n <= 0 || n > int64(1<<62/unit) {
+		return 0, false
+	}
+	return time.Duration(n) * unit, true
+}
+
+// until reads a moment of Unix time, as what is left until then, which may be negative.
+func until(text string, unit time.Duration) (time.Duration, bool) {
+	n, ok := number(text)
+	if !ok || n < 0 || n > int64(1<<62/unit) {
+		return 0, false
+	}
+	return time.Duration(n)*unit - time.Duration(time.Now().UnixMilli())*time.Millisecond, true
+}
+
+// parseSet reads SET key value with at most one option that tells the key's end.
+func (r *call) parseSet(args []string) (*change, bool) {
+	if len(args) < 3 {
+		return nil, false
+	}
+	key, value := args[1], args[2]
+	option := ""
+	if len(args) > 3 {
+		option = upper(args[3])
+	}
+	switch {
+	case len(args) == 3:
+		return r.setting(key, value, 0), true
+	case len(args) == 4 && option == "KEEPTTL":
+		deadline, known := r.c.knownEnd(key, r.now)
+		if !known || r.waits(key) {
+			return nil, false
+		}
+		w := r.setting(key, value, 0)
+		w.deadline = deadline
+		w.verbatim = []string{"SET", w.key, viewString(w.value), "KEEPTTL"}
+		return w, true
+	case len(args) == 5 && (option == "EX" || option == "PX"):
+		ttl, ok := lifetime(args[4], unitOf(option))
+		if !ok {
+			return nil, false
+		}
+		return r.setting(key, value, ttl), true
+	case len(args) == 5 && (option == "EXAT" || option == "PXAT"):
+		ttl, ok := until(args[4], unitOf(option))
+		if !ok {
+			return nil, false
+		}
+		w := r.setting(key, value, ttl)
+		w.verbatim = []string{"SET", w.key, viewString(w.value), option, strings.Clone(args[4])}
+		if ttl <= 0 {
+			w.del, w.value, w.deadline = true, nil, never // Redis deletes what has ended
+		}
+		return w, true
+	}
+	return nil, false
+}
+
+// knownEnd is when the key's life ends, as far as that is known without asking Redis, or,
+// where Redis is away, by the copy that is served then.
+func (c *Cache) knownEnd(key string, now int64) (deadline int64, known bool) {
+	h := c.local.hash(key)
+	e, fresh := c.look(h, key, now)
+	if fresh {
+		return e.expires.Load(), true
+	}
+	if f, fenced := c.journal.get(h, key, now); fenced && !f.elsewhere {
+		if !f.live {
+			return never, true
+		}
+		return f.deadline, true
+	}
+	e = c.local.get(h)
+	away := c.routes == nil || c.routes.link(c.routes.of(key)).reader() == nil
+	if !away || e == nil || now >= e.expires.Load() || !servable(e, now, c.routes != nil, c.opts.Outage) {
+		return never, c.routes == nil
+	}
+	return e.expires.Load(), true
+}
+
+// expire takes EXPIRE and its kin, and PERSIST.
+func (r *call) expire(st *turn) bool {
+	args, deadline := st.args, int64(never)
+	if st.verb == verbPersist {
+		if len(args) != 2 {
+			return false
+		}
+	} else {
+		if len(args) != 3 {
+			return false
+		}
+		ttl, ok := remaining(st.name, args[2])
+		if !ok {
+			return false
+		}
+		if ttl <= 0 {
+			r.write(st, r.deleting(args)) // Redis deletes what has ended
+			return true
+		}
+		deadline = after(r.now, ttl)
+	}
+	r.touch(st, strings.Clone(args[1]), deadline)
+	return true
+}
+
+// remaining is what EXPIRE and its kin leave of a key's life.
+func remaining(name, text string) (time.Duration, bool) {
+	if strings.HasSuffix(name, "AT") {
+		return until(text, unitOf(name))
+	}
+	n, ok := number(text)
+	if ok && n <= 0 && n > -1<<40 {
+		return 0, true
+	}
+	return lifetime(text, unitOf(name))
+}
+
+// touch gives the key another end.
+func (r *call) touch(st *turn, key string, deadline int64) {
+	c := r.c
+	if err := checkKey(key); err != nil {
+		st.fail("", err)
+		return
+	}
+	h := c.local.hash(key)
+	if c.routes == nil {
+		r.touchLocal(st, h, deadline)
+		return
+	}
+	if r.touchJournal(st, h, key, deadline) {
+		return
+	}
+	s, err := c.decider(r.bounded(), h, key)
+	if err != nil {
+		st.fail(key, err)
+		return
+	}
+	// Before it is sent: what the server tells of it must not be taken for somebody
+	// else's doing.
+	c.local.doubt(h, sameEnd)
+	w := &change{key: key, hash: h, verbatim: cloned(st.args)}
+	if c.flights.n.Load() != 0 {
+		c.overtake(r.bounded(), w)
+	}
+	r.writes = append(r.writes, w)
+	r.occupy(key)
+	r.add(&errand{turn: st, job: jobTouch, key: key, hash: h, change: w, deadline: deadline}, s)
+}
+
+func (r *call) touchLocal(st *turn, h keyHash, deadline int64) {
+	var n int64
+	e := r.c.local.get(h)
+	had := e != nil && e.expires.Load() != never
+	r.c.overtake(r.ctx, &change{hash: h})
+	if err := r.c.touchLocal(h, r.now, deadline); err == nil && (st.verb == verbExpire || had) {
+		n = 1
+	}
+	st.decide(replied(r.cl.answers.number(n)))
+}
+
+// touchJournal answers for a key that is fenced, where that can be done.
+func (r *call) touchJournal(st *turn, h keyHash, key string, deadline int64) bool {
+	f, fenced := r.c.journal.get(h, key, r.now)
+	var n int64
+	switch {
+	case !fenced:
+		return false
+	case !f.live && !f.elsewhere:
+	case !r.c.journal.touch(h, key, r.now, deadline):
+		return false
+	case st.verb == verbExpire || f.deadline != never:
+		n = 1
+	}
+	st.decide(replied(r.cl.answers.number(n)))
+	return true
+}
+
+func (r *call) hasTouched(e *errand, replies []rueidis.RedisResult, o outcome) {
+	st, local := e.turn, r.c.local
+	if o.class == classOK {
+		local.doubt(e.hash, func(int64) int64 { return e.deadline })
+		st.decide(replies[0])
+		return
+	}
+	// It may have been given its new end.
+	local.doubt(e.hash, func(old int64) int64 { return min(old, e.deadline) })
+	switch {
+	case o.class == classCommand:
+		st.decide(replies[0])
+	case o.class != classCanceled && r.touchJournal(st, e.hash, e.key, e.deadline):
+	default:
+		st.fail(e.key, r.c.decided(strings.ToLower(st.name), e.key, o))
+	}
+}
