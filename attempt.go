@@ -181,7 +181,7 @@ func (l *link) serve(s *session, ev event, err error) {
 	}
 	l.served = s
 	l.last.Store(&s.server)
-	if !l.breaker.whileClosed(func() { l.gate.Store(s) }) {
+	if !l.breaker.whileClosed(func() { s.beginPeriod(); l.gate.Store(s) }) {
 		return
 	}
 	l.vouched.Store(s.tracked && !s.replica.Load())

@@ -28,6 +28,11 @@ type dialer struct {
 	attempt func()      // counts
 	lost    func(error) // the connection closed, for whatever reason
 
+	// own is set for a connection of a caller's own, which may subscribe: what its
+	// reads and writes fail with. keepAlive takes the place of rueidis'.
+	own       func(error) error
+	keepAlive time.Duration
+
 	// late is set when the handshake was cut short for taking too long.
 	late  atomic.Bool
 	watch *time.Timer // written before the dial returns, stopped by shaken
@@ -49,11 +54,15 @@ func (d *dialer) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls
 	defer cancel()
 	stop := context.AfterFunc(d.life, cancel)
 	defer stop()
-	raw, err := d.connect(ctx, addr, nd, cfg)
+	raw, err := d.connect(ctx, addr, d.patient(nd), cfg)
 	if err != nil {
 		return nil, err
 	}
-	conn := &wire{Conn: resp.Guard(raw, resp.DefaultLimits, d.lost)}
+	guard := resp.Guard
+	if d.own != nil {
+		guard = resp.GuardPubSub
+	}
+	conn := &wire{Conn: guard(raw, resp.DefaultLimits, d.lost), own: d.own}
 	d.mu.Lock()
 	closed := d.mu.closed
 	d.mu.conn = conn
@@ -69,6 +78,16 @@ func (d *dialer) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls
 		conn.Close()
 	})
 	return conn, nil
+}
+
+// patient is the dialer with the keep-alive that was asked for.
+func (d *dialer) patient(nd *net.Dialer) *net.Dialer {
+	if d.keepAlive == 0 {
+		return nd
+	}
+	other := *nd
+	other.KeepAlive = d.keepAlive
+	return &other
 }
 
 // ended says whether the connection has ended, also where lost is yet to be told.
@@ -109,6 +128,7 @@ func (d *dialer) connect(ctx context.Context, addr string, nd *net.Dialer, cfg *
 // would stand behind all of them.
 type wire struct {
 	*resp.Conn
+	own     func(error) error
 	hurried time.Time // until then it does not yield
 }
 
@@ -117,7 +137,22 @@ const (
 	yieldHurry   = time.Second
 )
 
+func (w *wire) Read(p []byte) (int, error) {
+	n, err := w.Conn.Read(p)
+	if err != nil && w.own != nil {
+		err = w.own(err)
+	}
+	return n, err
+}
+
 func (w *wire) Write(p []byte) (int, error) {
+	if w.own != nil {
+		n, err := w.Conn.Write(p) // nobody shares it
+		if err != nil {
+			err = w.own(err)
+		}
+		return n, err
+	}
 	if began := time.Now(); began.After(w.hurried) {
 		runtime.Gosched()
 		runtime.Gosched()

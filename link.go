@@ -32,6 +32,7 @@ type link struct {
 	linkEnv
 
 	replayer *replayer // carries what the journal has for this link
+	owned    *owned    // the connections that callers have of their own
 
 	// Of a node of a cluster; see cluster, which guards mapped.
 	addr   string
@@ -143,6 +144,7 @@ func newLink(o Options, env linkEnv) *link {
 		signal:   make(chan struct{}, 1),
 		schedule: backoff{min: o.Breaker.MinBackoff, max: o.Breaker.MaxBackoff},
 	}
+	l.owned = newOwned(l)
 	l.mu.health = Health{State: Connecting, Since: time.Now()}
 	l.breaker = newBreaker(o.Breaker.Failures, l.shut)
 	l.breaker.trip()
@@ -190,7 +192,9 @@ func (l *link) look() {
 // shut closes the gate: the breaker opened. It runs under gobreaker's lock.
 func (l *link) shut() {
 	l.doubt() // before anybody can see that the circuit is open
-	l.gate.Store(nil)
+	if s := l.gate.Swap(nil); s != nil {
+		s.endPeriod(errTripped)
+	}
 	l.doubt() // what was read in between
 	l.look()
 }
@@ -203,6 +207,7 @@ func (l *link) lostSession(s *session) {
 	if l.gate.CompareAndSwap(s, nil) {
 		l.doubt()
 	}
+	s.endPeriod(*s.lostErr.Load())
 	l.look()
 }
 
@@ -343,7 +348,7 @@ func (l *link) supervise(ctx context.Context) {
 			due = now + int64(l.schedule.next())
 		}
 
-		wanted := (now-lastUse < int64(l.idle) || l.wanted()) && !l.needless()
+		wanted := (now-lastUse < int64(l.idle) || l.wanted() || l.owned.inUse()) && !l.needless()
 		if wanted && now >= due {
 			up := l.state() == Up
 			interval := l.attempt(ctx)
@@ -362,7 +367,7 @@ func (l *link) supervise(ctx context.Context) {
 		} else {
 			timer.Stop()
 			l.parked.Store(true)
-			if (l.used.Load() || l.wanted()) && !l.needless() {
+			if (l.used.Load() || l.wanted() || l.owned.inUse()) && !l.needless() {
 				l.parked.Store(false) // came by just now
 				continue
 			}

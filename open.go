@@ -142,6 +142,7 @@ func (c *Cache) connect() {
 func (c *Cache) newLink(ctx context.Context, env linkEnv, owns func(key string) bool) *link {
 	env.emptied = func() { c.emptied(owns) }
 	l := newLink(c.opts, env)
+	l.owned.workers, l.owned.closed = &c.workers, c.fence.closed.Load
 	l.replayer = &replayer{
 		journal: c.journal,
 		link:    l,

@@ -121,6 +121,9 @@ type session struct {
 	// may be older than what its master holds.
 	replica atomic.Bool
 
+	// period is the stretch of time in which it serves, nil between two.
+	period atomic.Pointer[period]
+
 	// id tells sessions apart: commands of one run in the order they were sent,
 	// those of an earlier one may still run late.
 	id uint64
@@ -236,7 +239,35 @@ func (l *link) openSession(life context.Context, addr string) (*session, error) 
 	if err != nil {
 		return nil, fmt.Errorf("holdfast: connecting to %s: %w", addr, err)
 	}
+	s.beginPeriod()
+	if s.lost.Load() {
+		s.endPeriod(errConnClosed)
+	}
 	return s, nil
+}
+
+// period is a stretch of time in which a session serves: from the opening of the gate
+// to its closing. Connections that callers have of their own end with it.
+type period struct {
+	context.Context
+	end context.CancelCauseFunc
+}
+
+// beginPeriod begins one, if none is.
+func (s *session) beginPeriod() {
+	if s.period.Load() == nil {
+		p := &period{}
+		p.Context, p.end = context.WithCancelCause(s.dialer.life)
+		s.period.Store(p)
+	}
+}
+
+// endPeriod ends it. It runs under gobreaker's lock: what ends with the period does
+// so on goroutines of its own.
+func (s *session) endPeriod(cause error) {
+	if p := s.period.Swap(nil); p != nil {
+		p.end(cause)
+	}
 }
 
 // greet learns who the server is and asks it to tell of changes.

@@ -29,9 +29,9 @@ type ending struct{ err error }
 
 // Guard wraps c, which must be fresh: nothing written and nothing read, except
 // for a TLS handshake. The connection must not be used to subscribe, for a
-// subscription is answered with pushes and not with a reply. A client that
-// unsubscribes as a precaution, as rueidis does when it takes back a dedicated
-// connection (mux.go, Store), loses the connection.
+// subscription is answered with pushes and not with a reply: see [GuardPubSub]. A
+// client that unsubscribes as a precaution, as rueidis does when it takes back a
+// dedicated connection (mux.go, Store), loses the connection.
 //
 // onClose may be nil. It is called once, on the goroutine that closes the
 // connection or that found the violation, so it must not block.
@@ -42,6 +42,15 @@ func Guard(c net.Conn, limits Limits, onClose func(error)) *Conn {
 		in:      newFramer(limits.withDefaults()),
 		out:     newRequestFramer(),
 	}
+}
+
+// GuardPubSub is Guard for a connection that may subscribe. It keeps account of what
+// each request waits for, which costs a lock for each.
+func GuardPubSub(c net.Conn, limits Limits, onClose func(error)) *Conn {
+	g := Guard(c, limits, onClose)
+	both := &ledger{}
+	g.in.AllowPubSub, g.in.ledger, g.out.ledger = true, both, both
+	return g
 }
 
 // Read reads from the peer. If the peer breaks the protocol, Read closes the

@@ -64,15 +64,19 @@ type Framer struct {
 	AllowPubSub bool
 
 	limits   Limits
-	requests bool  // validates what a client sends: arrays of bulk strings
-	allowed  int64 // how many frames other than pushes may have begun
+	requests bool    // validates what a client sends: arrays of bulk strings
+	allowed  int64   // how many frames other than pushes may have begun
+	ledger   *ledger // of both directions, where the connection subscribes; in allowed's place
 
 	state    state
 	typ      byte // type of the element being read
 	negative bool
 	lastCR   bool // in stLine: the previous byte was a CR
 	push     pushKind
-	kind     [maxPushKind]byte // what the push says its kind is
+	kind     [maxPushKind]byte // what the push says its kind is, or a request its name
+	naming   bool              // in stBody: of a request's name
+	must     demand            // what the reply must be
+	text     []byte            // its beginning, where must says what it must be
 	digits   int
 	number   uint64
 	remain   int64   // in stBody: bytes to skip
@@ -179,7 +183,7 @@ func (f *Framer) Feed(b []byte) error {
 
 		case stBody:
 			n := min(f.remain, int64(len(b)-i))
-			if f.push == pushUnknown {
+			if f.push == pushUnknown || f.naming {
 				at := int64(f.number) - f.remain
 				copy(f.kind[at:], b[i:i+int(n)])
 			}
@@ -188,6 +192,10 @@ func (f *Framer) Feed(b []byte) error {
 				break
 			}
 			f.state = stCR
+			if f.naming {
+				f.naming = false
+				f.ledger.named(f.kind[:f.number], f.arity-1)
+			}
 			if f.push == pushUnknown {
 				if reason := f.resolvePush(); reason != "" {
 					return f.fail(b, i-1, reason)
@@ -224,6 +232,9 @@ func (f *Framer) Feed(b []byte) error {
 			// is text.
 			rest := b[i:min(len(b), i+f.limits.MaxLine+2-f.line)]
 			n := bytes.IndexByte(rest, '\n')
+			if f.must != anyReply {
+				f.text = append(f.text, rest[:min(len(rest), maxText-len(f.text))]...)
+			}
 			if n < 0 {
 				i += len(rest)
 				f.line += len(rest)
@@ -239,6 +250,9 @@ func (f *Framer) Feed(b []byte) error {
 			}
 			if !f.lastCR {
 				return f.fail(b, i, "expected CR before LF")
+			}
+			if reason := f.checkText(); reason != "" {
+				return f.fail(b, i, reason)
 			}
 			i++
 			f.end()
@@ -305,11 +319,11 @@ func (f *Framer) begin(b []byte, i int) bool {
 	f.typ = c
 	if len(f.stack) == 0 {
 		if c != '>' {
-			if f.begun >= f.allowed {
+			if reason := f.expects(c); reason != "" {
 				// rueidis panics on a reply it has no request for (pipe.go,
 				// _backgroundRead, protocolbug). The check is made here, not
 				// at the end of the reply, for it allocates before that.
-				f.fail(b, i, "a reply nobody asked for")
+				f.fail(b, i, reason)
 				f.err.Hint = "it said " + quote(b[i:])
 				return false
 			}
@@ -321,6 +335,41 @@ func (f *Framer) begin(b []byte, i int) bool {
 	}
 	f.digits, f.number, f.negative = 0, 0, false
 	return true
+}
+
+// expects takes a frame of type c that is no push, and says why it may not be.
+func (f *Framer) expects(c byte) (reason string) {
+	switch {
+	case f.ledger == nil:
+		if f.begun >= f.allowed {
+			return "a reply nobody asked for"
+		}
+	case f.requests:
+		f.ledger.began()
+	default:
+		f.must, reason = f.ledger.reply(c == '-' || c == '!')
+		f.text = f.text[:0]
+		if reason == "" && f.must != anyReply && c != '+' && c != '-' {
+			return "an unsubscription was answered with a reply"
+		}
+	}
+	return reason
+}
+
+// maxText is how much of a reply is looked at.
+const maxText = 1024
+
+// checkText checks a line that has ended, where it matters what it says.
+func (f *Framer) checkText() (reason string) {
+	if f.must == anyReply || len(f.stack) > 0 {
+		return ""
+	}
+	text, _, _ := bytes.Cut(f.text, []byte("\r"))
+	if len(f.text) == maxText || isPong(f.typ, text) != (f.must == pongReply) {
+		return "an unsubscription was answered with " + quote(text)
+	}
+	f.must = anyReply
+	return ""
 }
 
 // checkNumber checks the number in front of a CR at the given offset. rueidis
@@ -393,6 +442,7 @@ func (f *Framer) enter() {
 		if n == 0 {
 			f.state = stCR
 		}
+		f.naming = f.ledger != nil && f.requests && f.stack[0] == f.arity && n > 0 && n <= maxPushKind
 		return
 	case '*', '~', '%', '>':
 		if f.negative || n == 0 {
@@ -405,6 +455,9 @@ func (f *Framer) enter() {
 		f.elements += n
 		f.stack = append(f.stack, n)
 		f.state = stType
+		if f.requests {
+			f.arity = n
+		}
 		return
 	}
 	f.end()

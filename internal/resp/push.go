@@ -48,6 +48,9 @@ func (f *Framer) resolvePush() (reason string) {
 	if f.arity != arity {
 		return "push of an unknown form"
 	}
+	if f.push == pushSubscription && f.ledger != nil {
+		return f.ledger.confirmed(f.kind[:f.number])
+	}
 	return ""
 }
 

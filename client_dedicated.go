@@ -1,0 +1,352 @@
+package holdfast
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+
+	"github.com/redis/rueidis"
+)
+
+// dedicated is a rueidis.DedicatedClient. It may be used from several goroutines.
+type dedicated struct {
+	cl      *client
+	listens bool // it will subscribe: rueidis is to ping
+	patient bool // its commands are not bounded by the budget
+	link    *link
+	asking  bool
+
+	mu struct {
+		sync.Mutex
+		conn     *ownConn
+		dialling chan struct{} // closed when a dial has ended; nil where none is under way
+		released bool
+		closed   bool // by Close
+		running  int
+		state    connState
+		hooks    *pendingHooks
+	}
+}
+
+var _ rueidis.DedicatedClient = (*dedicated)(nil)
+
+// connState is what a connection remembers from one command to the next. What has none
+// may serve another caller.
+type connState struct {
+	multi   bool // MULTI was sent, and neither EXEC nor DISCARD
+	watches bool
+	marked  bool       // by something that no command takes back
+	queued  [][]string // since MULTI; EXEC writes to their keys
+}
+
+// stateful are the commands that change the connection's state, or use it.
+var stateful = nameSet("MULTI", "EXEC", "DISCARD", "WATCH", "UNWATCH", "SELECT", "AUTH", "HELLO", "RESET", "QUIT", "CLIENT",
+	"SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "UNSUBSCRIBE", "PUNSUBSCRIBE", "SUNSUBSCRIBE", "MONITOR", "SYNC", "PSYNC",
+	"REPLCONF", "READONLY", "READWRITE", "ASKING", "SCRIPT", "DEBUG")
+
+// deadly are those that a connection of rueidis' does not survive: what answers them is
+// no reply, or comes in another protocol.
+var deadly = nameSet("MONITOR", "SYNC", "PSYNC", "RESET", "HELLO", "REPLCONF")
+
+func nameSet(names ...string) map[string]bool {
+	m := make(map[string]bool, len(names))
+	for _, n := range names {
+		m[n] = true
+	}
+	return m
+}
+
+// step takes a command, and says why it may not be sent. listening: it was made by the
+// Builder's method for a subscription, and rueidis knows that it has no reply. keep its
+// keys, should it be queued.
+func (s *connState) step(args []string, listening, keep bool) error {
+	name := upper(args[0])
+	switch {
+	case deadly[name]:
+		return notHere(name, "on a dedicated connection")
+	case name == "CLIENT" && len(args) > 1 && strings.EqualFold(args[1], "REPLY"):
+		return notHere("client reply", "on a dedicated connection")
+	case strings.HasSuffix(name, "SUBSCRIBE"):
+		if s.multi {
+			return notHere(name, "within MULTI")
+		}
+		if !listening {
+			return notHere(name, "but by the Builder's own method")
+		}
+		s.marked = true
+		return nil
+	}
+	switch name {
+	case "MULTI":
+		s.multi = true
+		return nil
+	case "EXEC", "DISCARD":
+		if len(args) == 1 {
+			s.multi, s.watches, s.queued = false, false, nil
+		}
+		return nil
+	}
+	if s.multi && keep {
+		own := make([]string, len(args))
+		for i, a := range args {
+			own[i] = strings.Clone(a) // it is looked at after the call
+		}
+		s.queued = append(s.queued, own)
+	}
+	switch {
+	case name == "WATCH":
+		s.watches = true
+	case name == "UNWATCH":
+		s.watches = s.multi && s.watches
+	case stateful[name] && !(name == "CLIENT" && len(args) > 1 && harmless[upper(args[1])]):
+		s.marked = true
+	}
+	return nil
+}
+
+// harmless are the subcommands of CLIENT that leave no trace on its connection.
+var harmless = nameSet("ID", "INFO", "LIST", "GETNAME", "GETREDIR", "KILL", "UNBLOCK", "PAUSE", "UNPAUSE", "TRACKINGINFO", "HELP")
+
+func (s *connState) clean() bool { return !s.multi && !s.watches && !s.marked }
+
+// B is the builder of commands.
+func (d *dedicated) B() rueidis.Builder { return d.cl.B() }
+
+// Do is rueidis.DedicatedClient's.
+func (d *dedicated) Do(ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+	return d.DoMulti(ctx, cmd)[0]
+}
+
+// DoMulti is rueidis.DedicatedClient's.
+func (d *dedicated) DoMulti(ctx context.Context, multi ...rueidis.Completed) []rueidis.RedisResult {
+	if len(multi) == 0 {
+		return nil
+	}
+	args, err := argsOf(multi)
+	if err != nil {
+		return failures(len(multi), err)
+	}
+	return d.run(ctx, multi, args)
+}
+
+// run sends the commands in one pipeline.
+func (d *dedicated) run(ctx context.Context, cmds []rueidis.Completed, args [][]string) []rueidis.RedisResult {
+	conn, keys, err := d.begin(ctx, cmds, args)
+	if err != nil {
+		return failures(len(cmds), err)
+	}
+	ok := false
+	defer func() { d.end(conn, keys, ok) }()
+	waiting, cancel := ctx, context.CancelFunc(noCancel)
+	bounded := !d.patient
+	for i := range cmds {
+		bounded = bounded && !blocks(&cmds[i], args[i])
+	}
+	if bounded {
+		waiting, cancel = d.cl.c.remote.budget.of(ctx, d.cl.c.clock.now())
+	}
+	defer cancel()
+	replies := conn.do(waiting, d.asking, cmds)
+	ok = true
+	for i := range replies {
+		if err := replies[i].NonRedisError(); err != nil {
+			replies[i] = rueidis.NewErrorResult(conn.worded(ctx, args[i][0], err))
+			ok = ok && misuse(err)
+		} else if err := replies[i].Error(); err != nil {
+			conn.learn(err)
+		}
+	}
+	return replies
+}
+
+// begin makes ready for the commands: the connection, the keys, the state. keys are the
+// arguments of all that the commands may change.
+func (d *dedicated) begin(ctx context.Context, cmds []rueidis.Completed, args [][]string) (conn *ownConn, keys [][]string, err error) {
+	lane, open := d.cl.c.fence.enter()
+	defer lane.leave()
+	if err := d.cl.usable(ctx, open); err != nil {
+		return nil, nil, err
+	}
+	if keys, err = d.step(cmds, args, false); err != nil { // before anybody dials for it
+		return nil, nil, err
+	}
+	if conn, err = d.connection(ctx, args); err != nil {
+		return nil, nil, err
+	}
+	if err = d.cl.readyOwn(ctx, keys); err != nil {
+		return nil, nil, err
+	}
+	keys, err = d.step(cmds, args, true)
+	return conn, keys, err
+}
+
+// step takes the commands into the state, where that is final, and returns what they may
+// change. A subscription is refused from the moment on in which MULTI is to be sent.
+func (d *dedicated) step(cmds []rueidis.Completed, args [][]string, final bool) (keys [][]string, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.mu.released {
+		return nil, rueidis.ErrDedicatedClientRecycled
+	}
+	next := d.mu.state
+	for i := range cmds {
+		if strings.EqualFold(args[i][0], "EXEC") {
+			keys = append(keys, next.queued...)
+		}
+		if err := next.step(args[i], cmds[i].NoReply(), final); err != nil {
+			return nil, err
+		}
+	}
+	if final {
+		d.mu.state = next
+		d.mu.running++
+	}
+	return append(keys, args...), nil
+}
+
+// end is called when commands have their replies, or will have none.
+func (d *dedicated) end(conn *ownConn, keys [][]string, ok bool) {
+	if !ok {
+		conn.close(unavailable{errUnanswered})
+	}
+	lane, open := d.cl.c.fence.enter()
+	if open {
+		d.cl.after(keys)
+	}
+	lane.leave()
+	d.mu.Lock()
+	d.mu.running--
+	d.mu.Unlock()
+}
+
+// errUnanswered is why a connection was given up.
+var errUnanswered = errors.New("holdfast: a command before this one got no answer: the connection was given up")
+
+// at is the session beside which the connection was dialled.
+func (d *dedicated) at() *session {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.mu.conn == nil {
+		return nil
+	}
+	return d.mu.conn.session
+}
+
+// connection is the one there is, or is dialled. The caller is within the fence.
+func (d *dedicated) connection(ctx context.Context, args [][]string) (*ownConn, error) {
+	for {
+		d.mu.Lock()
+		switch {
+		case d.mu.released:
+			d.mu.Unlock()
+			return nil, rueidis.ErrDedicatedClientRecycled
+		case d.mu.conn != nil:
+			conn := d.mu.conn
+			d.mu.Unlock()
+			return conn, nil
+		case d.mu.dialling == nil:
+			return d.dialLocked(ctx, args)
+		}
+		dialling := d.mu.dialling
+		d.mu.Unlock()
+		select {
+		case <-dialling:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// dialLocked is called with the lock held, and returns without it.
+func (d *dedicated) dialLocked(ctx context.Context, args [][]string) (*ownConn, error) {
+	done := make(chan struct{})
+	d.mu.dialling = done
+	fresh := d.listens || d.mu.hooks != nil || strings.HasSuffix(upper(args[0][0]), "SUBSCRIBE")
+	d.mu.Unlock()
+	l := d.link
+	if l == nil {
+		l = d.cl.ownLink(args)
+	}
+	conn, err := l.owned.take(ctx, fresh)
+	d.mu.Lock()
+	d.mu.dialling = nil
+	hooks := d.mu.hooks
+	d.mu.hooks = nil
+	released := d.mu.released
+	if err == nil && !released {
+		d.mu.conn = conn
+		d.mu.state.marked = fresh
+	}
+	d.mu.Unlock()
+	defer close(done)
+	switch {
+	case err != nil:
+		hooks.fail(err)
+		return nil, &Error{Op: "connect", Tier: Remote, Err: err}
+	case released:
+		l.owned.give(conn, !fresh)
+		return nil, rueidis.ErrDedicatedClientRecycled
+	}
+	hooks.install(conn)
+	return conn, nil
+}
+
+var subscribes = nameSet("SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE")
+
+// Receive is rueidis.DedicatedClient's.
+func (d *dedicated) Receive(ctx context.Context, subscribe rueidis.Completed, fn func(msg rueidis.PubSubMessage)) error {
+	cmds := []rueidis.Completed{subscribe}
+	args, err := argsOf(cmds)
+	if err != nil {
+		return err
+	}
+	if !subscribes[args[0][0]] {
+		return notHere(args[0][0], "in Receive: it is for SUBSCRIBE, PSUBSCRIBE and SSUBSCRIBE")
+	}
+	conn, keys, err := d.begin(ctx, cmds, args)
+	if err != nil {
+		return err
+	}
+	defer d.end(conn, keys, true)
+	err = conn.dedicated.Receive(ctx, subscribe, fn)
+	if err == nil || ctx.Err() != nil && gaveUp(err) {
+		return err
+	}
+	var refused *rueidis.RedisError
+	if errors.As(err, &refused) {
+		conn.learn(err)
+		return err
+	}
+	return conn.worded(ctx, args[0][0], err)
+}
+
+// release gives the connection back; further calls get ErrDedicatedClientRecycled.
+func (d *dedicated) release() { d.part(nil) }
+
+// Close ends the connection, and what waits on it with rueidis.ErrClosing.
+func (d *dedicated) Close() { d.part(rueidis.ErrClosing) }
+
+func (d *dedicated) part(cause error) {
+	d.mu.Lock()
+	if d.mu.released {
+		d.mu.Unlock()
+		return
+	}
+	d.mu.released = true
+	conn, hooks := d.mu.conn, d.mu.hooks
+	d.mu.hooks = nil
+	clean := d.mu.state.clean() && d.mu.running == 0 && cause == nil
+	d.mu.Unlock()
+	hooks.fail(cause)
+	if conn == nil {
+		return
+	}
+	if cause != nil {
+		conn.close(cause)
+	} else if !clean {
+		_ = conn.dedicated.SetPubSubHooks(rueidis.PubSubHooks{}) // their channel closes without an error
+		conn.close(rueidis.ErrDedicatedClientRecycled)
+	}
+	conn.owned.give(conn, clean)
+}

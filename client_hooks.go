@@ -1,0 +1,90 @@
+package holdfast
+
+import "github.com/redis/rueidis"
+
+// SetPubSubHooks is rueidis.DedicatedClient's. Before the first command the hooks wait
+// for the connection that it dials.
+func (d *dedicated) SetPubSubHooks(hooks rueidis.PubSubHooks) <-chan error {
+	return d.setHooks(hooks.OnMessage == nil && hooks.OnSubscription == nil, &pendingHooks{hooks: hooks},
+		func(conn *ownConn) <-chan error { return conn.dedicated.SetPubSubHooks(hooks) })
+}
+
+// SetOnInvalidations is rueidis.DedicatedClient's.
+func (d *dedicated) SetOnInvalidations(fn func([]rueidis.RedisMessage)) <-chan error {
+	d.mu.Lock()
+	next := &pendingHooks{onInvalidations: fn}
+	if old := d.mu.hooks; old != nil {
+		next.hooks = old.hooks
+	}
+	d.mu.Unlock()
+	none := fn == nil && next.hooks.OnMessage == nil && next.hooks.OnSubscription == nil
+	return d.setHooks(none, next,
+		func(conn *ownConn) <-chan error { return conn.dedicated.SetOnInvalidations(fn) })
+}
+
+// setHooks sets the hooks now, or has them set once there is a connection.
+func (d *dedicated) setHooks(none bool, next *pendingHooks, set func(*ownConn) <-chan error) <-chan error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.mu.released {
+		return failedHooks(rueidis.ErrDedicatedClientRecycled)
+	}
+	if conn := d.mu.conn; conn != nil {
+		d.mu.state.marked = true
+		return set(conn)
+	}
+	d.mu.hooks.fail(nil)
+	d.mu.hooks = nil
+	if none {
+		return nil
+	}
+	next.cl, next.told = d.cl, make(chan error, 1)
+	d.mu.hooks = next
+	return next.told
+}
+
+func failedHooks(err error) <-chan error {
+	told := make(chan error, 1)
+	told <- err
+	return told
+}
+
+// pendingHooks wait for a connection. nil is none.
+type pendingHooks struct {
+	cl              *client
+	hooks           rueidis.PubSubHooks
+	onInvalidations func([]rueidis.RedisMessage)
+	told            chan error // closed when the hooks are not called any more
+}
+
+// fail says that there will be no connection.
+func (h *pendingHooks) fail(err error) {
+	if h == nil {
+		return
+	}
+	if err != nil {
+		h.told <- err
+	}
+	close(h.told)
+}
+
+// install gives the hooks to the connection. The caller is within the fence.
+func (h *pendingHooks) install(conn *ownConn) {
+	if h == nil {
+		return
+	}
+	var told <-chan error
+	if h.hooks.OnMessage != nil || h.hooks.OnSubscription != nil {
+		told = conn.dedicated.SetPubSubHooks(h.hooks)
+	}
+	if h.onInvalidations != nil {
+		told = conn.dedicated.SetOnInvalidations(h.onInvalidations)
+	}
+	// It ends with the connection, if not before.
+	h.cl.c.workers.spawn("hooks", func() {
+		for err := range told {
+			h.told <- err
+		}
+		close(h.told)
+	})
+}

@@ -1,0 +1,369 @@
+package holdfast_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/holdfast-cache/holdfast"
+	"github.com/holdfast-cache/holdfast/internal/redistest"
+	"github.com/redis/rueidis"
+)
+
+// owning starts one of everything that has a connection of its own and waits there, and
+// returns where the errors come.
+func owning(t *testing.T, ctx context.Context, s *redistest.Server, cl rueidis.Client) map[string]<-chan error {
+	t.Helper()
+	b := cl.B()
+	d, release := cl.Dedicate()
+	t.Cleanup(release)
+	must(t, d.Do(ctx, b.Watch().Key("w").Build()).Error())
+	hooked, release := cl.Dedicate()
+	t.Cleanup(release)
+	told := hooked.SetPubSubHooks(rueidis.PubSubHooks{OnMessage: func(rueidis.PubSubMessage) {}})
+	must(t, hooked.Do(ctx, b.Subscribe().Channel("hooked").Build()).Error())
+	waiting := map[string]<-chan error{
+		"BLPOP": async(func() error { return cl.Do(ctx, b.Blpop().Key("q").Timeout(0).Build()).Error() }),
+		"BLPOP on a dedicated connection": async(func() error {
+			return d.Do(ctx, b.Blpop().Key("q").Timeout(0).Build()).Error()
+		}),
+		"Receive": async(func() error {
+			return cl.Receive(ctx, b.Subscribe().Channel("ch").Build(), func(rueidis.PubSubMessage) {})
+		}),
+		"the hooks": told,
+	}
+	blocked(t, s, 2)
+	subscribed(t, s, "ch", 1)
+	return waiting
+}
+
+func TestWhatWaitsOnAConnectionOfItsOwnFailsWhenRedisIsKilled(t *testing.T) {
+	ctx := begin(t)
+	s, c, dials := counted(t)
+	cl := c.Client()
+	waiting := owning(t, ctx, s, cl)
+	before := dials.Attempts()
+	killed := time.Now()
+	s.Kill()
+	for what, done := range waiting {
+		wantUnavailable(t, what, result(t, what, done))
+	}
+	if d := time.Since(killed); d > 5*time.Second {
+		t.Errorf("it took %v to say so", d)
+	}
+	waitState(t, c, holdfast.Down)
+	// Nothing dials but the supervisor, by its schedule.
+	downFor(t, ctx, cl, 1000)
+	must(t, redistest.RateOKUntil(dials.Times()[before:], killed, time.Now()))
+	s.Restart()
+	waitState(t, c, holdfast.Up)
+	must(t, cl.Dedicated(func(d rueidis.DedicatedClient) error { return d.Do(ctx, cl.B().Ping().Build()).Error() }))
+	if r := cl.DoStream(ctx, cl.B().Ping().Build()); r.Error() != nil {
+		t.Error(r.Error())
+	} else {
+		_, err := r.WriteTo(io.Discard)
+		must(t, err)
+	}
+}
+
+// downFor makes calls of each kind while Redis is away: each fails, and at once.
+func downFor(t *testing.T, ctx context.Context, cl rueidis.Client, calls int) {
+	t.Helper()
+	b := cl.B()
+	var took latencies
+	for range calls / 5 {
+		for what, f := range map[string]func() error{
+			"dedicated": func() error {
+				return cl.Dedicated(func(d rueidis.DedicatedClient) error { return d.Do(ctx, b.Multi().Build()).Error() })
+			},
+			"receive": func() error {
+				return cl.Receive(ctx, b.Subscribe().Channel("ch").Build(), func(rueidis.PubSubMessage) {})
+			},
+			"blpop":  func() error { return cl.Do(ctx, b.Blpop().Key("q").Timeout(0).Build()).Error() },
+			"stream": func() error { r := cl.DoStream(ctx, b.Get().Key("k").Build()); return r.Error() },
+			"streams": func() error {
+				r := cl.DoMultiStream(ctx, b.Get().Key("k").Build(), b.Get().Key("l").Build())
+				return r.Error()
+			},
+		} {
+			took.time(func() { wantUnavailable(t, what, f()) })
+		}
+	}
+	took.within(t, 0.99, slack)
+}
+
+func TestNothingIsDialledForAConnectionOfItsOwnWhileRedisIsAway(t *testing.T) {
+	ctx := begin(t)
+	dead := redistest.Start(t)
+	dead.Kill()
+	dials := &redistest.DialCounter{}
+	o := at(dead.Addr())
+	o.Redis.DialCtxFn = dials.Dial
+	o.Breaker.MinBackoff, o.Breaker.MaxBackoff = time.Minute, time.Minute
+	c := open(t, o)
+	redistest.WaitFor(t, patience, "the supervisor's attempts", func() bool { return dials.Attempts() == 2 || c.Health().LastError != nil })
+	n := dials.Attempts()
+	downFor(t, ctx, c.Client(), 1000)
+	if more := dials.Attempts() - n; more > 1 { // the supervisor's second
+		t.Errorf("%d dials for 1,000 calls", more)
+	}
+}
+
+func TestWhatWaitsOnAConnectionOfItsOwnFailsWhenTheCircuitOpens(t *testing.T) {
+	ctx := begin(t)
+	s, c, dials := counted(t)
+	cl := c.Client()
+	waiting := owning(t, ctx, s, cl)
+	s.Pause()
+	// Nobody else calls: the supervisor watches over what is in use.
+	for what, done := range waiting {
+		wantUnavailable(t, what, result(t, what, done))
+	}
+	if st := c.Health().State; st == holdfast.Up {
+		t.Errorf("they failed, and the state is %v", st)
+	}
+	redistest.WaitFor(t, patience, "the connections to be closed", func() bool { return dials.Open() <= 1 })
+	downFor(t, ctx, cl, 100)
+	s.Resume()
+	waitState(t, c, holdfast.Up)
+	wantTransaction(t, ctx, cl)
+}
+
+func wantTransaction(t *testing.T, ctx context.Context, cl rueidis.Client) {
+	t.Helper()
+	b := cl.B()
+	must(t, cl.Dedicated(func(d rueidis.DedicatedClient) error {
+		return d.DoMulti(ctx, b.Multi().Build(), b.Set().Key("t").Value("1").Build(), b.Exec().Build())[2].Error()
+	}))
+}
+
+func TestACommandOnADedicatedConnectionHasTheBudget(t *testing.T) {
+	ctx := begin(t)
+	s, c, _ := counted(t)
+	cl := c.Client()
+	b := cl.B()
+	d, release := cl.Dedicate()
+	defer release()
+	must(t, d.Do(ctx, b.Watch().Key("k").Build()).Error())
+	s.Pause()
+	defer s.Resume()
+	start := time.Now()
+	wantUnavailable(t, "GET", d.Do(ctx, b.Get().Key("k").Build()).Error())
+	if took := time.Since(start); took > 400*time.Millisecond+slack {
+		t.Errorf("it took %v", took)
+	}
+	// What it watched is forgotten: EXEC on another connection would not know of it.
+	wantUnavailable(t, "the next", d.Do(ctx, b.Get().Key("k").Build()).Error())
+	cancelled, cancel := context.WithCancel(ctx)
+	cancel()
+	if err := d.Do(cancelled, b.Get().Key("k").Build()).Error(); err != context.Canceled {
+		t.Errorf("of a caller who has left: %v", err)
+	}
+}
+
+func TestAStreamEndsWithTheCircuit(t *testing.T) {
+	ctx := begin(t)
+	s, c, _ := counted(t)
+	s.MustDo("SET", "big", string(bytes.Repeat([]byte("x"), 64<<20)))
+	r := c.Client().DoStream(ctx, c.Client().B().Get().Key("big").Build())
+	must(t, r.Error())
+	s.Pause()
+	_, err := r.WriteTo(io.Discard)
+	wantUnavailable(t, "the stream", err)
+	s.Resume()
+}
+
+func TestCloseEndsWhatWaitsOnConnectionsOfItsOwn(t *testing.T) {
+	for _, paused := range []bool{false, true} {
+		t.Run(fmt.Sprint("paused ", paused), func(t *testing.T) {
+			ctx := begin(t)
+			s := redistest.Start(t)
+			dials := &redistest.DialCounter{}
+			o := at(s.Addr())
+			o.Redis.DialCtxFn, o.Timeout = dials.Dial, 400*time.Millisecond
+			c, err := holdfast.New(o)
+			must(t, err)
+			ready(t, c)
+			cl := c.Client()
+			waiting := owning(t, ctx, s, cl)
+			// Idle ones, too.
+			wantTransaction(t, ctx, cl)
+			r := cl.DoStream(ctx, cl.B().Get().Key("t").Build())
+			_, err = r.WriteTo(io.Discard)
+			must(t, err)
+			if paused {
+				s.Pause()
+				defer s.Resume()
+			}
+			start := time.Now()
+			must(t, c.Close())
+			if d := time.Since(start); d > time.Second+slack {
+				t.Errorf("Close took %v", d)
+			}
+			for what, done := range waiting {
+				if err := result(t, what, done); !errors.Is(err, holdfast.ErrClosed) {
+					t.Errorf("%s: %v; want ErrClosed", what, err)
+				}
+			}
+			redistest.WaitFor(t, patience, "the connections to be closed", func() bool { return dials.Open() == 0 })
+			if err := cl.Dedicated(func(d rueidis.DedicatedClient) error { return d.Do(ctx, cl.B().Ping().Build()).Error() }); !errors.Is(err, holdfast.ErrClosed) {
+				t.Errorf("after Close: %v", err)
+			}
+		})
+	}
+}
+
+// refusing dials, or not.
+type refusing struct {
+	redistest.DialCounter
+	refuse, hang atomic.Bool
+	refused      atomic.Int32
+}
+
+func (r *refusing) dial(ctx context.Context, addr string, d *net.Dialer, cfg *tls.Config) (net.Conn, error) {
+	if r.refuse.Load() {
+		r.refused.Add(1)
+		return nil, errors.New("refused by the test")
+	}
+	if r.hang.Load() {
+		r.refused.Add(1)
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return r.Dial(ctx, addr, d, cfg)
+}
+
+func TestAFailedDialOfAConnectionOfItsOwnIsNotRepeatedInALoop(t *testing.T) {
+	ctx := begin(t)
+	r := &refusing{}
+	_, c, _ := counted(t, func(o *holdfast.Options) { o.Redis.DialCtxFn = r.dial })
+	cl := c.Client()
+	r.refuse.Store(true)
+	start := time.Now()
+	stop := load(32, func(g, i int) {
+		var err error
+		if g%2 == 0 {
+			err = cl.Do(ctx, cl.B().Blpop().Key("q").Timeout(0).Build()).Error()
+		} else {
+			s := cl.DoStream(ctx, cl.B().Get().Key("q").Build())
+			err = s.Error()
+		}
+		wantUnavailable(t, "a call", err)
+		runtime.Gosched()
+	})
+	redistest.WaitFor(t, patience, "a while", func() bool { return time.Since(start) > 1500*time.Millisecond })
+	stop()
+	// The first eight at once, and after 100, 200, 400, 800 ms, 1 s, eight at most each.
+	if n := r.refused.Load(); n < 2 || n > 48 {
+		t.Errorf("%d dials", n)
+	}
+	if st := c.Health().State; st != holdfast.Up {
+		t.Errorf("the session is fine, and the state %v", st)
+	}
+	r.refuse.Store(false)
+	redistest.WaitFor(t, patience, "the next dial", func() bool {
+		return cl.Dedicated(func(d rueidis.DedicatedClient) error { return d.Do(ctx, cl.B().Ping().Build()).Error() }) == nil
+	})
+	// The caller's context wins over a dial that hangs, and Close does, too.
+	r.hang.Store(true)
+	short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
+	defer cancel()
+	began := time.Now()
+	err := cl.Receive(short, cl.B().Subscribe().Channel("ch").Build(), nil)
+	if !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > 20*time.Millisecond+slack {
+		t.Errorf("%v after %v", err, time.Since(began))
+	}
+}
+
+func TestTheNumberOfConnectionsOfTheirOwnIsBounded(t *testing.T) {
+	ctx := begin(t)
+	_, c, dials := counted(t, func(o *holdfast.Options) {
+		o.Redis.BlockingPoolSize = 4
+		o.Redis.Dialer.Timeout = 200 * time.Millisecond
+	})
+	cl := c.Client()
+	b := cl.B()
+	short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+	defer cancel()
+	var all sync.WaitGroup
+	for range 100 {
+		all.Go(func() {
+			if err := cl.Do(short, b.Blpop().Key("q").Timeout(0).Build()).Error(); !errors.Is(err, context.DeadlineExceeded) {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if n := dials.Attempts(); n > 1+4 {
+		t.Errorf("%d dials", n)
+	}
+	var held []func()
+	for range 4 {
+		d, release := cl.Dedicate()
+		must(t, d.Do(ctx, b.Ping().Build()).Error())
+		held = append(held, release)
+	}
+	wantUnavailable(t, "one too many", cl.Dedicated(func(d rueidis.DedicatedClient) error { return d.Do(ctx, b.Ping().Build()).Error() }))
+	held[0]()
+	wantTransaction(t, ctx, cl)
+	for _, release := range held[1:] {
+		release()
+	}
+}
+
+func TestManyCallersOnConnectionsOfTheirOwnWhileRedisComesAndGoes(t *testing.T) {
+	ctx := begin(t)
+	s, c, dials := counted(t)
+	cl := c.Client()
+	var done atomic.Int64
+	stop := load(24, func(g, i int) {
+		b := cl.B()
+		var err error
+		switch g % 4 {
+		case 0:
+			err = cl.Dedicated(func(d rueidis.DedicatedClient) error {
+				return d.DoMulti(ctx, b.Multi().Build(), b.Incr().Key("n").Build(), b.Exec().Build())[2].Error()
+			})
+		case 1:
+			err = cl.Do(ctx, b.Blpop().Key(fmt.Sprint("q", g)).Timeout(0.01).Build()).Error()
+		case 2:
+			r := cl.DoStream(ctx, b.Get().Key("n").Build())
+			_, err = r.WriteTo(io.Discard)
+		case 3:
+			short, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
+			defer cancel()
+			err = cl.Receive(short, b.Subscribe().Channel("ch").Build(), func(rueidis.PubSubMessage) {})
+		}
+		if err == nil || rueidis.IsRedisNil(err) || errors.Is(err, context.DeadlineExceeded) {
+			done.Add(1)
+		} else {
+			wantUnavailable(t, fmt.Sprint("kind ", g%4), err)
+		}
+	})
+	for round := range 2 {
+		want := done.Load() + 200
+		redistest.WaitFor(t, patience, "calls", func() bool { return done.Load() > want })
+		if round%2 == 0 {
+			s.Kill()
+			waitState(t, c, holdfast.Down)
+			s.Restart()
+		} else {
+			s.Pause()
+			redistest.WaitFor(t, patience, "the circuit to open", func() bool { return c.Health().State == holdfast.Down })
+			s.Resume()
+		}
+		waitState(t, c, holdfast.Up)
+	}
+	stop()
+	must(t, c.Close())
+	redistest.WaitFor(t, patience, "the connections to be closed", func() bool { return dials.Open() == 0 })
+}

@@ -1,0 +1,145 @@
+package resp
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// request is one as rueidis writes it.
+func request(args ...string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "*%d\r\n", len(args))
+	for _, a := range args {
+		fmt.Fprintf(&b, "$%d\r\n%s\r\n", len(a), a)
+	}
+	return b.String()
+}
+
+func confirmation(kind, channel string) string {
+	return fmt.Sprintf(">3\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n:1\r\n", len(kind), kind, len(channel), channel)
+}
+
+const message = ">3\r\n$7\r\nmessage\r\n$1\r\na\r\n$1\r\nm\r\n"
+
+func TestTheAnswersToSubscriptionsAreExpected(t *testing.T) {
+	sub, unsub := request("SUBSCRIBE", "a", "b"), request("UNSUBSCRIBE", "a")+ping
+	a, b, gone := confirmation("subscribe", "a"), confirmation("subscribe", "b"), confirmation("unsubscribe", "a")
+	for _, c := range []struct{ name, sent, come, reason string }{
+		{"a subscription", sub, a + b + message, ""},
+		{"two at once", sub + request("PSUBSCRIBE", "a"), a + b + confirmation("psubscribe", "a") + message, ""},
+		{"one among others", ping + ping + sub + ping, "+PONG\r\n+PONG\r\n" + a + b + "+PONG\r\n", ""},
+		{"one that is refused", sub + ping, "-NOPERM no\r\n+PONG\r\n", ""},
+		{"an end", sub + unsub + ping, a + b + gone + "+PONG\r\n" + message + "+PONG\r\n", ""},
+		{"an end of what was not begun", request("UNSUBSCRIBE") + ping, ">3\r\n$11\r\nunsubscribe\r\n_\r\n:0\r\n+PONG\r\n", ""},
+		{"an end that is refused", unsub + ping, "-NOPERM no\r\n+PONG\r\n+PONG\r\n", ""},
+		{"an end while PING is refused", unsub, gone + "-NOPERM User x has no permissions to run the 'ping' command\r\n", ""},
+		{"an end by the server", sub, a + b + confirmation("sunsubscribe", "a") + message, ""},
+		{"an end by the server, before a subscription", sub, confirmation("sunsubscribe", "a") + a + b, ""},
+
+		{"QUEUED", sub, "+QUEUED\r\n", "answered with a reply"},
+		{"a confirmation of nothing", ping, a, "nobody asked for"},
+		{"a confirmation of another kind", sub, confirmation("psubscribe", "a"), "nobody asked for"},
+		{"one confirmation too many", sub + ping, a + b + b, "nobody asked for"},
+		{"a reply beside the confirmations", sub, a + b + "+OK\r\n", "nobody asked for"},
+		{"a reply amid the confirmations", sub + ping, a + "+PONG\r\n", "answered with a reply"},
+		{"an end amid the confirmations", sub, a + gone, "amid a subscription"},
+		{"a reply before everything", "", "+OK\r\n", "nobody asked for"},
+		// Each of these makes rueidis v1.0.79 panic on its own goroutine.
+		{"BUSY to both", unsub, "-BUSY a script\r\n-BUSY a script\r\n", "answered with \"BUSY"},
+		{"LOADING to both", unsub, "-LOADING\r\n-LOADING\r\n", "answered with \"LOADING"},
+		{"QUEUED to both", unsub, "+QUEUED\r\n+QUEUED\r\n", "nswered with"},
+		{"no PONG", unsub, gone + "+OK\r\n", "answered with \"OK"},
+		{"no PONG but a string", unsub, gone + "$4\r\nPONG\r\n", "answered with a reply"},
+		{"no PONG after a refusal", unsub, "-NOPERM no\r\n-NOAUTH\r\n", "answered with \"NOAUTH"},
+		{"PONG as an error", unsub, "-PONG\r\n+PONG\r\n", "answered with \"PONG"},
+	} {
+		for _, cut := range []int{0, 1, 7} {
+			peer := &script{chunks: pieces(c.come, cut)}
+			g := GuardPubSub(peer, Limits{}, nil)
+			for _, piece := range pieces(c.sent, cut) {
+				if piece != "" {
+					send(t, g, piece)
+				}
+			}
+			_, err := io.Copy(io.Discard, g)
+			var violation *ProtocolError
+			switch {
+			case c.reason == "" && err != nil:
+				t.Errorf("%s, cut %d: %v", c.name, cut, err)
+			case c.reason != "" && (!errors.As(err, &violation) || !strings.Contains(err.Error(), c.reason)):
+				t.Errorf("%s, cut %d: %v; want %q", c.name, cut, err, c.reason)
+			}
+		}
+	}
+}
+
+// pieces cuts s into pieces of n bytes; 0 leaves it whole.
+func pieces(s string, n int) (all []string) {
+	for n > 0 && len(s) > n {
+		all, s = append(all, s[:n]), s[n:]
+	}
+	return append(all, s)
+}
+
+func TestAWaitingRequestCostsLittle(t *testing.T) {
+	l := &ledger{}
+	for range 100_000 {
+		l.began()
+	}
+	if n := cap(l.mu.entries); n > 8 {
+		t.Errorf("%d entries for plain requests in a row", n)
+	}
+	for range 100_000 {
+		if _, reason := l.reply(false); reason != "" {
+			t.Fatal(reason)
+		}
+	}
+	for range 10_000 {
+		l.began()
+		l.named([]byte("subscribe"), 1)
+		l.began()
+		l.confirmed([]byte("subscribe"))
+		if _, reason := l.reply(false); reason != "" {
+			t.Fatal(reason)
+		}
+	}
+	if n := cap(l.mu.entries); n > 256 {
+		t.Errorf("%d entries, and nobody waits", n)
+	}
+}
+
+func TestSubscribingAndReadingMayRunConcurrently(t *testing.T) {
+	ours, theirs := net.Pipe()
+	c := GuardPubSub(ours, Limits{}, nil)
+	one, answer := request("SUBSCRIBE", "a")+ping, confirmation("subscribe", "a")+"+PONG\r\n"
+	const rounds = 500
+	var all sync.WaitGroup
+	all.Go(func() {
+		p := make([]byte, len(one))
+		for range rounds {
+			if _, err := io.ReadFull(theirs, p); err != nil {
+				t.Error(err)
+			}
+			if _, err := io.WriteString(theirs, answer); err != nil {
+				t.Error(err)
+			}
+		}
+		_ = theirs.Close()
+	})
+	all.Go(func() {
+		for range rounds {
+			if _, err := c.Write([]byte(one)); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	if _, err := io.Copy(io.Discard, c); err != nil {
+		t.Error(err)
+	}
+	all.Wait()
+}

@@ -1,0 +1,158 @@
+package holdfast
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/redis/rueidis"
+)
+
+// streaming is the connections of DoStream. What it returns is read by its caller, at
+// leisure, and cannot be watched from here: only rueidis knows when it was read, and
+// keeps the connection in a pool of its own then. So there is one rueidis client for all
+// streams of a period, which dials for those only who bring a right to.
+type streaming struct {
+	client rueidis.Client
+	period *period
+}
+
+// streamCall is the right to dial that a call brings along in its context.
+type streamCall struct {
+	grant  grant
+	dialer *dialer // of the dial that it made
+	stop   func() bool
+	left   bool // before the dial had ended
+}
+
+type streamKey struct{}
+
+// streamLimit is the least that a reader has for a stream, where its context says
+// nothing else; rueidis bounds it by ConnWriteTimeout, which here says how soon a
+// silent server is noticed.
+const streamLimit = 10 * time.Second
+
+// stream sends by a connection of the kind, and returns what is to be read from it. It
+// waits for at most twice Dialer.Timeout, and less once ctx ends. The caller is within
+// the fence.
+func (o *owned) stream(ctx context.Context, send func(context.Context, rueidis.Client) rueidis.RedisResultStream) rueidis.RedisResultStream {
+	if err := ctx.Err(); err != nil {
+		return rueidis.NewErrorResultStream(err)
+	}
+	var p *period
+	if s := o.link.reader(); s != nil {
+		p = s.period.Load()
+		if client := o.streamsOf(s, p); client != nil {
+			return o.streamBy(ctx, p, client, send)
+		}
+	}
+	return rueidis.NewErrorResultStream(o.away())
+}
+
+// streamsOf returns the client of the period's streams.
+func (o *owned) streamsOf(s *session, p *period) rueidis.Client {
+	if p == nil {
+		return nil
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.mu.streams != nil && o.mu.streams.period == p {
+		return o.mu.streams.client
+	}
+	d := &dialer{}
+	option := o.option(s, d, false)
+	keepAlive := d.keepAlive
+	option.DialCtxFn = func(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (net.Conn, error) {
+		call, _ := ctx.Value(streamKey{}).(*streamCall)
+		if call == nil {
+			return nil, errNoPermit
+		}
+		return call.dial(ctx, addr, nd, cfg, keepAlive)
+	}
+	option.AlwaysPipelining = false
+	option.ConnWriteTimeout = max(option.ConnWriteTimeout, streamLimit)
+	option.BlockingPoolSize = 1 << 30 // the slots are the bound
+	option.BlockingPoolCleanup, option.BlockingPoolMinSize = o.kept(), 0
+	client, _ := rueidis.NewClient(option)
+	if client == nil {
+		return nil
+	}
+	o.mu.streams = &streaming{client: client, period: p}
+	context.AfterFunc(p, client.Close) // what is idle; what is read is closed by its dialer
+	return client
+}
+
+func (o *owned) streamBy(ctx context.Context, p *period, client rueidis.Client, send func(context.Context, rueidis.Client) rueidis.RedisResultStream) rueidis.RedisResultStream {
+	call := &streamCall{grant: grant{owned: o, period: p}}
+	r := send(context.WithValue(ctx, streamKey{}, call), client)
+	err := r.Error()
+	own := ctx.Err()
+	if call.dialer != nil {
+		call.stop()
+		if !call.left {
+			call.dialer.shaken()
+		}
+		if err != nil && own != nil {
+			err = own
+		}
+		o.dialled(err)
+	}
+	if err == nil {
+		return r
+	}
+	if own != nil {
+		err = own
+	} else if !errors.Is(err, ErrClosed) {
+		err = o.failed(p, err)
+	}
+	return rueidis.NewErrorResultStream(err)
+}
+
+// dial dials within the call. The dial itself has a goroutine of its own, for the
+// caller's context wins over one that hangs.
+func (call *streamCall) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config, keepAlive time.Duration) (net.Conn, error) {
+	o, p := call.grant.owned, call.grant.period
+	limit := time.NewTimer(o.link.opts.Redis.Dialer.Timeout)
+	defer limit.Stop()
+	if _, err := call.grant.wait(ctx, limit.C, nil); err != nil {
+		return nil, err
+	}
+	d := &dialer{
+		user: o.link.opts.Redis.DialCtxFn, life: p, keepAlive: keepAlive,
+		attempt: func() { o.link.stats.dials.Add(1) },
+		own:     func(err error) error { return o.failed(p, err) },
+	}
+	stop := context.AfterFunc(p, d.close)
+	free := sync.OnceFunc(func() { stop(); <-o.slots })
+	d.lost = func(error) { free() }
+	d.permit.Store(true)
+	// Also the handshake, which comes after this.
+	call.dialer, call.stop = d, context.AfterFunc(ctx, d.close)
+	type dialled struct {
+		conn net.Conn
+		err  error
+	}
+	done := make(chan dialled, 1)
+	o.workers.spawn("dial", func() {
+		conn, err := d.dial(ctx, addr, nd, cfg)
+		if err != nil {
+			free()
+		}
+		done <- dialled{conn, err}
+	})
+	var err error
+	select {
+	case got := <-done:
+		return got.conn, got.err
+	case <-ctx.Done():
+		err = ctx.Err()
+	case <-p.Done():
+		err = o.failed(p, errConnClosed)
+	}
+	call.left = true
+	d.close() // also what is yet to come
+	return nil, err
+}
