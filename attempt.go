@@ -162,6 +162,7 @@ func (l *link) replace(ctx context.Context, old, next *session) {
 	if old == nil {
 		return
 	}
+	next.inherit(old)
 	l.gate.CompareAndSwap(old, next)
 	l.doubt() // what the old one told may not be what the new one holds
 	for deadline := l.clock.now() + int64(l.opts.Timeout); old.used.Load() > 0 && l.clock.now() < deadline; {

@@ -20,8 +20,6 @@ type client struct {
 	closed atomic.Bool
 }
 
-var _ rueidis.Client = (*client)(nil)
-
 // dropIn is what the views of a Cache share.
 type dropIn struct {
 	once    sync.Once
@@ -191,7 +189,7 @@ func (cl *client) do(ctx context.Context, turns []turn) []rueidis.RedisResult {
 	if waits {
 		cmds := make([]rueidis.Completed, len(turns))
 		for i := range turns {
-			cmds[i] = turns[i].cmd
+			cmds[i] = turns[i].plain(cl.builder)
 		}
 		return cl.ownDo(ctx, cmds...)
 	}
@@ -208,6 +206,15 @@ func (cl *client) do(ctx context.Context, turns []turn) []rueidis.RedisResult {
 		replies[i] = turns[i].reply
 	}
 	return replies
+}
+
+// plain is the command as it may be sent. One for DoCache may have rueidis look for a cache
+// of its own, which is not there, on the goroutine that reads the connection.
+func (st *turn) plain(b rueidis.Builder) rueidis.Completed {
+	if st.cache {
+		return b.Arbitrary(st.args...).Build()
+	}
+	return st.cmd
 }
 
 func failed(turns []turn, err error) []rueidis.RedisResult {

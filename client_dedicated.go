@@ -29,8 +29,6 @@ type dedicated struct {
 	}
 }
 
-var _ rueidis.DedicatedClient = (*dedicated)(nil)
-
 // connState is what a connection remembers from one command to the next. What has none
 // may serve another caller.
 type connState struct {
@@ -40,21 +38,25 @@ type connState struct {
 	queued  [][]string // since MULTI; EXEC writes to their keys
 }
 
-// stateful are the commands that change the connection's state, or use it.
-var stateful = nameSet("MULTI", "EXEC", "DISCARD", "WATCH", "UNWATCH", "SELECT", "AUTH", "HELLO", "RESET", "QUIT", "CLIENT",
-	"SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "UNSUBSCRIBE", "PUNSUBSCRIBE", "SUNSUBSCRIBE", "MONITOR", "SYNC", "PSYNC",
-	"REPLCONF", "READONLY", "READWRITE", "ASKING", "SCRIPT", "DEBUG")
-
-// deadly are those that a connection of rueidis' does not survive: what answers them is
-// no reply, or comes in another protocol.
-var deadly = nameSet("MONITOR", "SYNC", "PSYNC", "RESET", "HELLO", "REPLCONF")
-
-func nameSet(names ...string) map[string]bool {
-	m := make(map[string]bool, len(names))
-	for _, n := range names {
-		m[n] = true
+// stateful says whether a command changes the connection's state, or uses it.
+func stateful(name string) bool {
+	switch name {
+	case "MULTI", "EXEC", "DISCARD", "WATCH", "UNWATCH", "SELECT", "AUTH", "HELLO", "RESET", "QUIT", "CLIENT",
+		"SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "UNSUBSCRIBE", "PUNSUBSCRIBE", "SUNSUBSCRIBE", "MONITOR",
+		"SYNC", "PSYNC", "REPLCONF", "READONLY", "READWRITE", "ASKING", "SCRIPT", "DEBUG":
+		return true
 	}
-	return m
+	return false
+}
+
+// deadly says whether a connection of rueidis' does not survive the command: what answers
+// it is no reply, or comes in another protocol.
+func deadly(name string) bool {
+	switch name {
+	case "MONITOR", "SYNC", "PSYNC", "RESET", "HELLO", "REPLCONF":
+		return true
+	}
+	return false
 }
 
 // step takes a command, and says why it may not be sent. listening: it was made by the
@@ -63,7 +65,7 @@ func nameSet(names ...string) map[string]bool {
 func (s *connState) step(args []string, listening, keep bool) error {
 	name := upper(args[0])
 	switch {
-	case deadly[name]:
+	case deadly(name):
 		return notHere(name, "on a dedicated connection")
 	case name == "CLIENT" && len(args) > 1 && strings.EqualFold(args[1], "REPLY"):
 		return notHere("client reply", "on a dedicated connection")
@@ -99,14 +101,21 @@ func (s *connState) step(args []string, listening, keep bool) error {
 		s.watches = true
 	case name == "UNWATCH":
 		s.watches = s.multi && s.watches
-	case stateful[name] && !(name == "CLIENT" && len(args) > 1 && harmless[upper(args[1])]):
+	case stateful(name) && !(name == "CLIENT" && len(args) > 1 && harmless(upper(args[1]))):
 		s.marked = true
 	}
 	return nil
 }
 
-// harmless are the subcommands of CLIENT that leave no trace on its connection.
-var harmless = nameSet("ID", "INFO", "LIST", "GETNAME", "GETREDIR", "KILL", "UNBLOCK", "PAUSE", "UNPAUSE", "TRACKINGINFO", "HELP")
+// harmless says whether a subcommand of CLIENT leaves no trace on its connection.
+func harmless(name string) bool {
+	switch name {
+	case "ID", "INFO", "LIST", "GETNAME", "GETREDIR", "KILL", "UNBLOCK", "PAUSE", "UNPAUSE", "TRACKINGINFO",
+		"HELP":
+		return true
+	}
+	return false
+}
 
 func (s *connState) clean() bool { return !s.multi && !s.watches && !s.marked }
 
@@ -276,23 +285,32 @@ func (d *dedicated) dialLocked(ctx context.Context, args [][]string) (*ownConn, 
 	released := d.mu.released
 	if err == nil && !released {
 		d.mu.conn = conn
-		d.mu.state.marked = fresh
+		d.mu.state.marked = fresh || hooks != nil
+		hooks.install(conn)
 	}
 	d.mu.Unlock()
 	defer close(done)
 	switch {
-	case err != nil:
-		hooks.fail(err)
-		return nil, &Error{Op: "connect", Tier: Remote, Err: err}
-	case released:
+	case err == nil && released:
 		l.owned.give(conn, !fresh)
 		return nil, rueidis.ErrDedicatedClientRecycled
+	case err == nil:
+		return conn, nil
 	}
-	hooks.install(conn)
-	return conn, nil
+	hooks.fail(err)
+	if errors.Is(err, ErrUnavailable) {
+		err = &Error{Op: strings.ToLower(args[0][0]), Tier: Remote, Err: err}
+	}
+	return nil, err
 }
 
-var subscribes = nameSet("SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE")
+func subscribes(name string) bool {
+	switch name {
+	case "SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE":
+		return true
+	}
+	return false
+}
 
 // Receive is rueidis.DedicatedClient's.
 func (d *dedicated) Receive(ctx context.Context, subscribe rueidis.Completed, fn func(msg rueidis.PubSubMessage)) error {
@@ -301,7 +319,7 @@ func (d *dedicated) Receive(ctx context.Context, subscribe rueidis.Completed, fn
 	if err != nil {
 		return err
 	}
-	if !subscribes[args[0][0]] {
+	if !subscribes(args[0][0]) {
 		return notHere(args[0][0], "in Receive: it is for SUBSCRIBE, PSUBSCRIBE and SSUBSCRIBE")
 	}
 	conn, keys, err := d.begin(ctx, cmds, args)

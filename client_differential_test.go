@@ -303,9 +303,9 @@ func TestACommandHasTheReplyThatRueidisOwnClientGets(t *testing.T) {
 	sameContents(t, ctx, plain, plainClient(t, ours.Addr()))
 }
 
-func plainClient(t testing.TB, addrs ...string) rueidis.Client {
+func plainClient(t testing.TB, addr string) rueidis.Client {
 	t.Helper()
-	plain, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: addrs})
+	plain, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{addr}, ForceSingleClient: true})
 	if err != nil {
 		t.Fatal(err)
 	}

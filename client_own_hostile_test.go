@@ -138,7 +138,7 @@ func TestWhatAConnectionWouldNotSurviveIsRefused(t *testing.T) {
 		t.Errorf("nothing was answered with %v", r)
 	}
 	//lint:ignore SA1012 a nil context is what is tested
-	if err := d.Do(nil, b.Ping().Build()).Error(); err == nil { //nolint
+	if err := d.Do(nil, b.Ping().Build()).Error(); err == nil {
 		t.Error("a nil context was taken")
 	}
 }

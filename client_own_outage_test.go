@@ -173,7 +173,7 @@ func TestACommandOnADedicatedConnectionHasTheBudget(t *testing.T) {
 func TestAStreamEndsWithTheCircuit(t *testing.T) {
 	ctx := begin(t)
 	s, c, _ := counted(t)
-	s.MustDo("SET", "big", string(bytes.Repeat([]byte("x"), 64<<20)))
+	s.MustDo("SET", "big", string(bytes.Repeat([]byte("x"), 24<<20)))
 	r := c.Client().DoStream(ctx, c.Client().B().Get().Key("big").Build())
 	must(t, r.Error())
 	s.Pause()
@@ -366,4 +366,77 @@ func TestManyCallersOnConnectionsOfTheirOwnWhileRedisComesAndGoes(t *testing.T) 
 	stop()
 	must(t, c.Close())
 	redistest.WaitFor(t, patience, "the connections to be closed", func() bool { return dials.Open() == 0 })
+}
+
+func TestASubscriptionOutlivesAServerThatTakesNoWrites(t *testing.T) {
+	ctx := begin(t)
+	s, c, dials := counted(t)
+	cl := c.Client()
+	done := async(func() error {
+		return cl.Receive(ctx, cl.B().Subscribe().Channel("ch").Build(), func(rueidis.PubSubMessage) {})
+	})
+	subscribed(t, s, "ch", 1)
+	s.MustDo("REPLICAOF", "127.0.0.1", "1")
+	waitState(t, c, holdfast.ReadOnly)
+	// The supervisor dials anew, and replaces its session, as the address may lead elsewhere.
+	n := dials.Attempts()
+	redistest.WaitFor(t, patience, "new sessions", func() bool { return dials.Attempts() >= n+2 })
+	select {
+	case err := <-done:
+		t.Errorf("Receive ended: %v", err)
+	default:
+	}
+	s.MustDo("REPLICAOF", "NO", "ONE")
+	waitState(t, c, holdfast.Up)
+	subscribed(t, s, "ch", 1)
+	s.Kill()
+	wantUnavailable(t, "Receive", result(t, "Receive", done))
+}
+
+func TestCloseOfADedicatedClientEndsWhatWaitsThere(t *testing.T) {
+	ctx := begin(t)
+	s, c, _ := counted(t)
+	cl := c.Client()
+	d, release := cl.Dedicate()
+	defer release()
+	told := d.SetPubSubHooks(rueidis.PubSubHooks{OnMessage: func(rueidis.PubSubMessage) {}})
+	done := async(func() error { return d.Do(ctx, cl.B().Blpop().Key("q").Timeout(0).Build()).Error() })
+	blocked(t, s, 1)
+	d.Close()
+	if err := result(t, "BLPOP", done); !errors.Is(err, rueidis.ErrClosing) {
+		t.Errorf("BLPOP: %v", err)
+	}
+	if err := result(t, "the hooks", told); !errors.Is(err, rueidis.ErrClosing) {
+		t.Errorf("the hooks: %v", err)
+	}
+	blocked(t, s, 0)
+	// The view's Close ends the view.
+	cl.Close()
+	for what, err := range map[string]error{
+		"dedicated": cl.Dedicated(func(d rueidis.DedicatedClient) error { return d.Do(ctx, cl.B().Ping().Build()).Error() }),
+		"receive":   cl.Receive(ctx, cl.B().Subscribe().Channel("c").Build(), nil),
+	} {
+		if !errors.Is(err, rueidis.ErrClosing) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	wantTransaction(t, ctx, c.Client())
+}
+
+func TestWithoutRESP3OnlySubscriptionsAreMissing(t *testing.T) {
+	ctx := begin(t)
+	_, c, dials := counted(t, func(o *holdfast.Options) {
+		o.Redis.AlwaysRESP2 = true
+		o.Tracking.Mode = holdfast.TrackOff
+	})
+	cl := c.Client()
+	wantTransaction(t, ctx, cl)
+	err := cl.Receive(ctx, cl.B().Subscribe().Channel("c").Build(), nil)
+	wantUnavailable(t, "Receive", err)
+	if err == nil || !contains(err.Error(), "RESP3") {
+		t.Errorf("%v does not say why", err)
+	}
+	if n := dials.Attempts(); n > 3 {
+		t.Errorf("%d dials", n)
+	}
 }

@@ -40,7 +40,7 @@ func (r *call) pass(first, n int) {
 			fail(errValueTooLarge)
 			return
 		}
-		*p = passed{command: st.command, args: slices.Clone(st.args), cmd: st.cmd}
+		*p = passed{command: st.command, args: slices.Clone(st.args), cmd: st.plain(r.cl.builder)}
 		p.keys = st.keys(p.args)
 		if key, ok := st.home(p.args); ok && !homed {
 			e.key, homed = key, true

@@ -13,22 +13,18 @@ import (
 func (r *call) read(st *turn, at int, key string) {
 	c := r.c
 	h := c.local.hash(key)
-	var e *entry
-	if !r.waits(key) {
-		var fresh bool
-		e, fresh = c.look(h, key, r.now)
-		if fresh && st.takes(e, r.now) {
-			c.stats.batchHits.Add(1)
-			r.found(st, at, Entry{Value: e.bytes(), Tier: Local, TTL: left(r.now, e.expires.Load())}, e)
-			return
-		}
-		if kept, found, fenced := c.journaled(h, key, r.now); found {
-			r.found(st, at, kept, nil)
-			return
-		} else if fenced {
-			r.missed(st, at)
-			return
-		}
+	e, fresh := c.look(h, key, r.now)
+	if fresh && st.takes(e, r.now) && !r.waits(key) {
+		c.stats.batchHits.Add(1)
+		r.found(st, at, Entry{Value: e.bytes(), Tier: Local, TTL: left(r.now, e.expires.Load())}, e)
+		return
+	}
+	if kept, found, fenced := c.journaled(h, key, r.now); found {
+		r.found(st, at, kept, nil)
+		return
+	} else if fenced {
+		r.missed(st, at)
+		return
 	}
 	if err := checkKey(key); err != nil {
 		st.fail("", err)
@@ -139,18 +135,16 @@ func (r *call) put(st *turn, at int, m rueidis.RedisMessage) {
 func (r *call) exists(st *turn, key string) {
 	c := r.c
 	h := c.local.hash(key)
-	if !r.waits(key) {
-		if _, fresh := c.look(h, key, r.now); fresh {
-			c.stats.batchHits.Add(1)
+	if _, fresh := c.look(h, key, r.now); fresh && !r.waits(key) {
+		c.stats.batchHits.Add(1)
+		st.sum++
+		return
+	}
+	if _, found, fenced := c.journaled(h, key, r.now); fenced {
+		if found {
 			st.sum++
-			return
 		}
-		if _, found, fenced := c.journaled(h, key, r.now); fenced {
-			if found {
-				st.sum++
-			}
-			return
-		}
+		return
 	}
 	r.ask(st, h, key, c.knowsExists)
 }
@@ -160,20 +154,18 @@ func (r *call) exists(st *turn, key string) {
 func (r *call) ttl(st *turn, key string) {
 	c := r.c
 	h := c.local.hash(key)
-	if !r.waits(key) {
-		e, fresh := c.look(h, key, r.now)
-		if fresh && !strings.HasSuffix(st.name, "TIME") {
-			c.stats.batchHits.Add(1)
-			r.tellTTL(st, left(r.now, e.expires.Load()))
-			return
-		}
-		if kept, found, fenced := c.journaled(h, key, r.now); found {
-			r.tellTTL(st, kept.TTL)
-			return
-		} else if fenced {
-			st.decide(replied(r.cl.answers.number(-2)))
-			return
-		}
+	e, fresh := c.look(h, key, r.now)
+	if fresh && !strings.HasSuffix(st.name, "TIME") && !r.waits(key) {
+		c.stats.batchHits.Add(1)
+		r.tellTTL(st, left(r.now, e.expires.Load()))
+		return
+	}
+	if kept, found, fenced := c.journaled(h, key, r.now); found {
+		r.tellTTL(st, kept.TTL)
+		return
+	} else if fenced {
+		st.decide(replied(r.cl.answers.number(-2)))
+		return
 	}
 	r.ask(st, h, key, c.knownTTL)
 }

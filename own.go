@@ -44,7 +44,7 @@ type owned struct {
 const (
 	ownSlots = 1024 // where BlockingPoolSize does not say
 	ownDials = 8    // at once
-	ownIdle  = 64   // kept
+	ownIdle  = 1024 // kept
 	// ownKept is for how long; BlockingPoolCleanup may say otherwise.
 	ownKept = 10 * time.Second
 	// ownRing is the scale of rueidis' ring for one connection, and half of it what may
@@ -251,6 +251,7 @@ func (o *owned) keep(c *ownConn, clean bool) {
 		c.timer = time.AfterFunc(kept, func() {
 			if c.state.CompareAndSwap(connIdle, connEnded) {
 				c.close(errConnClosed)
+				o.sweep()
 			}
 		})
 	} else {
@@ -263,6 +264,25 @@ func (o *owned) keep(c *ownConn, clean bool) {
 			c.timer.Stop()
 			c.close(errConnClosed)
 		}
+	}
+}
+
+// sweep lets go of connections that have ended while they were idle; the oldest come
+// first.
+func (o *owned) sweep() {
+	for {
+		select {
+		case c := <-o.idle:
+			if c.state.Load() == connEnded {
+				continue
+			}
+			select {
+			case o.idle <- c:
+			default: // its timer closes it
+			}
+		default:
+		}
+		return
 	}
 }
 

@@ -121,8 +121,10 @@ type session struct {
 	// may be older than what its master holds.
 	replica atomic.Bool
 
-	// period is the stretch of time in which it serves, nil between two.
+	// period is the stretch of time in which it serves, nil between two. None outlives
+	// the supervisor's life.
 	period atomic.Pointer[period]
+	life   context.Context
 
 	// id tells sessions apart: commands of one run in the order they were sent,
 	// those of an earlier one may still run late.
@@ -218,7 +220,7 @@ func (b *bulkhead) abandon(ticket uint64) {
 // dial.
 func (l *link) openSession(life context.Context, addr string) (*session, error) {
 	// Not a named result: what the connection tells may come after the return.
-	s := &session{pipe: &pipe{}, link: l, id: l.sessions.Add(1)}
+	s := &session{pipe: &pipe{}, link: l, life: life, id: l.sessions.Add(1)}
 	s.freed = make(chan struct{}, bulkheadSlots)
 	err := s.dial(life, plan{
 		addr:        addr,
@@ -257,8 +259,24 @@ type period struct {
 func (s *session) beginPeriod() {
 	if s.period.Load() == nil {
 		p := &period{}
-		p.Context, p.end = context.WithCancelCause(s.dialer.life)
+		p.Context, p.end = context.WithCancelCause(s.life)
 		s.period.Store(p)
+	}
+}
+
+// inherit takes over the period of a session with the same server, which this one
+// replaces: what callers have beside it is as good as before.
+func (s *session) inherit(old *session) {
+	if s.server == "" || s.server != old.server {
+		return
+	}
+	if p := old.period.Swap(nil); p != nil {
+		if own := s.period.Swap(p); own != nil {
+			own.end(errConnClosed)
+		}
+		if s.lost.Load() {
+			s.endPeriod(errConnClosed)
+		}
 	}
 }
 
