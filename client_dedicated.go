@@ -22,7 +22,6 @@ type dedicated struct {
 		conn     *ownConn
 		dialling chan struct{} // closed when a dial has ended; nil where none is under way
 		released bool
-		closed   bool // by Close
 		running  int
 		state    connState
 		hooks    *pendingHooks
@@ -39,14 +38,12 @@ type connState struct {
 }
 
 // stateful says whether a command changes the connection's state, or uses it.
-func stateful(name string) bool {
-	switch name {
-	case "MULTI", "EXEC", "DISCARD", "WATCH", "UNWATCH", "SELECT", "AUTH", "HELLO", "RESET", "QUIT", "CLIENT",
-		"SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "UNSUBSCRIBE", "PUNSUBSCRIBE", "SUNSUBSCRIBE", "MONITOR",
-		"SYNC", "PSYNC", "REPLCONF", "READONLY", "READWRITE", "ASKING", "SCRIPT", "DEBUG":
+func stateful(name string, args []string) bool {
+	switch commandOf(name, args).verb {
+	case verbSession, verbMulti, verbExec, verbReceive:
 		return true
 	}
-	return false
+	return name == "CLIENT" && !(len(args) > 1 && harmless(upper(args[1])))
 }
 
 // deadly says whether a connection of rueidis' does not survive the command: what answers
@@ -84,7 +81,7 @@ func (s *connState) step(args []string, listening, keep bool) error {
 		s.multi = true
 		return nil
 	case "EXEC", "DISCARD":
-		if len(args) == 1 {
+		if len(args) == 1 && s.multi { // without MULTI they end nothing
 			s.multi, s.watches, s.queued = false, false, nil
 		}
 		return nil
@@ -101,7 +98,7 @@ func (s *connState) step(args []string, listening, keep bool) error {
 		s.watches = true
 	case name == "UNWATCH":
 		s.watches = s.multi && s.watches
-	case stateful(name) && !(name == "CLIENT" && len(args) > 1 && harmless(upper(args[1]))):
+	case stateful(name, args):
 		s.marked = true
 	}
 	return nil
@@ -164,6 +161,7 @@ func (d *dedicated) run(ctx context.Context, cmds []rueidis.Completed, args [][]
 			ok = ok && misuse(err)
 		} else if err := replies[i].Error(); err != nil {
 			conn.learn(err)
+			d.refused(args[i], err)
 		}
 	}
 	return replies
@@ -199,11 +197,17 @@ func (d *dedicated) step(cmds []rueidis.Completed, args [][]string, final bool) 
 		return nil, rueidis.ErrDedicatedClientRecycled
 	}
 	next := d.mu.state
+	ended := 0 // what is queued before is looked at in this call only
 	for i := range cmds {
-		if strings.EqualFold(args[i][0], "EXEC") {
+		if ends(args[i]) {
+			ended = i
+		}
+	}
+	for i := range cmds {
+		if ends(args[i]) {
 			keys = append(keys, next.queued...)
 		}
-		if err := next.step(args[i], cmds[i].NoReply(), final); err != nil {
+		if err := next.step(args[i], cmds[i].NoReply(), final && i >= ended); err != nil {
 			return nil, err
 		}
 	}
@@ -212,6 +216,11 @@ func (d *dedicated) step(cmds []rueidis.Completed, args [][]string, final bool) 
 		d.mu.running++
 	}
 	return append(keys, args...), nil
+}
+
+// ends says whether a command ends a transaction.
+func ends(args []string) bool {
+	return len(args) == 1 && oneOf(args[0], "EXEC", "DISCARD")
 }
 
 // end is called when commands have their replies, or will have none.
@@ -231,6 +240,15 @@ func (d *dedicated) end(conn *ownConn, keys [][]string, ok bool) {
 
 // errUnanswered is why a connection was given up.
 var errUnanswered = errors.New("holdfast: a command before this one got no answer: the connection was given up")
+
+// refused takes note of what Redis did not do: the state is not what it was taken for.
+func (d *dedicated) refused(args []string, err error) {
+	if oneOf(args[0], "MULTI", "EXEC", "DISCARD", "UNWATCH") && !rueidis.IsRedisNil(err) && !strings.HasPrefix(err.Error(), "EXECABORT") {
+		d.mu.Lock()
+		d.mu.state.marked = true
+		d.mu.Unlock()
+	}
+}
 
 // at is the session beside which the connection was dialled.
 func (d *dedicated) at() *session {

@@ -70,7 +70,7 @@ func (cl *client) stream(ctx context.Context, cmds []rueidis.Completed, send fun
 	}
 	args, err := argsOf(cmds)
 	for i := range args {
-		if err == nil && stateful(upper(args[i][0])) {
+		if err == nil && stateful(upper(args[i][0]), args[i]) {
 			err = notHere(args[i][0], "in a stream")
 		}
 	}

@@ -440,3 +440,36 @@ func TestWithoutRESP3OnlySubscriptionsAreMissing(t *testing.T) {
 		t.Errorf("%d dials", n)
 	}
 }
+
+func TestTheSupervisorWatchesOverASubscriptionThoughNobodyCalls(t *testing.T) {
+	ctx := begin(t)
+	s, c, _ := counted(t, func(o *holdfast.Options) {
+		o.Breaker.MinBackoff, o.Breaker.MaxBackoff = 20*time.Millisecond, 20*time.Millisecond // idle after 200ms
+	})
+	done := async(func() error {
+		return c.Client().Receive(ctx, c.Client().B().Subscribe().Channel("ch").Build(), func(rueidis.PubSubMessage) {})
+	})
+	subscribed(t, s, "ch", 1)
+	since := time.Now()
+	redistest.WaitFor(t, patience, "far more than the link's idle time", func() bool { return time.Since(since) > time.Second })
+	s.Pause()
+	wantUnavailable(t, "Receive", result(t, "Receive", done))
+	s.Resume()
+}
+
+func TestShutdownDoesNotWaitForWhatBlocks(t *testing.T) {
+	ctx := begin(t)
+	s, c, _ := counted(t)
+	cl := c.Client()
+	done := async(func() error { return cl.Do(ctx, cl.B().Blpop().Key("q").Timeout(0).Build()).Error() })
+	blocked(t, s, 1)
+	must(t, c.Set(ctx, "k", []byte("v"), 0))
+	began := time.Now()
+	must(t, c.Shutdown(ctx))
+	if d := time.Since(began); d > time.Second+slack {
+		t.Errorf("it took %v", d)
+	}
+	if err := result(t, "BLPOP", done); !errors.Is(err, holdfast.ErrClosed) {
+		t.Errorf("BLPOP: %v", err)
+	}
+}

@@ -74,8 +74,18 @@ func subscribed(t *testing.T, s *redistest.Server, channel string, n int) {
 }
 
 func TestATransactionOnADedicatedConnection(t *testing.T) {
+	for name, mode := range map[string]holdfast.TrackingMode{"tracked": holdfast.TrackReads, "untracked": holdfast.TrackOff} {
+		t.Run(name, func(t *testing.T) { testTransactions(t, mode) })
+	}
+}
+
+// testTransactions tests it also where nobody but the client itself could know that its
+// copies are no good any more.
+func testTransactions(t *testing.T, mode holdfast.TrackingMode) {
 	ctx := begin(t)
-	s, c, dials := counted(t)
+	s, c, dials := counted(t, func(o *holdfast.Options) {
+		o.Tracking.Mode, o.Tracking.UntrackedTTL = mode, time.Hour
+	})
 	cl := c.Client()
 	b := cl.B()
 	must(t, c.Set(ctx, "k", []byte("1"), 0))
@@ -128,8 +138,13 @@ func TestADedicatedConnectionThatRemembersSomethingIsNotHandedOn(t *testing.T) {
 	cl := c.Client()
 	b := cl.B()
 	for name, leave := range map[string]func(d rueidis.DedicatedClient){
-		"watch":     func(d rueidis.DedicatedClient) { d.Do(ctx, b.Watch().Key("w").Build()) },
-		"multi":     func(d rueidis.DedicatedClient) { d.Do(ctx, b.Multi().Build()) },
+		"watch": func(d rueidis.DedicatedClient) { d.Do(ctx, b.Watch().Key("w").Build()) },
+		"multi": func(d rueidis.DedicatedClient) { d.Do(ctx, b.Multi().Build()) },
+		"exec alone": func(d rueidis.DedicatedClient) {
+			d.Do(ctx, b.Watch().Key("w").Build())
+			d.Do(ctx, b.Exec().Build())
+			d.Do(ctx, b.Discard().Build())
+		},
 		"select":    func(d rueidis.DedicatedClient) { d.Do(ctx, b.Select().Index(1).Build()) },
 		"tracking":  func(d rueidis.DedicatedClient) { d.Do(ctx, b.ClientTracking().On().Build()) },
 		"subscribe": func(d rueidis.DedicatedClient) { d.Do(ctx, b.Subscribe().Channel("ch").Build()) },

@@ -119,6 +119,8 @@ func (c *Cache) lease(ctx context.Context, r *request, it *loadItem) (*lease, le
 		if !c.flights.keeps(it.f) {
 			return nil, loadFreely
 		}
+		// Before the server is asked, so that no loss of it is missed.
+		broken := c.routes.link(c.routes.of(it.key)).stream()
 		a := c.askLease(ctx, r, it, l)
 		switch {
 		case a.found:
@@ -148,6 +150,7 @@ func (c *Cache) lease(ctx context.Context, r *request, it *loadItem) (*lease, le
 		t := time.NewTimer(min(patience, a.wait))
 		select {
 		case <-news:
+		case <-broken: // nobody will tell of the end of the wait
 		case <-t.C:
 		case <-ctx.Done():
 		}

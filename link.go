@@ -49,6 +49,8 @@ type link struct {
 	refused atomic.Bool // a write was refused
 	vouched atomic.Bool // the stream was held to be unbroken
 
+	broken atomic.Pointer[chan struct{}] // nil while nobody waits; see stream
+
 	// Of the supervisor alone.
 	session  *session
 	served   *session // the last that the gate was opened to
@@ -218,6 +220,30 @@ func (l *link) doubt() {
 		l.stats.streamLosses.Add(1)
 	}
 	l.domains((*domain).doubt)
+	l.interrupt()
+}
+
+// stream returns a channel that is closed when what the server is to tell of may never
+// come: the stream is broken, or it told of all keys at once. Who means to wait for
+// news takes the channel first, and then asks the server.
+func (l *link) stream() <-chan struct{} {
+	for {
+		if ch := l.broken.Load(); ch != nil {
+			return *ch
+		}
+		ch := make(chan struct{})
+		if l.broken.CompareAndSwap(nil, &ch) {
+			return ch
+		}
+	}
+}
+
+// interrupt wakes who waits on the stream. It takes no lock: the gate is shut under
+// gobreaker's.
+func (l *link) interrupt() {
+	if ch := l.broken.Swap(nil); ch != nil {
+		close(*ch)
+	}
 }
 
 // report tells the breaker of a call's outcome. One that began on an earlier

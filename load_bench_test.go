@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,7 +42,7 @@ func BenchmarkWaiters(b *testing.B) {
 	c := benchCache(b, Options{})
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	measure := func(wait func()) (bytes, goroutines float64, done func()) {
+	measure := func(wait func(), all func() bool) (bytes, goroutines float64, done func()) {
 		var before, after runtime.MemStats
 		var wg sync.WaitGroup
 		runtime.GC()
@@ -50,9 +51,7 @@ func BenchmarkWaiters(b *testing.B) {
 		for range n {
 			wg.Go(wait)
 		}
-		for range 2 { // all have begun, and wait
-			time.Sleep(50 * time.Millisecond)
-		}
+		redistest.WaitFor(b, time.Minute, "all to wait", all)
 		runtime.ReadMemStats(&after)
 		bytes = float64(after.HeapInuse+after.StackInuse) - float64(before.HeapInuse+before.StackInuse)
 		return bytes / n, float64(runtime.NumGoroutine()-was-n) / n, wg.Wait
@@ -60,23 +59,27 @@ func BenchmarkWaiters(b *testing.B) {
 	var ours, base, more float64
 	for i := range b.N {
 		let := make(chan struct{})
+		var waiting atomic.Int64
 		plain, _, done := measure(func() {
+			waiting.Add(1)
 			select {
 			case <-let:
 			case <-ctx.Done():
 			}
-		})
+		}, func() bool { return waiting.Load() == n })
 		close(let)
 		done()
 		let = make(chan struct{})
+		shared := c.Stats().LoadsShared
 		bytes, goroutines, done := measure(func() {
 			c.GetOrLoad(ctx, strconv.Itoa(i), 0, func(context.Context) ([]byte, error) { <-let; return nil, nil })
-		})
+		}, func() bool { return c.Stats().LoadsShared-shared == n-1 })
 		close(let)
 		done()
 		ours, base, more = ours+bytes, base+plain, more+goroutines
 	}
-	b.ReportMetric(ours/float64(b.N), "B/waiter")
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric((ours-base)/float64(b.N), "more-B/waiter")
 	b.ReportMetric(base/float64(b.N), "base-B/waiter")
 	b.ReportMetric(more/float64(b.N), "goroutines/waiter")
 	if s := c.Stats(); s.Loads != uint64(b.N) {
@@ -100,12 +103,17 @@ func BenchmarkColdKey(b *testing.B) {
 	}
 	value := make([]byte, 100)
 	load := func(context.Context) ([]byte, error) { return value, nil }
+	var fresh atomic.Int64 // each call has a key of its own, in every run
+	cold := func() string { return fmt.Sprint("k", fresh.Add(1)) }
 	for _, g := range []int{1, 64} {
 		b.Run(fmt.Sprintf("callers=%d", g), func(b *testing.B) {
 			versus(b, g,
-				func(j, i int) { leased.GetOrLoad(ctx, fmt.Sprintf("l%d:%d:%d", b.N, j, i), time.Minute, load) },
-				func(j, i int) { free.GetOrLoad(ctx, fmt.Sprintf("f%d:%d:%d", b.N, j, i), time.Minute, load) })
+				func(j, i int) { leased.GetOrLoad(ctx, cold(), time.Minute, load) },
+				func(j, i int) { free.GetOrLoad(ctx, cold(), time.Minute, load) })
 		})
+	}
+	if n := leased.Stats().Loads + free.Stats().Loads; n != uint64(fresh.Load()) {
+		b.Errorf("%d loads of %d keys", n, fresh.Load())
 	}
 }
 

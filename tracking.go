@@ -66,6 +66,7 @@ func (l *link) invalidated(s *session, keys []rueidis.RedisMessage) {
 		// second calls here while the first is still closing.
 		if !s.dialer.ended() {
 			l.domains((*domain).flush)
+			l.interrupt()
 			if l.gate.Load() == s {
 				l.emptied()
 			}

@@ -1,0 +1,34 @@
+package bench
+
+import (
+	"context"
+	"time"
+
+	"github.com/redis/rueidis"
+)
+
+// store is Redis as a program uses it that has rueidis, a deadline for each command,
+// and its source to fall back on: whatever goes wrong is a miss. rueidis is as it
+// comes.
+type store struct {
+	client rueidis.Client
+	budget time.Duration
+}
+
+func openStore(addr string, budget time.Duration) (store, error) {
+	client, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{addr}})
+	return store{client, budget}, err
+}
+
+func (s store) get(ctx context.Context, key string) ([]byte, bool) {
+	ctx, cancel := context.WithTimeout(ctx, s.budget)
+	defer cancel()
+	b, err := s.client.Do(ctx, s.client.B().Get().Key(key).Build()).AsBytes()
+	return b, err == nil
+}
+
+func (s store) set(ctx context.Context, key string, value []byte) {
+	ctx, cancel := context.WithTimeout(ctx, s.budget)
+	defer cancel()
+	s.client.Do(ctx, s.client.B().Set().Key(key).Value(rueidis.BinaryString(value)).Px(keptFor).Build())
+}
