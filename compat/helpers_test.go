@@ -71,20 +71,11 @@ var outages = []outage{
 	{"stopped", (*redistest.Server).Pause, (*redistest.Server).Resume, false},
 }
 
-// bounded fails the test if f is not done in time. The limit is for what must not hang,
-// not for what is to be quick.
-func bounded(t testing.TB, what string, f func()) {
-	t.Helper()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		f()
-	}()
-	select {
-	case <-done:
-	case <-time.After(patience):
-		t.Fatalf("%s hangs", what)
-	}
+// bounded ends the tests, with all stacks, if f does not return. The limit is for what
+// must not hang, not for what is to be quick.
+func bounded(what string, f func()) {
+	defer time.AfterFunc(patience, func() { panic(what + " hangs") }).Stop()
+	f()
 }
 
 func unavailable(t testing.TB, what string, err error) {

@@ -23,7 +23,7 @@ func TestTheAdapterGoesOnWhileRedisIsAway(t *testing.T) {
 
 			o.begin(redis)
 			down(t, cache)
-			bounded(t, "the program", func() { awayProgram(ctx, t, c) })
+			bounded("the program", func() { awayProgram(ctx, t, c) })
 
 			o.end(redis)
 			up(t, cache)
@@ -133,7 +133,7 @@ func TestWhatTheAdapterWaitsForEndsWithRedis(t *testing.T) {
 		return redis.MustDo("EVAL", `return redis.call("INFO", "clients"):match("blocked_clients:(%d+)")`, "0") == "1"
 	})
 	redis.Kill()
-	bounded(t, "blpop", func() { unavailable(t, "blpop", <-popped) })
+	bounded("blpop", func() { unavailable(t, "blpop", <-popped) })
 }
 
 // A subscription finds its way back.
@@ -161,5 +161,5 @@ func TestASubscriptionOfTheAdapterOutlivesAnOutage(t *testing.T) {
 	redis.RestartEmpty()
 	up(t, cache)
 	say("after")
-	bounded(t, "close", func() { must(t, sub.Close()) })
+	bounded("close", func() { must(t, sub.Close()) })
 }

@@ -88,7 +88,7 @@ func TestTheAdapterAnswersAsOnAPlainClient(t *testing.T) {
 					}
 				})
 			}
-			bounded(t, ch.name, both.Wait)
+			bounded(ch.name, both.Wait)
 			if len(want.lines) < 4 {
 				t.Fatalf("the program told only %q", want.lines)
 			}
