@@ -31,10 +31,13 @@ func open(t testing.TB, s *redistest.Server, timeout time.Duration) *holdfast.Ca
 	return c
 }
 
-// plain is rueidis' own client of the server.
-func plain(t testing.TB, s *redistest.Server) rueidis.Client {
+// plain is rueidis' own client of the server. Where it caches, it may miss its own
+// writes for a moment.
+func plain(t testing.TB, s *redistest.Server, caches bool) rueidis.Client {
 	t.Helper()
-	client, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{s.Addr()}, ForceSingleClient: true})
+	client, err := rueidis.NewClient(rueidis.ClientOption{
+		InitAddress: []string{s.Addr()}, ForceSingleClient: true, DisableCache: !caches,
+	})
 	must(t, err)
 	t.Cleanup(client.Close)
 	return client
