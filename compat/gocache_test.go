@@ -75,6 +75,7 @@ func gocacheProgram(ctx context.Context, s *story, client rueidis.Client) {
 func TestGocacheGoesOnWhileRedisIsAway(t *testing.T) {
 	for _, o := range outages {
 		t.Run(o.name, func(t *testing.T) {
+			t.Parallel() // they mostly wait
 			redis, ctx := redistest.Start(t), context.Background()
 			cache := open(t, redis, time.Second)
 			users := gocache.New[string](newStore(cache.Client(), store.WithExpiration(time.Hour)))

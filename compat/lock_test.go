@@ -151,6 +151,7 @@ func TestALockIsLostWithRedisAndCanBeHadAgain(t *testing.T) {
 	for _, kind := range lockers {
 		for _, o := range outages {
 			t.Run(kind.name+", "+o.name, func(t *testing.T) {
+				t.Parallel() // they mostly wait
 				redis := redistest.Start(t)
 				caches := []*holdfast.Cache{open(t, redis, 500*time.Millisecond), open(t, redis, 500*time.Millisecond)}
 				first, second := newLocker(t, kind.of(caches[0])), newLocker(t, kind.of(caches[1]))

@@ -13,6 +13,7 @@ import (
 func TestTheAdapterGoesOnWhileRedisIsAway(t *testing.T) {
 	for _, o := range outages {
 		t.Run(o.name, func(t *testing.T) {
+			t.Parallel() // they mostly wait
 			redis := redistest.Start(t)
 			cache := open(t, redis, time.Second)
 			ctx, c := context.Background(), rueidiscompat.NewAdapter(cache.Client())
