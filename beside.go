@@ -75,3 +75,8 @@ func (c *Cache) invalidate(keys []string) {
 		c.local.put(h, nil)
 	}
 }
+
+// Options returns what New was given, with the defaults filled in: for whoever puts
+// another client beside the Cache and must know where it goes and how long a call may
+// take. It is a copy, but what it points to is the Cache's own.
+func (c *Cache) Options() Options { return c.opts }

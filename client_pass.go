@@ -17,13 +17,17 @@ type passed struct {
 	args []string // copies: rueidis uses a command's own again once it is answered
 	keys []string
 	cmd  rueidis.Completed
-	sent bool // cmd may not be sent a second time
+	used bool // cmd may not be sent, or not a second time
 }
 
 // pass makes one errand of n turns from the given one on: a command, or a transaction.
 func (r *call) pass(first, n int) {
 	turns := r.turns[first : first+n]
-	e := &errand{turn: &turns[0], job: jobPass, stays: r.cl.only != nil, first: first, passed: make([]passed, n)}
+	e := r.errand()
+	*e = errand{turn: &turns[0], job: jobPass, stays: r.cl.only != nil, first: first, passed: r.onePassed[:]}
+	if n > 1 || len(r.turns) > 1 {
+		e.passed = make([]passed, n)
+	}
 	fail := func(err error) {
 		for i := range turns {
 			turns[i].fail(e.key, err)
@@ -40,7 +44,9 @@ func (r *call) pass(first, n int) {
 			fail(errValueTooLarge)
 			return
 		}
-		*p = passed{command: st.command, args: slices.Clone(st.args), cmd: st.plain(r.cl.builder)}
+		// The flags of a command that is not alone may have rueidis look for a cache, see
+		// turn.plain, so its arguments are sent.
+		*p = passed{command: st.command, args: slices.Clone(st.args), cmd: st.cmd, used: st.cache || len(r.turns) > 1}
 		p.keys = st.keys(p.args)
 		if key, ok := st.home(p.args); ok && !homed {
 			e.key, homed = key, true
@@ -171,10 +177,10 @@ func (e *errand) passCommands(b rueidis.Builder, cmds []rueidis.Completed) []rue
 			size = max(size, len(arg))
 		}
 		cmd := p.cmd
-		if p.sent || size >= keptSize {
+		if p.used || size >= keptSize {
 			cmd = kept(b.Arbitrary(p.args...).Build(), size)
 		}
-		p.sent = true
+		p.used = true
 		cmds = append(cmds, cmd)
 	}
 	return cmds

@@ -29,6 +29,20 @@ type call struct {
 	busy    map[string]bool // keys that an errand may change
 	allBusy bool
 	kept    saving
+
+	// What a single command needs, in one piece.
+	oneItem   [1]item
+	oneErrand errand
+	onePassed [1]passed
+	oneChange [1]*change
+}
+
+// errand is a new one.
+func (r *call) errand() *errand {
+	if len(r.turns) == 1 && len(r.items) == 0 {
+		return &r.oneErrand
+	}
+	return new(errand)
 }
 
 // turn is one command of a run.
@@ -81,6 +95,7 @@ const (
 
 // all takes every turn to its reply. The caller is within the fence.
 func (r *call) all() {
+	r.items, r.writes = r.oneItem[:0], r.oneChange[:0]
 	for i := 0; i < len(r.turns); {
 		st := &r.turns[i]
 		st.span = 1

@@ -19,7 +19,8 @@ func (r *call) write(st *turn, w *change) {
 		return
 	}
 	w.hash = c.local.hash(w.key)
-	e := &errand{turn: st, job: jobWrite, key: w.key, hash: w.hash, change: w}
+	e := r.errand()
+	*e = errand{turn: st, job: jobWrite, key: w.key, hash: w.hash, change: w}
 	if w.del {
 		e.prior, e.had = c.standing(w.hash, w.key, r.now)
 	}

@@ -341,3 +341,32 @@ func ExampleCache_GetOrLoadMany() {
 	// map[user:1:Ada user:3:Mary] <nil>
 	// map[] <nil>
 }
+
+// A program that was written for rueidis keeps its commands.
+func ExampleCache_Client() {
+	server, err := miniredis.Run()
+	if err != nil {
+		panic(err)
+	}
+	defer server.Close()
+	cache, err := holdfast.Open("redis://" + server.Addr())
+	if err != nil {
+		panic(err)
+	}
+	defer cache.Close()
+	ctx := context.Background()
+
+	var client rueidis.Client = cache.Client()
+	set := client.B().Set().Key("user:7").Value("Ada").Ex(time.Hour).Build()
+	if err := client.Do(ctx, set).Error(); err != nil {
+		panic(err)
+	}
+	name, err := client.Do(ctx, client.B().Get().Key("user:7").Build()).ToString()
+	fmt.Println(name, err)
+
+	_, err = client.Do(ctx, client.B().Get().Key("user:8").Build()).ToString()
+	fmt.Println(rueidis.IsRedisNil(err))
+	// Output:
+	// Ada <nil>
+	// true
+}

@@ -25,6 +25,7 @@ require (
 	github.com/gofiber/schema v1.7.0 // indirect
 	github.com/gofiber/utils/v2 v2.0.2 // indirect
 	github.com/google/uuid v1.6.0 // indirect
+	github.com/holdfast-cache/holdfast/goredis v0.0.0
 	github.com/klauspost/compress v1.18.4 // indirect
 	github.com/lithammer/shortuuid/v3 v3.0.7 // indirect
 	github.com/mattn/go-colorable v0.1.14 // indirect
@@ -50,3 +51,5 @@ require (
 )
 
 replace github.com/holdfast-cache/holdfast => ../..
+
+replace github.com/holdfast-cache/holdfast/goredis => ../../goredis

@@ -1,0 +1,196 @@
+package goredis
+
+import (
+	"strconv"
+	"strings"
+)
+
+// class is the way that a command goes.
+type class uint8
+
+const (
+	// through: to Redis, by go-redis itself, within the budget.
+	through class = iota
+	// served: to the Cache, which may answer without Redis.
+	served
+	// waiting: as through, but Redis may take its time to answer.
+	waiting
+	// session: as through, and about the connection. go-redis begins each with some.
+	session
+	// refused: it would change what a later command means, and the hook would not know.
+	refused
+)
+
+// keySpec says which arguments are keys, as COMMAND does: the first, the last, which
+// counts from the end if it is negative, and the step between them. No first is no keys.
+type keySpec struct{ first, last, step int }
+
+// spec is what there is to know of a command.
+type spec struct {
+	class class
+	shape shape // of the reply, where it is served
+	write bool  // it may change its keys
+	keys  keySpec
+	moved func(args []string) []string // finds the keys where their places vary
+}
+
+// unknown is a command of which nothing is known: any argument may be a key.
+var unknown = spec{class: through, write: true, keys: keySpec{1, -1, 1}}
+
+// specs are the commands of Redis 7, by their names in lower case.
+var specs = makeSpecs()
+
+func makeSpecs() map[string]spec {
+	all := make(map[string]spec, 256)
+	add := func(s spec, names string) {
+		for name := range strings.FieldsSeq(names) {
+			all[name] = s
+		}
+	}
+	none, one, two, every := keySpec{}, keySpec{1, 1, 1}, keySpec{1, 2, 1}, keySpec{1, -1, 1}
+
+	add(spec{class: served, shape: bulk, keys: one}, "get getrange")
+	add(spec{class: served, shape: array, keys: every}, "mget")
+	add(spec{class: served, shape: integer, keys: every}, "exists")
+	add(spec{class: served, shape: integer, keys: one}, "strlen")
+	add(spec{class: served, shape: seconds, keys: one}, "ttl expiretime")
+	add(spec{class: served, shape: milliseconds, keys: one}, "pttl pexpiretime")
+	add(spec{class: served, shape: bulk, write: true, keys: one}, "getdel")
+	add(spec{class: served, shape: status, write: true, keys: one}, "set setex psetex")
+	add(spec{class: served, shape: status, write: true, keys: keySpec{1, -1, 2}}, "mset")
+	add(spec{class: served, shape: integer, write: true, keys: every}, "del unlink")
+	add(spec{class: served, shape: integer, write: true, keys: one}, "expire pexpire expireat pexpireat persist")
+	// They change keys that they do not name, and the Cache knows what to do about it.
+	add(spec{class: served, shape: status, write: true, keys: none}, "flushall flushdb swapdb")
+
+	add(spec{keys: none}, `bgrewriteaof bgsave cluster command config dbsize echo failover function info keys
+		lastsave latency lolwut module ping pubsub publish randomkey replicaof role save scan script shutdown
+		slaveof slowlog time acl pfselftest`)
+	add(spec{keys: one}, `spublish bitcount bitfield_ro bitpos dump geodist geohash geopos georadius_ro georadiusbymember_ro
+		geosearch getbit hexists hget hgetall hkeys hlen hmget hrandfield hscan hstrlen hvals lindex llen lpos lrange
+		scard sismember smembers smismember srandmember sscan substr type xlen xpending xrange xrevrange zcard zcount
+		zlexcount zmscore zrandmember zrange zrangebylex zrangebyscore zrank zrevrange zrevrangebylex
+		zrevrangebyscore zrevrank zscan zscore sort_ro`)
+	add(spec{keys: two}, "lcs")
+	add(spec{keys: every}, "pfcount sdiff sinter sunion touch")
+	add(spec{write: true, keys: one}, `append bitfield decr decrby geoadd getex getset hdel hincrby hincrbyfloat hmset
+		hset hsetnx incr incrby incrbyfloat linsert lpop lpush lpushx lrem lset ltrim move pfadd restore
+		restore-asking rpop rpush rpushx sadd setbit setnx setrange spop srem xack xadd xautoclaim xclaim xdel
+		xsetid xtrim zadd zincrby zpopmax zpopmin zrem zremrangebylex zremrangebyrank zremrangebyscore`)
+	add(spec{write: true, keys: two}, "copy geosearchstore lmove rename renamenx rpoplpush smove zrangestore")
+	add(spec{write: true, keys: every}, "pfmerge sdiffstore sinterstore sunionstore")
+	add(spec{write: true, keys: keySpec{1, -1, 2}}, "msetnx")
+	add(spec{write: true, keys: keySpec{2, -1, 1}}, "bitop")
+	add(spec{write: true, keys: keySpec{2, 2, 1}}, "pfdebug")
+	// A key that was changed before WATCH, and of which the server is still to tell, must
+	// not be read from here after it.
+	add(spec{write: true, keys: every}, "watch")
+
+	add(spec{moved: counted(1)}, "sintercard zdiff zinter zintercard zunion")
+	add(spec{moved: counted(2)}, "eval_ro evalsha_ro fcall_ro")
+	add(spec{write: true, moved: counted(1)}, "lmpop zmpop")
+	add(spec{write: true, moved: counted(2)}, "eval evalsha fcall")
+	add(spec{write: true, moved: targetAndCounted}, "zdiffstore zinterstore zunionstore")
+	add(spec{moved: second}, "xinfo object memory debug")
+	add(spec{write: true, moved: second}, "xgroup")
+	// Their options may name a key to store to.
+	add(spec{write: true, keys: every}, "georadius georadiusbymember sort migrate")
+
+	add(spec{class: waiting, write: true, keys: keySpec{1, -2, 1}}, "blpop brpop bzpopmax bzpopmin")
+	add(spec{class: waiting, write: true, keys: two}, "blmove brpoplpush")
+	add(spec{class: waiting, write: true, moved: counted(2)}, "blmpop bzmpop")
+	add(spec{class: waiting, moved: streams}, "xread")
+	add(spec{class: waiting, write: true, moved: streams}, "xreadgroup")
+	add(spec{class: waiting, keys: none}, "wait waitaof")
+
+	add(spec{class: waiting, keys: none}, "monitor psubscribe psync ssubscribe subscribe sync")
+
+	add(spec{class: session}, `asking auth client hello punsubscribe quit readonly readwrite replconf reset select
+		sunsubscribe unsubscribe unwatch`)
+	add(spec{class: refused}, "multi exec discard")
+	return all
+}
+
+// specOf is the command's.
+func specOf(name string) spec {
+	if s, ok := specs[name]; ok {
+		return s
+	}
+	return unknown
+}
+
+// telling is how many of n arguments are enough to find the keys.
+func (s *spec) telling(n int) int {
+	switch {
+	case s.moved != nil || s.keys.last < 0:
+		return n
+	case s.class == session:
+		return min(n, 2) // the database of SELECT
+	}
+	return min(n, max(1, s.keys.last+1))
+}
+
+// find returns the keys of a command whose arguments are args, its name the first.
+func (s *spec) find(args []string) []string {
+	if s.moved != nil {
+		return s.moved(args)
+	}
+	if s.keys.first == 0 {
+		return nil
+	}
+	last := s.keys.last
+	if last < 0 {
+		last += len(args)
+	}
+	last = min(last, len(args)-1)
+	if s.keys.step == 1 {
+		return cut(args, s.keys.first, last+1)
+	}
+	var keys []string
+	for i := s.keys.first; i <= last; i += s.keys.step {
+		keys = append(keys, args[i])
+	}
+	return keys
+}
+
+// cut is args[from:to], or what there is of it.
+func cut(args []string, from, to int) []string {
+	to = min(to, len(args))
+	if from >= to {
+		return nil
+	}
+	return args[from:to:to]
+}
+
+// counted finds keys behind their number, which is the argument at.
+func counted(at int) func([]string) []string {
+	return func(args []string) []string {
+		if at >= len(args) {
+			return nil
+		}
+		n, err := strconv.Atoi(args[at])
+		if err != nil || n < 0 || n > len(args) {
+			return cut(args, 1, len(args)) // Redis will refuse it
+		}
+		return cut(args, at+1, at+1+n)
+	}
+}
+
+// targetAndCounted is counted(2), and the first argument.
+func targetAndCounted(args []string) []string {
+	return append(cut(args, 1, 2), counted(2)(args)...)
+}
+
+// second is the key of a command that has a subcommand.
+func second(args []string) []string { return cut(args, 2, 3) }
+
+// streams finds the first half of what follows STREAMS: keys, then as many ids.
+func streams(args []string) []string {
+	for i := 1; i < len(args); i++ {
+		if strings.EqualFold(args[i], "streams") {
+			rest := len(args) - i - 1
+			return cut(args, i+1, i+1+rest/2)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,214 @@
+package goredis
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/holdfast-cache/holdfast"
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/rueidis"
+)
+
+// hook is what go-redis calls. It has no state of a command: go-redis wraps it anew
+// around each Conn and Tx.
+type hook struct {
+	cache   *holdfast.Cache
+	client  rueidis.Client // the cache's own, which gives Redis' replies
+	timeout time.Duration
+	db      int
+	started time.Time
+}
+
+var (
+	errTransaction = errors.New("goredis: MULTI, EXEC and DISCARD by themselves are not supported: use TxPipelined or Watch")
+	errEmpty       = errors.New("goredis: the command is empty")
+)
+
+// ProcessHook implements redis.Hook.
+func (h *hook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		switch cmd := cmd.(type) {
+		case *redis.StringCmd:
+			if key, ok := plainGet(cmd); ok {
+				return h.get(ctx, cmd, key)
+			}
+		case *redis.SliceCmd:
+			if keys, ok := plainMGet(cmd); ok && h.mget(ctx, cmd, keys) {
+				return nil
+			}
+		}
+		err := h.process(ctx, cmd, next)
+		cmd.SetErr(err)
+		return err
+	}
+}
+
+func (h *hook) process(ctx context.Context, cmd redis.Cmder, next redis.ProcessHook) error {
+	c, err := h.read(cmd, false)
+	if err != nil {
+		return err
+	}
+	if c.class == served {
+		return c.shape.answer(cmd, h.client.Do(ctx, h.build(c.args)))
+	}
+	bounded, cancel := h.bound(ctx, c.class == waiting)
+	defer cancel()
+	if err := h.before(bounded, ctx, c.keys(), c.write); err != nil {
+		return err
+	}
+	err = next(bounded, cmd)
+	h.after(c)
+	return verdict(ctx, err)
+}
+
+// command is one of go-redis', read.
+type command struct {
+	spec
+	args []string
+}
+
+func (c *command) keys() []string { return c.find(c.args) }
+
+// read says what a command is, or what is wrong with it. Of one that go-redis sends it
+// looks at the keys, and leaves the rest, which may be large, to go-redis; unless all is
+// asked for.
+func (h *hook) read(cmd redis.Cmder, all bool) (command, error) {
+	name, args := cmd.Name(), cmd.Args()
+	c := command{spec: specOf(name)}
+	if c.class == served && !c.shape.fits(cmd) {
+		c.class = through
+	}
+	if c.class != served && !all {
+		args = args[:c.telling(len(args))]
+	}
+	var err error
+	if c.args, err = encode(args); err != nil {
+		return c, err
+	}
+	switch {
+	case len(c.args) == 0:
+		return c, errEmpty
+	case c.class == refused:
+		return c, errTransaction
+	case name == "select" && (len(c.args) != 2 || c.args[1] != fmt.Sprint(h.db)):
+		return c, fmt.Errorf("goredis: the cache is one of database %d: use another client for others", h.db)
+	case (name == "xread" || name == "xreadgroup") && !blocks(c.args):
+		c.class = through
+	}
+	return c, nil
+}
+
+// blocks says whether an XREAD waits for what is not there yet.
+func blocks(args []string) bool {
+	for _, arg := range args[1:] {
+		if strings.EqualFold(arg, "streams") {
+			return false
+		} else if strings.EqualFold(arg, "block") {
+			return true
+		}
+	}
+	return false
+}
+
+func (h *hook) build(args []string) rueidis.Completed {
+	return h.client.B().Arbitrary(args...).Build()
+}
+
+// bound gives a call its budget, unless Redis is to take its time.
+func (h *hook) bound(ctx context.Context, waiting bool) (context.Context, context.CancelFunc) {
+	if waiting {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, h.timeout)
+}
+
+// before is what must be done for a command that go-redis sends: Redis has to be there,
+// and to have what was written to the keys here.
+func (h *hook) before(bounded, ctx context.Context, keys []string, write bool) error {
+	err := h.there(bounded, keys)
+	if err != nil {
+		return verdict(ctx, err)
+	}
+	if write {
+		return h.cache.Invalidate(keys...)
+	}
+	return nil
+}
+
+// there returns nil where Redis is there for the keys. Should the cache be about to
+// connect for the first time, it is given the budget of one call, once, to do so.
+func (h *hook) there(ctx context.Context, keys []string) error {
+	err := h.cache.Settle(ctx, keys...)
+	if err == nil || !errors.Is(err, holdfast.ErrUnavailable) {
+		return err
+	}
+	health := h.cache.Health()
+	if len(keys) == 0 && anyUp(health) {
+		return nil // a node of the cluster will do
+	}
+	rest := h.timeout - time.Since(h.started)
+	if health.State != holdfast.Connecting || rest <= 0 {
+		return err
+	}
+	wait, cancel := context.WithTimeout(ctx, rest)
+	defer cancel()
+	if h.cache.WaitReady(wait) != nil {
+		return err
+	}
+	return h.cache.Settle(ctx, keys...)
+}
+
+// after forgets what was known of the keys of a command that may have run.
+func (h *hook) after(c command) {
+	if c.write {
+		_ = h.cache.Invalidate(c.keys()...) // closed, it has forgotten everything
+	}
+}
+
+// DialHook implements redis.Hook.
+func (h *hook) DialHook(next redis.DialHook) redis.DialHook { return dialGuard{h}.DialHook(next) }
+
+// dialGuard keeps go-redis from dialling what the cache knows to be away.
+type dialGuard struct{ hook *hook }
+
+func (g dialGuard) DialHook(next redis.DialHook) redis.DialHook {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		// Not by Settle, which would keep the cache looking for a Redis that nobody but a
+		// pool asks for.
+		if !up(g.hook.cache.Health(), addr) {
+			return nil, holdfast.ErrUnavailable
+		}
+		return next(ctx, network, addr)
+	}
+}
+
+func (dialGuard) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
+
+func (dialGuard) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+// up says whether the server at addr is there, as far as is known.
+func up(h holdfast.Health, addr string) bool {
+	for _, s := range h.Shards {
+		if canonical(s.Addr) == canonical(addr) {
+			return answers(s.State)
+		}
+	}
+	return anyUp(h) // a replica, or the cluster by another name
+}
+
+func anyUp(h holdfast.Health) bool {
+	for _, s := range h.Shards {
+		if answers(s.State) {
+			return true
+		}
+	}
+	return len(h.Shards) == 0 && answers(h.State)
+}
+
+func answers(s holdfast.State) bool { return s == holdfast.Up || s == holdfast.ReadOnly }

@@ -1,0 +1,148 @@
+package goredis
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/rueidis"
+)
+
+// ProcessPipelineHook implements redis.Hook.
+func (h *hook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		if keys, ok := plainGets(cmds); ok {
+			if err, done := h.gets(ctx, cmds, keys); done {
+				return err
+			}
+		}
+		p := pipeline{hook: h, cmds: cmds, read: make([]command, len(cmds))}
+		for i, cmd := range cmds {
+			c, err := h.read(cmd, true) // go-redis sends all of a pipeline or nothing
+			if errors.Is(err, errTransaction) {
+				p.whole, c.class = true, session
+			} else if err != nil {
+				// go-redis would have failed all of them, with its connection.
+				return p.fail(0, err)
+			}
+			p.whole = p.whole || c.class == session
+			p.waiting = p.waiting || c.class == waiting
+			p.read[i] = c
+		}
+		return p.run(ctx, next)
+	}
+}
+
+// pipeline is one on its way. What is said of a command is kept beside it: asking a
+// command for its error may wait for the pipeline to be done.
+type pipeline struct {
+	*hook
+	cmds    []redis.Cmder
+	read    []command
+	whole   bool // its commands depend on their connection: a transaction, a handshake
+	waiting bool
+	first   error
+}
+
+// run serves the commands that come before the first one which only Redis knows, and
+// sends the rest in one pipeline, so that the order is kept. While Redis is away those of
+// the rest that can be are served, too.
+func (p *pipeline) run(ctx context.Context, next redis.ProcessPipelineHook) error {
+	from := slices.IndexFunc(p.read, func(c command) bool { return c.class != served })
+	switch {
+	case p.whole:
+		from = 0
+	case from < 0:
+		from = len(p.cmds)
+	}
+	bounded, cancel := p.bound(ctx, p.waiting)
+	defer cancel()
+	p.serve(ctx, 0, from)
+	if from == len(p.cmds) {
+		return p.first
+	}
+	rest := p.read[from:]
+	if err := p.before(bounded, ctx, keysOf(rest, false), false); err != nil {
+		if p.whole || bounded.Err() != nil {
+			return p.fail(from, err)
+		}
+		return p.without(ctx, from, err)
+	}
+	if err := p.cache.Invalidate(keysOf(rest, true)...); err != nil {
+		return p.fail(from, err)
+	}
+	err := next(bounded, p.cmds[from:])
+	_ = p.cache.Invalidate(keysOf(rest, true)...)
+	if told := verdict(ctx, err); told != err {
+		for _, cmd := range p.cmds[from:] {
+			cmd.SetErr(verdict(ctx, cmd.Err()))
+		}
+		err = told
+	}
+	p.note(err)
+	return p.first
+}
+
+// keysOf are the commands' keys, or those that they may write to.
+func keysOf(cmds []command, written bool) []string {
+	var all []string
+	for i := range cmds {
+		if !written || cmds[i].write {
+			all = append(all, cmds[i].keys()...)
+		}
+	}
+	return all
+}
+
+// serve has the cache answer the commands from one to another. It has a budget of its
+// own: were it given what is left of one, it would take it for the caller's patience.
+func (p *pipeline) serve(ctx context.Context, from, to int) {
+	if from == to {
+		return
+	}
+	batch := make([]rueidis.Completed, 0, to-from)
+	for _, c := range p.read[from:to] {
+		batch = append(batch, p.build(c.args))
+	}
+	for i, res := range p.client.DoMulti(ctx, batch...) {
+		at := from + i
+		err := p.read[at].shape.answer(p.cmds[at], res)
+		p.cmds[at].SetErr(err)
+		p.note(err)
+	}
+}
+
+// without is the rest of a pipeline where Redis is away, as why says.
+func (p *pipeline) without(ctx context.Context, from int, why error) error {
+	for from < len(p.cmds) {
+		to := from
+		for to < len(p.cmds) && p.read[to].class == served {
+			to++
+		}
+		p.serve(ctx, from, to)
+		if to < len(p.cmds) {
+			p.cmds[to].SetErr(why)
+			p.note(why)
+			to++
+		}
+		from = to
+	}
+	return p.first
+}
+
+// fail gives the error to all commands from one on.
+func (p *pipeline) fail(from int, err error) error {
+	for _, cmd := range p.cmds[from:] {
+		cmd.SetErr(err)
+	}
+	p.note(err)
+	return p.first
+}
+
+// note keeps the first error, which is the pipeline's.
+func (p *pipeline) note(err error) {
+	if p.first == nil {
+		p.first = err
+	}
+}
