@@ -445,6 +445,7 @@ func TestTheSupervisorWatchesOverASubscriptionThoughNobodyCalls(t *testing.T) {
 	ctx := begin(t)
 	s, c, _ := counted(t, func(o *holdfast.Options) {
 		o.Breaker.MinBackoff, o.Breaker.MaxBackoff = 20*time.Millisecond, 20*time.Millisecond // idle after 200ms
+		o.Redis.Dialer.KeepAlive = 10 * time.Minute                                           // rueidis' pings would notice, too
 	})
 	done := async(func() error {
 		return c.Client().Receive(ctx, c.Client().B().Subscribe().Channel("ch").Build(), func(rueidis.PubSubMessage) {})
