@@ -149,16 +149,19 @@ func (r *call) exists(st *turn, key string) {
 	r.ask(st, h, key, c.knowsExists)
 }
 
-// ttl is TTL and its kin. Those that name a moment of Unix time are Redis' to answer,
-// to the unit, for as long as it is there.
+// ttl is TTL and its kin. Those that name a moment of Unix time are Redis' to answer, to
+// the unit, for as long as it is there; and so is an end that no copy has, for it may be
+// one that is further away than a copy can tell.
 func (r *call) ttl(st *turn, key string) {
 	c := r.c
 	h := c.local.hash(key)
 	e, fresh := c.look(h, key, r.now)
 	if fresh && !strings.HasSuffix(st.name, "TIME") && !r.waits(key) {
-		c.stats.batchHits.Add(1)
-		r.tellTTL(st, left(r.now, e.expires.Load()))
-		return
+		if left := left(r.now, e.expires.Load()); left != 0 {
+			c.stats.batchHits.Add(1)
+			r.tellTTL(st, left)
+			return
+		}
 	}
 	if kept, found, fenced := c.journaled(h, key, r.now); found {
 		r.tellTTL(st, kept.TTL)

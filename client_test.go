@@ -83,14 +83,18 @@ func TestARepliesFromTheLocalTierLooksAsRueidisOwnDoes(t *testing.T) {
 	if err := cl.DoCache(ctx, get(), time.Minute).Error(); !rueidis.IsRedisNil(err) {
 		t.Fatalf("a key that is not there: %v", err)
 	}
-	s.MustDo("SET", "k", `{"n":7}`, "EX", "30")
+	s.MustDo("SET", "k", `{"n":7}`, "EX", "300")
 	first := cl.DoCache(ctx, get(), time.Minute)
-	if first.IsCacheHit() || first.CacheTTL() < 20 || first.CacheTTL() > 30 {
+	if first.IsCacheHit() || first.CacheTTL() < 30 || first.CacheTTL() > 60 {
 		t.Errorf("what Redis was asked for is a hit: %v, for %d s", first.IsCacheHit(), first.CacheTTL())
 	}
-	hit := cl.DoCache(ctx, get(), time.Minute)
-	if !hit.IsCacheHit() || hit.CacheTTL() < 20 || hit.CacheTTL() > 30 {
-		t.Errorf("what is here is a hit: %v, for %d s", hit.IsCacheHit(), hit.CacheTTL())
+	var hit rueidis.RedisResult
+	redistest.WaitFor(t, patience, "a hit: what is told of the foreign SET may make the first fill void", func() bool {
+		hit = cl.DoCache(ctx, get(), time.Hour)
+		return hit.IsCacheHit()
+	})
+	if hit.CacheTTL() < 200 || hit.CacheTTL() > 300 {
+		t.Errorf("what is here is so for %d s; the key has 300", hit.CacheTTL())
 	}
 	if hit = cl.DoCache(ctx, get(), 5*time.Second); hit.CachePTTL() > 5000 || hit.CachePTTL() < 1 {
 		t.Errorf("a hit for 5 s at most says %d ms", hit.CachePTTL())
