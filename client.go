@@ -52,7 +52,13 @@ type dropIn struct {
 //     so is what would change the connection, which all callers share: SELECT, AUTH,
 //     HELLO, WATCH, SUBSCRIBE, MONITOR, CLIENT TRACKING and the like. Dedicate has
 //     connections for them, and Receive for subscriptions.
-//   - Commands that wait at Redis, such as BLPOP, get connections of their own.
+//   - Commands that wait at Redis, such as BLPOP, get connections of their own, as do
+//     Dedicate, Receive and DoStream: each is dialled when it is needed, and never while
+//     Redis is away; that may take up to twice Redis.Dialer.Timeout. They wait for as
+//     long as they say, or until ctx ends. When Redis goes away, or is silent for so
+//     long that the circuit opens, they fail with ErrUnavailable, and with ErrClosed at
+//     Close; Receive is not repeated by itself. In a Dedicated every other command has
+//     Options.Timeout, and one without an answer in time ends its connection.
 //
 // All but those wait for at most Options.Timeout, also a DoMulti altogether. Commands of
 // a DoMulti have the effect of a pipeline. In a cluster, commands of several keys that go

@@ -25,6 +25,10 @@ type Options struct {
 	// holdfast. Dialer.Timeout (default here 1s) bounds a dial and, again, its
 	// handshake. A silent connection is given up after at most
 	// 2 x Dialer.KeepAlive + ConnWriteTimeout (defaults here 1s and 2s).
+	// BlockingPoolSize (default 1,024) bounds the connections to one server that
+	// callers of Client have of their own; when all are in use, a further caller
+	// waits for at most Dialer.Timeout and gets ErrUnavailable. An idle one is kept
+	// for BlockingPoolCleanup (default here 10s).
 	Redis rueidis.ClientOption
 
 	// Mode says what kind of deployment InitAddress names. See Mode.
