@@ -194,7 +194,7 @@ const patience = time.Minute
 // slack is what a loaded machine may add to a call: the scheduler's doing, the
 // collector's and, under -race, the detector's. Less than a dial may take: a call that
 // waited for one is found out.
-const slack = 400 * time.Millisecond
+const slack = (350 + 125*(raceFactor-1)) * time.Millisecond
 
 // logLines is a log handler that keeps the lines.
 type logLines struct {
