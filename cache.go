@@ -36,6 +36,8 @@ type Cache struct {
 	remote  *remote
 	dropIn  dropIn
 
+	listeners listeners
+
 	closed chan struct{} // Close is done
 }
 

@@ -18,6 +18,8 @@ type client struct {
 	c      *Cache
 	only   *link // of Nodes: its commands go there, and past the tiers; nil for all
 	closed atomic.Bool
+
+	listener *listener // of NewClient; nil for none
 }
 
 // dropIn is what the views of a Cache share.
@@ -299,4 +301,7 @@ func (cl *client) Mode() rueidis.ClientMode {
 }
 
 // Close ends the view. The Cache goes on.
-func (cl *client) Close() { cl.closed.Store(true) }
+func (cl *client) Close() {
+	cl.closed.Store(true)
+	cl.listener.end()
+}

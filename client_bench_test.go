@@ -12,7 +12,8 @@ import (
 // BenchmarkClientHit is a GET through Client that the local tier answers: beside Get of the
 // same Cache (target: at most 1.5) and beside DoCache of rueidis' own client, which has the
 // key in its cache, too (target: below 1). With "built" the command is built each time, as
-// programs do, by both; without, it is pinned. Targets: at most 2 allocs.
+// programs do, by both; without, it is pinned: a command that is not sent cannot be given
+// back to rueidis' pool. Targets: at most 2 allocs.
 func BenchmarkClientHit(b *testing.B) {
 	ctx := context.Background()
 	const n = 1 << 9
@@ -44,23 +45,27 @@ func BenchmarkClientHit(b *testing.B) {
 			do := func(_, i int) { cl.Do(ctx, pinned[at(i)]) }
 			doBuilt := func(_, i int) { cl.Do(ctx, cl.B().Get().Key(keys[at(i)]).Build()) }
 			before := c.Stats()
-			b.Run("pinned/beside=Get", func(b *testing.B) { versus(b, 1, do, get) })
-			b.Run("built/beside=Get", func(b *testing.B) { versus(b, 1, doBuilt, get) })
-			b.Run("pinned/beside=rueidis", func(b *testing.B) {
-				versus(b, 1, do, func(_, i int) { plain.DoCache(ctx, theirs[at(i)], time.Hour) })
-			})
-			b.Run("built/beside=rueidis", func(b *testing.B) {
-				versus(b, 1, doBuilt, func(_, i int) {
-					plain.DoCache(ctx, plain.B().Get().Key(keys[at(i)]).Cache(), time.Hour)
-				})
-			})
-			b.Run("DoCache/beside=rueidis", func(b *testing.B) {
-				versus(b, 1, func(_, i int) {
-					cl.DoCache(ctx, cl.B().Get().Key(keys[at(i)]).Cache(), time.Hour)
-				}, func(_, i int) {
-					plain.DoCache(ctx, plain.B().Get().Key(keys[at(i)]).Cache(), time.Hour)
-				})
-			})
+			doCache := func(_, i int) {
+				cl.DoCache(ctx, cl.B().Get().Key(keys[at(i)]).Cache(), time.Hour)
+			}
+			theirHit := func(_, i int) { plain.DoCache(ctx, theirs[at(i)], time.Hour) }
+			theirBuilt := func(_, i int) {
+				plain.DoCache(ctx, plain.B().Get().Key(keys[at(i)]).Cache(), time.Hour)
+			}
+			for _, g := range []int{1, 8} {
+				for _, what := range []struct {
+					name       string
+					ours, base func(_, i int)
+				}{
+					{"pinned/beside=Get", do, get},
+					{"built/beside=Get", doBuilt, get},
+					{"pinned/beside=rueidis", do, theirHit},
+					{"built/beside=rueidis", doBuilt, theirBuilt},
+					{"DoCache/beside=rueidis", doCache, theirBuilt},
+				} {
+					b.Run(what.name+"/callers="+strconv.Itoa(g), func(b *testing.B) { versus(b, g, what.ours, what.base) })
+				}
+			}
 			if after := c.Stats(); after.RemoteHits != before.RemoteHits || after.Misses != before.Misses {
 				b.Errorf("not all were local hits: %+v", after)
 			}

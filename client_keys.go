@@ -141,10 +141,8 @@ func commandOf(name string, args []string) command {
 	k := redisCommands[name]
 	switch name {
 	case "XREAD", "XREADGROUP":
-		for i := 1; i < len(args) && upper(args[i]) != "STREAMS"; i++ {
-			if upper(args[i]) == "BLOCK" {
-				k.verb = verbBlock
-			}
+		if _, waits := beforeStreams(args); waits {
+			k.verb = verbBlock
 		}
 	case "CLIENT":
 		if len(args) > 1 && (oneOf(args[1], "REPLY", "TRACKING", "CACHING", "NO-TOUCH")) {
@@ -228,12 +226,29 @@ func counted(args []string, nth int) (from, to int) {
 }
 
 func streams(args []string) (from, to int) {
-	for i, arg := range args {
-		if i > 0 && upper(arg) == "STREAMS" {
-			return i + 1, i + 1 + (len(args)-i-1)/2
-		}
+	if at, _ := beforeStreams(args); at < len(args) {
+		return at + 1, at + 1 + (len(args)-at-1)/2
 	}
 	return 1, len(args)
+}
+
+// beforeStreams reads the options of XREAD and XREADGROUP: where STREAMS is, and whether
+// it waits. A group may have the name of an option.
+func beforeStreams(args []string) (at int, waits bool) {
+	for at = 1; at < len(args); at++ {
+		switch upper(args[at]) {
+		case "STREAMS":
+			return at, waits
+		case "BLOCK":
+			waits = true
+			at++
+		case "COUNT", "CLAIM":
+			at++
+		case "GROUP":
+			at += 2
+		}
+	}
+	return len(args), waits
 }
 
 // home is the key that says which node of a cluster has the command's keys; none where

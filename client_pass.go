@@ -24,7 +24,7 @@ type passed struct {
 func (r *call) pass(first, n int) {
 	turns := r.turns[first : first+n]
 	e := r.errand()
-	*e = errand{turn: &turns[0], job: jobPass, stays: r.cl.only != nil, first: first, passed: r.onePassed[:]}
+	*e = errand{turn: &turns[0], job: jobPass, stays: r.cl.only != nil, first: first, at: len(r.writes), passed: r.onePassed[:]}
 	if n > 1 || len(r.turns) > 1 {
 		e.passed = make([]passed, n)
 	}
@@ -52,6 +52,7 @@ func (r *call) pass(first, n int) {
 			e.key, homed = key, true
 		}
 		reads = reads && (st.reads || st.cmd.IsReadOnly())
+		e.hides = e.hides || p.where == keysAnywhere && !p.reads
 	}
 	e.link = r.link(e.key, homed)
 	s := e.link.reader()
@@ -162,11 +163,20 @@ func (cl *client) over(p *passed, l *link) {
 	}
 }
 
-// emptiedBy is told that Redis did what the command says: whatever it held is gone, and
-// so is what waits to be written there.
-func (c *Cache) emptiedBy(l *link) {
-	l.domains((*domain).flush)
-	c.journal.overruledAll(c.clock.now(), l.replayer.owns)
+// emptied is told that Redis did what the command says: whatever it held is gone, and
+// so is what waits to be written there, but for what the call writes behind it.
+func (r *call) emptied(e *errand) {
+	e.link.domains((*domain).flush)
+	spare := map[string]uint64{}
+	for _, w := range r.writes[e.at:] {
+		spare[w.key] = w.seq
+	}
+	keys, saved := r.c.journal.flushed(e.link.replayer.owns, spare)
+	r.kept = r.kept.or(saved)
+	for _, key := range keys {
+		r.c.downgraded(key)
+		r.c.routes.deliver(key)
+	}
 }
 
 func (e *errand) passCommands(b rueidis.Builder, cmds []rueidis.Completed) []rueidis.Completed {
@@ -183,11 +193,22 @@ func (e *errand) passCommands(b rueidis.Builder, cmds []rueidis.Completed) []rue
 		p.used = true
 		cmds = append(cmds, cmd)
 	}
+	if e.hides {
+		// The server tells of the keys, but behind the reply.
+		cmds = append(cmds, b.Ping().Build())
+	}
 	return cmds
 }
 
 func (r *call) hasPassed(e *errand, replies []rueidis.RedisResult, o outcome) {
 	op := strings.ToLower(e.turn.name)
+	if e.hides && r.c.opts.Tracking.Mode == TrackPrefixes {
+		// It does not tell of them, see Tracking.command.
+		e.link.domains((*domain).doubt)
+		if o.session != nil && o.session.link != e.link {
+			o.session.link.domains((*domain).doubt)
+		}
+	}
 	for i := range e.passed {
 		p, st := &e.passed[i], &r.turns[e.first+i]
 		r.cl.over(p, e.link)
@@ -199,7 +220,7 @@ func (r *call) hasPassed(e *errand, replies []rueidis.RedisResult, o outcome) {
 			st.fail(e.key, unavailable{replies[i].NonRedisError()})
 		default:
 			if p.verb == verbFlush && len(e.passed) == 1 && replies[i].Error() == nil {
-				r.c.emptiedBy(e.link)
+				r.emptied(e)
 			}
 			st.decide(replies[i])
 		}

@@ -67,7 +67,7 @@ type errand struct {
 	job  job
 	key  string
 	hash keyHash
-	at   int // in MGET
+	at   int // in MGET; of what is passed on: how many writes of the call come before it
 
 	token    token
 	change   *change
@@ -75,12 +75,13 @@ type errand struct {
 	prior    []byte // what the tiers had of a key that is to be deleted
 	had      bool
 
-	// Of what is passed on: the turns from this one on, where they go, and whether
-	// they go nowhere else.
+	// Of what is passed on: the turns from this one on, where they go, whether they go
+	// nowhere else, and whether they may change keys that they do not name, as a script may.
 	first  int
 	passed []passed
 	link   *link
 	stays  bool
+	hides  bool
 }
 
 type job uint8

@@ -267,7 +267,7 @@ func (r *call) touch(st *turn, key string, deadline int64) {
 	// Before it is sent: what the server tells of it must not be taken for somebody
 	// else's doing.
 	c.local.doubt(h, sameEnd)
-	w := &change{key: key, hash: h, verbatim: cloned(st.args)}
+	w := &change{key: key, hash: h, verbatim: cloned(st.args), entry: c.local.get(h)}
 	if c.flights.n.Load() != 0 {
 		c.overtake(r.bounded(), w)
 	}
@@ -307,7 +307,7 @@ func (r *call) touchJournal(st *turn, h keyHash, key string, deadline int64) boo
 func (r *call) hasTouched(e *errand, replies []rueidis.RedisResult, o outcome) {
 	st, local := e.turn, r.c.local
 	if o.class == classOK {
-		local.doubt(e.hash, func(int64) int64 { return e.deadline })
+		local.retime(e.hash, e.change.entry, e.deadline)
 		st.decide(replies[0])
 		return
 	}

@@ -163,6 +163,7 @@ func (c *cluster) giveLocked(i int, l *link) {
 	l.slots.Add(1)
 	if old != nil {
 		old.slots.Add(-1)
+		l.listeners.told(nil)
 		// The journal may have what the old one could not deliver.
 		l.replayer.wake()
 		l.look()

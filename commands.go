@@ -327,6 +327,7 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 	// Before it is sent: what the server tells of it must not be taken for
 	// somebody else's doing.
 	c.local.doubt(h, sameEnd)
+	was := c.local.get(h)
 	w := change{hash: h}
 	c.overtake(bounded, &w)
 	defer c.outdate(&w)
@@ -343,7 +344,7 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 		c.local.doubt(h, func(old int64) int64 { return min(old, deadline) })
 		return c.decided("touch", key, o)
 	}
-	c.local.doubt(h, func(int64) int64 { return deadline })
+	c.local.retime(h, was, deadline)
 	if n, err := replies[1].AsInt64(); err == nil && n == 0 {
 		return ErrMiss
 	}

@@ -314,6 +314,35 @@ func (j *journal) overruledAll(now int64, owned func(key string) bool) {
 	}
 }
 
+// flushed is told that the server was emptied at this process' own wish, behind whatever
+// it had accepted: what waits to be written to it, or is looked at again, becomes a
+// delete, but not what spare names, which came behind that wish. It returns the keys, for
+// each of which there is something to replay, and the last change of the file.
+func (j *journal) flushed(owned func(key string) bool, spare map[string]uint64) (keys []string, last saving) {
+	if j.keys.Load() == 0 {
+		return nil, saving{}
+	}
+	for i := range j.shards {
+		sh := &j.shards[i]
+		sh.mu.Lock()
+		for key, in := range sh.intents {
+			if seq, later := spare[key]; in.done || in.del && !in.elsewhere || later && seq == in.seq || !owned(key) {
+				continue
+			}
+			j.bytes.Add(-int64(len(in.value)))
+			in.value, in.del, in.elsewhere = nil, true, false
+			if in.checkAt != 0 {
+				in.checkAt = 0
+				j.queued.Add(1)
+			}
+			last = last.or(j.saveLocked(sh, key, in))
+			keys = append(keys, key)
+		}
+		sh.mu.Unlock()
+	}
+	return keys, last
+}
+
 // afterwards is the base once Redis has run a write.
 func afterwards(value []byte, del bool, deadline int64, server string) base {
 	if del {

@@ -99,6 +99,8 @@ type linkEnv struct {
 	// told hears of the key of which the server told that it changed, and whether
 	// that came over the session that serves.
 	told func(key string, serving bool)
+	// listeners are told what the server tells.
+	listeners *listeners
 	// emptied hears that the server that serves was.
 	emptied func()
 	// changed is told of a step.

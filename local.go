@@ -395,6 +395,27 @@ func (l *local) doubt(h keyHash, end func(old int64) int64) {
 	}
 }
 
+// retime is doubt with another end for the copy that was there before. One that came
+// meanwhile goes: which of the two ends it has, only Redis knows.
+func (l *local) retime(h keyHash, was *entry, end int64) {
+	s := l.stripe(h)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.version.Add(1)
+	p, old := l.lookLocked(s, h)
+	switch {
+	case old == nil:
+	case old != was:
+		if p != nil {
+			p.overlap = p.overlap || p.writers > 0
+		}
+		l.storeLocked(s, h, p, old, nil)
+	case !old.refuted():
+		old.fresh.Store(unread)
+		old.expires.Store(end)
+	}
+}
+
 // settled is told that a replay has brought the last write to Redis. The copy that
 // the write left must be read before it is fresh, and is marked so. Another one goes:
 // it was read from Redis before the journal had the write.

@@ -97,7 +97,7 @@ func (c *Cache) connect() {
 		notify:   c.notify,
 		sessions: sessions,
 		probeKey: func(string) string { return probe },
-		wanted:   func() bool { return c.journal.keys.Load() > 0 || r.waiting.Load() > 0 },
+		wanted:   func() bool { return c.journal.keys.Load() > 0 || r.waiting.Load() > 0 || c.listeners.any() },
 		needless: func() bool { return false },
 		hits:     func() uint64 { return c.fence.hits() + c.stats.batchHits.Load() },
 		leave:    func() {},
@@ -107,8 +107,10 @@ func (c *Cache) connect() {
 		redirected: func(s *session, err error) { r.follow(s, err) },
 		domains:    func(each func(*domain)) { each(&r.one.domain) },
 		told:       c.told,
+		listeners:  &c.listeners,
 		changed: func(s StateChange) {
 			c.notify.stateChange(s)
+			c.listeners.told(nil)
 			if s.To == Up {
 				r.noteUp()
 			}

@@ -70,6 +70,7 @@ func (l *link) invalidated(s *session, keys []rueidis.RedisMessage) {
 			if l.gate.Load() == s {
 				l.emptied()
 			}
+			l.listeners.told(nil)
 		}
 		return
 	}
@@ -80,6 +81,7 @@ func (l *link) invalidated(s *session, keys []rueidis.RedisMessage) {
 			l.told(key, serving)
 		}
 	}
+	l.listeners.told(keys)
 }
 
 // told takes a key out of the local tier that somebody else changed, or it is the
