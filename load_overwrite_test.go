@@ -40,7 +40,7 @@ func overwrites(t *testing.T, ctx context.Context, c *holdfast.Cache, b backend,
 			return second(c.GetOrLoad(ctx, key, time.Hour, func(context.Context) ([]byte, error) { source(); return []byte("ours"), nil }))
 		},
 		"batch": func(key string, source func()) error {
-			return second(c.GetOrLoadMany(ctx, []string{key}, time.Hour, func(context.Context, []string) (map[string][]byte, error) {
+			return second(c.GetOrLoadMany(ctx, []string{key}, 0, func(context.Context, []string) (map[string][]byte, error) {
 				source()
 				return map[string][]byte{key: []byte("ours")}, nil
 			}))
@@ -90,6 +90,11 @@ func overwrites(t *testing.T, ctx context.Context, c *holdfast.Cache, b backend,
 			redistest.WaitFor(t, patience, "the load's end", func() bool { return c.Stats().Loads > 0 })
 			if got, _ := b.get(key); got != "theirs" {
 				t.Fatalf("%s: redis holds %q", name, got)
+			}
+			if name == "refresh" { // nobody waits for its end
+				waitLookupValue(t, c, key, "theirs")
+			} else if got, err := c.Get(ctx, key); err != nil || string(got) != "theirs" {
+				t.Fatalf("%s: get: %q, %v", name, got, err)
 			}
 		}
 		// Undisturbed, it is stored.
