@@ -173,3 +173,52 @@ func TestTheDeepestReplyOfRedisIsTaken(t *testing.T) {
 		t.Errorf("%d connections were made", n)
 	}
 }
+
+// What is kept of a command is a copy: the caller may use again what it was made of.
+func TestWhatIsKeptOfACommandIsACopy(t *testing.T) {
+	begin(t)
+	s := redistest.Start(t)
+	c := open(t, at(s.Addr()))
+	ready(t, c)
+	cl := c.Client()
+	// said says it with arguments that change when the call has returned.
+	said := func(want string, args ...string) {
+		t.Helper()
+		bufs := make([][]byte, len(args))
+		for i, arg := range args {
+			bufs[i] = []byte(arg)
+			args[i] = rueidis.BinaryString(bufs[i])
+		}
+		wantSay(t, cl, want, args...)
+		for _, buf := range bufs {
+			for i := range buf {
+				buf[i] = '#'
+			}
+		}
+	}
+	s.Kill()
+	waitState(t, c, holdfast.Down)
+	said("OK", "SET", "f0", "value 0")
+	said("OK", "SETEX", "f1", "500", "value 1")
+	said("OK", "MSET", "f2", "value 2", "f3", "value 3")
+	said("OK", "SET", "f4", "value 4", "PXAT", strconv.FormatInt(time.Now().Add(time.Hour).UnixMilli(), 10))
+	said("OK", "SET", "f0", "value 5", "KEEPTTL")
+	said("0", "DEL", "f5", "f6")
+	said("(nil)", "GETDEL", "f7")
+	said("0", "EXPIRE", "f8", "-1")
+	if n := c.Health().JournalKeys; n != 9 {
+		t.Errorf("the journal has %d keys", n)
+	}
+	want := map[string]string{"f0": "value 5", "f1": "value 1", "f2": "value 2", "f3": "value 3", "f4": "value 4"}
+	for key, value := range want {
+		wantSay(t, cl, value, "GET", key)
+	}
+	s.Restart()
+	waitState(t, c, holdfast.Up)
+	drain(t, c)
+	for key, value := range want {
+		if got := s.MustDo("GET", key); got != value {
+			t.Errorf("%s is %q at Redis; want %q", key, got, value)
+		}
+	}
+}
