@@ -49,12 +49,14 @@ type dropIn struct {
 //     sent, what the journal holds of its keys is replayed; unless it is known to change
 //     nothing, no copy of its keys is served afterwards. While Redis is away it returns
 //     ErrUnavailable at once. So it does where no answer came in time: then the command
-//     may have run, or run late.
+//     may have run, or run late. What a script writes that it does not name is read after
+//     it, too, where the server tells of changes, but the journal is not asked for it.
 //   - MULTI up to EXEC goes to Redis so, too, in one DoMulti. Alone they are refused, and
 //     so is what would change the connection, which all callers share: SELECT, AUTH,
 //     HELLO, WATCH, SUBSCRIBE, MONITOR, CLIENT TRACKING and the like. Dedicate has
 //     connections for them, and Receive for subscriptions.
-//   - Commands that wait at Redis, such as BLPOP, get connections of their own, as do
+//   - Commands that wait at Redis, such as BLPOP, get connections of their own (a DoMulti
+//     that has one goes there as a whole, past the tiers), as do
 //     Dedicate, Receive and DoStream: each is dialled when it is needed, and never while
 //     Redis is away; that may take up to twice Redis.Dialer.Timeout. They wait for as
 //     long as they say, or until ctx ends. When Redis goes away, or is silent for so
@@ -69,6 +71,9 @@ type dropIn struct {
 // The ttl of DoCache bounds the age of a copy that is served without asking Redis; none
 // is served where it is 0. While Redis is away Options.Outage counts instead. Commands
 // other than GET, MGET and those above that are in the tiers are not cached.
+//
+// A reply of more than a million elements, or 1 GiB, is taken for nonsense and ends the
+// connection, for a few bytes may claim as much: ask for the elements in parts.
 //
 // Errors that are not Redis' own are of this package; Redis' own are *rueidis.RedisError.
 // A value in a reply may be shared: read it, do not write to its bytes.

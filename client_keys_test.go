@@ -18,7 +18,8 @@ var movable = []string{
 	"EVALSHA_RO 0 1 k1", "SINTERCARD 2 k1 k2 LIMIT 3", "ZDIFF 2 k1 k2", "ZINTER 2 k1 k2 WITHSCORES", "ZINTERCARD 1 k1",
 	"ZUNION 2 k1 k2", "LMPOP 2 k1 k2 LEFT", "ZMPOP 1 k1 MIN", "BLMPOP 1 2 k1 k2 LEFT", "BZMPOP 1 1 k1 MAX",
 	"ZUNIONSTORE d 2 k1 k2 WEIGHTS 1 2", "ZINTERSTORE d 1 k1", "ZDIFFSTORE d 2 k1 k2", "XREAD COUNT 2 STREAMS k1 k2 0 0",
-	"XREAD BLOCK 10 STREAMS k1 $", "XREADGROUP GROUP g c COUNT 1 STREAMS k1 k2 > >", "SORT k1 BY w STORE d", "SORT_RO k1",
+	"XREAD BLOCK 10 STREAMS k1 $", "XREADGROUP GROUP g c COUNT 1 STREAMS k1 k2 > >",
+	"XREADGROUP GROUP streams block STREAMS k1 >", "SORT k1 BY w STORE d", "SORT_RO k1",
 	"GEORADIUS k1 1 2 3 m STORE d", "GEORADIUSBYMEMBER k1 m 3 m STOREDIST d", "MIGRATE h 1 k1 0 10",
 	"MIGRATE h 1 k1 0 10 COPY", "OBJECT ENCODING k1", "MEMORY USAGE k1 SAMPLES 1", "XINFO STREAM k1", "XGROUP CREATE k1 g 0",
 	"BITOP AND d k1 k2", "COPY k1 k2 REPLACE", "MSETNX k1 v k2 v", "MSET k1 v k2 v", "BLPOP k1 k2 1",
@@ -107,5 +108,19 @@ func TestCommandsThatMakeNoSenseHaveKeysAllTheSame(t *testing.T) {
 			}
 		}
 		k.home(args)
+	}
+}
+
+// What waits on the connection that all share would hold up all of them.
+func TestACommandThatWaitsIsKnownByItsArguments(t *testing.T) {
+	for line, waits := range map[string]bool{
+		"XREAD BLOCK 0 STREAMS k $": true, "xread count 1 block 0 streams k $": true, "XREAD STREAMS block $": false,
+		"XREADGROUP GROUP streams c BLOCK 0 STREAMS k >": true, "XREADGROUP GROUP block block STREAMS k >": false,
+		"XREADGROUP COUNT 1 GROUP g streams NOACK BLOCK 0 STREAMS k >": true, "XREAD COUNT": false, "XREADGROUP GROUP": false,
+	} {
+		args := strings.Fields(line)
+		if got := commandOf(upper(args[0]), args).verb == verbBlock; got != waits {
+			t.Errorf("%s waits: %v", line, got)
+		}
 	}
 }

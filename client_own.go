@@ -122,9 +122,6 @@ func (cl *client) ownRun(ctx context.Context, cmds []rueidis.Completed, args [][
 	hops := 0
 	if cl.c.routes != nil && cl.c.routes.cluster.Load() != nil {
 		hops = cl.c.remote.hops
-		for i := range cmds {
-			cmds[i] = cmds[i].Pin() // it may be sent again
-		}
 	}
 	for ; ; hops-- {
 		replies := d.run(ctx, cmds, args)
@@ -138,7 +135,23 @@ func (cl *client) ownRun(ctx context.Context, cmds []rueidis.Completed, args [][
 		}
 		d.release()
 		d = &dedicated{cl: cl, patient: true, link: next.link, asking: asking}
+		cmds = cl.again(cmds, args)
 	}
+}
+
+// again makes the commands anew: rueidis may have used theirs again since they were
+// sent, and to pin those would be a race where the caller had done so, for several
+// goroutines.
+func (cl *client) again(cmds []rueidis.Completed, args [][]string) []rueidis.Completed {
+	fresh := make([]rueidis.Completed, len(cmds))
+	for i := range cmds {
+		if cmd := cl.builder.Arbitrary(args[i]...); blocks(&cmds[i], args[i]) {
+			fresh[i] = cmd.Blocking()
+		} else {
+			fresh[i] = cmd.Build()
+		}
+	}
+	return fresh
 }
 
 // usable says whether a call may go on. The caller is within the fence.

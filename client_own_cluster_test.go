@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"testing"
 	"time"
 
@@ -115,4 +116,16 @@ func TestABlockingCommandFollowsItsSlot(t *testing.T) {
 	pop() // ASK
 	m.End()
 	pop() // MOVED
+
+	// A pinned command is used by many at once, and sent again by each.
+	pinned := b.Blpop().Key(key).Timeout(0.01).Build().Pin()
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			if err := cl.Do(ctx, pinned).Error(); err != nil && !rueidis.IsRedisNil(err) {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
 }

@@ -14,7 +14,7 @@ import (
 // passed is a command that Redis alone answers.
 type passed struct {
 	command
-	args []string // copies: rueidis uses a command's own again once it is answered
+	args []string // copies: rueidis uses a command's own again once it is answered, see also copied
 	keys []string
 	cmd  rueidis.Completed
 	used bool // cmd may not be sent, or not a second time
@@ -46,7 +46,12 @@ func (r *call) pass(first, n int) {
 		}
 		// The flags of a command that is not alone may have rueidis look for a cache, see
 		// turn.plain, so its arguments are sent.
-		*p = passed{command: st.command, args: slices.Clone(st.args), cmd: st.cmd, used: st.cache || len(r.turns) > 1}
+		*p = passed{command: st.command, cmd: st.cmd, used: st.cache || !st.reads || len(r.turns) > 1}
+		if st.reads {
+			p.args = slices.Clone(st.args)
+		} else {
+			p.args = copied(st.args)
+		}
 		p.keys = st.keys(p.args)
 		if key, ok := st.home(p.args); ok && !homed {
 			e.key, homed = key, true
@@ -73,6 +78,25 @@ func (r *call) pass(first, n int) {
 		r.occupyAll(&e.passed[i])
 	}
 	r.add(e, s)
+}
+
+// copied is cloned in one piece. A write that got no answer in time may be sent later,
+// when the caller has used again what rueidis.BinaryString took a command from: then it
+// would change another key.
+func copied(args []string) []string {
+	size := 0
+	for _, arg := range args {
+		size += len(arg)
+	}
+	var b strings.Builder
+	b.Grow(size)
+	all := make([]string, len(args))
+	for i, arg := range args {
+		from := b.Len()
+		b.WriteString(arg)
+		all[i] = b.String()[from:]
+	}
+	return all
 }
 
 // link is where a command goes.

@@ -161,17 +161,21 @@ func TestWhatAnyCommandWritesIsReadAfterIt(t *testing.T) {
 func TestACounterNeverGoesBackForWhoeverReadsIt(t *testing.T) {
 	begin(t)
 	s := redistest.Start(t)
-	o := at(s.Addr())
-	o.Timeout = 10 * time.Second
-	c := open(t, o)
-	ready(t, c)
-	cl := c.Client()
-	stop := load(3, func(int, int) { _, _ = c.Get(context.Background(), "n") })
-	defer stop()
-	for i := range 3000 {
-		want := strconv.Itoa(i + 1)
-		wantSay(t, cl, want, "INCR", "n")
-		wantSay(t, cl, want, "GET", "n")
+	for _, mode := range []holdfast.TrackingMode{holdfast.TrackReads, holdfast.TrackOff} {
+		o := at(s.Addr())
+		o.Timeout, o.Tracking.Mode = 10*time.Second, mode
+		c := open(t, o)
+		ready(t, c)
+		cl := c.Client()
+		s.MustDo("DEL", "n")
+		stop := load(3, func(int, int) { _, _ = c.Get(context.Background(), "n") })
+		defer stop()
+		for i := range 1500 {
+			want := strconv.Itoa(i + 1)
+			wantSay(t, cl, want, "INCR", "n")
+			wantSay(t, cl, want, "GET", "n")
+		}
+		stop()
 	}
 }
 

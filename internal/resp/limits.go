@@ -34,7 +34,7 @@ type Limits struct {
 var DefaultLimits = Limits{
 	MaxBulk:     512 << 20,
 	MaxElements: 1 << 20,
-	MaxDepth:    8,
+	MaxDepth:    128,
 	MaxLine:     64 << 10,
 	MaxFrame:    1 << 30,
 }
