@@ -224,7 +224,7 @@ func TestWhateverASentinelSaysHarmsNobody(t *testing.T) {
 		}
 		o := watched(f.Addr())
 		o.Local.MaxBytes = 1 << 20
-		o.Redis.Dialer.Timeout, o.Redis.Sentinel.Dialer.Timeout = 200*time.Millisecond, 200*time.Millisecond
+		o.Redis.Dialer.Timeout, o.Redis.Sentinel.Dialer.Timeout = 400*time.Millisecond, 400*time.Millisecond
 		s := subject{f: f, dials: &redistest.DialCounter{}, began: time.Now()}
 		o.Redis.DialCtxFn = s.dials.Dial
 		s.c = open(t, o)

@@ -115,12 +115,20 @@ func TestAFailoverIsFollowedWithoutANotice(t *testing.T) {
 	next := r.Servers()[1]
 	began := time.Now()
 	r.Sentinels()[1].MustDo("SENTINEL", "FAILOVER", redistest.MasterSet)
-	redistest.WaitFor(t, 60*time.Second, "the promotion", func() bool { return role(next) == "master" })
+	var before time.Time // the last that is known of
+	redistest.WaitFor(t, 60*time.Second, "the promotion", func() bool {
+		asked := time.Now()
+		if role(next) == "master" {
+			return true
+		}
+		before = asked
+		return false
+	})
 	promoted := time.Now()
 	// A sentinel makes a master of the replica before it makes a replica of the
 	// master: what the latter acknowledges in between will be lost, and nobody can
 	// tell before the sentinels do.
-	split := moment{from: promoted.Add(-100 * time.Millisecond)}
+	split := moment{from: before.Add(-100 * time.Millisecond)}
 	redistest.WaitFor(t, patience, "the old master to be left", func() bool { return ours(old) == 0 && ours(next) == 1 })
 	split.until = time.Now()
 	told := false
