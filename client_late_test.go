@@ -15,7 +15,7 @@ import (
 // A script may write keys that it does not name. The server tells of them, but mostly
 // behind the script's reply, and with prefixes not at all.
 func TestWhatAScriptWritesWithoutNamingItIsReadAfterIt(t *testing.T) {
-	begin(t)
+	ctx := begin(t)
 	s := redistest.Start(t)
 	for _, mode := range []holdfast.TrackingMode{holdfast.TrackReads, holdfast.TrackPrefixes} {
 		o := at(s.Addr())
@@ -31,6 +31,11 @@ func TestWhatAScriptWritesWithoutNamingItIsReadAfterIt(t *testing.T) {
 			wantSay(t, cl, "OK", "EVAL", "return redis.call('SET','n:'..'x',ARGV[1])", "0", want)
 			wantSay(t, cl, want, "GET", "n:x")
 			wantSay(t, cl, want, "GET", "n:x")
+			// Also in the batch that has the script.
+			res := cl.DoMulti(ctx, built(cl.B(), []string{"EVAL", "return redis.call('INCR','n:'..'x')", "0"}), cl.B().Get().Key("n:x").Build())
+			if got, err := textOf(res[1]); err != nil || got != strconv.Itoa(i+1) {
+				t.Fatalf("GET behind a script: %q, %v", got, err)
+			}
 		}
 	}
 }
