@@ -104,23 +104,37 @@ func newBuilder() rueidis.Builder {
 // slots: Redis does.
 func (cl *client) B() rueidis.Builder { return cl.builder }
 
-func (cl *client) Do(ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
-	if !cmd.IsEmpty() && cl.only == nil {
-		if args := cmd.Commands(); len(args) == 2 && args[0] == "GET" {
-			return cl.get(ctx, args[1], false, 0)
+// Do writes a hit's answer where it is to be: a RedisResult that is handed from function
+// to function is copied each time, which costs as much as finding the key's hash.
+func (cl *client) Do(ctx context.Context, cmd rueidis.Completed) (res rueidis.RedisResult) {
+	if key, ok := cl.plainGet(cmd); ok {
+		if e := cl.hit(ctx, key); e != nil {
+			cl.answers.answer(&res, e.bytes())
+			return res
 		}
+		return cl.get(ctx, key, false, 0)
 	}
 	return cl.do(ctx, []turn{{cmd: cmd}})[0]
 }
 
 func (cl *client) DoCache(ctx context.Context, cmd rueidis.Cacheable, ttl time.Duration) rueidis.RedisResult {
 	plain := rueidis.Completed(cmd)
-	if !plain.IsEmpty() && cl.only == nil {
-		if args := plain.Commands(); len(args) == 2 && args[0] == "GET" {
-			return cl.get(ctx, args[1], true, ttl)
-		}
+	if key, ok := cl.plainGet(plain); ok {
+		return cl.get(ctx, key, true, ttl)
 	}
 	return cl.do(ctx, []turn{{cmd: plain, cache: true, cached: ttl}})[0]
+}
+
+// plainGet is the key of a GET that goes through the tiers.
+func (cl *client) plainGet(cmd rueidis.Completed) (key string, ok bool) {
+	if cmd.IsEmpty() || cl.only != nil {
+		return "", false
+	}
+	args := cmd.Commands()
+	if len(args) != 2 || args[0] != "GET" {
+		return "", false
+	}
+	return args[1], true
 }
 
 func (cl *client) DoMulti(ctx context.Context, multi ...rueidis.Completed) []rueidis.RedisResult {
@@ -137,6 +151,23 @@ func (cl *client) DoMultiCache(ctx context.Context, multi ...rueidis.CacheableTT
 		turns[i] = turn{cmd: rueidis.Completed(m.Cmd), cache: true, cached: m.TTL}
 	}
 	return cl.do(ctx, turns)
+}
+
+// hit is the key's fresh copy, nil where there is none, or there is anything else to say.
+func (cl *client) hit(ctx context.Context, key string) *entry {
+	c := cl.c
+	lane, open := c.fence.enter()
+	if cl.closed.Load() || enterable(ctx, open) != nil {
+		lane.leave()
+		return nil
+	}
+	e, fresh := c.look(c.local.hash(key), key, c.clock.now())
+	if !fresh {
+		lane.leave()
+		return nil
+	}
+	lane.hit()
+	return e
 }
 
 // get is Do and DoCache of the most frequent command.

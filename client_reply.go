@@ -31,6 +31,12 @@ type message struct {
 	ttl    [7]byte
 }
 
+// result is the layout of rueidis.RedisResult.
+type result struct {
+	err error
+	val message
+}
+
 // What a reply starts with on the wire is also its type in a message.
 const (
 	typeText   = '$'
@@ -52,15 +58,24 @@ func newAnswers() *answers {
 	return a
 }
 
-// layoutKnown says whether a RedisMessage has the fields of message, in their places.
+// layoutKnown says whether a RedisMessage has the fields of message, in their places, and
+// a RedisResult those of result.
 func layoutKnown() bool {
 	theirs, ours := reflect.TypeFor[rueidis.RedisMessage](), reflect.TypeFor[message]()
+	return sameFields(theirs, ours, nil, nil) &&
+		sameFields(reflect.TypeFor[rueidis.RedisResult](), reflect.TypeFor[result](), theirs, ours)
+}
+
+// sameFields says whether two structs have the same fields; one of type like may be of
+// type as.
+func sameFields(theirs, ours, like, as reflect.Type) bool {
 	if theirs.Size() != ours.Size() || theirs.NumField() != ours.NumField() {
 		return false
 	}
 	for i := range ours.NumField() {
 		f, g := theirs.Field(i), ours.Field(i)
-		if f.Name != g.Name || f.Type != g.Type || f.Offset != g.Offset {
+		same := f.Type == g.Type || f.Type == like && g.Type == as
+		if f.Name != g.Name || !same || f.Offset != g.Offset {
 			return false
 		}
 	}
@@ -75,6 +90,11 @@ func (a *answers) sound() bool {
 	a.asHit(&hit, 1<<41)
 	all, err := list.ToArray()
 	if err != nil || len(all) != 2 || !all[1].IsNil() || list.IsCacheHit() {
+		return false
+	}
+	var res rueidis.RedisResult
+	a.answer(&res, []byte("thing"))
+	if thing, err := res.ToString(); err != nil || thing != "thing" {
 		return false
 	}
 	s, err1 := all[0].ToString()
@@ -92,6 +112,16 @@ func (a *answers) text(value []byte) (m rueidis.RedisMessage) {
 	p := (*message)(unsafe.Pointer(&m))
 	p.typ, p.bytes, p.intlen = typeText, unsafe.SliceData(value), int64(len(value))
 	return m
+}
+
+// answer is text as the result of a command, which is empty before.
+func (a *answers) answer(res *rueidis.RedisResult, value []byte) {
+	if !a.direct {
+		*res = replied(a.text(value))
+		return
+	}
+	p := (*result)(unsafe.Pointer(res))
+	p.val.typ, p.val.bytes, p.val.intlen = typeText, unsafe.SliceData(value), int64(len(value))
 }
 
 func (a *answers) number(n int64) (m rueidis.RedisMessage) {
