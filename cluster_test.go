@@ -372,8 +372,10 @@ func losesOneStream(t *testing.T, r *redistest.Cluster) {
 				}
 			}
 		}
-		if n := c.Stats().StreamLosses - losses; n != 1 {
-			t.Errorf("one lost stream counts as %d", n)
+		// Once, unless the machine is so slow that the circuit opened again.
+		after := c.Stats()
+		if n, opens := after.StreamLosses-losses, after.BreakerOpens-before.BreakerOpens; n < 1 || n > max(opens, 1) {
+			t.Errorf("one lost stream counts as %d, and the circuit opened %d times", n, opens)
 		}
 		for _, node := range r.Nodes() {
 			if n := connections(node); n != 1 {

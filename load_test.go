@@ -239,6 +239,7 @@ func TestEveryFailureOfALoaderIsAnErrorForAllWhoWait(t *testing.T) {
 				}
 				// It is not remembered: the next call loads again.
 				wantLoad(t, c, "k", 0, newSource("v"), "v")
+				synctest.Wait() // whoever waits is released before it is counted
 				if st := c.Stats(); st.LoadErrors != 1 || st.Loads != 2 {
 					t.Errorf("stats: %d loads, %d errors", st.Loads, st.LoadErrors)
 				}
