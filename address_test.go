@@ -123,6 +123,7 @@ func TestAServerThatBecomesAReplicaIsAskedToWriteNoMore(t *testing.T) {
 
 // A managed service moves a name to another machine.
 func TestANameIsResolvedAnewForEachDial(t *testing.T) {
+	redistest.Long(t)
 	for _, tt := range []struct {
 		name   string
 		within time.Duration

@@ -16,6 +16,7 @@ import (
 // Another client of the same program writes, as the hook for go-redis does: Settle before,
 // Invalidate after. Readers fill the local tier all the while.
 func TestWhatAnotherClientWroteIsReadAfterInvalidate(t *testing.T) {
+	redistest.Long(t)
 	ctx := begin(t)
 	s := redistest.Start(t)
 	for _, mode := range []holdfast.TrackingMode{holdfast.TrackReads, holdfast.TrackOff} {
