@@ -194,8 +194,7 @@ func (j *journal) replaceLocked(in *intent, w write) admission {
 	verdict := admitted
 	elsewhere := j.keysOnly && !w.del
 	j.bytes.Add(-int64(len(in.value)))
-	if !w.del && !elsewhere && j.bytes.Add(int64(len(w.value))) > j.maxBytes {
-		j.bytes.Add(-int64(len(w.value)))
+	if !w.del && !elsewhere && !j.claim(int64(len(w.value))) {
 		elsewhere, verdict = true, downgraded
 	}
 	if elsewhere {
@@ -208,6 +207,20 @@ func (j *journal) replaceLocked(in *intent, w write) admission {
 		j.queued.Add(1)
 	}
 	return verdict
+}
+
+// claim takes so many bytes, if there are as many: never more for a moment, which would
+// show in the gauge and cost another set its value.
+func (j *journal) claim(n int64) bool {
+	for {
+		held := j.bytes.Load()
+		if held+n > j.maxBytes {
+			return false
+		}
+		if j.bytes.CompareAndSwap(held, held+n) {
+			return true
+		}
+	}
 }
 
 // notQueued marks an intent that is new, until put has queued it.
