@@ -18,6 +18,7 @@ import (
 // A planned move: the server hands over to its replica, and a while later the
 // address leads there. Nobody may notice.
 func TestAnAddressThatIsMovedToThePromotedReplicaUnderLoad(t *testing.T) {
+	redistest.Long(t)
 	for _, tt := range []struct {
 		name string
 		cut  bool

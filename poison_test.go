@@ -49,6 +49,7 @@ func TestAnEntryAtWhichRedisHangsUpIsGivenUp(t *testing.T) {
 }
 
 func TestARefusedSetLeavesNoOlderValue(t *testing.T) {
+	redistest.Long(t)
 	ctx := begin(t)
 	s := redistest.Start(t)
 	o := at(s.Addr())

@@ -289,6 +289,7 @@ func TestWhateverASentinelSaysHarmsNobody(t *testing.T) {
 // cannot be reached, ours is none any more as far as anybody knows: it is given
 // nothing to write that it would lose, and goes on answering.
 func TestASentinelThatTalksNonsenseTakesNobodyOffAGoodMaster(t *testing.T) {
+	redistest.Long(t)
 	ctx := begin(t)
 	master := redistest.Start(t)
 	f := sentinelFor(t, master.Addr())
@@ -383,6 +384,7 @@ func TestSentinelsThatDisagreeCauseNoStorm(t *testing.T) {
 }
 
 func TestAnUnusedClientLeavesTheSentinelsAlone(t *testing.T) {
+	redistest.Long(t)
 	ctx := begin(t)
 	old, next := replicated(t)
 	f := sentinelFor(t, old.Addr())
