@@ -50,7 +50,7 @@ type outcome struct {
 	dials int64
 }
 
-// demonstrate runs both clients and prints the verdict; it says whether that is
+// demonstrate runs the clients and prints the verdict; it says whether that is
 // good.
 func demonstrate(ctx context.Context, cfg config, out printer) (good bool, err error) {
 	where := "the server at "
@@ -73,20 +73,28 @@ func demonstrate(ctx context.Context, cfg config, out printer) (good bool, err e
 	}
 	defer s.proxy.close()
 
-	out.say("The demo uses %s%s, through a proxy that acts the outages out:\n"+
-		"killed: connections are reset and new ones refused. hung: nothing is answered.\n"+
-		"%d callers; of 100 calls 80 read, 18 set, 2 delete, on %s keys.\n",
+	out.say("One load, one outage, three clients, on %s%s,\n"+
+		"through a proxy. killed: connections are reset and new ones refused. hung:\n"+
+		"nothing is answered. %d callers; of 100 calls 80 read, 18 set, 2 delete, on\n"+
+		"%s keys. local, redis, miss: who answered the reads; local includes the\n"+
+		"journal. p50, max: ms that a call took. kept: writes that wait for redis.\n",
 		where, cfg.server.address(), cfg.callers, thousands(keyCount))
 	ours, kept, err := s.runHoldfast(ctx)
 	if err != nil {
 		return false, err
 	}
-	theirs, err := s.runPlain(ctx)
-	if err != nil {
-		return false, err
+	var peers []peer
+	for _, p := range []peer{
+		{name: "plain rueidis", prefix: "b:", client: func(c rueidis.Client) client { return plain{c} }},
+		{name: "rueidis with DoCache", prefix: "c:", cache: true, client: func(c rueidis.Client) client { return caching{plain{c}} }},
+	} {
+		if p.outcome, err = s.runPeer(ctx, p); err != nil {
+			return false, err
+		}
+		peers = append(peers, p)
 	}
 	verdict := judge(ours, kept, cfg.allowance)
-	s.announce(verdict, ours, kept, theirs)
+	s.announce(verdict, ours, kept, peers)
 	return len(verdict) == 0, nil
 }
 
@@ -148,28 +156,37 @@ func (s *stage) settle(ctx context.Context, cache *holdfast.Cache) error {
 		}
 	}
 	stats := cache.Stats()
-	s.print.say("journal: %s writes kept, %s keys replayed, %s given up; empty %s ms after the last call.\n",
+	s.print.say("journal: %s writes kept, %s keys replayed, %s given up;\n"+
+		"empty %s ms after the last call.\n",
 		thousands(int64(stats.Journaled)), thousands(int64(stats.Replayed)),
 		thousands(int64(stats.Superseded+stats.Downgraded+stats.Rejected)), millis(time.Since(start)))
 	return nil
 }
 
-// runPlain plays the same script for rueidis alone.
-func (s *stage) runPlain(ctx context.Context) (o outcome, err error) {
-	s.print.say("plain rueidis with a deadline of %v a call, else with its defaults:", budget)
+// peer is rueidis without holdfast.
+type peer struct {
+	name   string
+	prefix string // of its keys
+	cache  bool   // with client-side caching
+	client func(rueidis.Client) client
+	outcome
+}
+
+// runPeer plays the same script for another client.
+func (s *stage) runPeer(ctx context.Context, p peer) (o outcome, err error) {
+	s.print.say("%s with a deadline of %v a call, else with its defaults:", p.name, budget)
 	option := s.cfg.server.through(s.proxy.addr, &s.dials)
-	// Neither touches what is measured: a cluster's nodes would be reached past
-	// the proxy, and nothing here asks for client-side caching.
+	// A cluster's nodes would be reached past the proxy.
 	option.ForceSingleClient = true
-	option.DisableCache = true
-	client, err := rueidis.NewClient(option)
-	if client != nil {
-		defer client.Close()
+	option.DisableCache = !p.cache
+	c, err := rueidis.NewClient(option)
+	if c != nil {
+		defer c.Close()
 	}
 	if err != nil {
-		return o, fmt.Errorf("plain rueidis: %w", err)
+		return o, fmt.Errorf("%s: %w", p.name, err)
 	}
-	l := newLoad(plain{client}, s.cfg, s.prefix+"b:")
+	l := newLoad(p.client(c), s.cfg, s.prefix+p.prefix)
 	defer s.forget(l.keys)
 	if err := l.fill(ctx); err != nil {
 		return o, err

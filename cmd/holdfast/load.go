@@ -95,6 +95,28 @@ func (p plain) set(key, value string, ttl time.Duration) error {
 
 func (p plain) del(key string) error { return p.do(p.client.B().Del().Key(key).Build()) }
 
+// caching is rueidis with its own client-side cache: a read is answered from memory
+// as long as the server has told of no change.
+type caching struct{ plain }
+
+// localTTL is the longest life of a copy, as Options.Local.MaxTTL is by default.
+const localTTL = 10 * time.Minute
+
+func (c caching) get(key string) (source, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), budget)
+	defer cancel()
+	reply := c.client.DoCache(ctx, c.client.B().Get().Key(key).Cache(), localTTL)
+	switch err := reply.Error(); {
+	case rueidis.IsRedisNil(err):
+		return fromNowhere, nil
+	case err != nil:
+		return fromNowhere, err
+	case reply.IsCacheHit():
+		return fromLocal, nil
+	}
+	return fromRedis, nil
+}
+
 // load is callers that keep a client busy. Each key is written by one caller
 // alone, so that its last write is defined; every caller reads every key.
 type load struct {

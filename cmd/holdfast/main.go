@@ -31,8 +31,8 @@ func main() {
 const usage = `usage: holdfast <command> [flags]
 
 commands:
-  demo   put one load through one outage twice, with holdfast and with plain
-         rueidis, and print what the callers saw
+  demo   put one load through one outage with holdfast, with plain rueidis and
+         with rueidis' own client-side cache, and print what the callers saw
 
 "holdfast demo -h" lists the flags.
 `
@@ -100,7 +100,7 @@ func parseDemo(args []string, stdout io.Writer) (config, error) {
 	flags.SetOutput(io.Discard)
 	flags.StringVar(&url, "redis", "", "`URL` of a server to use, such as redis://user:password@host:6379/0;\nwithout it the demo brings a small server of its own")
 	flags.IntVar(&cfg.callers, "callers", 16, "goroutines that call the cache")
-	flags.Float64Var(&cfg.scale, "scale", 1, "stretches the script's 12 seconds by this `factor`")
+	flags.Float64Var(&cfg.scale, "scale", 1, "stretches each client's 12 seconds by this `factor`")
 	flags.DurationVar(&cfg.allowance, "allowance", 100*time.Millisecond, "how far beyond its budget a holdfast call may be measured, for the sake\nof a loaded machine, before the verdict is bad")
 	err := flags.Parse(args)
 	if errors.Is(err, flag.ErrHelp) {

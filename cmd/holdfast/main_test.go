@@ -41,7 +41,7 @@ func (t *tap) String() string {
 // unhurried keeps a busy machine from deciding a test about something else.
 const unhurried = "-allowance=2s"
 
-func TestTheDemoPassesAndPrintsBothTablesAndTheVerdict(t *testing.T) {
+func TestTheDemoPassesAndPrintsItsTablesAndTheVerdictIn80Columns(t *testing.T) {
 	t.Parallel()
 	var stdout, stderr tap
 	code := run(t.Context(), []string{"demo", "-scale=0.2", unhurried}, &stdout, &stderr)
@@ -50,16 +50,22 @@ func TestTheDemoPassesAndPrintsBothTablesAndTheVerdict(t *testing.T) {
 		t.Fatalf("exit code %d, stderr %q, stdout:\n%s", code, stderr.String(), out)
 	}
 	rows := regexp.MustCompile(`(?m)^ +\d+\.\ds  (up|killed|hung) +(up|down|-) .*\d$|^ +\d+\.\ds  (up|killed|hung) .*-$`)
-	if n := len(rows.FindAllString(out, -1)); n != 2*12 {
-		t.Errorf("%d rows, want 24", n)
+	if n := len(rows.FindAllString(out, -1)); n != 3*12 {
+		t.Errorf("%d rows, want 36", n)
+	}
+	for line := range strings.Lines(out) {
+		if n := len(strings.TrimSuffix(line, "\n")); n > 80 {
+			t.Errorf("%d columns: %s", n, line)
+		}
 	}
 	for _, want := range []string{
 		`(?m)^ .* killed +down `,
 		`(?m)^ .* hung +down `,
 		`(?m)^ .* up +up `,
-		`holdfast: [1-9][0-9,]* calls, 0 failed, slowest [0-9.,]+ ms \(allowed: 50ms \+ 2s `,
-		`every one of 2,000 keys holds its last write \([1-9][0-9,]* values, [1-9]\d* deleted, \d+ expired\)`,
-		`plain rueidis, same outage: [1-9][0-9,]* of [1-9][0-9,]* calls failed, slowest [0-9.,]+ ms, [1-9][0-9,]* dials\.`,
+		`holdfast: 0 of [1-9][0-9,]* calls failed, slowest [0-9.,]+ ms, [1-9]\d* dials\n  \(allowed: 0 failed, 50ms \+ 2s `,
+		`every one of 2,000 keys holds its last write\n  \([1-9][0-9,]* values, [1-9]\d* deleted, \d+ expired\)`,
+		`plain rueidis, same outage: [1-9][0-9,]* of [1-9][0-9,]* calls failed,\n  slowest [0-9.,]+ ms, [1-9][0-9,]* dials\.`,
+		`rueidis with DoCache, same outage: [1-9][0-9,]* of [1-9][0-9,]* calls failed,`,
 		`(?m)^verdict: holdfast held$`,
 	} {
 		if !regexp.MustCompile(want).MatchString(out) {
@@ -120,7 +126,7 @@ func TestAKeyThatSomebodyElseChangedMakesTheVerdictBad(t *testing.T) {
 
 func TestAnInterruptedDemoEndsWith130AndDeletesItsKeys(t *testing.T) {
 	t.Parallel()
-	for _, when := range []string{" killed ", " hung ", "plain rueidis"} {
+	for _, when := range []string{" killed ", " hung ", "plain rueidis", "rueidis with DoCache"} {
 		t.Run(when, func(t *testing.T) {
 			t.Parallel()
 			server := embedForTest(t)

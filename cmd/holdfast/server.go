@@ -62,6 +62,7 @@ func embed() (*embedded, error) {
 	if err := e.server.Start(); err != nil {
 		return nil, fmt.Errorf("starting the embedded server: %w", err)
 	}
+	track(e.server.Server())
 	e.group.Go(e.age)
 	return e, nil
 }

@@ -103,11 +103,12 @@ type printer struct {
 	styled bool
 }
 
-const rowFormat = "%6s  %-6s  %-10s  %7s  %6s %6s %8s %6s  %7s %7s %7s  %6s  %6s  %7s\n"
+// rowFormat fits a terminal of 80 columns.
+const rowFormat = "%5s %-6s %-8s %7s %5s %5s %4s %6s %6s %6s %5s %6s\n"
 
 func (p printer) heading() {
 	p.style("\x1b[1m", fmt.Sprintf(rowFormat, "time", "script", "state", "calls/s",
-		"local", "redis", "journal", "miss", "p50 ms", "p99 ms", "max ms", "errors", "dials", "pending"))
+		"local", "redis", "miss", "p50", "max", "errors", "dials", "kept"))
 }
 
 func (p printer) row(r row) {
@@ -116,20 +117,17 @@ func (p printer) row(r row) {
 	for _, n := range t.reads {
 		reads += n
 	}
-	share := func(s source) string {
-		if r.state == "" && (s == fromLocal || s == fromJournal) {
-			return "-"
-		}
+	share := func(n int) string {
 		if reads == 0 {
 			return "."
 		}
-		return fmt.Sprintf("%.1f%%", 100*float64(t.reads[s])/float64(reads))
+		return percent(float64(n) / float64(reads))
 	}
 	line := fmt.Sprintf(rowFormat,
-		fmt.Sprintf("%.1fs", r.at.Seconds()), r.script, orDash(r.state),
+		fmt.Sprintf("%.1fs", r.at.Seconds()), r.script, short(r.state),
 		thousands(int64(float64(t.calls)/r.length.Seconds())),
-		share(fromLocal), share(fromRedis), share(fromJournal), share(fromNowhere),
-		millis(t.latency.quantile(0.5)), millis(t.latency.quantile(0.99)), millis(t.latency.longest),
+		share(t.reads[fromLocal]+t.reads[fromJournal]), share(t.reads[fromRedis]), share(t.reads[fromNowhere]),
+		millis(t.latency.quantile(0.5)), millis(t.latency.longest),
 		thousands(int64(t.failed)), thousands(r.dials), orDash(r.journal))
 	switch {
 	case t.failed > 0:
@@ -150,6 +148,22 @@ func (p printer) style(escape, line string) {
 }
 
 func (p printer) say(format string, args ...any) { fmt.Fprintf(p.out, format+"\n", args...) }
+
+// short is the state in at most eight letters.
+func short(state string) string {
+	if state == "connecting" {
+		return "connect"
+	}
+	return orDash(state)
+}
+
+// percent writes a share in at most four letters.
+func percent(share float64) string {
+	if share > 0 && share < 0.0995 {
+		return fmt.Sprintf("%.1f%%", 100*share)
+	}
+	return fmt.Sprintf("%.0f%%", 100*share)
+}
 
 func orDash(s string) string {
 	if s == "" {

@@ -64,8 +64,11 @@ func TestTheColumnsOfARowStandBelowTheirHeadings(t *testing.T) {
 		if len(lines[0]) != len(lines[1]) {
 			t.Errorf("the widths differ:\n%s", out.String())
 		}
-		if n := len(strings.Fields(lines[1])); n != 14 {
-			t.Errorf("%d columns, want 14:\n%s", n, out.String())
+		if n := len(strings.Fields(lines[1])); n != 12 {
+			t.Errorf("%d columns, want 12:\n%s", n, out.String())
+		}
+		if n := len(lines[1]); n > 80 {
+			t.Errorf("a row takes %d columns", n)
 		}
 	}
 }
@@ -86,6 +89,11 @@ func TestNumbersAreWrittenForPeople(t *testing.T) {
 	for n, want := range map[int64]string{0: "0", 999: "999", 1000: "1,000", 184223: "184,223", 1234567: "1,234,567"} {
 		if got := thousands(n); got != want {
 			t.Errorf("%d is written %s", n, got)
+		}
+	}
+	for share, want := range map[float64]string{0: "0%", 0.0004: "0.0%", 0.0121: "1.2%", 0.0996: "10%", 0.5: "50%", 1: "100%"} {
+		if got := percent(share); got != want {
+			t.Errorf("a share of %v is written %s", share, got)
 		}
 	}
 	for d, want := range map[time.Duration]string{

@@ -35,13 +35,16 @@ func judge(o outcome, kept proof, allowance time.Duration) (reasons []string) {
 }
 
 // announce prints the verdict on holdfast and, beside it, what the same outage
-// did to plain rueidis.
-func (s *stage) announce(reasons []string, ours outcome, kept proof, theirs outcome) {
-	s.print.say("holdfast: %s calls, %s failed, slowest %s ms (allowed: %v + %v for a loaded machine), %s dials;\n  %s",
-		thousands(int64(ours.calls)), thousands(int64(ours.failed)), millis(ours.latency.longest),
-		budget, s.cfg.allowance, thousands(ours.dials), kept)
-	s.print.say("plain rueidis, same outage: %s of %s calls failed, slowest %s ms, %s dials.",
-		thousands(int64(theirs.failed)), thousands(int64(theirs.calls)), millis(theirs.latency.longest), thousands(theirs.dials))
+// did to the others.
+func (s *stage) announce(reasons []string, ours outcome, kept proof, peers []peer) {
+	s.print.say("holdfast: %s of %s calls failed, slowest %s ms, %s dials\n"+
+		"  (allowed: 0 failed, %v + %v for a loaded machine);\n  %s",
+		thousands(int64(ours.failed)), thousands(int64(ours.calls)), millis(ours.latency.longest), thousands(ours.dials),
+		budget, s.cfg.allowance, kept)
+	for _, p := range peers {
+		s.print.say("%s, same outage: %s of %s calls failed,\n  slowest %s ms, %s dials.", p.name,
+			thousands(int64(p.failed)), thousands(int64(p.calls)), millis(p.latency.longest), thousands(p.dials))
+	}
 	if len(reasons) == 0 {
 		s.print.style("\x1b[1;32m", "verdict: holdfast held\n")
 		return
@@ -60,6 +63,6 @@ func (p proof) String() string {
 	if p.good() {
 		count = fmt.Sprintf("every one of %s keys holds its last write", thousands(int64(all)))
 	}
-	return fmt.Sprintf("%s (%s values, %s deleted, %s expired).", count,
+	return fmt.Sprintf("%s\n  (%s values, %s deleted, %s expired).", count,
 		thousands(int64(p.held)), thousands(int64(p.deleted)), thousands(int64(p.expired)))
 }
