@@ -3,6 +3,7 @@ package conformance
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -24,12 +25,13 @@ func rueidisBefore(ctx context.Context, addr string, db *users) (User, error) {
 
 func rueidisAfter(ctx context.Context, addr string, db *users) (User, error) {
 	cache, err := holdfast.New(holdfast.Options{
-		Redis: rueidis.ClientOption{InitAddress: []string{addr}},
+		Redis:  rueidis.ClientOption{InitAddress: []string{addr}},
+		Logger: slog.Default(),
 	})
 	if err != nil {
 		return User{}, err // the options contradict each other; never the network
 	}
-	defer cache.Close()
+	defer shutdown(cache)
 	client := cache.Client()
 	return byRueidis(ctx, client, db)
 }
@@ -55,11 +57,14 @@ func goRedisBefore(ctx context.Context, addr string, db *users) (User, error) {
 func goRedisAfter(ctx context.Context, addr string, db *users) (User, error) {
 	rdb := redis.NewClient(&redis.Options{Addr: addr})
 	defer rdb.Close()
-	cache, err := holdfast.Open("redis://" + addr)
+	cache, err := holdfast.New(holdfast.Options{
+		Redis:  rueidis.ClientOption{InitAddress: []string{addr}},
+		Logger: slog.Default(),
+	})
 	if err != nil {
 		return User{}, err // the options contradict each other; never the network
 	}
-	defer cache.Close()
+	defer shutdown(cache)
 	if err := goredis.Attach(rdb, cache); err != nil {
 		return User{}, err // the two would not go to the same Redis
 	}

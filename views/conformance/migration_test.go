@@ -6,6 +6,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -18,6 +19,7 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/holdfast-cache/holdfast/views"
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/rueidis"
 	"github.com/viccon/sturdyc"
 )
 
@@ -53,6 +55,14 @@ func (u *users) usersIn(_ context.Context, ids []string) (map[string]User, error
 	return found, nil
 }
 
+func shutdown(cache *holdfast.Cache) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second) // less than the grace period
+	defer cancel()
+	if err := cache.Shutdown(ctx); err != nil {
+		slog.Error("cache", "error", err) // says how many writes did not reach Redis
+	}
+}
+
 func goRedisCacheBefore(ctx context.Context, addr string, db *users) (User, error) {
 	rdb := redis.NewClient(&redis.Options{Addr: addr})
 	defer rdb.Close()
@@ -70,11 +80,14 @@ func goRedisCacheBefore(ctx context.Context, addr string, db *users) (User, erro
 }
 
 func goRedisCacheAfter(ctx context.Context, addr string, db *users) (User, error) {
-	cache, err := holdfast.Open("redis://" + addr)
+	cache, err := holdfast.New(holdfast.Options{
+		Redis:  rueidis.ClientOption{InitAddress: []string{addr}},
+		Logger: slog.Default(),
+	})
 	if err != nil {
 		return User{}, err // the options contradict each other; never the network
 	}
-	defer cache.Close()
+	defer shutdown(cache)
 	cached := gocache.New(&gocache.Options{
 		LocalCache: views.NewLocalCache(cache, "", time.Hour), // and no Redis
 	})
@@ -88,11 +101,14 @@ func goRedisCacheAfter(ctx context.Context, addr string, db *users) (User, error
 }
 
 func typedAfter(ctx context.Context, addr string, db *users) (User, error) {
-	cache, err := holdfast.Open("redis://" + addr)
+	cache, err := holdfast.New(holdfast.Options{
+		Redis:  rueidis.ClientOption{InitAddress: []string{addr}},
+		Logger: slog.Default(),
+	})
 	if err != nil {
 		return User{}, err
 	}
-	defer cache.Close()
+	defer shutdown(cache)
 	cached := holdfast.NewTyped(cache, holdfast.JSON[User](), holdfast.WithPrefix("user-json:"))
 
 	user, err := cached.GetOrLoad(ctx, "7", time.Hour, func(ctx context.Context) (User, error) {
@@ -144,11 +160,14 @@ func sturdycBefore(ctx context.Context, addr string, db *users) (User, error) {
 }
 
 func sturdycAfter(ctx context.Context, addr string, db *users) (User, error) {
-	cache, err := holdfast.Open("redis://" + addr)
+	cache, err := holdfast.New(holdfast.Options{
+		Redis:  rueidis.ClientOption{InitAddress: []string{addr}},
+		Logger: slog.Default(),
+	})
 	if err != nil {
 		return User{}, err
 	}
-	defer cache.Close()
+	defer shutdown(cache)
 	cached := sturdyc.New[User](10_000, 10, time.Hour, 10,
 		sturdyc.WithEarlyRefreshes(10*time.Minute, 20*time.Minute, 30*time.Minute, time.Second),
 		sturdyc.WithDistributedStorage(views.NewSturdyc(cache, "", 24*time.Hour)),
@@ -161,11 +180,14 @@ func sturdycAfter(ctx context.Context, addr string, db *users) (User, error) {
 }
 
 func sturdycTyped(ctx context.Context, addr string, db *users) (User, error) {
-	cache, err := holdfast.Open("redis://" + addr)
+	cache, err := holdfast.New(holdfast.Options{
+		Redis:  rueidis.ClientOption{InitAddress: []string{addr}},
+		Logger: slog.Default(),
+	})
 	if err != nil {
 		return User{}, err
 	}
-	defer cache.Close()
+	defer shutdown(cache)
 	cached := holdfast.NewTyped(cache, holdfast.JSON[User](),
 		holdfast.WithPrefix("user-json:"), holdfast.WithTTL(time.Hour),
 		holdfast.WithLoad(holdfast.LoadOptions{
