@@ -173,7 +173,7 @@ func (c *Cache) decider(ctx bound, h keyHash, key string) (*session, error) {
 	if err != nil {
 		return nil, c.decided("replay", key, unsent(ctx))
 	}
-	for range 2 { // a conflict takes two rounds
+	for range 3 { // an end on the way takes a round more, a conflict another one
 		tasks := c.journal.takeOne(h, key)
 		if tasks == nil {
 			_ = c.swept(ctx) // it may be done with
