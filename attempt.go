@@ -34,9 +34,9 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 
 	budget, cancel := context.WithTimeout(ctx, l.opts.Timeout)
 	l.probing = l.probeKey(l.probing)
-	err = next.probe(budget, l.probing)
+	c, err := next.probe(budget, l.probing)
 	cancel()
-	switch classify(ctx, err) {
+	switch c {
 	case classOK:
 		next.writable.Store(true)
 		next.replica.Store(false)
@@ -53,9 +53,9 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 		result = nil
 		l.replace(ctx, old, next)
 		return l.schedule.min
-	case classWriteRefused, classCommand:
-		// A command error here is a user without permission for the probe's
-		// key: whether anything can be written is not known, and is not claimed.
+	case classWriteRefused:
+		// In whatever words: a user without permission for the probe's key, too.
+		// Whether anything can be written is not known, and is not claimed.
 		next.refuse(err)
 		result = nil
 		finish()
@@ -68,6 +68,10 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 	default:
 		var again time.Duration
 		again, result = l.unanswered(next, old, err)
+		if worded(result) && l.gate.Load() != nil {
+			finish()
+			l.breaker.trip() // it is there, and refuses reads and writes alike: no call fares better
+		}
 		return again
 	}
 }

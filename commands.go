@@ -256,7 +256,7 @@ func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
 	})
 	switch o.class {
 	case classOK:
-	case classDown, classWriteRefused:
+	case classDown, classWriteRefused, classBusy, classUnknown:
 		return c.knownTTL(e, now)
 	default:
 		return 0, c.decided("ttl", key, o)

@@ -41,12 +41,14 @@ type link struct {
 	retire context.CancelFunc
 
 	gate   atomic.Pointer[session]
-	last   atomic.Pointer[string] // run id of the server last spoken to
-	signal chan struct{}          // one slot: look around
+	busy   atomic.Pointer[session] // where a script runs and runs, beside a shut gate
+	last   atomic.Pointer[string]  // run id of the server last spoken to
+	signal chan struct{}           // one slot: look around
 
 	used    atomic.Bool // a call wanted Redis since the supervisor last looked
 	parked  atomic.Bool // the supervisor sleeps until used
 	refused atomic.Bool // a write was refused
+	asked   atomic.Bool // for a probe
 	vouched atomic.Bool // the stream was held to be unbroken
 
 	broken atomic.Pointer[chan struct{}] // nil while nobody waits; see stream
@@ -265,6 +267,8 @@ func (l *link) report(s *session, c class, err error) {
 	case classDown:
 		l.setError(err)
 		l.breaker.failure(err)
+	case classBusy, classUnknown:
+		l.askProbe()
 	}
 }
 
@@ -351,6 +355,7 @@ func (l *link) supervise(ctx context.Context) {
 	defer timer.Stop()
 	var (
 		due     = l.clock.now() // the next attempt
+		last    = due           // when the last one began
 		lastUse = due           // New is a use
 		stable  int64           // when the link came up
 		hits    uint64
@@ -376,9 +381,14 @@ func (l *link) supervise(ctx context.Context) {
 			due = now + int64(l.schedule.next())
 		}
 
+		if l.asked.Swap(false) && l.gate.Load() != nil {
+			due = min(due, last+int64(l.schedule.min))
+		}
+
 		wanted := (now-lastUse < int64(l.idle) || l.wanted() || l.owned.inUse()) && !l.needless()
 		if wanted && now >= due {
 			up := l.state() == Up
+			last = now
 			interval := l.attempt(ctx)
 			if !up && l.state() == Up {
 				stable = l.clock.now()

@@ -317,7 +317,7 @@ func (s *session) greet(ctx context.Context) error {
 	}
 	err = replies[2].Error()
 	switch {
-	case err != nil && classify(context.Background(), err) == classDown:
+	case err != nil && away(err):
 		return err // it says nothing about tracking: the server is busy, or loads
 	case err != nil:
 		s.untold = err
@@ -329,6 +329,12 @@ func (s *session) greet(ctx context.Context) error {
 	return nil
 }
 
+// away says that what a server said to a greeting is about the server.
+func away(err error) bool {
+	c := classify(context.Background(), err)
+	return c == classDown || c == classBusy
+}
+
 var errNoRESP3 = errors.New("holdfast: the server does not speak RESP3")
 
 // greeting reads the replies of HELLO and INFO. A server that does not tell is
@@ -336,7 +342,7 @@ var errNoRESP3 = errors.New("holdfast: the server does not speak RESP3")
 func greeting(helloReply, infoReply rueidis.RedisResult) (hello, info map[string]string, err error) {
 	hello, info = map[string]string{}, map[string]string{}
 	for _, reply := range []rueidis.RedisResult{helloReply, infoReply} {
-		if err := reply.Error(); err != nil && classify(context.Background(), err) == classDown {
+		if err := reply.Error(); err != nil && away(err) {
 			return nil, nil, err
 		}
 	}
@@ -356,22 +362,6 @@ func greeting(helloReply, infoReply rueidis.RedisResult) (hello, info map[string
 		}
 	}
 	return hello, info, nil
-}
-
-// probeCommand is a small write. A node of a cluster that has no slot can only be
-// pinged.
-func (s *session) probeCommand(key string) rueidis.Completed {
-	if key == "" {
-		return s.client.B().Ping().Build()
-	}
-	return s.client.B().Set().Key(key).Value("1").Px(10 * time.Second).Build()
-}
-
-// probe writes. PING is no probe: a read-only replica and a server that cannot
-// save answer PONG. It needs no slot, so that a full bulkhead cannot hide that
-// the server is back, and its answer frees the slots of those who gave up.
-func (s *session) probe(ctx context.Context, key string) error {
-	return s.aside(ctx, s.probeCommand(key)).Error()
 }
 
 // aside sends a command of the supervisor's own, beside the bulkhead.
