@@ -256,16 +256,27 @@ func classifyReply(text string) class {
 	return classUnknown
 }
 
-// worded says whether an error is a reply of the server, and not the want of one.
-func worded(err error) bool {
+// isReply says whether an error is a reply of the server, and not the want of one.
+func isReply(err error) bool {
 	var re *rueidis.RedisError
 	return errors.As(err, &re)
 }
 
-// refusesUser says whether a command was refused for want of a permission of its user:
-// NOPERM, bare or as a script met it.
-func refusesUser(err error) bool {
-	return err != nil && classify(context.Background(), err) == classCommand && strings.Contains(err.Error(), "NOPERM")
+// refusesKey says whether a read failed because Redis has something against its key: a
+// value of another type, a missing permission. A load goes on then.
+func refusesKey(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Tier == Remote && !errors.Is(err, errKeyTooLarge)
+}
+
+// refusesCommand says whether Redis does not run a command at all for this user, whatever
+// its keys: it does not know it, or the user may not.
+func refusesCommand(err error) bool {
+	if err == nil || classify(context.Background(), err) != classCommand {
+		return false
+	}
+	text := err.Error()
+	return strings.Contains(text, "NOPERM") && strings.Contains(text, " to run the ") || strings.HasPrefix(text, "unknown command")
 }
 
 // tooLarge says whether Redis refused a command for the size of its key or value.

@@ -21,6 +21,9 @@ import (
 //	Down       | Up         | ReadOnly         | Down           | Down          | -        | Closed
 //	Closed     | -          | -                | -              | -             | -        | Closed
 //
+// A server that is busy with a script is Down, with BUSY as the reason. Its session is
+// kept, in busy, for the commands that end the script.
+//
 // The gate is open in Up and ReadOnly, for as long as the session lives and the
 // breaker is closed. Attempts are made when the schedule says that one is due
 // and somebody wants Redis: a call came by lately, the journal has something to
@@ -58,6 +61,7 @@ type link struct {
 	served   *session // the last that the gate was opened to
 	schedule backoff
 	probing  string // the probe's key
+	bare     bool   // the next session is: see session.bare
 	untold   string // why the server does not tell of changes, as last logged
 
 	mu struct {
@@ -198,7 +202,7 @@ func (l *link) look() {
 // shut closes the gate: the breaker opened. It runs under gobreaker's lock.
 func (l *link) shut() {
 	l.doubt() // before anybody can see that the circuit is open
-	if s := l.gate.Swap(nil); s != nil {
+	if s := l.gate.Swap(nil); s != nil && l.busy.Load() != s {
 		s.endPeriod(errTripped)
 	}
 	l.doubt() // what was read in between
@@ -213,6 +217,7 @@ func (l *link) lostSession(s *session) {
 	if l.gate.CompareAndSwap(s, nil) {
 		l.doubt()
 	}
+	l.busy.CompareAndSwap(s, nil)
 	s.endPeriod(*s.lostErr.Load())
 	l.look()
 }
@@ -306,6 +311,9 @@ func (l *link) health() Health {
 	s := l.gate.Load()
 	h.Writable = s != nil && s.writable.Load()
 	h.Tracking = s != nil && s.tracked
+	if s != nil {
+		h.Lacks = s.lacks.names()
+	}
 	switch {
 	case s == nil && (h.State == Up || h.State == ReadOnly):
 		h.State = Down
@@ -346,6 +354,7 @@ func (l *link) apply(ev event, err error) {
 func (l *link) supervise(ctx context.Context) {
 	defer func() {
 		l.gate.Store(nil)
+		l.busy.Store(nil)
 		l.doubt()
 		l.discard()
 		l.leave()
@@ -381,7 +390,7 @@ func (l *link) supervise(ctx context.Context) {
 			due = now + int64(l.schedule.next())
 		}
 
-		if l.asked.Swap(false) && l.gate.Load() != nil {
+		if s := l.gate.Load(); l.asked.Swap(false) && s != nil && !s.replica.Load() {
 			due = min(due, last+int64(l.schedule.min))
 		}
 

@@ -113,6 +113,13 @@ type session struct {
 	tracked bool
 	untold  error
 
+	// bare: it was opened to a server that is busy with a script, without what Redis
+	// refuses then, such as the choice of the database. It is for what ends the script.
+	bare bool
+
+	// lacks are the helper commands that are done without.
+	lacks lacks
+
 	// writable: the last write that Redis decided on was accepted.
 	writable atomic.Bool
 	// deletable: where writes are refused, deletes are not.
@@ -218,18 +225,23 @@ func (b *bulkhead) abandon(ticket uint64) {
 // openSession makes a session of the link's with the server at addr. It blocks
 // for at most three times Dialer.Timeout, and less once life ends. It makes one
 // dial.
-func (l *link) openSession(life context.Context, addr string) (*session, error) {
+func (l *link) openSession(life context.Context, addr string, bare bool) (*session, error) {
 	// Not a named result: what the connection tells may come after the return.
 	s := &session{pipe: &pipe{}, link: l, life: life, id: l.sessions.Add(1)}
 	s.freed = make(chan struct{}, bulkheadSlots)
+	s.bare = bare
+	option := l.opts.Redis
+	if bare {
+		option.SelectDB, option.ClientName, option.ClientSetInfo = 0, "", rueidis.DisableClientSetInfo
+	}
 	err := s.dial(life, plan{
 		addr:        addr,
-		option:      l.opts.Redis,
+		option:      option,
 		attempt:     func() { l.stats.dials.Add(1) },
 		lost:        func() { l.lostSession(s) },
 		invalidated: func(keys []rueidis.RedisMessage) { l.invalidated(s, keys) },
 	})
-	if err == nil {
+	if err == nil && !bare {
 		limit := l.opts.Redis.Dialer.Timeout
 		ask, done := context.WithTimeout(life, limit)
 		err = unanswered(s.greet(ask), limit)
