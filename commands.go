@@ -256,7 +256,7 @@ func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
 	})
 	switch o.class {
 	case classOK:
-	case classDown, classWriteRefused:
+	case classDown, classWriteRefused, classBusy, classUnknown:
 		return c.knownTTL(e, now)
 	default:
 		return 0, c.decided("ttl", key, o)
@@ -345,7 +345,12 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 		return c.decided("touch", key, o)
 	}
 	c.local.retime(h, was, deadline)
-	if n, err := replies[1].AsInt64(); err == nil && n == 0 {
+	n, err := replies[1].AsInt64()
+	s.lacks.note(lackExists, err != nil)
+	if err != nil && ttl > 0 {
+		n, err = replies[0].AsInt64() // PEXPIRE tells, too; PERSIST does not
+	}
+	if err == nil && n == 0 {
 		return ErrMiss
 	}
 	return nil
