@@ -34,9 +34,18 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 
 	budget, cancel := context.WithTimeout(ctx, l.opts.Timeout)
 	l.probing = l.probeKey(l.probing)
-	err = next.probe(budget, l.probing)
+	c, err := next.probe(budget, l.probing)
 	cancel()
-	switch classify(ctx, err) {
+	switch {
+	case c == classBusy && old == nil:
+		result = err
+		finish()
+		return l.busied(next, err)
+	case next.bare:
+		result = errBusyOver
+		return l.bared(next, c, err)
+	}
+	switch c {
 	case classOK:
 		next.writable.Store(true)
 		next.replica.Store(false)
@@ -47,15 +56,16 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 		return l.schedule.max
 	case classRedirect:
 		// The map of the cluster is out of date: with the next one, another key.
+		l.notBusy(err)
 		l.redirected(next, err)
 		l.probing = ""
 		l.setError(err)
 		result = nil
 		l.replace(ctx, old, next)
 		return l.schedule.min
-	case classWriteRefused, classCommand:
-		// A command error here is a user without permission for the probe's
-		// key: whether anything can be written is not known, and is not claimed.
+	case classWriteRefused:
+		// In whatever words: a user without permission for the probe's key, too.
+		// Whether anything can be written is not known, and is not claimed.
 		next.refuse(err)
 		result = nil
 		finish()
@@ -68,8 +78,51 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 	default:
 		var again time.Duration
 		again, result = l.unanswered(next, old, err)
+		if isReply(result) && l.gate.Load() != nil {
+			finish()
+			l.breaker.trip() // it is there, and refuses reads and writes alike: no call fares better
+		}
 		return again
 	}
+}
+
+// errBusyOver is what the breaker is told of an attempt that found that the script has
+// ended, by a connection that is good for nothing else.
+var errBusyOver = errors.New("holdfast: redis is not busy any more")
+
+// busied keeps the session of a server that is busy with a script, beside a shut gate:
+// what Redis allows then may be sent over it. What callers have of their own stays, too.
+func (l *link) busied(s *session, err error) (again time.Duration) {
+	l.session = s
+	l.busy.Store(s) // before the gate is shut
+	l.breaker.trip()
+	l.apply(evProbeFailed, err)
+	if s.lost.Load() {
+		l.lostSession(s)
+	}
+	return l.schedule.next()
+}
+
+// notBusy is told that the session that was kept for that has another fate.
+func (l *link) notBusy(why error) {
+	if s := l.busy.Swap(nil); s != nil && l.gate.Load() != s {
+		s.endPeriod(why)
+	}
+}
+
+// bared ends a bare session once the server is not busy, and says when to open another.
+func (l *link) bared(s *session, c class, err error) (again time.Duration) {
+	l.notBusy(errBusyOver)
+	s.close()
+	l.session, l.bare = nil, false
+	if c == classOK || c == classWriteRefused || c == classRedirect {
+		return 0 // it answers: the handshake will succeed now
+	}
+	if gaveUp(err) {
+		err = errBudget
+	}
+	l.apply(evProbeFailed, err)
+	return l.schedule.next()
 }
 
 // unreached takes note of an attempt that found nobody to probe, and returns what
@@ -95,6 +148,7 @@ func (l *link) unanswered(next, old *session, err error) (again time.Duration, r
 		err = errBudget
 	}
 	result = err
+	l.notBusy(err)
 	if old == nil {
 		l.session = next
 	} else {
@@ -136,7 +190,15 @@ func (l *link) candidate(ctx context.Context) (next, old *session, err error) {
 	if s != nil && addr != s.addr && l.gate.Load() == s {
 		l.refuse(s, errMoved) // before the dial, which may take its time
 	}
-	if next, err = l.openSession(ctx, addr); err != nil {
+	next, err = l.openSession(ctx, addr, l.bare)
+	switch {
+	case err == nil:
+	case classify(ctx, err) == classBusy:
+		// A server that is busy shakes no hands. The next try asks for no more than what
+		// is allowed then.
+		l.bare = true
+	default:
+		l.bare = false
 		l.disbelieve()
 	}
 	return next, s, err
@@ -181,6 +243,7 @@ func (l *link) serve(s *session, ev event, err error) {
 		l.domains((*domain).otherServer) // before anything that is read there is kept
 	}
 	l.served = s
+	l.busy.Store(nil)
 	l.last.Store(&s.server)
 	if !l.breaker.whileClosed(func() { s.beginPeriod(); l.gate.Store(s) }) {
 		return

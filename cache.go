@@ -203,6 +203,9 @@ func (c *Cache) readOutcome(op string, h keyHash, key string, now int64, t token
 		c.stats.misses.Add(1)
 		return Entry{Tier: Remote}, ErrMiss
 	}
+	if v.open {
+		v.ttl = max(c.opts.Tracking.UntrackedTTL, time.Nanosecond)
+	}
 	k := term{confirmed: now, expires: after(now, v.ttl), domain: t.domain, epoch: t.epoch}
 	// A replica's master may hold something newer; and who imports a slot tells
 	// of no changes to it that the owner makes.

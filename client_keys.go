@@ -160,6 +160,20 @@ func commandOf(name string, args []string) command {
 	return k
 }
 
+// allowedBusy says whether Redis runs a command while it is busy with a script: those with
+// the flag allow-busy, but for what changes the connection.
+func allowedBusy(args []string) bool {
+	switch upper(args[0]) {
+	case "SHUTDOWN":
+		return true
+	case "SCRIPT":
+		return len(args) > 1 && oneOf(args[1], "KILL")
+	case "FUNCTION":
+		return len(args) > 1 && oneOf(args[1], "KILL", "STATS")
+	}
+	return false
+}
+
 func oneOf(s string, words ...string) bool {
 	for _, w := range words {
 		if strings.EqualFold(s, w) {

@@ -59,10 +59,13 @@ func (r *call) pass(first, n int) {
 		reads = reads && (st.reads || st.cmd.IsReadOnly())
 		e.hides = e.hides || p.where == keysAnywhere && !p.reads
 	}
-	e.link = r.link(e.key, homed)
+	e.link = r.link(e.key, homed, n == 1 && allowedBusy(turns[0].args))
 	s := e.link.reader()
 	if homed && !reads {
 		s = e.link.writer(false)
+	}
+	if s == nil && n == 1 && allowedBusy(turns[0].args) {
+		s = e.link.busy.Load()
 	}
 	if s == nil {
 		fail(ErrUnavailable)
@@ -99,14 +102,19 @@ func copied(args []string) []string {
 	return all
 }
 
-// link is where a command goes.
-func (r *call) link(home string, homed bool) *link {
+// link is where a command goes. One that ends a script goes where one runs.
+func (r *call) link(home string, homed, ends bool) *link {
 	routes := r.c.routes
 	switch {
 	case r.cl.only != nil:
 		return r.cl.only
 	case homed:
 		return routes.link(routes.of(home))
+	}
+	for _, l := range routes.links() {
+		if ends && l.busy.Load() != nil {
+			return l
+		}
 	}
 	for _, l := range routes.links() {
 		if l.gate.Load() != nil {
@@ -245,6 +253,10 @@ func (r *call) hasPassed(e *errand, replies []rueidis.RedisResult, o outcome) {
 		default:
 			if p.verb == verbFlush && len(e.passed) == 1 && replies[i].Error() == nil {
 				r.emptied(e)
+			}
+			err := replies[i].Error()
+			if len(e.passed) == 1 && err != nil && classify(r.ctx, err) == classBusy {
+				st.fail(e.key, unavailable{err})
 			}
 			st.decide(replies[i])
 		}

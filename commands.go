@@ -173,7 +173,7 @@ func (c *Cache) decider(ctx bound, h keyHash, key string) (*session, error) {
 	if err != nil {
 		return nil, c.decided("replay", key, unsent(ctx))
 	}
-	for range 2 { // a conflict takes two rounds
+	for range 3 { // an end on the way takes a round more, a conflict another one
 		tasks := c.journal.takeOne(h, key)
 		if tasks == nil {
 			_ = c.swept(ctx) // it may be done with
@@ -256,7 +256,7 @@ func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
 	})
 	switch o.class {
 	case classOK:
-	case classDown, classWriteRefused:
+	case classDown, classWriteRefused, classBusy, classUnknown:
 		return c.knownTTL(e, now)
 	default:
 		return 0, c.decided("ttl", key, o)
@@ -345,7 +345,12 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 		return c.decided("touch", key, o)
 	}
 	c.local.retime(h, was, deadline)
-	if n, err := replies[1].AsInt64(); err == nil && n == 0 {
+	n, err := replies[1].AsInt64()
+	s.lacks.note(lackExists, err != nil)
+	if err != nil && ttl > 0 {
+		n, err = replies[0].AsInt64() // PEXPIRE tells, too; PERSIST does not
+	}
+	if err == nil && n == 0 {
 		return ErrMiss
 	}
 	return nil

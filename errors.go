@@ -85,9 +85,11 @@ type class uint8
 
 const (
 	classOK           class = iota // Redis answered; a nil reply is an answer
-	classCommand                   // Redis refused this command: the error is the answer
+	classCommand                   // Redis speaks of this command: the error is the answer
 	classWriteRefused              // Redis refuses every write; reads go on
+	classBusy                      // a script runs and runs: Redis is there, and refuses all but a few commands
 	classDown                      // Redis is away, mute, or refuses this caller
+	classUnknown                   // the text of a reply that nobody understands: a probe decides what it is about
 	classCanceled                  // the caller gave up; says nothing about Redis
 	classRedirect                  // this node of the cluster does not have the key
 )
@@ -112,8 +114,11 @@ func classify(ctx context.Context, err error) class {
 	return classDown
 }
 
-// replyClasses maps the code that starts an error reply. A code that is not
-// here is about the command that got it.
+// replyClasses maps the code that starts an error reply.
+//
+// Only what Redis or Valkey is known to say of one command is classCommand, here and
+// in commandTexts. Anything else may be the words of a proxy whose backend is away, or
+// of a service whose quota is used up, so a probe has to decide what it is about.
 var replyClasses = map[string]class{
 	"READONLY":   classWriteRefused, // a replica
 	"MISCONF":    classWriteRefused, // a failed snapshot stops writes
@@ -123,19 +128,111 @@ var replyClasses = map[string]class{
 	"MOVED": classRedirect,
 	"ASK":   classRedirect,
 
+	"BUSY": classBusy, // a script or a function of a module; not BUSYKEY, BUSYGROUP
+
 	"LOADING":     classDown,
 	"MASTERDOWN":  classDown,
 	"CLUSTERDOWN": classDown,
 	"TRYAGAIN":    classDown,
-	"BUSY":        classDown, // a script runs and runs; not BUSYKEY, BUSYGROUP
 	"NOAUTH":      classDown,
 	"WRONGPASS":   classDown,
+	"DENIED":      classDown, // protected mode
+
+	"WRONGTYPE":    classCommand,
+	"NOPERM":       classCommand,
+	"NOSCRIPT":     classCommand,
+	"EXECABORT":    classCommand,
+	"CROSSSLOT":    classCommand,
+	"BUSYKEY":      classCommand,
+	"BUSYGROUP":    classCommand,
+	"NOGROUP":      classCommand,
+	"NOTBUSY":      classCommand, // SCRIPT KILL of nothing
+	"UNKILLABLE":   classCommand,
+	"UNBLOCKED":    classCommand,
+	"NOPROTO":      classCommand, // HELLO
+	"INVALIDOBJ":   classCommand, // HyperLogLog
+	"INPROG":       classCommand, // FAILOVER
+	"NOGOODSLAVE":  classCommand,
+	"NOQUORUM":     classCommand, // a sentinel
+	"NOMASTERLINK": classCommand, // SYNC
+	"IOERR":        classCommand, // MIGRATE
+	"NOKEY":        classCommand,
+}
+
+// commandTexts begin what Redis 2.8 to 8 and Valkey say of one command without a code of
+// its own, behind "ERR ". Case does not count. None is short enough to begin the text of
+// a system error ("Invalid argument", "Connection refused"), which proxies pass on.
+var commandTexts = []string{
+	// The command and its shape.
+	"unknown command", "unknown subcommand", "wrong number of", "syntax error",
+	"unsupported option", "unsupported unit", "unrecognized option", "unrecognized argument",
+	"invalid arguments specified", "invalid number of arguments", "invalid command specified",
+	"command not allowed inside a transaction", "this redis command is not allowed from",
+	"this valkey command is not allowed from", "this command is not allowed from",
+	"multi calls can not be nested", "exec without multi", "discard without multi",
+	"watch inside multi", "can't execute '",
+	"debug command not allowed", "module command not allowed",
+
+	// Numbers, ends of life, and options.
+	"value is not an integer", "value is not a valid float", "value is not a float", "value is out of range",
+	"value is negative", "value must be", "index out of range", "offset is out of range", "count is out of range",
+	"count can't be", "count must be", "limit can't be", "limit should be", "rank can't be", "maxlen can't be",
+	"minmatchlen", "timeout is not", "timeout is negative", "timeout is out of range", "invalid timeout",
+	"invalid expire time", "invalid ttl value", "invalid idletime", "invalid freq", "nx and xx", "xx and nx",
+	"gt, lt", "nx and gt", "increment or decrement would overflow", "increment would produce",
+	"decrement would overflow", "increment is not", "hash value is not", "resulting score is not", "weight value is not",
+	"min or max", "bit offset is not", "bit is not", "bit is out of range", "the bit argument must be", "bitop not must be", "bitfield_ro only",
+	"invalid bitfield", "invalid overflow", "invalid cursor", "numkeys", "number of keys can't", "number of fields must be",
+	"at least 1 input key", "no keys specified", "need numeric", "radius cannot be", "height or width", "invalid longitude",
+	"could not decode", "exactly one of", "dump payload", "bad data format",
+	"string exceeds maximum allowed size", "elements are too large", "insufficient memory, transient",
+
+	// The key.
+	"no such key", "source and destination objects are the same", "target key name is busy", "an lfu maxmemory",
+	"an lru maxmemory", "the specified key", "key is too", "value is too", "if you want both",
+
+	// The database, the cluster, and who may do what.
+	"db index is out of range", "invalid db index", "invalid first db", "invalid second db", "out of range database",
+	"select is not allowed", "move is not allowed", "swapdb is not allowed", "copying to another database", "this instance has cluster support disabled",
+	"invalid slot", "invalid or out of range slot", "unknown node", "no such client", "no such user", "invalid client",
+	"client names cannot", "auth <password> called without", "client sent auth",
+
+	// Scripts and functions. What a script met is looked at apart.
+	"error running script", "error compiling", "user_script", "script killed", "write commands are not allowed",
+	"write commands not allowed", "function not found", "library '", "library not found", "library names can only", "engine '",
+	"function load", "function with", "function names", "no matching script", "can not execute a script", "script attempted", "wrong script",
+
+	// Streams.
+	"the id specified in", "the id argument", "invalid stream id", "the xgroup", "the stream has", "unbalanced xread", "unbalanced 'xread", "unbalanced list of streams",
+	"the > id", "the $ id", "the + id", "invalid min-idle-time", "invalid retrycount", "invalid time option", "invalid idle option",
+
+	// Subscriptions, tracking, the protocol.
+	"only (p|s)", "client tracking", "client caching", "prefix option", "the client id you want redirect",
+	"optin and optout", "you can't specify both", "you can't switch", "both optin and optout", "protocol version is not",
+	"protocol error: ", "unknown attribute",
+
+	// A service's words for a command that is too large.
+	"max request size exceeded", "max single record size exceeded",
+}
+
+// commandText says whether a text begins like one of them. Behind the beginning there may
+// be arguments of the command: what stands there is the caller's, and no news of Redis.
+func commandText(text string) bool {
+	for _, t := range commandTexts {
+		if len(text) >= len(t) && strings.EqualFold(text[:len(t)], t) {
+			return true
+		}
+	}
+	return false
 }
 
 func classifyReply(text string) class {
-	code, _, _ := strings.Cut(text, " ")
-	if strings.HasPrefix(text, "CLUSTERDOWN Hash slot") {
+	code, rest, _ := strings.Cut(text, " ")
+	switch {
+	case code == "CLUSTERDOWN" && strings.HasPrefix(rest, "Hash slot"):
 		return classRedirect // nobody has that slot; the others are served
+	case code == "CLUSTERDOWN" && strings.Contains(rest, "only accepts read commands"):
+		return classWriteRefused
 	}
 	if c, ok := replyClasses[code]; ok {
 		return c
@@ -153,5 +250,48 @@ func classifyReply(text string) class {
 			}
 		}
 	}
-	return classCommand
+	if commandText(text) {
+		return classCommand
+	}
+	return classUnknown
+}
+
+// isReply says whether an error is a reply of the server, and not the want of one.
+func isReply(err error) bool {
+	var re *rueidis.RedisError
+	return errors.As(err, &re)
+}
+
+// refusesKey says whether a read failed because Redis has something against its key: a
+// value of another type, a missing permission. A load goes on then.
+func refusesKey(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Tier == Remote && !errors.Is(err, errKeyTooLarge)
+}
+
+// refusesCommand says whether Redis does not run a command at all for this user, whatever
+// its keys: it does not know it, or the user may not.
+func refusesCommand(err error) bool {
+	if err == nil || classify(context.Background(), err) != classCommand {
+		return false
+	}
+	text := err.Error()
+	return strings.Contains(text, "NOPERM") && strings.Contains(text, " to run the ") || strings.HasPrefix(text, "unknown command")
+}
+
+// tooLarge says whether Redis refused a command for the size of its key or value.
+func tooLarge(err error) bool {
+	if err == nil || classify(context.Background(), err) != classCommand {
+		return false
+	}
+	text := strings.ToLower(err.Error())
+	for _, t := range []string{
+		"string exceeds maximum allowed size", "protocol error: invalid bulk length", "protocol error: too big",
+		"max request size exceeded", "max single record size exceeded", "key is too", "value is too", "elements are too large",
+	} {
+		if strings.HasPrefix(text, t) {
+			return true
+		}
+	}
+	return false
 }

@@ -70,7 +70,7 @@ func (r *replier) null() error {
 }
 
 func (c class) String() string {
-	return [...]string{"ok", "command", "write refused", "down", "canceled", "redirect"}[c]
+	return [...]string{"ok", "command", "write refused", "busy", "down", "unknown", "canceled", "redirect"}[c]
 }
 
 func TestEachReplyOfRedisHasItsClass(t *testing.T) {
@@ -98,9 +98,13 @@ func TestEachReplyOfRedisHasItsClass(t *testing.T) {
 		{"LOADING Redis is loading the dataset in memory", classDown},
 		{"MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.", classDown},
 		{"CLUSTERDOWN The cluster is down", classDown},
+		{"CLUSTERDOWN The cluster is down and only accepts read commands", classWriteRefused},
 		{"CLUSTERDOWN Hash slot not served", classRedirect},
 		{"TRYAGAIN Multiple keys request during rehashing of slot", classDown},
-		{"BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.", classDown},
+		{"DENIED Redis is running in protected mode because protected mode is enabled", classDown},
+		{"BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.", classBusy},
+		{"BUSY Redis is busy running a script. You can only call FUNCTION KILL or SHUTDOWN NOSAVE.", classBusy},
+		{"BUSY Redis is busy running a module command.", classBusy},
 		{"NOAUTH Authentication required.", classDown},
 		{"NOAUTH HELLO must be called with the client already authenticated", classDown},
 		{"WRONGPASS invalid username-password pair or user is disabled.", classDown},
@@ -122,10 +126,41 @@ func TestEachReplyOfRedisHasItsClass(t *testing.T) {
 		{"ERR invalid expire time in 'set' command", classCommand},
 		{"ERR value is not an integer or out of range", classCommand},
 		{"ERR Error running script (call to f_5bd2): @user_script:1: WRONGTYPE Operation against a key", classCommand},
-		{"ERR", classCommand},
-		{"WHATEVER a later version says", classCommand},
-		{"READONLYISH is another word", classCommand},
-		{"readonly in lower case is nobody's code", classCommand},
+		{"ERR index out of range", classCommand},
+		{"ERR string exceeds maximum allowed size (proto-max-bulk-len)", classCommand},
+		{"ERR string exceeds maximum allowed size (512MB)", classCommand},
+		{"ERR Protocol error: invalid bulk length", classCommand},
+		{"ERR unknown command 'PTTL', with args beginning with: 'no upstream host' ", classCommand},
+		{"ERR unknown command `FOO`, with args beginning with: ", classCommand},
+		{"ERR wrong number of arguments for 'get' command", classCommand},
+		{"ERR Unknown subcommand or wrong number of arguments for 'FOO'. Try CLIENT HELP.", classCommand},
+		{"ERR GT, LT, and/or NX options at the same time are not compatible", classCommand},
+		{"ERR DUMP payload version or checksum are wrong", classCommand},
+		{"ERR This instance has cluster support disabled", classCommand},
+		{"ERR max request size exceeded. Limit: 1048576 bytes, Actual: 2000000 bytes", classCommand},
+
+		// Nobody's known words: a proxy's whose backend is away, a service's whose
+		// quota is used up, a later version's.
+		{"no upstream host", classUnknown},
+		{"upstream failure", classUnknown},
+		{"upstream protocol error", classUnknown},
+		{"ERR Connection refused", classUnknown},
+		{"ERR Connection timed out", classUnknown},
+		{"ERR Invalid argument", classUnknown},
+		{"ERR Operation not permitted", classUnknown},
+		{"ERR Host is down", classUnknown},
+		{"ERR max requests limit exceeded. Limit: 500000, Usage: 500002", classUnknown},
+		{"ERR max daily request limit exceeded", classUnknown},
+		{"ERR no server connection avaliable", classUnknown},
+		{"ERR handle response, backend conn reset", classUnknown},
+		{"Out of memory", classUnknown},
+		{"ERR Out of memory", classUnknown},
+		{"ERR internal error", classUnknown},
+		{"ERR value of the upstream is away", classUnknown},
+		{"ERR", classUnknown},
+		{"WHATEVER a later version says", classUnknown},
+		{"READONLYISH is another word", classUnknown},
+		{"readonly in lower case is nobody's code", classUnknown},
 	} {
 		err := r.err(tt.reply)
 		if got := classify(context.Background(), err); got != tt.want {

@@ -17,7 +17,8 @@ const (
 	// OOM, NOREPLICAS, or no permission on the probe's key). Reads go on;
 	// writes are kept in the journal.
 	ReadOnly
-	// Down: Redis is away. Calls are answered locally, at once.
+	// Down: Redis is away, or a script keeps it so busy that it answers BUSY to
+	// everything, which LastError says then. Calls are answered locally, at once.
 	Down
 	// Closed: the Cache was closed.
 	Closed
@@ -42,6 +43,14 @@ type Health struct {
 	// Tracking: the server tells of changes made by other clients. Where it is
 	// false, a local copy counts as fresh for Tracking.UntrackedTTL at most.
 	Tracking bool
+
+	// Lacks are the helper commands that Redis does not run, for it does not know them
+	// or its user may not, and that are done without: "pttl" (a value that was read is
+	// kept for Tracking.UntrackedTTL at most), "exists" (Touch of a key without an end
+	// cannot tell that it is not there), "leases" (each process loads for itself),
+	// "scripts" (a set that waits in the journal becomes a delete). nil where none is
+	// known to be lacking. In a cluster it is what any shard lacks.
+	Lacks []string
 
 	// Since is when State was entered.
 	Since time.Time

@@ -1,6 +1,9 @@
 package holdfast
 
-import "crypto/sha1"
+import (
+	"crypto/sha1"
+	"time"
+)
 
 // intent is what Redis shall hold for a key.
 type intent struct {
@@ -53,13 +56,28 @@ func holding(value []byte, expires int64, server string) base {
 // holdingNothing is the base of a key that was last seen to be absent.
 func holdingNothing(server string) base { return base{known: true, server: server} }
 
+// clockAllowance is how much earlier than by this process' clock the time of a value
+// may be over at the server. The two clocks run apart while the value lives, the
+// server's may be set, and it counts in whole milliseconds. Who deletes a key within
+// this time of its end cannot be told from the end.
+const clockAllowance = int64(time.Second)
+
+// over says whether the time of what ends then may be over at the server now.
+func over(ends, now int64) bool { return ends != never && now >= ends-clockAllowance }
+
 // mayBeAbsent says whether finding nothing at server is no conflict: nothing is
-// known, or nothing was there, or a write of our own deleted it, or its time ran
-// out, or the server is another one than the one that held it and has lost it.
+// known, or nothing was there, or a write of our own deleted it, or its time may
+// have run out, or the server is another one than the one that held it and has lost
+// it. now is the latest moment at which Redis may have been looked at.
 func (in *intent) mayBeAbsent(server string, now int64) bool {
-	b, l := &in.base, &in.late
-	return !b.known || !b.held || now >= b.gone || b.server != server ||
-		l.del || l.since != 0 && now >= l.gone
+	b := &in.base
+	return !b.known || !b.held || over(b.gone, now) || b.server != server || in.late.mayLeaveNothing(now)
+}
+
+// mayLeaveNothing says whether one of the writes may have deleted the key, or left a
+// value there whose time may be over.
+func (l *late) mayLeaveNothing(now int64) bool {
+	return l.del || l.since != 0 && over(l.gone, now)
 }
 
 // lateMost bounds the values that are remembered of one key's unanswered writes:

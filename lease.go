@@ -211,6 +211,9 @@ func (c *Cache) askLease(ctx context.Context, r *request, it *loadItem, l *lease
 			b.Get().Key(it.key).Build(),
 			b.Pttl().Key(it.key).Build())
 	})
+	if o.class == classOK || o.class == classCommand {
+		s.lacks.note(lackLeases, o.class == classCommand)
+	}
 	if o.class != classOK {
 		return a
 	}
@@ -305,6 +308,11 @@ func (w *change) loadedCommand(b rueidis.Builder) rueidis.Completed {
 		cmd = b.Set().Key(w.key).Value(viewString(w.value)).Nx().Build()
 	}
 	return kept(cmd, len(w.value))
+}
+
+// scripted says whether the change is loadedCommand's, and that is a script.
+func (w *change) scripted() bool {
+	return w.flight != nil && !w.del && !w.blindly && (w.lease != nil || w.expects != "")
 }
 
 // wasStored reads the answer.

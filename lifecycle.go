@@ -56,17 +56,19 @@ func (c *Cache) Check(ctx context.Context) error {
 	if len(items) > 0 {
 		bounded, cancel := c.remote.bound(ctx, c.clock.now())
 		defer cancel()
-		c.remote.batch(bounded, items, 1, probeCommands, func(_ int, _ []rueidis.RedisResult, o outcome) {
+		build := func(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed {
+			return probeCommands(b, it.key, cmds)
+		}
+		c.remote.batch(bounded, items, 0, build, func(_ int, replies []rueidis.RedisResult, o outcome) {
+			if o.class == classOK && len(replies) > 1 {
+				o.class, o.err = probed(context.Background(), replies)
+			}
 			if err := c.decided("check", "", o); err != nil {
 				errs.errs = append(errs.errs, err)
 			}
 		})
 	}
 	return errs.join()
-}
-
-func probeCommands(_ rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed {
-	return append(cmds, it.session.probeCommand(it.key))
 }
 
 // WaitReady waits until Redis was Up for the first time, or until ctx ends. It

@@ -21,6 +21,9 @@ import (
 //	Down       | Up         | ReadOnly         | Down           | Down          | -        | Closed
 //	Closed     | -          | -                | -              | -             | -        | Closed
 //
+// A server that is busy with a script is Down, with BUSY as the reason. Its session is
+// kept, in busy, for the commands that end the script.
+//
 // The gate is open in Up and ReadOnly, for as long as the session lives and the
 // breaker is closed. Attempts are made when the schedule says that one is due
 // and somebody wants Redis: a call came by lately, the journal has something to
@@ -41,12 +44,14 @@ type link struct {
 	retire context.CancelFunc
 
 	gate   atomic.Pointer[session]
-	last   atomic.Pointer[string] // run id of the server last spoken to
-	signal chan struct{}          // one slot: look around
+	busy   atomic.Pointer[session] // where a script runs and runs, beside a shut gate
+	last   atomic.Pointer[string]  // run id of the server last spoken to
+	signal chan struct{}           // one slot: look around
 
 	used    atomic.Bool // a call wanted Redis since the supervisor last looked
 	parked  atomic.Bool // the supervisor sleeps until used
 	refused atomic.Bool // a write was refused
+	asked   atomic.Bool // for a probe
 	vouched atomic.Bool // the stream was held to be unbroken
 
 	broken atomic.Pointer[chan struct{}] // nil while nobody waits; see stream
@@ -56,6 +61,7 @@ type link struct {
 	served   *session // the last that the gate was opened to
 	schedule backoff
 	probing  string // the probe's key
+	bare     bool   // the next session is: see session.bare
 	untold   string // why the server does not tell of changes, as last logged
 
 	mu struct {
@@ -196,7 +202,7 @@ func (l *link) look() {
 // shut closes the gate: the breaker opened. It runs under gobreaker's lock.
 func (l *link) shut() {
 	l.doubt() // before anybody can see that the circuit is open
-	if s := l.gate.Swap(nil); s != nil {
+	if s := l.gate.Swap(nil); s != nil && l.busy.Load() != s {
 		s.endPeriod(errTripped)
 	}
 	l.doubt() // what was read in between
@@ -211,6 +217,7 @@ func (l *link) lostSession(s *session) {
 	if l.gate.CompareAndSwap(s, nil) {
 		l.doubt()
 	}
+	l.busy.CompareAndSwap(s, nil)
 	s.endPeriod(*s.lostErr.Load())
 	l.look()
 }
@@ -265,6 +272,8 @@ func (l *link) report(s *session, c class, err error) {
 	case classDown:
 		l.setError(err)
 		l.breaker.failure(err)
+	case classBusy, classUnknown:
+		l.askProbe()
 	}
 }
 
@@ -302,6 +311,9 @@ func (l *link) health() Health {
 	s := l.gate.Load()
 	h.Writable = s != nil && s.writable.Load()
 	h.Tracking = s != nil && s.tracked
+	if s != nil {
+		h.Lacks = s.lacks.names()
+	}
 	switch {
 	case s == nil && (h.State == Up || h.State == ReadOnly):
 		h.State = Down
@@ -342,6 +354,7 @@ func (l *link) apply(ev event, err error) {
 func (l *link) supervise(ctx context.Context) {
 	defer func() {
 		l.gate.Store(nil)
+		l.busy.Store(nil)
 		l.doubt()
 		l.discard()
 		l.leave()
@@ -351,6 +364,7 @@ func (l *link) supervise(ctx context.Context) {
 	defer timer.Stop()
 	var (
 		due     = l.clock.now() // the next attempt
+		last    = due           // when the last one began
 		lastUse = due           // New is a use
 		stable  int64           // when the link came up
 		hits    uint64
@@ -376,9 +390,14 @@ func (l *link) supervise(ctx context.Context) {
 			due = now + int64(l.schedule.next())
 		}
 
+		if s := l.gate.Load(); l.asked.Swap(false) && s != nil && !s.replica.Load() {
+			due = min(due, last+int64(l.schedule.min))
+		}
+
 		wanted := (now-lastUse < int64(l.idle) || l.wanted() || l.owned.inUse()) && !l.needless()
 		if wanted && now >= due {
 			up := l.state() == Up
+			last = now
 			interval := l.attempt(ctx)
 			if !up && l.state() == Up {
 				stable = l.clock.now()

@@ -272,10 +272,12 @@ func (c *Cache) find(ctx context.Context, r *request, it *loadItem, v *visit) bo
 			// whether there are any, and reads anew.
 			it.token = token{}
 			return false
-		case err != nil && err != ErrMiss:
+		case err != nil && err != ErrMiss && !refusesKey(err):
 			return c.flights.end(it.f, Entry{}, err, 0)
 		}
-		it.answered = !got.Degraded
+		// What Redis has against the key is no reason not to load it.
+		it.refused = err != nil && err != ErrMiss
+		it.answered = !it.refused && !got.Degraded
 		if c.flights.load(it.f, try == findTries) {
 			return false
 		}

@@ -247,11 +247,12 @@ func (b *batch) readOnce(ctx context.Context, items []loadItem, v *visit) (misse
 			it.base, it.seen = digestOf(e.Value), c.local.get(it.h)
 		case err != nil && err == ctx.Err():
 			it.token = token{}
-		case err != nil && err != ErrMiss:
+		case err != nil && err != ErrMiss && !refusesKey(err):
 			c.flights.end(it.f, Entry{}, err, 0)
 			continue
 		}
-		it.answered = !e.Degraded
+		it.refused = err != nil && refusesKey(err) // see Cache.find
+		it.answered = !it.refused && !e.Degraded
 		missed = append(missed, it)
 	}
 	return missed

@@ -280,7 +280,7 @@ func (c *Cache) keepLoaded(r *request, items []*loadItem, l *lease) {
 		} else if d == toFence {
 			c.keepFenced(it, &w)
 		} else if d != toNobody {
-			c.keepLocally(it, &w, d == toLocal)
+			c.keepLocally(it, &w, d)
 		}
 	}
 	if len(ws) == 0 {
@@ -344,6 +344,7 @@ const (
 	toFence                     // to the local tier, for as long as the journal has the key
 	toLocal                     // Redis has no such key and cannot be given it
 	toDoubt                     // to the local tier, for as long as Redis cannot be asked
+	toShort                     // to the local tier, for UntrackedTTL: Redis refuses the key
 	toNobody                    // the server was emptied meanwhile
 )
 
@@ -375,16 +376,20 @@ func (c *Cache) destination(it *loadItem) destination {
 	unbroken := it.answered && d.epoch.Load() == it.token.epoch
 	flushed := int32(it.token.epoch-d.floor.Load()) < 0
 	writable := c.routes.link(c.routes.of(it.key)).writer(false) != nil
-	return whereTo(true, c.journal.holds(it.h, it.key), flushed, unbroken, writable)
+	where := whereTo(true, c.journal.holds(it.h, it.key), flushed, unbroken, writable)
+	if it.refused && where == toDoubt {
+		return toShort
+	}
+	return where
 }
 
 // keepLocally is for what Redis is not told of. If Redis was seen to have nothing, and
 // can be heard, the copy is fresh: whoever gives it the key is told of.
-func (c *Cache) keepLocally(it *loadItem, w *change, fresh bool) {
+func (c *Cache) keepLocally(it *loadItem, w *change, d destination) {
 	now := c.clock.now()
 	t := term{confirmed: now, fresh: unread, expires: after(now, w.ttl), domain: it.token.domain, epoch: it.token.epoch}
-	if s := c.routes.link(c.routes.of(it.key)).reader(); fresh && s != nil {
-		t.fresh = c.freshUntil(now, t.expires, s.tells(it.key) && !s.replica.Load())
+	if s := c.routes.link(c.routes.of(it.key)).reader(); s != nil && d != toDoubt {
+		t.fresh = c.freshUntil(now, t.expires, d == toLocal && s.tells(it.key) && !s.replica.Load())
 	}
 	e := newEntry(it.key, w.value, t)
 	e.setGrace(w.grace | ungiven)

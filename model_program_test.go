@@ -20,6 +20,7 @@ type program struct {
 	maxBytes int64
 	tracking bool
 	file     bool // the journal survives the process
+	endsLate bool // the server runs a replay late, so that ends fall into it
 	ops      []modelOp
 }
 
@@ -99,8 +100,8 @@ func (o modelOp) String() string {
 
 func (p program) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "seed %d: conflict %v, keys only %t, %d keys, %d bytes, tracking %t, file %t\n",
-		p.seed, p.rule, p.keysOnly, p.maxKeys, p.maxBytes, p.tracking, p.file)
+	fmt.Fprintf(&b, "seed %d: conflict %v, keys only %t, %d keys, %d bytes, tracking %t, file %t, ends late %t\n",
+		p.seed, p.rule, p.keysOnly, p.maxKeys, p.maxBytes, p.tracking, p.file, p.endsLate)
 	for i, op := range p.ops {
 		fmt.Fprintf(&b, "  %d %v\n", i, op)
 	}
@@ -120,6 +121,7 @@ func newProgram(seed uint64) program {
 		p.keysOnly = true
 	}
 	p.file = r.IntN(4) == 0
+	p.endsLate = r.IntN(4) == 0
 	if r.IntN(4) == 0 {
 		p.maxKeys = 1 + r.IntN(4)
 	}
@@ -172,7 +174,12 @@ func (g *modelGenerator) story() []modelOp {
 	wait := func(ms int) modelOp { return modelOp{kind: opWait, wait: time.Duration(ms) * time.Millisecond} }
 	gone := func() []modelOp { return []modelOp{g.op(opRefuse), g.op(opCut)} }
 	story := []modelOp{g.op(opHeal), wait(300), of(opSet, opGet)}
-	switch g.random.IntN(5) {
+	switch g.random.IntN(6) {
+	case 5: // the time of what was there, or of what was set, runs out about when it is replayed
+		ends := of(opSet, opSet, opAdd)
+		ends.ttl = time.Duration(400+g.random.IntN(2500)) * time.Millisecond
+		story[len(story)-1] = ends
+		story = append(append(story, gone()...), write(), write(), g.op(opHeal), wait(100+g.random.IntN(1500)))
 	case 0: // a write gets no answer and may run late
 		silence := g.op([]modelKind{opHold, opHold, opDeafen}[g.random.IntN(3)])
 		story = append(story, silence, write(), g.op(opCut), write(), g.op(opHeal), wait(1800), of(opGet))

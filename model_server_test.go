@@ -36,6 +36,7 @@ type modelServer struct {
 	readonly bool
 	tracking bool          // it tells of changes, as Redis does
 	slow     time.Duration // what a command takes to arrive
+	endsLate time.Duration // a script is run only once its keys' values have ended, if they do within
 	cutAfter int           // so many commands from now the connections are cut, 0 for not
 	closed   bool
 
@@ -222,6 +223,9 @@ func (c *modelConn) work() {
 		case s.slow > 0 && !c.gone && !slept:
 			slept = true
 			s.passLocked(s.slow)
+		case s.endsLate > 0 && !c.gone && !slept && s.endLocked(c.commands[0]) > 0:
+			slept = true
+			s.passLocked(s.endLocked(c.commands[0]))
 		default:
 			cmd := c.commands[0]
 			c.commands = c.commands[1:]
@@ -231,6 +235,20 @@ func (c *modelConn) work() {
 			}
 		}
 	}
+}
+
+// endLocked is when the last of the values will have ended, of those that end soon,
+// to which a script is about to be applied.
+func (s *modelServer) endLocked(cmd []string) (end time.Duration) {
+	if cmd[0] != "EVALSHA" {
+		return 0
+	}
+	for _, key := range keysOf(cmd) {
+		if ttl := s.redis.TTL(key); ttl > 0 && ttl < s.endsLate {
+			end = max(end, ttl+time.Millisecond)
+		}
+	}
+	return end
 }
 
 // passLocked lets time pass, and others at the server meanwhile.

@@ -93,6 +93,10 @@ func newModelRun(t *testing.T, p program) *modelRun {
 		r.m.dropped(d)
 	}
 	o.Hooks.OnStateChange = func(c holdfast.StateChange) { r.s.log("  %v: %v", c.To, c.Err) }
+	if p.endsLate {
+		// A replay is given as long; and longer than what clocks may differ by.
+		o.Timeout, r.s.endsLate = 2*time.Second, 1900*time.Millisecond
+	}
 	if p.file {
 		o.Journal.Dir = t.TempDir()
 	}

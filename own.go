@@ -516,6 +516,8 @@ func (c *ownConn) learn(err error) {
 	switch classify(context.Background(), err) {
 	case classWriteRefused:
 		c.owned.link.report(c.session, classWriteRefused, err)
+	case classBusy, classUnknown:
+		c.owned.link.report(c.session, classify(context.Background(), err), err)
 	case classRedirect:
 		c.owned.link.redirected(c.session, err)
 	}

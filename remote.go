@@ -142,6 +142,7 @@ type value struct {
 	found bool
 	bytes []byte
 	ttl   time.Duration
+	open  bool // its end is not known: PTTL is not to be had
 }
 
 // get reads a value with its remaining time to live, so that a local copy does
@@ -199,10 +200,14 @@ func readValue(replies []rueidis.RedisResult, o outcome) (value, outcome) {
 		return value{}, outcome{class: classCommand, err: err, session: o.session}
 	}
 	v := value{found: true, bytes: bytes[:len(bytes):len(bytes)]}
-	switch ms, err := pttl.AsInt64(); {
+	ms, err := pttl.AsInt64()
+	v.open = err != nil && classify(context.Background(), err) == classCommand
+	o.session.lacks.note(lackPTTL, v.open)
+	switch {
+	case v.open:
 	case err != nil || ms == -2:
-		// It expired between the two commands, or PTTL is not permitted: the
-		// value is an answer, not something to keep.
+		// It expired between the two commands, or nobody knows: the value is an
+		// answer, not something to keep.
 		v.ttl = time.Nanosecond
 	case ms >= 0:
 		v.ttl = max(millis(ms), time.Nanosecond)

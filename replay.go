@@ -242,6 +242,10 @@ func (r *replayer) pass(parent context.Context, s *session, tasks []task, asking
 	ctx, cancel := context.WithTimeout(parent, limit)
 	defer cancel()
 	p := &pass{replayer: r, parent: parent, session: s, asking: asking, dead: s.lost.Load()}
+	now := r.clock.now()
+	for i := range tasks {
+		tasks[i].sentAt = now
+	}
 	for i, a := range r.send(ctx, s, tasks, asking) {
 		p.conclude(&tasks[i], a)
 	}
@@ -299,8 +303,19 @@ func (p *pass) decided(t *task, v verdict) {
 			p.round.Replayed++
 			p.stats.replayed.Add(1)
 		}
+	case verdictGone:
+		// Whether that is somebody's doing could not be told when it was sent: the time
+		// of what was there may have run out on the way. Then it is sent once more, and
+		// finding nothing is expected.
+		now := p.clock.now()
+		if t.mayFindNothing(p.session.server, now) {
+			p.journal.settle(*t, foundUnsent, p.session.id, p.session.server, now)
+			p.wake()
+			return
+		}
+		fallthrough
 	default:
-		if !t.lost && !(t.check && v == verdictLeft) {
+		if !t.lost && !(t.check && v != verdictTheirs) {
 			p.round.Superseded++
 			p.stats.superseded.Add(1)
 			p.notify.drop(t.key, DropSuperseded)

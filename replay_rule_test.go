@@ -213,3 +213,54 @@ func TestWhoWasNeverConnectedKeepsWhatIsThere(t *testing.T) {
 		}
 	}
 }
+
+// Finding nothing is judged by when the script may have run, and not by when it was
+// sent, in a second look as well; and by a clock that may be behind the server's.
+func TestWhatEndsOnTheWayOfAReplayIsExpectedToBeAbsent(t *testing.T) {
+	const way = 600 * time.Millisecond
+	for rule := range ConflictOverwrite + 1 {
+		t.Run(rule.String(), func(t *testing.T) {
+			s := redistest.Start(t)
+			p := redistest.NewProxy(t, s.Addr())
+			r := newReplayed(t, p.Addr(), s.MustDo, func(o *Options) { o.Journal.OnConflict = rule })
+			here := r.session().server
+			r.replay(task{key: "first", intent: intent{value: []byte("v"), deadline: never, seq: 1}}) // it has the script now
+			p.SetLatency(way)                                                                         // of the answer
+			now := r.c.clock.now()
+			var tasks []task
+			cases := []struct {
+				name    string
+				check   bool
+				base    base
+				late    late
+				deleted bool // somebody did it
+			}{
+				{"the base ends on the way", false, holding([]byte("v0"), now+clockAllowance+int64(way/4), here), late{}, false},
+				{"the base ends soon, by our clock", false, holding([]byte("v0"), now+clockAllowance/2, here), late{}, false},
+				{"the base ends in an hour", false, holding([]byte("v0"), now+int64(time.Hour), here), late{}, true},
+				{"a late value ends on the way", false, holding([]byte("v0"), never, here), late{since: 1, gone: now + clockAllowance + int64(way/4)}, false},
+				{"a late value ends in an hour", false, holding([]byte("v0"), never, here), late{since: 1, gone: now + int64(time.Hour)}, true},
+				{"check, a late value ends on the way", true, base{}, late{since: 1, gone: now + clockAllowance + int64(way/4)}, false},
+				{"check, a late value ends in an hour", true, base{}, late{since: 1, gone: now + int64(time.Hour)}, true},
+			}
+			for i, tt := range cases {
+				k := task{key: fmt.Sprint("k", i), check: tt.check, intent: intent{value: []byte("ours"), deadline: never, seq: 1}}
+				k.base, k.late = tt.base, tt.late
+				if k.late.since == 0 {
+					k.late.gone = never
+				}
+				tasks = append(tasks, k)
+			}
+			r.replay(tasks...)
+			for i, tt := range cases {
+				want := "ours"
+				if tt.deleted && (tt.check || rule != ConflictOverwrite) {
+					want = ""
+				}
+				if got := r.held(fmt.Sprint("k", i)); got != want {
+					t.Errorf("%s: %q, want %q", tt.name, got, want)
+				}
+			}
+		})
+	}
+}

@@ -28,7 +28,10 @@ import (
 // It answers a verdict for each key, or the error that Redis had for that key,
 // which is nothing to the others. A Redis before 7 puts the script's line before it.
 //
-// A set that finds what somebody else wrote does nothing but say so. If it deleted
+// A set that should have found something and finds nothing does nothing but say so.
+// When it ran, only its answer tells: by then the time of what was there may be over.
+//
+// A set that finds what somebody else wrote does nothing but say so, too. If it deleted
 // that, and its answer were lost, whoever asked again would find nothing, and so would
 // a set that runs late; both might take it for no conflict.
 //
@@ -102,7 +105,7 @@ local function replay(key, op, value, ttl, ours)
     if op == 'redelete' then return delete(key, UNDONE) end
     return write(key, value, ttl)
   end
-  if op == 'redelete' or op == 'reset' then return DONE end
+  if op == 'redelete' or op == 'reset' and now then return DONE end
   if not now then return GONE end
   if op == 'keep' then return LEFT end
   return THEIRS
@@ -145,7 +148,7 @@ type verdict int64
 const (
 	verdictDone   verdict = iota + 1 // Redis holds what it should
 	verdictUndone                    // it held what was to be taken back, which is gone
-	verdictGone                      // somebody else deleted the key, and it stays absent
+	verdictGone                      // the key is absent, and what was known says that it should not be
 	verdictLeft                      // somebody else wrote, and that stays
 	verdictTheirs                    // somebody else wrote, and that is to be deleted
 	verdictLater                     // nothing: the script had done enough
@@ -292,6 +295,7 @@ func (p *scripts) commands(at []int, together int) (cmds []rueidis.Completed, en
 	now, b, bytes := p.clock.now(), p.session.client.B(), 0
 	for i, j := range at {
 		t := &p.tasks[j]
+		t.sentAt = now // what is sent again was not done before
 		op, value, ttl := t.operation(now, p.rule)
 		keys = append(keys, t.key)
 		args = append(args, op, viewString(value), strconv.FormatInt(ttl.Milliseconds(), 10), t.expected(p.session.server, now))
@@ -306,13 +310,14 @@ func (p *scripts) commands(at []int, together int) (cmds []rueidis.Completed, en
 }
 
 // operation says what to do with a task now: a set whose time ran out while it
-// waited deletes, or the value from before the outage would return.
+// waited deletes, or the value from before the outage would return. One whose time
+// runs out on the way is written, and lives for as long as it took to get there.
 //
 // By which rule a conflict ends is for a set to ask. Where more values of our own may
 // be there than are remembered, ConflictKeep might keep one of those, so what cannot
 // be told from them is deleted.
 func (t *task) operation(now int64, rule ConflictRule) (op string, value []byte, ttl time.Duration) {
-	gone := t.del || now >= t.deadline
+	gone := t.deletesAt(now)
 	check := t.check && !t.late.more
 	switch {
 	case t.undo, gone && check:
@@ -336,12 +341,22 @@ func (t *task) operation(now int64, rule ConflictRule) (op string, value []byte,
 	return op, t.value, ttl
 }
 
+// deletesAt says whether a task that is sent now deletes.
+func (t *task) deletesAt(now int64) bool { return t.del || now >= t.deadline }
+
+// mayFindNothing says whether it is nobody else's doing that Redis at server has
+// nothing where the task runs, at the latest, now. Of a check the value was there
+// once: a write of ours that ran late must have made it so.
+func (t *task) mayFindNothing(server string, now int64) bool {
+	if t.check {
+		return t.late.mayLeaveNothing(now)
+	}
+	return t.mayBeAbsent(server, now)
+}
+
 // expected lists what Redis may hold by our own doing.
 func (t *task) expected(server string, now int64) string {
-	absent := t.mayBeAbsent(server, now)
-	if t.check {
-		absent = t.late.del || now >= t.late.gone // a write of ours made it so, in the end
-	}
+	absent := t.mayFindNothing(server, now)
 	held := t.base.held && !t.check && !t.undo
 	if len(t.late.sums) == 0 && !held {
 		if absent {

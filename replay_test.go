@@ -126,7 +126,7 @@ func (r *replayed) ended(t *task) bool {
 	switch {
 	case in == nil:
 		return true
-	case in.lost && in.checkAt <= r.c.clock.now():
+	case in.checkAt <= r.c.clock.now():
 		return false
 	}
 	j.dropLocked(sh, t.key, in)

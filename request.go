@@ -67,6 +67,7 @@ type loadItem struct {
 	// What the tiers said before the load.
 	token    token
 	answered bool   // Redis did, and has no such key; or it has had, if the load is early
+	refused  bool   // Redis did, and does not let this key be read as a value
 	base     string // digest of what it has all the same: what is not usable, or to be refreshed
 	seen     *entry // what the local tier had
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -143,6 +144,11 @@ func (r *routes) health() Health {
 			whole.Since = later(whole.Since, h.Since)
 			if whole.LastError == nil {
 				whole.LastError = h.LastError
+			}
+		}
+		for _, name := range h.Lacks {
+			if !slices.Contains(whole.Lacks, name) {
+				whole.Lacks = append(whole.Lacks, name)
 			}
 		}
 		whole.Writable = whole.Writable && h.Writable

@@ -113,6 +113,13 @@ type session struct {
 	tracked bool
 	untold  error
 
+	// bare: it was opened to a server that is busy with a script, without what Redis
+	// refuses then, such as the choice of the database. It is for what ends the script.
+	bare bool
+
+	// lacks are the helper commands that are done without.
+	lacks lacks
+
 	// writable: the last write that Redis decided on was accepted.
 	writable atomic.Bool
 	// deletable: where writes are refused, deletes are not.
@@ -218,18 +225,23 @@ func (b *bulkhead) abandon(ticket uint64) {
 // openSession makes a session of the link's with the server at addr. It blocks
 // for at most three times Dialer.Timeout, and less once life ends. It makes one
 // dial.
-func (l *link) openSession(life context.Context, addr string) (*session, error) {
+func (l *link) openSession(life context.Context, addr string, bare bool) (*session, error) {
 	// Not a named result: what the connection tells may come after the return.
 	s := &session{pipe: &pipe{}, link: l, life: life, id: l.sessions.Add(1)}
 	s.freed = make(chan struct{}, bulkheadSlots)
+	s.bare = bare
+	option := l.opts.Redis
+	if bare {
+		option.SelectDB, option.ClientName, option.ClientSetInfo = 0, "", rueidis.DisableClientSetInfo
+	}
 	err := s.dial(life, plan{
 		addr:        addr,
-		option:      l.opts.Redis,
+		option:      option,
 		attempt:     func() { l.stats.dials.Add(1) },
 		lost:        func() { l.lostSession(s) },
 		invalidated: func(keys []rueidis.RedisMessage) { l.invalidated(s, keys) },
 	})
-	if err == nil {
+	if err == nil && !bare {
 		limit := l.opts.Redis.Dialer.Timeout
 		ask, done := context.WithTimeout(life, limit)
 		err = unanswered(s.greet(ask), limit)
@@ -317,7 +329,7 @@ func (s *session) greet(ctx context.Context) error {
 	}
 	err = replies[2].Error()
 	switch {
-	case err != nil && classify(context.Background(), err) == classDown:
+	case err != nil && away(err):
 		return err // it says nothing about tracking: the server is busy, or loads
 	case err != nil:
 		s.untold = err
@@ -329,6 +341,12 @@ func (s *session) greet(ctx context.Context) error {
 	return nil
 }
 
+// away says that what a server said to a greeting is about the server.
+func away(err error) bool {
+	c := classify(context.Background(), err)
+	return c == classDown || c == classBusy
+}
+
 var errNoRESP3 = errors.New("holdfast: the server does not speak RESP3")
 
 // greeting reads the replies of HELLO and INFO. A server that does not tell is
@@ -336,7 +354,7 @@ var errNoRESP3 = errors.New("holdfast: the server does not speak RESP3")
 func greeting(helloReply, infoReply rueidis.RedisResult) (hello, info map[string]string, err error) {
 	hello, info = map[string]string{}, map[string]string{}
 	for _, reply := range []rueidis.RedisResult{helloReply, infoReply} {
-		if err := reply.Error(); err != nil && classify(context.Background(), err) == classDown {
+		if err := reply.Error(); err != nil && away(err) {
 			return nil, nil, err
 		}
 	}
@@ -356,22 +374,6 @@ func greeting(helloReply, infoReply rueidis.RedisResult) (hello, info map[string
 		}
 	}
 	return hello, info, nil
-}
-
-// probeCommand is a small write. A node of a cluster that has no slot can only be
-// pinged.
-func (s *session) probeCommand(key string) rueidis.Completed {
-	if key == "" {
-		return s.client.B().Ping().Build()
-	}
-	return s.client.B().Set().Key(key).Value("1").Px(10 * time.Second).Build()
-}
-
-// probe writes. PING is no probe: a read-only replica and a server that cannot
-// save answer PONG. It needs no slot, so that a full bulkhead cannot hide that
-// the server is back, and its answer frees the slots of those who gave up.
-func (s *session) probe(ctx context.Context, key string) error {
-	return s.aside(ctx, s.probeCommand(key)).Error()
 }
 
 // aside sends a command of the supervisor's own, beside the bulkhead.

@@ -12,6 +12,10 @@ type task struct {
 	hash  keyHash
 	check bool // the second look at an ambiguous write
 	alone bool // nothing else is under way
+
+	// sentAt is when it was sent: it did not run before. It ran no later than its
+	// answer came.
+	sentAt int64
 }
 
 // take marks intents as being sent and returns them: those to replay, and those
@@ -159,7 +163,7 @@ const (
 	foundRefused              // Redis does not take it: what it holds is not known
 	foundNoReply              // it may or may not have run
 	foundCut                  // that, for the connection broke
-	foundUnsent               // it did not run
+	foundUnsent               // it did not run, or did nothing
 )
 
 // lateAfter is how long after a replay a server may still run a command that an
@@ -169,7 +173,8 @@ const lateAfter = 2 * time.Second
 
 // settle ends a task that was sent on the session. The key leaves the journal
 // unless a later write of it came in meanwhile, or Redis has not decided, or a
-// write of an earlier session may still run late: then it is checked once more.
+// write of an earlier session may still run late: then it is checked once more. now
+// is the latest moment at which the task may have run.
 func (j *journal) settle(t task, what found, session uint64, server string, now int64) {
 	if t.alone {
 		j.underWay.Add(-aloneUnderWay)
@@ -225,7 +230,7 @@ func (j *journal) settleLocked(in *intent, t task, what found, session uint64, s
 	case foundUnsent:
 		return false
 	case foundNoReply, foundCut:
-		in.late.unanswered(session, t.value, t.del, t.deadline)
+		in.late.unanswered(session, t.value, t.deletesAt(t.sentAt), t.deadline)
 		if what == foundCut && in.is(&t) && in.cuts < math.MaxUint8 {
 			in.cuts++
 		}
@@ -234,7 +239,7 @@ func (j *journal) settleLocked(in *intent, t task, what found, session uint64, s
 		if t.undo {
 			break // there was nothing to take back, and what is there stays
 		}
-		in.base = afterwards(t.value, t.del || now >= t.deadline, t.deadline, server)
+		in.base = afterwards(t.value, t.deletesAt(t.sentAt), t.deadline, server)
 	case foundNothing, foundUndone:
 		in.base = holdingNothing(server)
 	case foundRefused, foundTheirs:
@@ -258,7 +263,7 @@ func (j *journal) settleLocked(in *intent, t task, what found, session uint64, s
 	if in.late.until == 0 {
 		in.late.until = now + int64(lateAfter)
 	}
-	if now >= in.late.until {
+	if t.sentAt >= in.late.until {
 		return true // this was the second look, or as good as one
 	}
 	if (what == foundNothing || what == foundRefused) && !in.del {

@@ -335,6 +335,9 @@ func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o o
 	if w.lease != nil {
 		w.lease.spent = o.class == classOK
 	}
+	if w.scripted() && (o.class == classOK || refusesCommand(o.err)) {
+		o.session.lacks.note(lackScripts, o.class != classOK)
+	}
 	if w.flight != nil && !w.del && !w.blindly && o.class == classOK && !wasStored(replies[0]) {
 		c.local.end(w.hash, false, unread) // somebody has written the key
 		return saving{}, nil
@@ -350,6 +353,13 @@ func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o o
 		c.local.end(w.hash, true, c.worth(w, now, o))
 		return saving{}, nil
 	case classCommand:
+		if w.flight != nil && !w.del {
+			// A value that Redis does not take was loaded all the same.
+			w.grace |= ungiven
+			until := c.freshUntil(now, w.deadline, false)
+			c.local.endAs(w.hash, c.entryOf(w, now, &w.place.domain, until), until)
+			return saving{}, o.err
+		}
 		c.local.end(w.hash, false, unread)
 		return saving{}, o.err
 	}
