@@ -25,12 +25,6 @@ func (f *Framer) cut(b []byte, to int, with []byte) {
 	f.cuts = append(f.cuts, cut{f.cutFrom, to, with})
 }
 
-// insert puts the pushes of a reply behind it.
-func (f *Framer) insert(at int) {
-	f.cuts = append(f.cuts, cut{at, at, f.later})
-	f.later = nil
-}
-
 // substitute is what rueidis gets in place of an error that answers an unsubscription or
 // the PING that rueidis sends behind it. It takes some errors for PING's answer and
 // counts on one (pipe.go, isUnsubReply), and others it does not expect at all, though

@@ -76,11 +76,9 @@ type Framer struct {
 	negative bool
 	lastCR   bool // in stLine: the previous byte was a CR
 	push     pushKind
-	kind     [maxPushKind]byte // what the push says its kind is, or a request its name
-	naming   bool              // in stBody: of a request's name
-	must     demand            // what the reply must be
-	capture  int               // how many bytes of this element's text go to text
-	text     []byte
+	must     demand // what the reply must be
+	capture  int    // how many bytes of this element's text go to text
+	text     []byte // that of an error, of a push's kind, or of a request's name
 	digits   int
 	number   uint64
 	remain   int64   // in stBody: bytes to skip
@@ -102,6 +100,7 @@ type Framer struct {
 	cutFrom int     // where in this chunk that begins
 	cuts    []cut   // of the last chunk
 	later   []byte  // pushes that were cut out of a reply
+	closing bool    // there is something to do at the end of this reply
 
 	begun   int64
 	replies int64
@@ -217,10 +216,6 @@ func (f *Framer) Feed(b []byte) error {
 
 		case stBody:
 			n := min(f.remain, int64(len(b)-i))
-			if f.push == pushUnknown || f.naming {
-				at := int64(f.number) - f.remain
-				copy(f.kind[at:], b[i:i+int(n)])
-			}
 			if f.capture > 0 {
 				f.take(b[i : i+int(n)])
 			}
@@ -229,16 +224,7 @@ func (f *Framer) Feed(b []byte) error {
 				break
 			}
 			f.state = stCR
-			if f.naming {
-				f.naming = false
-				f.ledger.named(f.kind[:f.number], f.arity-1)
-			}
-			if f.push == pushUnknown {
-				if reason := f.resolvePush(f.kind[:f.number]); reason != "" {
-					return f.fail(b, i-1, reason)
-				}
-			}
-			if f.must != anyReply {
+			if f.capture > 0 {
 				if reason := f.checkText(); reason != "" {
 					return f.fail(b, i-1, reason)
 				}
@@ -348,7 +334,6 @@ func (f *Framer) begin(b []byte, i int) bool {
 		f.missing--
 	}
 	null := false
-	f.capture = 0
 	switch c {
 	case '$', '*', ':', '%', '~', '!', '=', '|':
 		f.state = stNumber
@@ -412,7 +397,7 @@ func (f *Framer) begin(b []byte, i int) bool {
 func (f *Framer) expects(c byte, at int) (reason string) {
 	isError := c == '-' || c == '!'
 	if isError && !f.requests {
-		f.capture, f.text = maxSaid, f.text[:0]
+		f.capture, f.text, f.closing = maxSaid, f.text[:0], true
 	}
 	switch {
 	case f.ledger == nil:
@@ -429,8 +414,7 @@ func (f *Framer) expects(c byte, at int) (reason string) {
 		if !isError && c != '+' {
 			return "an unsubscription was answered with a reply"
 		}
-		f.text = f.text[:0]
-		f.capture = maxSaid
+		f.capture, f.text, f.closing = maxSaid, f.text[:0], true
 		if isError {
 			f.cutting, f.cutFrom = cutReply, at
 			f.capture = math.MaxInt // it is sent again
@@ -441,7 +425,11 @@ func (f *Framer) expects(c byte, at int) (reason string) {
 
 // checkText checks a text that has ended, where it matters what it says.
 func (f *Framer) checkText() (reason string) {
+	f.capture = 0
 	switch {
+	case f.requests:
+		f.ledger.named(f.text, f.arity-1)
+		return ""
 	case f.push == pushUnknown:
 		return f.resolvePush(f.text)
 	case f.must == anyReply || len(f.stack) > 0:
@@ -505,6 +493,8 @@ func (f *Framer) checkNumber(offset int64) (reason string) {
 			f.arity = int64(f.number)
 		} else if null || f.number == 0 || f.number > maxPushKind {
 			f.push = pushOther // no kind that is known has such a name
+		} else {
+			f.capture, f.text = maxPushKind, f.text[:0]
 		}
 	default:
 		if !f.pushAccepts(null) {
@@ -530,12 +520,15 @@ func (f *Framer) enter(b []byte, i int) {
 		f.state = stBody
 		if n == 0 {
 			f.state = stCR
+			f.capture = 0
 		}
-		if f.hold >= 0 && f.paid(i) {
-			f.hold = none
+		if f.hold != none || n+f.missing*elementBytes > freeBytes {
+			f.weigh(i, n, 0)
 		}
 		f.remain = n
-		f.naming = f.ledger != nil && f.requests && f.stack[0].missing == f.arity && n > 0 && n <= maxPushKind
+		if f.requests && f.ledger != nil && f.stack[0].missing == f.arity && n > 0 && n <= maxPushKind {
+			f.capture, f.text = maxPushKind, f.text[:0]
+		}
 	case '*', '~', '%', '>', '|':
 		if f.typ == '%' || f.typ == '|' {
 			n *= 2
@@ -549,8 +542,8 @@ func (f *Framer) enter(b []byte, i int) {
 			}
 			return
 		}
-		if f.hold >= 0 && f.paid(i) {
-			f.hold = none
+		if f.hold != none || (n+f.missing)*elementBytes > freeBytes {
+			f.weigh(i, 0, n)
 		}
 		f.elements += n
 		f.missing += n
@@ -561,10 +554,6 @@ func (f *Framer) enter(b []byte, i int) {
 		}
 	default:
 		f.end(b, i)
-		return
-	}
-	if f.hold == none && f.owed() > freeBytes && !f.paid(i) {
-		f.hold = i - 1 // rueidis acts on a header when it sees its LF
 	}
 }
 
@@ -599,11 +588,8 @@ func (f *Framer) end(b []byte, i int) {
 		return
 	}
 	f.replies++
-	if f.capture > 0 {
+	if f.closing {
 		f.answered(b, i)
-	}
-	if len(f.later) > 0 {
-		f.insert(i)
 	}
 }
 
@@ -617,12 +603,18 @@ func (f *Framer) endAside(kind byte, b []byte, i int) {
 	f.push = pushNone
 	f.pushes++
 	f.cut(b, i, nil)
-	f.cutting = cutNone
+	f.cutting, f.closing = cutNone, true
 }
 
-// answered ends a reply of which the text is known.
+// answered ends a reply with which there is something to do.
 func (f *Framer) answered(b []byte, i int) {
-	if f.typ == '-' || f.typ == '!' {
+	f.closing = false
+	if len(f.later) > 0 {
+		f.cuts = append(f.cuts, cut{i, i, f.later})
+		f.later = nil
+		return // it was an aggregate
+	}
+	if f.typ != '+' {
 		f.errors++
 		f.said.set(f.replies, f.text)
 	}
@@ -630,7 +622,7 @@ func (f *Framer) answered(b []byte, i int) {
 		f.cut(b, i, f.substitute())
 		f.cutting = cutNone
 	}
-	f.must, f.capture = anyReply, 0
+	f.must = anyReply
 }
 
 // fail makes b[i] a violation.

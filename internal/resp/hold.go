@@ -16,19 +16,30 @@ const (
 	elementBytes = 40
 )
 
-// owed is what was announced and has not arrived.
-func (f *Framer) owed() int64 {
+// paid says whether so much has arrived, in front of the i-th byte of this chunk, that
+// nothing needs to be held back.
+func (f *Framer) paid(i int) bool {
 	owed := f.missing * elementBytes
 	if f.state == stBody && !(f.streams && len(f.stack) == 0) {
 		owed += f.remain
 	}
-	return owed
+	return owed <= freeBytes+f.offset+int64(i)-f.frame
 }
 
-// paid says whether so much has arrived, in front of the i-th byte of this chunk, that
-// nothing needs to be held back.
-func (f *Framer) paid(i int) bool {
-	return f.owed() <= freeBytes+f.offset+int64(i)-f.frame
+// weigh decides whether a header, which ends in front of the i-th byte, is held back. It
+// announces a bulk string of that length, or so many elements.
+func (f *Framer) weigh(i int, bytes, elements int64) {
+	arrived := f.offset + int64(i) - f.frame
+	owed := f.missing * elementBytes
+	if owed <= freeBytes+arrived {
+		f.hold = none
+	}
+	if f.streams && len(f.stack) == 0 {
+		bytes = 0
+	}
+	if f.hold == none && owed+bytes+elements*elementBytes > freeBytes+arrived {
+		f.hold = i - 1 // rueidis acts on a header when it sees its LF
+	}
 }
 
 // A backlog keeps what was received and is not yet to be delivered, in chunks that grow
