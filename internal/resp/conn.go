@@ -20,8 +20,19 @@ type Conn struct {
 	out      Framer // of the goroutine that writes
 	requests atomic.Int64
 
-	in      Framer // of the goroutine that reads
+	in      Framer  // of the goroutine that reads
+	backlog backlog // what it does not deliver yet
+	errors  int64   // of the in Framer, when last looked at
 	replies atomic.Int64
+	said    atomic.Pointer[Said]
+	settled atomic.Bool
+}
+
+// Said is an error reply: which reply of the connection it was, from 1, and how it
+// begins.
+type Said struct {
+	Reply int64
+	Text  string
 }
 
 // An ending is the reason why a connection ended; nil if we ended it.
@@ -54,25 +65,90 @@ func GuardPubSub(c net.Conn, limits Limits, onClose func(error)) *Conn {
 }
 
 // Read reads from the peer. If the peer breaks the protocol, Read closes the
-// connection and returns no bytes and a *ProtocolError, then and ever after.
+// connection and returns no bytes and a *ProtocolError, then and ever after. It
+// holds back what would make its reader allocate much more than was received.
 func (c *Conn) Read(p []byte) (int, error) {
-	if e := c.end.Load(); e != nil {
-		return 0, e.cause()
-	}
-	n, err := c.conn.Read(p)
-	if n > 0 {
-		// A request is counted before it is sent, so the count is at least that
-		// of the requests these bytes may answer.
-		c.in.allowed = c.requests.Load()
-		if bad := c.in.Feed(p[:n]); bad != nil {
-			return 0, c.abort(bad)
+	for {
+		if e := c.end.Load(); e != nil {
+			return 0, e.cause()
 		}
-		c.replies.Store(c.in.replies)
+		if c.backlog.ready > 0 {
+			return c.backlog.read(p), nil
+		}
+		b := p
+		if c.backlog.size > 0 {
+			b = c.backlog.room()
+		}
+		n, err := c.conn.Read(b)
+		if n > 0 {
+			// A request is counted before it is sent, so the count is at least that
+			// of the requests these bytes may answer.
+			c.in.allowed = c.requests.Load()
+			if bad := c.in.Feed(b[:n]); bad != nil {
+				return 0, c.abort(bad)
+			}
+			c.replies.Store(c.in.replies)
+			if c.in.errors != c.errors {
+				c.note(c.in.said)
+			}
+			if c.backlog.size > 0 || c.in.hold >= 0 || len(c.in.cuts) > 0 {
+				n = c.keep(p, b[:n])
+				if c.backlog.ready > 0 {
+					return c.backlog.read(p), nil // err comes again
+				}
+			}
+		}
+		if err != nil {
+			c.failed(err)
+		}
+		if n > 0 || err != nil || len(p) == 0 {
+			return n, err
+		}
 	}
-	if err != nil {
-		c.note(err)
+}
+
+// keep takes a chunk that cannot be delivered as it is: b is the beginning of p, or of
+// the backlog's room. It returns how much of p may be delivered.
+func (c *Conn) keep(p, b []byte) (n int) {
+	l, hold := &c.backlog, c.in.hold
+	switch {
+	case len(c.in.cuts) > 0:
+		b, hold = c.in.apply(b)
+		l.add(b)
+	case l.size > 0:
+		l.keep(len(b))
+	default:
+		n = hold
+		l.add(append(make([]byte, 0, max(len(b)-hold, minChunk)), b[hold:]...))
+		hold, b = 0, b[hold:]
 	}
-	return n, err
+	if hold < 0 {
+		hold = len(b)
+		l.ready = l.size
+	} else if hold > 0 {
+		l.ready = l.size - (len(b) - hold)
+	}
+	return n
+}
+
+// Streams says that from now on the reader reads bulk strings, unless they are parts of
+// something, in pieces: they are not held back. It must not be called beside Read.
+func (c *Conn) Streams() { c.in.streams = true }
+
+// Settled says that Said is not asked for any more.
+func (c *Conn) Settled() { c.settled.Store(true) }
+
+// Said returns the last error reply that came before Settled, nil if none did.
+func (c *Conn) Said() *Said { return c.said.Load() }
+
+// Replies returns how many replies have come.
+func (c *Conn) Replies() int64 { return c.replies.Load() }
+
+func (c *Conn) note(last said) {
+	c.errors = c.in.errors
+	if !c.settled.Load() {
+		c.said.Store(&Said{last.reply, string(last.text[:last.n])})
+	}
 }
 
 // Write sends requests to the peer. Anything but requests closes the
@@ -89,7 +165,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 	c.requests.Store(c.out.begun)
 	n, err := c.conn.Write(p)
 	if err != nil {
-		c.note(err)
+		c.failed(err)
 	}
 	return n, err
 }
@@ -158,10 +234,10 @@ func (c *Conn) SetReadDeadline(t time.Time) error { return c.conn.SetReadDeadlin
 // SetWriteDeadline sets the write deadline of the wrapped connection.
 func (c *Conn) SetWriteDeadline(t time.Time) error { return c.conn.SetWriteDeadline(t) }
 
-// note remembers an error of the wrapped connection. A timeout does not end
+// failed remembers an error of the wrapped connection. A timeout does not end
 // it, but is what onClose is told if the connection is closed with nothing
 // worse to tell.
-func (c *Conn) note(err error) {
+func (c *Conn) failed(err error) {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		c.timeout.CompareAndSwap(nil, &ending{err})
 		return

@@ -10,13 +10,13 @@ import (
 //	state       byte              next state
 //	----------  ----------------  ------------------------------------------
 //	stType      + - , (           stLine
-//	            : $ = ! * ~ % >   stNumber
+//	            : $ = ! * ~ % > | stNumber
 //	            #                 stBool
 //	            _                 stCR
 //	stNumber    0-9, leading -    stNumber
 //	            CR                stNumberLF, number and limits checked
 //	stNumberLF  LF                $ = !   stBody, or element ends if null
-//	                              * ~ % > stType, or element ends if empty
+//	                              * ~ % > | stType, or element ends if empty
 //	                              :       element ends
 //	stBody      length bytes      stCR
 //	stBool      t f               stCR
@@ -26,6 +26,7 @@ import (
 //
 // When an element ends, every aggregate it completes ends too. The state after
 // it is stType either way: of the next element, or of the next top-level frame.
+// An attribute (|) stands before the element that it belongs to and is none itself.
 // Any byte that is not in the table is a violation, after which the Framer
 // returns that violation for ever.
 type state uint8
@@ -49,11 +50,13 @@ const maxDigits = 19
 
 // A Framer validates one direction of a RESP stream, in chunks cut anywhere. It
 // accepts what a Redis server sends with RESP2 or RESP3, and nothing that
-// rueidis is known not to survive. It keeps no payload.
+// rueidis is known not to survive. What rueidis would not survive although a
+// correct server may send it, the Framer rewrites (see cut), and what would make
+// rueidis allocate more than has arrived, it says to hold back (see hold).
 //
 // Not accepted although the RESP3 specification knows them, because no Redis
 // server sends them: streamed strings and aggregates, which rueidis grows
-// without a bound (resp.go, readBlobString and readE), and attributes.
+// without a bound (resp.go, readBlobString and readE).
 //
 // A Framer is not safe for concurrent use.
 type Framer struct {
@@ -73,25 +76,50 @@ type Framer struct {
 	negative bool
 	lastCR   bool // in stLine: the previous byte was a CR
 	push     pushKind
-	kind     [maxPushKind]byte // what the push says its kind is, or a request its name
-	naming   bool              // in stBody: of a request's name
-	must     demand            // what the reply must be
-	text     []byte            // its beginning, where must says what it must be
+	must     demand // what the reply must be
+	capture  int    // how many bytes of this element's text go to text
+	text     []byte // that of an error, of a push's kind, or of a request's name
 	digits   int
 	number   uint64
 	remain   int64   // in stBody: bytes to skip
 	line     int     // in stLine: bytes so far
 	elements int64   // declared so far in this top-level frame
+	missing  int64   // of these, how many have not begun
 	arity    int64   // elements of the current push
-	stack    []int64 // elements still missing, one entry per open aggregate
+	pushAt   int     // how many aggregates are around the current push
+	stack    []level // the open aggregates
+	prefixed bool    // an attribute of the next top-level frame has ended
 	offset   int64   // bytes of all earlier chunks
 	frame    int64   // offset of the first byte of this top-level frame
+
+	// hold is where the bytes of the last chunk begin that are to be held back, or none.
+	hold    int
+	streams bool // a bulk string at the top level is read without a buffer of its length
+
+	cutting cutKind // what is being cut out
+	cutFrom int     // where in this chunk that begins
+	cuts    []cut   // of the last chunk
+	later   []byte  // pushes that were cut out of a reply
+	closing bool    // there is something to do at the end of this reply
 
 	begun   int64
 	replies int64
 	pushes  int64
+	errors  int64 // error replies
+	said    said  // the last of them
 	err     *ProtocolError
 }
+
+// A level is an aggregate that is open.
+type level struct {
+	missing int64 // elements that have not ended
+	aside   byte  // '|' or '>' where it is no element of what is around it
+}
+
+// none is no index.
+const none = -1
+
+var crlf = []byte("\r\n")
 
 // NewFramer returns a Framer for the bytes a server sends.
 func NewFramer(limits Limits) *Framer {
@@ -103,7 +131,8 @@ func newFramer(limits Limits) Framer {
 	return Framer{
 		limits:  limits,
 		allowed: math.MaxInt64,
-		stack:   make([]int64, 0, min(limits.MaxDepth, 16)),
+		stack:   make([]level, 0, min(limits.MaxDepth, 16)),
+		hold:    none,
 	}
 }
 
@@ -128,7 +157,7 @@ func (f *Framer) Replies() int64 { return f.replies }
 func (f *Framer) Pushes() int64 { return f.pushes }
 
 // MidFrame tells whether the last chunk ended inside a frame.
-func (f *Framer) MidFrame() bool { return f.state != stType || len(f.stack) > 0 }
+func (f *Framer) MidFrame() bool { return f.state != stType || len(f.stack) > 0 || f.prefixed }
 
 // Feed validates the next chunk of the stream. An error is a *ProtocolError;
 // it is returned again by every later call. No byte of a chunk that Feed
@@ -137,6 +166,10 @@ func (f *Framer) Feed(b []byte) error {
 	if f.err != nil {
 		return f.err
 	}
+	if f.hold > 0 {
+		f.hold = 0 // what comes now stands behind what is held already
+	}
+	f.cuts, f.cutFrom = f.cuts[:0], 0
 	i := 0
 	for i < len(b) {
 		switch f.state {
@@ -179,31 +212,26 @@ func (f *Framer) Feed(b []byte) error {
 				return f.fail(b, i, "expected LF after CR")
 			}
 			i++
-			f.enter()
+			f.enter(b, i)
 
 		case stBody:
 			n := min(f.remain, int64(len(b)-i))
-			if f.push == pushUnknown || f.naming {
-				at := int64(f.number) - f.remain
-				copy(f.kind[at:], b[i:i+int(n)])
+			if f.capture > 0 {
+				f.take(b[i : i+int(n)])
 			}
 			i += int(n)
 			if f.remain -= n; f.remain > 0 {
 				break
 			}
 			f.state = stCR
-			if f.naming {
-				f.naming = false
-				f.ledger.named(f.kind[:f.number], f.arity-1)
-			}
-			if f.push == pushUnknown {
-				if reason := f.resolvePush(); reason != "" {
+			if f.capture > 0 {
+				if reason := f.checkText(); reason != "" {
 					return f.fail(b, i-1, reason)
 				}
 			}
 			if i+1 < len(b) && b[i] == '\r' && b[i+1] == '\n' {
 				i += 2
-				f.end()
+				f.end(b, i)
 			}
 
 		case stBool:
@@ -225,15 +253,19 @@ func (f *Framer) Feed(b []byte) error {
 				return f.fail(b, i, "expected LF after CR")
 			}
 			i++
-			f.end()
+			f.end(b, i)
 
 		case stLine:
 			// Like rueidis, the line ends at its first LF: a CR elsewhere in it
 			// is text.
 			rest := b[i:min(len(b), i+f.limits.MaxLine+2-f.line)]
 			n := bytes.IndexByte(rest, '\n')
-			if f.must != anyReply {
-				f.text = append(f.text, rest[:min(len(rest), maxText-len(f.text))]...)
+			if f.capture > 0 {
+				if n < 0 {
+					f.take(rest)
+				} else {
+					f.take(rest[:n+1]) // what follows is another element's
+				}
 			}
 			if n < 0 {
 				i += len(rest)
@@ -251,30 +283,46 @@ func (f *Framer) Feed(b []byte) error {
 			if !f.lastCR {
 				return f.fail(b, i, "expected CR before LF")
 			}
-			if reason := f.checkText(); reason != "" {
-				return f.fail(b, i, reason)
+			if f.capture > 0 {
+				f.text = bytes.TrimSuffix(f.text, crlf)
+				if reason := f.checkText(); reason != "" {
+					return f.fail(b, i, reason)
+				}
 			}
 			i++
-			f.end()
+			f.end(b, i)
 		}
+	}
+	if f.hold >= 0 && f.paid(len(b)) {
+		f.hold = none
+	}
+	if f.cutting != cutNone {
+		f.cut(b, len(b), nil)
 	}
 	f.offset += int64(len(b))
 	return nil
 }
 
+// take takes what is to be known of an element's text.
+func (f *Framer) take(b []byte) {
+	n := min(len(b), f.capture-len(f.text))
+	f.text = append(f.text, b[:n]...)
+}
+
 // begin takes the type byte b[i].
 func (f *Framer) begin(b []byte, i int) bool {
 	c := b[i]
-	if len(f.stack) == 0 {
+	top := len(f.stack) == 0
+	if top && !f.prefixed {
 		f.frame = f.offset + int64(i)
-		f.elements = 0
+		f.elements, f.missing = 0, 0
 	} else if f.offset+int64(i)-f.frame >= f.limits.MaxFrame {
 		f.fail(b, i, "frame larger than the limit")
 		return false
 	}
 	if f.requests {
 		want := byte('*')
-		if len(f.stack) > 0 {
+		if !top {
 			want = '$'
 		}
 		if c != want {
@@ -282,21 +330,26 @@ func (f *Framer) begin(b []byte, i int) bool {
 			return false
 		}
 	}
+	if !top && c != '>' && c != '|' {
+		f.missing--
+	}
 	null := false
 	switch c {
-	case '$', '*', ':', '%', '~', '!', '=':
+	case '$', '*', ':', '%', '~', '!', '=', '|':
 		f.state = stNumber
 	case '>':
-		if len(f.stack) > 0 {
-			// rueidis repairs such a reply if the server says it is Redis 6 and
-			// takes the rest of it for another reply otherwise (pipe.go,
-			// _backgroundRead, ver == 6), so what it would count as replies is
-			// up to the server.
-			f.fail(b, i, "a push inside a reply")
-			f.err.Hint = "Redis before 7.0.5 does that when tracked keys expire during a command (redis/redis#8935)"
+		if f.push != pushNone {
+			f.fail(b, i, "a push inside a push")
 			return false
 		}
-		f.push = pushUnknown
+		if !top {
+			// Redis before 7.0.5 does that when tracked keys expire during a command
+			// (redis/redis#8935). rueidis repairs such a reply if the server says that
+			// it is Redis 6, and takes the rest of it for another reply otherwise
+			// (pipe.go, _backgroundRead, ver == 6).
+			f.cutting, f.cutFrom = cutPush, i
+		}
+		f.push, f.pushAt = pushUnknown, len(f.stack)
 		f.state = stNumber
 	case '+', '-', ',', '(':
 		f.state = stLine
@@ -306,9 +359,6 @@ func (f *Framer) begin(b []byte, i int) bool {
 	case '_':
 		f.state = stCR
 		null = true
-	case '|':
-		f.fail(b, i, "attributes are not accepted")
-		return false
 	case '.', ';':
 		f.fail(b, i, "streamed strings and aggregates are not accepted")
 		return false
@@ -317,19 +367,25 @@ func (f *Framer) begin(b []byte, i int) bool {
 		return false
 	}
 	f.typ = c
-	if len(f.stack) == 0 {
-		if c != '>' {
-			if reason := f.expects(c); reason != "" {
-				// rueidis panics on a reply it has no request for (pipe.go,
-				// _backgroundRead, protocolbug). The check is made here, not
-				// at the end of the reply, for it allocates before that.
-				f.fail(b, i, reason)
-				f.err.Hint = "it said " + quote(b[i:])
-				return false
-			}
-			f.begun++
+	switch {
+	case top && c != '|':
+		f.prefixed = false
+		if c == '>' {
+			break
 		}
-	} else if f.push != pushNone && f.state != stNumber && !f.pushAccepts(null) {
+		if reason := f.expects(c, i); reason != "" {
+			// rueidis panics on a reply it has no request for (pipe.go,
+			// _backgroundRead, protocolbug). The check is made here, not
+			// at the end of the reply, for it allocates before that.
+			f.fail(b, i, reason)
+			f.err.Hint = "it said " + quote(b[i:])
+			return false
+		}
+		f.begun++
+	case f.push == pushNone || c == '>':
+	case f.push == pushUnknown:
+		f.beginKind(c)
+	case f.state != stNumber && !f.pushAccepts(null):
 		f.fail(b, i, "push of an unknown form")
 		return false
 	}
@@ -338,7 +394,11 @@ func (f *Framer) begin(b []byte, i int) bool {
 }
 
 // expects takes a frame of type c that is no push, and says why it may not be.
-func (f *Framer) expects(c byte) (reason string) {
+func (f *Framer) expects(c byte, at int) (reason string) {
+	isError := c == '-' || c == '!'
+	if isError && !f.requests {
+		f.capture, f.text, f.closing = maxSaid, f.text[:0], true
+	}
 	switch {
 	case f.ledger == nil:
 		if f.begun >= f.allowed {
@@ -347,28 +407,39 @@ func (f *Framer) expects(c byte) (reason string) {
 	case f.requests:
 		f.ledger.began()
 	default:
-		f.must, reason = f.ledger.reply(c == '-' || c == '!')
-		f.text = f.text[:0]
-		if reason == "" && f.must != anyReply && c != '+' && c != '-' {
+		f.must, reason = f.ledger.reply(isError)
+		if reason != "" || f.must == anyReply {
+			return reason
+		}
+		if !isError && c != '+' {
 			return "an unsubscription was answered with a reply"
+		}
+		f.capture, f.text, f.closing = maxSaid, f.text[:0], true
+		if isError {
+			f.cutting, f.cutFrom = cutReply, at
+			f.capture = math.MaxInt // it is sent again
 		}
 	}
 	return reason
 }
 
-// maxText is how much of a reply is looked at.
-const maxText = 1024
-
-// checkText checks a line that has ended, where it matters what it says.
+// checkText checks a text that has ended, where it matters what it says.
 func (f *Framer) checkText() (reason string) {
-	if f.must == anyReply || len(f.stack) > 0 {
+	f.capture = 0
+	switch {
+	case f.requests:
+		f.ledger.named(f.text, f.arity-1)
+		return ""
+	case f.push == pushUnknown:
+		return f.resolvePush(f.text)
+	case f.must == anyReply || len(f.stack) > 0:
 		return ""
 	}
-	text, _, _ := bytes.Cut(f.text, []byte("\r"))
-	if len(f.text) == maxText || isPong(f.typ, text) != (f.must == pongReply) {
-		return "an unsubscription was answered with " + quote(text)
+	// What rueidis takes for PING's answer, whatever its type.
+	isPong := string(f.text) == "PONG"
+	if isError := f.cutting == cutReply; isError == isPong {
+		return "an unsubscription was answered with " + quote(f.text)
 	}
-	f.must = anyReply
 	return ""
 }
 
@@ -400,7 +471,7 @@ func (f *Framer) checkNumber(offset int64) (reason string) {
 		}
 	default:
 		room := f.limits.MaxElements - f.elements
-		if f.typ == '%' {
+		if f.typ == '%' || f.typ == '|' {
 			room /= 2
 		}
 		if f.number > uint64(room) {
@@ -415,60 +486,98 @@ func (f *Framer) checkNumber(offset int64) (reason string) {
 		// have one reply for free.
 		return "a request is an array of bulk strings"
 	}
-	if f.push == pushNone {
-		return ""
-	}
-	if f.typ == '>' {
-		if !f.pushArity() {
+	switch f.push {
+	case pushNone, pushOther:
+	case pushUnknown:
+		if f.typ == '>' {
+			f.arity = int64(f.number)
+		} else if null || f.number == 0 || f.number > maxPushKind {
+			f.push = pushOther // no kind that is known has such a name
+		} else {
+			f.capture, f.text = maxPushKind, f.text[:0]
+		}
+	default:
+		if !f.pushAccepts(null) {
 			return "push of an unknown form"
 		}
-	} else if !f.pushAccepts(null) {
-		return "push of an unknown form"
 	}
 	return ""
 }
 
-// enter goes on after a header whose number checkNumber found good.
-func (f *Framer) enter() {
+// enter goes on after a header whose number checkNumber found good. It ends in front
+// of b[i].
+func (f *Framer) enter(b []byte, i int) {
 	n := int64(f.number)
+	if f.negative && f.typ != ':' {
+		n = 0
+	}
 	switch f.typ {
 	case '$', '=', '!':
 		if f.negative {
-			f.end()
+			f.end(b, i)
 			return
 		}
-		f.remain = n
 		f.state = stBody
 		if n == 0 {
 			f.state = stCR
+			f.capture = 0
 		}
-		f.naming = f.ledger != nil && f.requests && f.stack[0] == f.arity && n > 0 && n <= maxPushKind
-		return
-	case '*', '~', '%', '>':
-		if f.negative || n == 0 {
-			f.end()
-			return
+		if f.hold != none || n+f.missing*elementBytes > freeBytes {
+			f.weigh(i, n, 0)
 		}
-		if f.typ == '%' {
+		f.remain = n
+		if f.requests && f.ledger != nil && f.stack[0].missing == f.arity && n > 0 && n <= maxPushKind {
+			f.capture, f.text = maxPushKind, f.text[:0]
+		}
+	case '*', '~', '%', '>', '|':
+		if f.typ == '%' || f.typ == '|' {
 			n *= 2
 		}
+		aside := f.aside()
+		if n == 0 {
+			if aside == 0 {
+				f.end(b, i)
+			} else {
+				f.endAside(aside, b, i)
+			}
+			return
+		}
+		if f.hold != none || (n+f.missing)*elementBytes > freeBytes {
+			f.weigh(i, 0, n)
+		}
 		f.elements += n
-		f.stack = append(f.stack, n)
+		f.missing += n
+		f.stack = append(f.stack, level{n, aside})
 		f.state = stType
 		if f.requests {
 			f.arity = n
 		}
-		return
+	default:
+		f.end(b, i)
 	}
-	f.end()
 }
 
-// end ends the current element and every aggregate it is the last element of.
-func (f *Framer) end() {
+// aside tells what the aggregate that begins is where it is no element.
+func (f *Framer) aside() byte {
+	if f.typ == '|' || f.typ == '>' && len(f.stack) > 0 {
+		return f.typ
+	}
+	return 0
+}
+
+// end ends the current element, in front of b[i], and every aggregate it is the last
+// element of.
+func (f *Framer) end(b []byte, i int) {
 	f.state = stType
 	for n := len(f.stack); n > 0; n-- {
-		if f.stack[n-1]--; f.stack[n-1] > 0 {
+		top := &f.stack[n-1]
+		if top.missing--; top.missing > 0 {
 			f.stack = f.stack[:n]
+			return
+		}
+		if top.aside != 0 {
+			f.stack = f.stack[:n-1]
+			f.endAside(top.aside, b, i)
 			return
 		}
 	}
@@ -479,6 +588,41 @@ func (f *Framer) end() {
 		return
 	}
 	f.replies++
+	if f.closing {
+		f.answered(b, i)
+	}
+}
+
+// endAside ends what is no element: an attribute, or a push inside a reply.
+func (f *Framer) endAside(kind byte, b []byte, i int) {
+	f.state = stType
+	if kind == '|' {
+		f.prefixed = len(f.stack) == 0
+		return
+	}
+	f.push = pushNone
+	f.pushes++
+	f.cut(b, i, nil)
+	f.cutting, f.closing = cutNone, true
+}
+
+// answered ends a reply with which there is something to do.
+func (f *Framer) answered(b []byte, i int) {
+	f.closing = false
+	if len(f.later) > 0 {
+		f.cuts = append(f.cuts, cut{i, i, f.later})
+		f.later = nil
+		return // it was an aggregate
+	}
+	if f.typ != '+' {
+		f.errors++
+		f.said.set(f.replies, f.text)
+	}
+	if f.cutting == cutReply {
+		f.cut(b, i, f.substitute())
+		f.cutting = cutNone
+	}
+	f.must = anyReply
 }
 
 // fail makes b[i] a violation.

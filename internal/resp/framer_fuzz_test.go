@@ -19,7 +19,8 @@ var streams = []string{
 	">2\r\n$10\r\ninvalidate\r\n:1\r\n", ">0\r\n", ">1\r\n$4\r\npong\r\n",
 	"$-5\r\n", "*-7\r\n", "%-1\r\n", "$9999999999999\r\n", "*9999999999\r\n", "%9223372036854775807\r\n",
 	"$18446744073709551611\r\n", "$?\r\n;4\r\nabcd\r\n;0\r\n", "*?\r\n:1\r\n.\r\n", "|1\r\n+a\r\n+b\r\n+c\r\n",
-	"*2\r\n" + invalidation + "$1\r\na\r\n$1\r\nb\r\n", strings.Repeat("*1\r\n", 100),
+	"*2\r\n" + invalidation + "$1\r\na\r\n$1\r\nb\r\n", "*1\r\n|1\r\n+a\r\n*1\r\n:1\r\n" + invalidation + "$-1\r\n+OK\r\n",
+	">3\r\n$6\r\nMOVING\r\n:1\r\n*1\r\n%1\r\n+a\r\n_\r\n", ">2\r\n+pong\r\n|0\r\n$-1\r\n+OK\r\n", ">2\r\n+message\r\n+a\r\n", strings.Repeat("*1\r\n", 100),
 	"HTTP/1.1 400 Bad Request\r\n\r\n", "\x15\x03\x01\x00\x02\x02F", "+QUEUED\r\n", "+PONG\r\n+PONG\r\n",
 	"$1\nab\r\n", "$12\n\r\n", "+\n", "#\r\n\r\n", "_\r\n\n", ":1\r\r\n", "*1\r\n\r\n",
 }
@@ -91,12 +92,12 @@ func (r *reference) next(depth int) (typ byte, err error) {
 			_, err = r.r.Discard(2)
 		}
 		return typ, err
-	case '*', '~', '>', '%':
+	case '*', '~', '>', '%', '|':
 		n, err := r.number()
-		if err != nil || n == -1 && typ != '%' {
+		if err != nil || n == -1 && typ != '%' && typ != '|' {
 			return typ, err
 		}
-		if typ == '%' {
+		if typ == '%' || typ == '|' {
 			n *= 2
 		}
 		if n < 0 {
@@ -110,6 +111,9 @@ func (r *reference) next(depth int) (typ byte, err error) {
 			if _, err := r.next(depth + 1); err != nil {
 				return typ, err
 			}
+		}
+		if typ == '|' { // of what comes next
+			return r.next(depth)
 		}
 		return typ, nil
 	}
@@ -148,6 +152,11 @@ func FuzzFramer(f *testing.F) {
 		if whole.offset >= 0 {
 			accepted = stream[:whole.offset] // what rueidis may have seen of it, or less
 		}
+		f := fresh()
+		if err := f.Feed(accepted); err != nil {
+			t.Fatalf("what was accepted is not: %v", err)
+		}
+		accepted, _ = f.apply(accepted)
 		r := &reference{r: bufio.NewReader(bytes.NewReader(accepted))}
 		var replies, pushes int64
 		for {

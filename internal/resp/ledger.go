@@ -7,17 +7,24 @@ import (
 
 // A ledger knows what the requests of a connection that subscribes wait for. On any
 // other connection counting is enough: each request has one reply. A subscription has
-// a push for each channel and no reply, and rueidis panics (pipe.go, _backgroundRead)
-// on each of these:
+// a push for each channel and no reply, or an error. An unsubscription has one push at
+// least, or an error, and rueidis sends a PING behind it, the chaser, by whose answer it
+// knows that the pushes are over. rueidis panics (pipe.go, _backgroundRead) on each of
+// these:
 //
-//	what comes                                  while the oldest request is
-//	------------------------------------------  -----------------------------------
-//	a reply                                     none
-//	a push that confirms a subscription         none, or no subscription
-//	a reply that is no error (+QUEUED)          a subscription
-//	an unsubscription                           a subscription, partly confirmed
-//	an error that could be PING's               an unsubscription
-//	a reply that is not PING's                  the PING that rueidis sends behind it
+//	what comes                                  while the oldest request is      here
+//	------------------------------------------  -------------------------------  ---------
+//	a reply                                     none                             violation
+//	a push that confirms a subscription         none, or no subscription         violation
+//	a reply that is no error (+QUEUED)          a subscription                   violation
+//	an unsubscription                           a subscription, partly confirmed violation
+//	an error that could be PING's (BUSY)        an unsubscription                rewritten
+//	another error than it knows (MISCONF)       a chaser                         rewritten
+//	a reply that is neither PONG nor an error   a chaser                         violation
+//
+// A correct server sends what is rewritten, see Framer.substitute. +QUEUED it sends to
+// who subscribes within MULTI, which holdfast refuses. An error behind a push of the
+// unsubscription's kind is the chaser's.
 //
 // The goroutine that writes adds to it, the one that reads takes from it.
 type ledger struct {
@@ -50,9 +57,9 @@ const (
 type demand uint8
 
 const (
-	anyReply demand = iota
-	pongReply
-	otherReply // anything but what rueidis takes for PING's
+	anyReply   demand = iota
+	pongReply         // of a chaser: PONG, or an error
+	otherReply        // of an unsubscription that is refused: an error
 )
 
 // began adds a request, before anything of it is sent. What it is, is not known yet.
@@ -184,14 +191,4 @@ func (l *ledger) confirmed(kind []byte) (reason string) {
 		l.mu.head++
 	}
 	return ""
-}
-
-// isPong says whether rueidis takes the reply for that of the PING behind an
-// unsubscription (pipe.go, isUnsubReply). typ is its type, text its beginning.
-func isPong(typ byte, text []byte) bool {
-	if typ == '-' && (bytes.HasPrefix(text, []byte("LOADING")) || bytes.HasPrefix(text, []byte("BUSY")) ||
-		bytes.Contains(text, []byte("'ping'"))) {
-		return true
-	}
-	return string(text) == "PONG"
 }

@@ -1,25 +1,24 @@
 package resp
 
-// Limits bounds what one server may make the client allocate. A field that is
-// zero or negative takes its value from DefaultLimits.
+// Limits bounds what one server may make the client allocate. What it announces costs
+// nothing before it has arrived, so these are bounds on what it really sends. A field that
+// is zero or negative takes its value from DefaultLimits.
 type Limits struct {
-	// MaxBulk is the longest bulk string, in bytes. rueidis allocates the
-	// whole string as soon as it has read the length (resp.go, readB), so this
-	// is also what a dozen bytes from a server may cost.
+	// MaxBulk is the longest bulk string, in bytes.
 	MaxBulk int64
 
 	// MaxElements is how many elements all aggregates of one top-level frame
-	// may declare together; a map entry is two. rueidis allocates the elements
-	// of an aggregate as soon as it has read their count (resp.go, readA).
+	// may declare together; a map entry is two. rueidis needs 40 bytes for each.
 	MaxElements int64
 
 	// MaxDepth is how deep aggregates may nest. rueidis recurses once per
-	// level, and a Go stack overflow cannot be recovered.
+	// level, and a Go stack overflow cannot be recovered. Redis nests to about two
+	// thousand, in the reply of a script.
 	MaxDepth int
 
 	// MaxLine is the longest simple string, error, double or big number, in
 	// bytes without its type byte and CRLF. rueidis buffers a line until it
-	// ends (resp.go, readS).
+	// ends (resp.go, readS). Redis does not bound the error of a script.
 	MaxLine int
 
 	// MaxFrame is the size of one top-level frame, in bytes on the wire.
@@ -33,9 +32,9 @@ type Limits struct {
 // configuration sends, bulk strings as large as Redis' own limit included.
 var DefaultLimits = Limits{
 	MaxBulk:     512 << 20,
-	MaxElements: 1 << 20,
-	MaxDepth:    128,
-	MaxLine:     64 << 10,
+	MaxElements: 1 << 24,
+	MaxDepth:    4096,
+	MaxLine:     16 << 20,
 	MaxFrame:    1 << 30,
 }
 

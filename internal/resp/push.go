@@ -7,6 +7,7 @@ package resp
 //	pushInvalidate    null, or an array of bulk strings
 //	pushMessage       bulk strings
 //	pushSubscription  bulk string, or null for the last unsubscribe; integer
+//	pushOther         anything but a push
 type pushKind uint8
 
 const (
@@ -15,41 +16,48 @@ const (
 	pushInvalidate
 	pushMessage
 	pushSubscription
+	pushOther
 )
 
 // maxPushKind is the length of the longest kind, punsubscribe.
 const maxPushKind = 12
 
-// pushArity takes the number of elements of a push. No kind has fewer than two
-// or more than four elements.
-func (f *Framer) pushArity() bool {
-	f.arity = int64(f.number)
-	if f.AllowPubSub {
-		return f.arity >= 2 && f.arity <= 4
+// beginKind takes the type of a push's first element. What is no bulk string, and what
+// has another name than those below, is a push that rueidis skips (pipe.go, handlePush).
+func (f *Framer) beginKind(c byte) {
+	switch c {
+	case '$', '=', '!':
+	case '+', '-', ',', '(':
+		f.capture, f.text = maxPushKind+2, f.text[:0] // with CR and LF
+	default:
+		f.push = pushOther
 	}
-	return f.arity == 2
 }
 
 // resolvePush looks at the kind of a push, which has now been read.
-func (f *Framer) resolvePush() (reason string) {
+func (f *Framer) resolvePush(kind []byte) (reason string) {
 	arity := int64(3)
-	switch string(f.kind[:f.number]) {
+	push := pushSubscription
+	switch string(kind) {
 	case "invalidate":
-		f.push, arity = pushInvalidate, 2
+		push, arity = pushInvalidate, 2
 	case "message", "smessage":
-		f.push = pushMessage
+		push = pushMessage
 	case "pmessage":
-		f.push, arity = pushMessage, 4
+		push, arity = pushMessage, 4
 	case "subscribe", "psubscribe", "ssubscribe", "unsubscribe", "punsubscribe", "sunsubscribe":
-		f.push = pushSubscription
 	default:
-		return "push of an unknown kind"
+		f.push = pushOther
+		return ""
 	}
-	if f.arity != arity {
+	f.push = push
+	switch {
+	case f.typ != '$' || f.arity != arity:
 		return "push of an unknown form"
-	}
-	if f.push == pushSubscription && f.ledger != nil {
-		return f.ledger.confirmed(f.kind[:f.number])
+	case push != pushInvalidate && !f.AllowPubSub:
+		return "a push for a subscription nobody asked for"
+	case push == pushSubscription && f.ledger != nil:
+		return f.ledger.confirmed(kind)
 	}
 	return ""
 }
@@ -59,13 +67,13 @@ func (f *Framer) resolvePush() (reason string) {
 // knowing in every case: it flushes the cache for an invalidation of an
 // integer, and hands the elements to OnInvalidations whatever they are.
 func (f *Framer) pushAccepts(null bool) bool {
-	if len(f.stack) == 2 {
-		return f.typ == '$' && !null
+	if len(f.stack) == f.pushAt+2 {
+		return f.push == pushOther || f.typ == '$' && !null
 	}
-	at := f.arity - f.stack[0]
+	at := f.arity - f.stack[f.pushAt].missing
 	switch {
-	case at == 0:
-		return f.typ == '$' && !null && f.number > 0 && f.number <= maxPushKind
+	case f.push == pushOther:
+		return true
 	case f.push == pushInvalidate:
 		return null || f.typ == '*'
 	case f.push == pushMessage:
