@@ -181,6 +181,7 @@ func (l *link) serve(s *session, ev event, err error) {
 		l.domains((*domain).otherServer) // before anything that is read there is kept
 	}
 	l.served = s
+	l.hear(s)
 	l.last.Store(&s.server)
 	if !l.breaker.whileClosed(func() { s.beginPeriod(); l.gate.Store(s) }) {
 		return

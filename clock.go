@@ -22,6 +22,9 @@ func newClock() clock {
 
 func (c clock) now() int64 { return int64(time.Since(c.base)) }
 
+// at is a time that was read before, as now would have told it.
+func (c clock) at(t time.Time) int64 { return int64(t.Sub(c.base)) }
+
 // after is now+d, or never where that overflows or where d is 0 for no expiry.
 func after(now int64, d time.Duration) int64 {
 	if d <= 0 || now > never-int64(d) {

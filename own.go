@@ -452,7 +452,7 @@ func (o *owned) connect(p *period, s *session, pings bool) (conn *ownConn, err e
 
 // option is the rueidis configuration of a connection of a caller's own.
 func (o *owned) option(s *session, d *dialer, pings bool) rueidis.ClientOption {
-	option := clientOption(plan{addr: s.addr, option: o.link.opts.Redis}, d)
+	option := clientOption(plan{addr: s.addr, option: o.link.opts.connection()}, d)
 	option.RingScaleEachConn = ownRing
 	if option.ReadBufferEachConn == 0 {
 		option.ReadBufferEachConn = ownBuffer

@@ -133,6 +133,12 @@ func (c *Conn) Err() error {
 	return nil
 }
 
+// Requests returns how many requests have begun to be written.
+func (c *Conn) Requests() int64 { return c.requests.Load() }
+
+// Replies returns how many of them have been answered, to the end of the reply.
+func (c *Conn) Replies() int64 { return c.replies.Load() }
+
 // Pending returns how many requests have not been answered.
 func (c *Conn) Pending() int64 {
 	replies := c.replies.Load() // first, or the difference may be negative
