@@ -374,7 +374,8 @@ func TestWhatWouldChangeTheSharedConnectionIsRefused(t *testing.T) {
 	for _, line := range []string{
 		"SELECT 1", "AUTH x", "HELLO 2", "RESET", "QUIT", "WATCH k", "UNWATCH", "MONITOR", "SYNC", "PSYNC ? -1", "REPLCONF ACK 1",
 		"READONLY", "READWRITE", "ASKING", "CLIENT REPLY OFF", "client tracking off", "CLIENT CACHING YES", "CLIENT NO-TOUCH ON",
-		"SCRIPT DEBUG YES", "MULTI", "EXEC", "DISCARD", "select 1", "multi",
+		"SCRIPT DEBUG YES", "MULTI", "EXEC", "DISCARD", "select 1", "multi", "SELECT", "SELECT 0 1", "SELECT 00", "quit",
+		"CLIENT SETNAME x", "CLIENT NO-EVICT ON", "client setinfo lib-name x", "CLIENT NOSUCH", "DEBUG PROTOCOL push",
 	} {
 		_, err := ask(cl, strings.Fields(line)...)
 		var e *holdfast.Error
@@ -382,6 +383,20 @@ func TestWhatWouldChangeTheSharedConnectionIsRefused(t *testing.T) {
 			t.Errorf("%s: %v; want a refusal that says what to do", line, err)
 		}
 	}
+	for line, want := range map[string]string{
+		"SELECT 1": "SelectDB", "QUIT": "Close", "AUTH x": "Password", "HELLO 3": "Password", "READONLY": "master", "READWRITE": "master",
+		"MONITOR": "plain client", "RESET": "plain client", "CLIENT REPLY OFF": "plain client", "WATCH k": "use Dedicate",
+	} {
+		if _, err := ask(cl, strings.Fields(line)...); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v; want one that names %s", line, err, want)
+		}
+	}
+	for _, line := range []string{"CLIENT ID", "CLIENT LIST", "CLIENT INFO", "client getname", "CLIENT TRACKINGINFO"} {
+		if _, err := ask(cl, strings.Fields(line)...); err != nil {
+			t.Errorf("%s: %v", line, err)
+		}
+	}
+	wantSay(t, cl, "OK", "SELECT", "0") // it is so already
 	for _, batch := range [][]string{
 		{"MULTI", "SET k 1"}, {"MULTI", "SELECT 1", "EXEC"}, {"MULTI x", "SET k 1", "EXEC"}, {"MULTI", "SET k 1", "EXEC x"},
 		{"MULTI", "CLIENT REPLY OFF", "EXEC"},
