@@ -432,11 +432,20 @@ func TestWithoutRESP3OnlySubscriptionsAreMissing(t *testing.T) {
 	cl := c.Client()
 	wantTransaction(t, ctx, cl)
 	err := cl.Receive(ctx, cl.B().Subscribe().Channel("c").Build(), nil)
-	wantUnavailable(t, "Receive", err)
-	if err == nil || !contains(err.Error(), "RESP3") {
+	var e *holdfast.Error
+	if !errors.As(err, &e) || !contains(err.Error(), "RESP3") {
 		t.Errorf("%v does not say why", err)
 	}
-	if n := dials.Attempts(); n > 3 {
+	// Who tries again gets the same.
+	if errors.Is(err, holdfast.ErrUnavailable) || contains(err.Error(), "try again") {
+		t.Errorf("%v says that it would help to try again", err)
+	}
+	d, release := cl.Dedicate()
+	defer release()
+	if err := d.Do(ctx, d.B().Subscribe().Channel("c").Build()).Error(); err == nil || errors.Is(err, holdfast.ErrUnavailable) || !contains(err.Error(), "RESP3") {
+		t.Errorf("on a dedicated connection: %v", err)
+	}
+	if n := dials.Attempts(); n > 4 {
 		t.Errorf("%d dials", n)
 	}
 }
