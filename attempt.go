@@ -244,6 +244,7 @@ func (l *link) serve(s *session, ev event, err error) {
 	}
 	l.served = s
 	l.busy.Store(nil)
+	l.hear(s)
 	l.last.Store(&s.server)
 	if !l.breaker.whileClosed(func() { s.beginPeriod(); l.gate.Store(s) }) {
 		return

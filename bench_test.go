@@ -154,7 +154,7 @@ func lookUnfenced(c *Cache, h keyHash, now int64) (e *entry, fresh bool) {
 	if e = c.local.get(h); e == nil {
 		return nil, false
 	}
-	return e, e.vouched() && now < e.fresh.Load()
+	return e, e.vouched(now) && now < e.fresh.Load()
 }
 
 // freshCopies is a Cache with fresh copies of all keys in its local tier.

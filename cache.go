@@ -144,7 +144,8 @@ func enterable(ctx context.Context, open bool) error {
 }
 
 // look returns the key's local entry, if there is one, and whether it may be
-// served without asking anybody: an entry of an older epoch is in doubt.
+// served without asking anybody: an entry of an older epoch is in doubt, and every
+// entry is while the server is silent for too long.
 func (c *Cache) look(h keyHash, key string, now int64) (e *entry, fresh bool) {
 	if c.journal.keys.Load() != 0 {
 		if _, fenced := c.journal.get(h, key, now); fenced {
@@ -156,7 +157,7 @@ func (c *Cache) look(h keyHash, key string, now int64) (e *entry, fresh bool) {
 	}
 	// The epoch first: a confirmation stores it before the new freshness, and
 	// takes the old one away before that.
-	return e, e.vouched() && now < e.fresh.Load()
+	return e, e.vouched(now) && now < e.fresh.Load()
 }
 
 // read answers what the local tier could not: from the journal, from Redis, or

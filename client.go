@@ -53,8 +53,9 @@ type dropIn struct {
 //     it, too, where the server tells of changes, but the journal is not asked for it.
 //   - MULTI up to EXEC goes to Redis so, too, in one DoMulti. Alone they are refused, and
 //     so is what would change the connection, which all callers share: SELECT, AUTH,
-//     HELLO, WATCH, SUBSCRIBE, MONITOR, CLIENT TRACKING and the like. Dedicate has
-//     connections for them, and Receive for subscriptions.
+//     HELLO, QUIT, READONLY, WATCH, SUBSCRIBE, MONITOR, CLIENT TRACKING, CLIENT SETNAME and
+//     the like. The error says what to do instead: Dedicate has connections for most of
+//     them, and Receive for subscriptions. SELECT of the client's own database is OK.
 //   - Commands that wait at Redis, such as BLPOP, get connections of their own (a DoMulti
 //     that has one goes there as a whole, past the tiers), as do
 //     Dedicate, Receive and DoStream: each is dialled when it is needed, and never while

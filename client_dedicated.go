@@ -43,15 +43,21 @@ func stateful(name string, args []string) bool {
 	case verbSession, verbMulti, verbExec, verbReceive:
 		return true
 	}
-	return name == "CLIENT" && !(len(args) > 1 && harmless(upper(args[1])))
+	return name == "CLIENT" && len(args) < 2
 }
 
 // deadly says whether a connection of rueidis' does not survive the command: what answers
-// it is no reply, or comes in another protocol.
-func deadly(name string) bool {
+// it is no reply, or nothing, or comes in another protocol.
+func deadly(name string, args []string) bool {
 	switch name {
 	case "MONITOR", "SYNC", "PSYNC", "RESET", "HELLO", "REPLCONF":
 		return true
+	case "CLIENT":
+		return len(args) > 1 && oneOf(args[1], "REPLY")
+	case "SCRIPT":
+		return len(args) > 1 && oneOf(args[1], "DEBUG")
+	case "DEBUG":
+		return len(args) > 1 && oneOf(args[1], "PROTOCOL")
 	}
 	return false
 }
@@ -62,10 +68,11 @@ func deadly(name string) bool {
 func (s *connState) step(args []string, listening, keep bool) error {
 	name := upper(args[0])
 	switch {
-	case deadly(name):
+	case deadly(name, args):
+		if oneOf(name, "CLIENT", "SCRIPT", "DEBUG") {
+			name += " " + args[1]
+		}
 		return notHere(name, "on a dedicated connection")
-	case name == "CLIENT" && len(args) > 1 && strings.EqualFold(args[1], "REPLY"):
-		return notHere("client reply", "on a dedicated connection")
 	case strings.HasSuffix(name, "SUBSCRIBE"):
 		if s.multi {
 			return notHere(name, "within MULTI")

@@ -136,6 +136,24 @@ func tableOf(rows []row) map[string]command {
 	return table
 }
 
+// whyShared is the error of a command that would change a connection which all callers
+// share, with what to do instead.
+func whyShared(name string, args []string) error {
+	switch {
+	case name == "SELECT":
+		return errOtherDB
+	case name == "QUIT":
+		return errQuit
+	case name == "AUTH", name == "HELLO":
+		return errLogin
+	case name == "READONLY", name == "READWRITE":
+		return errMasters
+	case deadly(name, args):
+		return errDeadly
+	}
+	return errShared
+}
+
 // commandOf says what is known of the command of this name, in upper case.
 func commandOf(name string, args []string) command {
 	k := redisCommands[name]
@@ -145,7 +163,7 @@ func commandOf(name string, args []string) command {
 			k.verb = verbBlock
 		}
 	case "CLIENT":
-		if len(args) > 1 && (oneOf(args[1], "REPLY", "TRACKING", "CACHING", "NO-TOUCH")) {
+		if len(args) > 1 && !harmless(upper(args[1])) {
 			k.verb = verbSession
 		}
 	case "SCRIPT":
@@ -153,8 +171,11 @@ func commandOf(name string, args []string) command {
 			k.verb = verbSession
 		}
 	case "DEBUG":
-		if len(args) > 1 && oneOf(args[1], "SLEEP", "OBJECT") {
+		switch {
+		case len(args) > 1 && oneOf(args[1], "SLEEP", "OBJECT"):
 			k.verb = verbPass
+		case len(args) > 1 && oneOf(args[1], "PROTOCOL"):
+			k.verb = verbSession // what it brings may be no reply
 		}
 	}
 	return k

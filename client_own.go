@@ -34,7 +34,8 @@ func (cl *client) Dedicate() (rueidis.DedicatedClient, func()) {
 
 // Receive subscribes, on a connection of its own, and calls fn with each message. It
 // returns nil when the server ends the subscription, and otherwise when ctx ends, or
-// Redis is away: then with ErrUnavailable, and is not repeated by itself.
+// Redis is away: then with ErrUnavailable, and is not repeated by itself. A server that does
+// not speak RESP3 cannot be subscribed to: then the error is another one, and stays.
 func (cl *client) Receive(ctx context.Context, subscribe rueidis.Completed, fn func(msg rueidis.PubSubMessage)) error {
 	d := &dedicated{cl: cl, listens: true}
 	defer d.release()

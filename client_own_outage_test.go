@@ -432,11 +432,20 @@ func TestWithoutRESP3OnlySubscriptionsAreMissing(t *testing.T) {
 	cl := c.Client()
 	wantTransaction(t, ctx, cl)
 	err := cl.Receive(ctx, cl.B().Subscribe().Channel("c").Build(), nil)
-	wantUnavailable(t, "Receive", err)
-	if err == nil || !contains(err.Error(), "RESP3") {
+	var e *holdfast.Error
+	if !errors.As(err, &e) || !contains(err.Error(), "RESP3") {
 		t.Errorf("%v does not say why", err)
 	}
-	if n := dials.Attempts(); n > 3 {
+	// Who tries again gets the same.
+	if errors.Is(err, holdfast.ErrUnavailable) || contains(err.Error(), "try again") {
+		t.Errorf("%v says that it would help to try again", err)
+	}
+	d, release := cl.Dedicate()
+	defer release()
+	if err := d.Do(ctx, d.B().Subscribe().Channel("c").Build()).Error(); err == nil || errors.Is(err, holdfast.ErrUnavailable) || !contains(err.Error(), "RESP3") {
+		t.Errorf("on a dedicated connection: %v", err)
+	}
+	if n := dials.Attempts(); n > 4 {
 		t.Errorf("%d dials", n)
 	}
 }
@@ -472,5 +481,63 @@ func TestShutdownDoesNotWaitForWhatBlocks(t *testing.T) {
 	}
 	if err := result(t, "BLPOP", done); !errors.Is(err, holdfast.ErrClosed) {
 		t.Errorf("BLPOP: %v", err)
+	}
+}
+
+// With Timeout: 10s and a script of six seconds the call should have got its answer. The
+// connection was given up after 2 x KeepAlive + ConnWriteTimeout, which knew nothing of it.
+func TestASilentConnectionIsKeptForAsLongAsACallMayWaitOnIt(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	o := at(s.Addr())
+	o.Redis.Dialer.KeepAlive, o.Redis.ConnWriteTimeout = 50*time.Millisecond, 100*time.Millisecond
+	o.Timeout = patience
+	c := open(t, o)
+	ready(t, c)
+	cl := c.Client()
+	must(t, cl.Do(ctx, cl.B().Get().Key("n").Build()).NonRedisError())
+	d, release := cl.Dedicate()
+	defer release()
+	must(t, d.Do(ctx, d.B().Ping().Build()).Error())
+	listening, stop := context.WithCancel(ctx)
+	defer stop()
+	messages := make(chan string, 1)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- cl.Receive(listening, cl.B().Subscribe().Channel("news").Build(), func(m rueidis.PubSubMessage) { messages <- m.Message })
+	}()
+	redistest.WaitFor(t, patience, "the subscription", func() bool { return s.MustDo("PUBSUB", "NUMSUB", "news") != "news 0" && len(s.Clients()) > 2 })
+
+	s.Pause()
+	paused := time.Now()
+	answers := make(chan error, 3)
+	go func() { answers <- cl.Do(ctx, cl.B().Incr().Key("n").Build()).Error() }()
+	go func() { answers <- d.Do(ctx, d.B().Incr().Key("n").Build()).Error() }()
+	go func() { _, err := c.Add(ctx, "k", nil, 0); answers <- err }()
+	elapsed(t, "the server is silent", paused, 1200*time.Millisecond)
+	s.Resume()
+	for range 3 {
+		if err := <-answers; err != nil {
+			t.Errorf("a call within its budget: %v", err)
+		}
+	}
+	if n := s.MustDo("GET", "n"); n != "2" {
+		t.Errorf("%s increments, want 2", n)
+	}
+	redistest.WaitFor(t, patience, "a message", func() bool {
+		s.MustDo("PUBLISH", "news", "one")
+		select {
+		case m := <-messages:
+			return m == "one"
+		case err := <-ended:
+			t.Fatalf("the subscription ended: %v", err)
+		case <-time.After(10 * time.Millisecond):
+		}
+		return false
+	})
+	stop()
+	<-ended
+	if n := c.Stats().DialAttempts; n > 3 {
+		t.Errorf("%d dials, want one for each connection", n)
 	}
 }

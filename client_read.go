@@ -155,7 +155,8 @@ func (r *call) ttl(st *turn, key string) {
 	c := r.c
 	h := c.local.hash(key)
 	e, fresh := c.look(h, key, r.now)
-	if fresh && !strings.HasSuffix(st.name, "TIME") && !r.waits(key) {
+	// Nor is the copy asked whose end is too far away to be known to it.
+	if fresh && !strings.HasSuffix(st.name, "TIME") && e.expires.Load() != far && !r.waits(key) {
 		c.stats.batchHits.Add(1)
 		r.tellTTL(st, left(r.now, e.expires.Load()))
 		return

@@ -3,6 +3,7 @@ package holdfast
 import (
 	"context"
 	"errors"
+	"strconv"
 	"strings"
 	"time"
 
@@ -129,6 +130,10 @@ func (r *call) bounded() bound {
 func (r *call) begin(st *turn, i int) {
 	switch st.verb {
 	case verbSession, verbReceive, verbExec:
+		if st.name == "SELECT" && len(st.args) == 2 && st.args[1] == strconv.Itoa(r.c.opts.Redis.SelectDB) {
+			st.decide(replied(r.cl.answers.ok)) // it is so already
+			return
+		}
 		st.refuse()
 		return
 	case verbMulti:
@@ -268,12 +273,14 @@ func (st *turn) fail(key string, err error) {
 
 // refuse is for what has no place on a connection that is shared.
 func (st *turn) refuse() {
-	err := errShared
+	var err error
 	switch st.verb {
 	case verbReceive:
 		err = errReceive
 	case verbMulti, verbExec:
 		err = errTransaction
+	default:
+		err = whyShared(st.name, st.args)
 	}
 	st.decide(rueidis.NewErrorResult(&Error{Op: strings.ToLower(st.name), Tier: Remote, Err: err}))
 }

@@ -374,7 +374,8 @@ func TestWhatWouldChangeTheSharedConnectionIsRefused(t *testing.T) {
 	for _, line := range []string{
 		"SELECT 1", "AUTH x", "HELLO 2", "RESET", "QUIT", "WATCH k", "UNWATCH", "MONITOR", "SYNC", "PSYNC ? -1", "REPLCONF ACK 1",
 		"READONLY", "READWRITE", "ASKING", "CLIENT REPLY OFF", "client tracking off", "CLIENT CACHING YES", "CLIENT NO-TOUCH ON",
-		"SCRIPT DEBUG YES", "MULTI", "EXEC", "DISCARD", "select 1", "multi",
+		"SCRIPT DEBUG YES", "MULTI", "EXEC", "DISCARD", "select 1", "multi", "SELECT", "SELECT 0 1", "SELECT 00", "quit",
+		"CLIENT SETNAME x", "CLIENT NO-EVICT ON", "client setinfo lib-name x", "CLIENT NOSUCH", "DEBUG PROTOCOL push",
 	} {
 		_, err := ask(cl, strings.Fields(line)...)
 		var e *holdfast.Error
@@ -382,6 +383,20 @@ func TestWhatWouldChangeTheSharedConnectionIsRefused(t *testing.T) {
 			t.Errorf("%s: %v; want a refusal that says what to do", line, err)
 		}
 	}
+	for line, want := range map[string]string{
+		"SELECT 1": "SelectDB", "QUIT": "Close", "AUTH x": "Password", "HELLO 3": "Password", "READONLY": "master", "READWRITE": "master",
+		"MONITOR": "plain client", "RESET": "plain client", "CLIENT REPLY OFF": "plain client", "WATCH k": "use Dedicate",
+	} {
+		if _, err := ask(cl, strings.Fields(line)...); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v; want one that names %s", line, err, want)
+		}
+	}
+	for _, line := range []string{"CLIENT ID", "CLIENT LIST", "CLIENT INFO", "client getname", "CLIENT TRACKINGINFO"} {
+		if _, err := ask(cl, strings.Fields(line)...); err != nil {
+			t.Errorf("%s: %v", line, err)
+		}
+	}
+	wantSay(t, cl, "OK", "SELECT", "0") // it is so already
 	for _, batch := range [][]string{
 		{"MULTI", "SET k 1"}, {"MULTI", "SELECT 1", "EXEC"}, {"MULTI x", "SET k 1", "EXEC"}, {"MULTI", "SET k 1", "EXEC x"},
 		{"MULTI", "CLIENT REPLY OFF", "EXEC"},
@@ -524,4 +539,49 @@ func TestAPinnedCommandIsUsedByManyAtOnce(t *testing.T) {
 	}
 	all.Wait()
 	wantSay(t, cl, fmt.Sprint(8*50*2), "GET", "n")
+}
+
+// A key that ends in over 292 years had no end as soon as there was a copy of it.
+func TestAnEndThatIsTooFarAwayForADurationIsNoneTheLess(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	c := open(t, at(s.Addr()))
+	ready(t, c)
+	cl := c.Client()
+	const century = 100 * 365 * 24 * time.Hour
+	for key, end := range map[string]int64{"far": 1 << 62, "farther": 1<<63 - 1} { // milliseconds
+		s.MustDo("SET", key, "v")
+		s.MustDo("PEXPIREAT", key, fmt.Sprint(end))
+		held(t, c, key, "v")
+		for name, want := range map[string]int64{
+			"PEXPIRETIME": end, "EXPIRETIME": (end-1)/1000 + 1,
+			"PTTL": end - time.Now().UnixMilli(), "TTL": (end - time.Now().UnixMilli()) / 1000,
+		} {
+			got, err := strconv.ParseInt(say(t, cl, name, key), 10, 64)
+			if d := got - want; err != nil || d < -60_000 || d > 60_000 {
+				t.Errorf("%s %s: %d, %v; want about %d", name, key, got, err, want)
+			}
+		}
+		if ttl, err := c.TTL(ctx, key); err != nil || ttl < 2*century {
+			t.Errorf("TTL of %s: %v, %v", key, ttl, err)
+		}
+		if e, err := c.Lookup(ctx, key); err != nil || e.Tier != holdfast.Local || e.TTL < 2*century {
+			t.Errorf("%s: %+v, %v", key, e, err)
+		}
+	}
+	s.Kill()
+	waitState(t, c, holdfast.Down)
+	must(t, c.Set(ctx, "kept", []byte("v"), 1<<63-1))
+	for _, key := range []string{"far", "farther", "kept"} {
+		for name, unit := range map[string]time.Duration{"PTTL": time.Millisecond, "TTL": time.Second, "PEXPIRETIME": time.Millisecond, "EXPIRETIME": time.Second} {
+			if n, err := strconv.ParseInt(say(t, cl, name, key), 10, 64); err != nil || n < int64(2*century/unit) {
+				t.Errorf("in an outage, %s %s: %d, %v", name, key, n, err)
+			}
+		}
+	}
+	s.RestartEmpty()
+	drain(t, c)
+	if n, err := strconv.ParseInt(s.MustDo("PTTL", "kept"), 10, 64); err != nil || n < int64(2*century/time.Millisecond) {
+		t.Errorf("after the replay: %d, %v", n, err)
+	}
 }

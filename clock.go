@@ -22,10 +22,20 @@ func newClock() clock {
 
 func (c clock) now() int64 { return int64(time.Since(c.base)) }
 
-// after is now+d, or never where that overflows or where d is 0 for no expiry.
+// at is a time that was read before, as now would have told it.
+func (c clock) at(t time.Time) int64 { return int64(t.Sub(c.base)) }
+
+// far is the last moment before never. What ends then, or later than that, ends: it is
+// not told as what has no end.
+const far = never - 1
+
+// after is now+d, but no later than far, or never where d is 0 for no expiry.
 func after(now int64, d time.Duration) int64 {
-	if d <= 0 || now > never-int64(d) {
+	switch {
+	case d <= 0 || now == never:
 		return never
+	case now > far-int64(d):
+		return far
 	}
 	return now + int64(d)
 }

@@ -24,7 +24,8 @@ func TestTheClockIsPositiveAndGoesWithTime(t *testing.T) {
 	})
 }
 
-func TestATimeFarAwayIsNeverAndNotInThePast(t *testing.T) {
+// PTTL of a key that ends in over 292 years was -1, which is the word for no end.
+func TestATimeFarAwayIsNeitherInThePastNorNever(t *testing.T) {
 	const hour = int64(time.Hour)
 	for _, tt := range []struct {
 		now  int64
@@ -36,12 +37,13 @@ func TestATimeFarAwayIsNeverAndNotInThePast(t *testing.T) {
 		{hour, math.MinInt64, never},
 		{hour, 1, hour + 1},
 		{hour, time.Hour, 2 * hour},
-		{hour, longest, never},
-		{hour, longest - time.Duration(hour), never},
-		{hour, longest - time.Duration(hour) - 1, never - 1},
-		{hour, longest - time.Duration(hour) + 1, never},
-		{never - 1, 1, never},
-		{never - 1, 2, never},
+		{hour, longest, far},
+		{hour, longest - time.Duration(hour), far},
+		{hour, longest - time.Duration(hour) - 1, far},
+		{hour, longest - time.Duration(hour) - 2, far - 1},
+		{hour, longest - time.Duration(hour) + 1, far},
+		{far, 1, far},
+		{far, 2, far},
 		{never, 1, never},
 	} {
 		if got := after(tt.now, tt.d); got != tt.want {

@@ -160,6 +160,7 @@ func (c *cluster) giveLocked(i int, l *link) {
 	}
 	s.link.Store(l)
 	s.domain.otherServer()
+	s.domain.until.Store(l.heardUntil.Load())
 	l.slots.Add(1)
 	if old != nil {
 		old.slots.Add(-1)

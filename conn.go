@@ -33,6 +33,8 @@ type dialer struct {
 	own       func(error) error
 	keepAlive time.Duration
 
+	hearing *hearing // of a session; nil for a connection of a caller's own
+
 	// late is set when the handshake was cut short for taking too long.
 	late  atomic.Bool
 	watch *time.Timer // written before the dial returns, stopped by shaken
@@ -62,7 +64,7 @@ func (d *dialer) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls
 	if d.own != nil {
 		guard = resp.GuardPubSub
 	}
-	conn := &wire{Conn: guard(raw, resp.DefaultLimits, d.lost), own: d.own}
+	conn := &wire{Conn: guard(raw, resp.DefaultLimits, d.lost), own: d.own, hearing: d.hearing}
 	d.mu.Lock()
 	closed := d.mu.closed
 	d.mu.conn = conn
@@ -129,6 +131,7 @@ func (d *dialer) connect(ctx context.Context, addr string, nd *net.Dialer, cfg *
 type wire struct {
 	*resp.Conn
 	own     func(error) error
+	hearing *hearing
 	hurried time.Time // until then it does not yield
 }
 
@@ -138,6 +141,9 @@ const (
 )
 
 func (w *wire) Read(p []byte) (int, error) {
+	if w.hearing != nil {
+		w.hearing.reads(w.Conn.Replies())
+	}
 	n, err := w.Conn.Read(p)
 	if err != nil && w.own != nil {
 		err = w.own(err)
@@ -153,7 +159,11 @@ func (w *wire) Write(p []byte) (int, error) {
 		}
 		return n, err
 	}
-	if began := time.Now(); began.After(w.hurried) {
+	began := time.Now()
+	if w.hearing != nil {
+		w.hearing.sends(w.Conn.Requests(), began)
+	}
+	if began.After(w.hurried) {
 		runtime.Gosched()
 		runtime.Gosched()
 		if now := time.Now(); now.Sub(began) > yieldTooLong {
@@ -174,6 +184,16 @@ func (d *dialer) close() {
 	if conn != nil {
 		conn.Close()
 	}
+}
+
+// connection is the configuration of a connection to Redis. rueidis gives one up whose
+// PING is not answered within ConnWriteTimeout: that must not come before the end of
+// the budget of any call that was sent by then, nor, for the server may have fallen
+// silent just before, of one that was sent within a budget after it.
+func (o *Options) connection() rueidis.ClientOption {
+	c := o.Redis
+	c.ConnWriteTimeout = max(c.ConnWriteTimeout, time.Duration(saturated(int64(o.Timeout), int64(o.Timeout))))
+	return c
 }
 
 // clientOption is the rueidis configuration of one pipe.

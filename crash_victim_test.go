@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -29,6 +30,7 @@ type victimOptions struct {
 	Dir      string
 	Fsync    holdfast.FsyncPolicy
 	MaxKeys  int
+	Defaults bool  // the breaker's
 	FileSize int64 // no file may grow over it; 0 for any size
 
 	// Life is not 0 for a victim that writes by itself, with so many writers.
@@ -65,7 +67,9 @@ func victim(file string) error {
 	var lines logLines
 	opts := at(o.Addr)
 	opts.Local.MaxBytes = 1 << 20
-	opts.Breaker.MinBackoff, opts.Breaker.MaxBackoff = time.Millisecond, 20*time.Millisecond
+	if !o.Defaults {
+		opts.Breaker.MinBackoff, opts.Breaker.MaxBackoff = time.Millisecond, 20*time.Millisecond
+	}
 	opts.Journal.Dir, opts.Journal.Fsync, opts.Journal.MaxKeys = o.Dir, o.Fsync, o.MaxKeys
 	opts.Logger = slogTo(&lines)
 	opts.Hooks.OnStateChange = func(c holdfast.StateChange) {
@@ -132,6 +136,11 @@ func obey(c *holdfast.Cache, lines *logLines, words []string) string {
 	case "health":
 		h := c.Health()
 		return fmt.Sprintf("%v keys=%d journal=%v", h.State, h.JournalKeys, h.JournalError)
+	case "watch": // key, value
+		victimWatch.begin(c, words[1], words[2])
+		return "ok"
+	case "gap":
+		return victimWatch.result()
 	case "superseded":
 		return fmt.Sprint(c.Stats().Superseded)
 	case "room":
@@ -144,6 +153,40 @@ func obey(c *holdfast.Cache, lines *logLines, words []string) string {
 		return said(c.Drain(ctx))
 	}
 	return "error: what is " + words[0]
+}
+
+// watch reads one key all the time, and notes when the process stood still, and when the
+// value was last served as it is.
+type watch struct {
+	resumed, last atomic.Int64 // on the clock of begun
+	begun         time.Time
+}
+
+// gapAtLeast is what tells a process that was stopped from one that is slow.
+const gapAtLeast = 3 * time.Second
+
+var victimWatch watch // by the victim's one Cache
+
+func (w *watch) begin(c *holdfast.Cache, key, value string) {
+	w.begun = time.Now()
+	go func() {
+		for before := time.Duration(0); ; time.Sleep(100 * time.Microsecond) {
+			e, err := c.Lookup(context.Background(), key)
+			now := time.Since(w.begun)
+			if now-before > gapAtLeast {
+				w.resumed.Store(int64(now))
+			}
+			if before = now; err == nil && !e.Degraded && string(e.Value) == value {
+				w.last.Store(int64(now))
+			}
+		}
+	}()
+}
+
+// result says for how long after the gap the value was served as it is.
+func (w *watch) result() string {
+	resumed := w.resumed.Load()
+	return fmt.Sprintf("%v %d", resumed != 0, max(0, w.last.Load()-resumed))
 }
 
 // victimProcess is a victim as its parent sees it.

@@ -14,6 +14,11 @@ type domain struct {
 	epoch atomic.Uint32
 	floor atomic.Uint32 // entries of an epoch before this one are known to be wrong
 	since atomic.Uint32 // and before this one, from another server than the present
+
+	// until is when the stream vouches no longer, unless the server is heard again
+	// before: see hearing. The reader of a copy looks at it, so a process that stood
+	// still serves nothing as fresh that it could not hear about meanwhile.
+	until atomic.Int64
 }
 
 // doubt puts every entry of the domain in doubt.
@@ -59,7 +64,7 @@ func absence(until int64) int64 { return -until }
 // absent says whether a loader's word that there is no such thing still holds.
 func (e *entry) absent(now int64) bool {
 	f := e.fresh.Load()
-	return f < asIs && now < -f && e.vouched()
+	return f < asIs && now < -f && e.vouched(now)
 }
 
 // past says whether Redis, if it has no such key, tells nothing that the entry does
@@ -146,8 +151,12 @@ func (e *entry) setGrace(g grace) {
 	}
 }
 
-// vouched says whether the stream that the entry was filled from is unbroken.
-func (e *entry) vouched() bool { return e.epoch.Load() == e.domain.epoch.Load() }
+// vouched says whether the stream that the entry was filled from is unbroken, as far
+// as it was heard.
+func (e *entry) vouched(now int64) bool {
+	d := e.domain
+	return e.epoch.Load() == d.epoch.Load() && now < d.until.Load()
+}
 
 // ofEarlierServer says whether the entry is from before the present server.
 func (e *entry) ofEarlierServer() bool {

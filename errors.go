@@ -36,6 +36,11 @@ var (
 	ErrInvalidTTL = errors.New("holdfast: invalid ttl: it must be zero or positive")
 
 	errShared      = errors.New("holdfast: the command would change a connection that all callers share: use Dedicate")
+	errOtherDB     = errors.New("holdfast: the client is one of the database of Redis.SelectDB: make another Cache for others, or use Dedicate")
+	errQuit        = errors.New("holdfast: the connection is one that all callers share: Close ends the client, and release one of Dedicate")
+	errLogin       = errors.New("holdfast: all callers share a connection and its user: set Username and Password, or AuthCredentialsFn, of Options.Redis, or use Dedicate")
+	errMasters     = errors.New("holdfast: the connection is one that all callers share, and leads to a master: replicas are not read from, also not with Dedicate")
+	errDeadly      = errors.New("holdfast: what answers it is no reply, also not with Dedicate: use a plain client")
 	errReceive     = errors.New("holdfast: messages do not come over a connection that all callers share: use Receive or Dedicate")
 	errTransaction = errors.New("holdfast: MULTI and EXEC must come in one DoMulti, or use Dedicate")
 	errNoCommand   = errors.New("holdfast: the command is empty: build it with B")

@@ -54,6 +54,9 @@ type link struct {
 	asked   atomic.Bool // for a probe
 	vouched atomic.Bool // the stream was held to be unbroken
 
+	silence    int64        // how long the server may be silent until no copy is fresh
+	heardUntil atomic.Int64 // when that is; of the domains, too
+
 	broken atomic.Pointer[chan struct{}] // nil while nobody waits; see stream
 
 	// Of the supervisor alone.
@@ -153,6 +156,7 @@ func newLink(o Options, env linkEnv) *link {
 		idle:     10 * o.Breaker.MaxBackoff,
 		signal:   make(chan struct{}, 1),
 		schedule: backoff{min: o.Breaker.MinBackoff, max: o.Breaker.MaxBackoff},
+		silence:  int64(o.silence()),
 	}
 	l.owned = newOwned(l)
 	l.mu.health = Health{State: Connecting, Since: time.Now()}

@@ -131,6 +131,7 @@ func newLocal(maxBytes int64) (*local, error) {
 		maxOverlay: maxBytes / 8,
 		kick:       make(chan struct{}, 1),
 	}
+	l.home.until.Store(never) // there is nobody to be heard
 	for i := range l.stripes {
 		l.stripes[i].overlay = make(map[uint64]*pending)
 	}

@@ -401,14 +401,14 @@ func TestWhatTheServerRefutedIsNeverServedAgain(t *testing.T) {
 
 	e = set(100)
 	l.home.doubt()
-	if e.refuted() || !served(e, 50) || e.vouched() {
+	if e.refuted() || !served(e, 50) || e.vouched(50) {
 		t.Error("a lost stream made more of a copy than doubtful, or less")
 	}
 	l.home.flush()
 	if !e.refuted() || served(e, 50) {
 		t.Error("a copy outlives FLUSHALL")
 	}
-	if e := set(100); e.refuted() || !e.vouched() {
+	if e := set(100); e.refuted() || !e.vouched(50) {
 		t.Error("FLUSHALL refutes what is written after it")
 	}
 }

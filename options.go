@@ -24,7 +24,9 @@ type Options struct {
 	// ForceSingleClient, PipelineMultiplex and BlockingPipeline are set by
 	// holdfast. Dialer.Timeout (default here 1s) bounds a dial and, again, its
 	// handshake. A silent connection is given up after at most
-	// 2 x Dialer.KeepAlive + ConnWriteTimeout (defaults here 1s and 2s).
+	// 2 x Dialer.KeepAlive + ConnWriteTimeout (defaults here 1s and 2s); in place of
+	// ConnWriteTimeout, 2 x Timeout counts where that is more, so that no call is cut
+	// short within its budget.
 	// BlockingPoolSize (default 1,024) bounds the connections to one server that
 	// callers of Client have of their own; when all are in use, a further caller
 	// waits for at most Dialer.Timeout and gets ErrUnavailable. An idle one is kept

@@ -57,7 +57,7 @@ const (
 var (
 	errOwnFull  = errors.New("holdfast: too many connections are in use already: raise Redis.BlockingPoolSize")
 	errOwnLate  = errors.New("holdfast: no connection within Redis.Dialer.Timeout")
-	errNoPubSub = errors.New("holdfast: the server does not speak RESP3: it cannot be subscribed to here")
+	errNoPubSub = errors.New("holdfast: the server does not speak RESP3: nobody can subscribe to it here, and that will not change by itself")
 )
 
 func newOwned(l *link) *owned {
@@ -452,7 +452,7 @@ func (o *owned) connect(p *period, s *session, pings bool) (conn *ownConn, err e
 
 // option is the rueidis configuration of a connection of a caller's own.
 func (o *owned) option(s *session, d *dialer, pings bool) rueidis.ClientOption {
-	option := clientOption(plan{addr: s.addr, option: o.link.opts.Redis}, d)
+	option := clientOption(plan{addr: s.addr, option: o.link.opts.connection()}, d)
 	option.RingScaleEachConn = ownRing
 	if option.ReadBufferEachConn == 0 {
 		option.ReadBufferEachConn = ownBuffer
@@ -496,7 +496,7 @@ func (c *ownConn) worded(ctx context.Context, name string, err error) error {
 	case misuse(err), errors.Is(err, rueidis.ErrClosing), errors.Is(err, rueidis.ErrDedicatedClientRecycled):
 		return err
 	case errors.Is(err, errNoPermit):
-		err = unavailable{errNoPubSub}
+		err = errNoPubSub // rueidis wants a second connection for it, in RESP2
 	case gaveUp(err):
 		c.owned.link.stats.timeouts.Add(1)
 		err = unavailable{errBudget}

@@ -202,7 +202,9 @@ func TestAMapThatNoClusterCanHaveIsRefused(t *testing.T) {
 // Who has a slot now knows nothing of what the one before told about its keys.
 func TestASlotThatChangesHandsPutsItsCopiesInDoubt(t *testing.T) {
 	node := func() *link {
-		return &link{signal: make(chan struct{}, 1), replayer: &replayer{kick: make(chan struct{}, 1)}}
+		l := &link{signal: make(chan struct{}, 1), replayer: &replayer{kick: make(chan struct{}, 1)}}
+		l.heardUntil.Store(100)
+		return l
 	}
 	var c cluster
 	first, second := node(), node()
@@ -211,11 +213,11 @@ func TestASlotThatChangesHandsPutsItsCopiesInDoubt(t *testing.T) {
 	e := newEntry("k", []byte("v"), term{fresh: never, expires: never, domain: d, epoch: d.epoch.Load()})
 	c.giveLocked(5, first)
 	c.giveLocked(6, second)
-	if !e.vouched() || e.ofEarlierServer() {
+	if !e.vouched(50) || e.ofEarlierServer() {
 		t.Error("a copy is in doubt although its slot has stayed where it is")
 	}
 	c.giveLocked(5, second)
-	if e.vouched() || !e.ofEarlierServer() || e.refuted() {
+	if e.vouched(50) || !e.ofEarlierServer() || e.refuted() {
 		t.Errorf("after the slot has moved: %+v", e)
 	}
 	if first.slots.Load() != 0 || second.slots.Load() != 2 {

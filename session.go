@@ -30,6 +30,7 @@ type plan struct {
 	option  rueidis.ClientOption // the user's
 	within  context.Context      // bounds the dial and the handshake; nil for no bound beside the user's
 	attempt func()               // counts a dial
+	hearing *hearing             // nil for none
 	lost    func()               // called once, when the connection ends, on whatever goroutine finds out
 	// invalidated gets the keys that the server tells of, none for all, on the
 	// goroutine that reads the connection.
@@ -41,7 +42,7 @@ type plan struct {
 func (p *pipe) dial(life context.Context, pl plan) (err error) {
 	ctx, cancel := context.WithCancel(life)
 	p.addr, p.end = pl.addr, cancel
-	p.dialer = &dialer{user: pl.option.DialCtxFn, life: ctx, attempt: pl.attempt}
+	p.dialer = &dialer{user: pl.option.DialCtxFn, life: ctx, attempt: pl.attempt, hearing: pl.hearing}
 	p.dialer.lost = func(cause error) {
 		if cause == nil {
 			cause = errConnClosed
@@ -127,6 +128,8 @@ type session struct {
 	// replica: writes are refused because this is a replica. What it answers
 	// may be older than what its master holds.
 	replica atomic.Bool
+
+	heard atomic.Int64 // when the server was last known to be there
 
 	// period is the stretch of time in which it serves, nil between two. None outlives
 	// the supervisor's life.
@@ -230,7 +233,7 @@ func (l *link) openSession(life context.Context, addr string, bare bool) (*sessi
 	s := &session{pipe: &pipe{}, link: l, life: life, id: l.sessions.Add(1)}
 	s.freed = make(chan struct{}, bulkheadSlots)
 	s.bare = bare
-	option := l.opts.Redis
+	option := l.opts.connection()
 	if bare {
 		option.SelectDB, option.ClientName, option.ClientSetInfo = 0, "", rueidis.DisableClientSetInfo
 	}
@@ -238,6 +241,7 @@ func (l *link) openSession(life context.Context, addr string, bare bool) (*sessi
 		addr:        addr,
 		option:      option,
 		attempt:     func() { l.stats.dials.Add(1) },
+		hearing:     &hearing{clock: l.clock, told: s.hears},
 		lost:        func() { l.lostSession(s) },
 		invalidated: func(keys []rueidis.RedisMessage) { l.invalidated(s, keys) },
 	})

@@ -1,12 +1,14 @@
 package goredis_test
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
 
 	"github.com/holdfast-cache/holdfast"
 	"github.com/holdfast-cache/holdfast/goredis"
+	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/redis/go-redis/v9"
 )
 
@@ -64,6 +66,59 @@ func TestAttachRefusesAClientThatGoesElsewhere(t *testing.T) {
 	}
 	if err := goredis.Attach(single(redis.Options{Addr: here}), nil); err == nil {
 		t.Error("attached to no cache")
+	}
+}
+
+// A Conn of go-redis' looks like the place for SELECT and RESET. Its connection is one of
+// the pool, and goes back there; and the cache is one of one database.
+func TestNoConnEverServesAnotherDatabase(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	o := calm(s.Addr())
+	o.Redis.SelectDB = 3
+	rdb, c := attached(t, o)
+	s.MustDo("SET", "k", "of 0")
+	s.MustDo("HSET", "h", "f", "of 0")
+	must(t, rdb.Set(ctx, "k", "of 3", 0).Err())
+	must(t, rdb.HSet(ctx, "h", "f", "of 3").Err())
+	for what, change := range map[string]func(conn *redis.Conn) error{
+		"Select":         func(conn *redis.Conn) error { return conn.Select(ctx, 0).Err() },
+		"SELECT by Do":   func(conn *redis.Conn) error { return conn.Do(ctx, "SELECT", 0).Err() },
+		"select by Do":   func(conn *redis.Conn) error { return conn.Do(ctx, "select", "0").Err() },
+		"no database":    func(conn *redis.Conn) error { return conn.Do(ctx, "select").Err() },
+		"RESET":          func(conn *redis.Conn) error { return conn.Do(ctx, "RESET").Err() },
+		"in a pipeline":  func(conn *redis.Conn) error { _, err := conn.Pipelined(ctx, selects(ctx)); return err },
+		"in transaction": func(conn *redis.Conn) error { _, err := conn.TxPipelined(ctx, selects(ctx)); return err },
+		"RESET in a pipeline": func(conn *redis.Conn) error {
+			_, err := conn.Pipelined(ctx, func(p redis.Pipeliner) error { p.Do(ctx, "reset"); p.Get(ctx, "k"); return nil })
+			return err
+		},
+	} {
+		conn := rdb.Conn()
+		if err := change(conn); err == nil || !strings.Contains(err.Error(), "goredis: ") {
+			t.Errorf("%s: %v; want a refusal of its own", what, err)
+		}
+		for name, got := range map[string]string{
+			"the Conn": conn.Get(ctx, "k").Val(), "the client": rdb.Get(ctx, "k").Val(),
+			"the Conn, by Redis": conn.HGet(ctx, "h", "f").Val(), "the client, by Redis": rdb.HGet(ctx, "h", "f").Val(),
+		} {
+			if got != "of 3" {
+				t.Errorf("after %s, %s has %q", what, name, got)
+			}
+		}
+		must(t, conn.Select(ctx, 3).Err())
+		must(t, conn.Close())
+	}
+	if v, err := c.Get(ctx, "k"); err != nil || string(v) != "of 3" {
+		t.Errorf("the cache has %q, %v", v, err)
+	}
+}
+
+func selects(ctx context.Context) func(redis.Pipeliner) error {
+	return func(p redis.Pipeliner) error {
+		p.Do(ctx, "SELECT", 0)
+		p.HGet(ctx, "h", "f")
+		return nil
 	}
 }
 

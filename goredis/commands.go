@@ -105,9 +105,10 @@ func makeSpecs() map[string]spec {
 
 	add(spec{class: waiting, keys: none}, "monitor psubscribe psync ssubscribe subscribe sync")
 
-	add(spec{class: session}, `asking auth client hello punsubscribe quit readonly readwrite replconf reset select
+	add(spec{class: session}, `asking auth client hello punsubscribe quit readonly readwrite replconf select
 		sunsubscribe unsubscribe unwatch`)
-	add(spec{class: refused}, "multi exec discard")
+	// RESET leaves a connection of the pool in database 0.
+	add(spec{class: refused}, "multi exec discard reset")
 	return all
 }
 

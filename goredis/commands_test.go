@@ -2,9 +2,11 @@ package goredis
 
 import (
 	"context"
+	"math"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/redis/go-redis/v9"
@@ -117,6 +119,25 @@ func TestFindingKeysTakesAnyArguments(t *testing.T) {
 					}
 				}
 			}
+		}
+	}
+}
+
+// An end in 300 years was one in the past, for a Duration that overflows is negative.
+func TestATTLThatNoDurationHoldsIsTheLongest(t *testing.T) {
+	for _, tt := range []struct {
+		s    shape
+		n    int64
+		want time.Duration
+	}{
+		{seconds, -1, -1}, {seconds, -2, -2}, {milliseconds, -1, -1},
+		{seconds, 7, 7 * time.Second}, {milliseconds, 7, 7 * time.Millisecond},
+		{seconds, math.MaxInt64 / 1_000_000_000, math.MaxInt64 / 1_000_000_000 * time.Second},
+		{seconds, 300 * 365 * 24 * 3600, math.MaxInt64}, {seconds, math.MaxInt64, math.MaxInt64},
+		{milliseconds, math.MaxInt64, math.MaxInt64},
+	} {
+		if got := tt.s.duration(tt.n); got != tt.want {
+			t.Errorf("%d of unit %v: %v, want %v", tt.n, tt.s, got, tt.want)
 		}
 	}
 }

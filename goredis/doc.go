@@ -47,12 +47,13 @@
 //     is noticed when the server tells, a moment later, and where the server cannot
 //     track, after Tracking.UntrackedTTL. Of commands that are not in Redis 7 every
 //     argument counts as a key.
-//   - SELECT of another database than the client's is refused, and so are MULTI, EXEC and
-//     DISCARD by themselves; use TxPipelined.
+//   - SELECT of another database than the client's is refused, also on a Conn, and so are
+//     RESET, which selects database 0, and MULTI, EXEC and DISCARD by themselves; use
+//     TxPipelined.
 //   - In a pipeline that was sent and got no answer every command has failed, also a GET.
 //   - A command object of another type than go-redis' own method makes, such as an IntCmd
 //     for GET, goes to Redis where the types do not fit.
-//   - Ends of keys that are over 292 years away read as none.
+//   - Ends of keys that are over 292 years away read as 292 years, the longest Duration.
 //   - An AutoPipeliner works; not with its FullDuplex, which sends a command before it asks
 //     the hooks.
 //   - go-redis' own client-side cache sees only what goes to Redis by go-redis. It is not

@@ -25,6 +25,7 @@ type hook struct {
 
 var (
 	errTransaction = errors.New("goredis: MULTI, EXEC and DISCARD by themselves are not supported: use TxPipelined or Watch")
+	errReset       = errors.New("goredis: RESET is not supported: the connection would be one of database 0, and of the default user")
 	errEmpty       = errors.New("goredis: the command is empty")
 )
 
@@ -92,6 +93,8 @@ func (h *hook) read(cmd redis.Cmder, all bool) (command, error) {
 	switch {
 	case len(c.args) == 0:
 		return c, errEmpty
+	case c.class == refused && name == "reset":
+		return c, errReset
 	case c.class == refused:
 		return c, errTransaction
 	case name == "select" && (len(c.args) != 2 || c.args[1] != fmt.Sprint(h.db)):

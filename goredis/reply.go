@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"net"
 	"strings"
 	"time"
@@ -113,9 +114,17 @@ func (s shape) duration(n int64) time.Duration {
 	case n == -1 || n == -2:
 		return time.Duration(n)
 	case s == seconds:
-		return time.Duration(n) * time.Second
+		return times(n, time.Second)
 	}
-	return time.Duration(n) * time.Millisecond
+	return times(n, time.Millisecond)
+}
+
+// times is n units, or the longest Duration, about 292 years, where they are more.
+func times(n int64, unit time.Duration) time.Duration {
+	if n > math.MaxInt64/int64(unit) {
+		return math.MaxInt64
+	}
+	return time.Duration(n) * unit
 }
 
 // elements are an array's strings; nil is no value.

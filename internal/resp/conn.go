@@ -141,9 +141,6 @@ func (c *Conn) Settled() { c.settled.Store(true) }
 // Said returns the last error reply that came before Settled, nil if none did.
 func (c *Conn) Said() *Said { return c.said.Load() }
 
-// Replies returns how many replies have come.
-func (c *Conn) Replies() int64 { return c.replies.Load() }
-
 func (c *Conn) note(last said) {
 	c.errors = c.in.errors
 	if !c.settled.Load() {
@@ -208,6 +205,12 @@ func (c *Conn) Err() error {
 	}
 	return nil
 }
+
+// Requests returns how many requests have begun to be written.
+func (c *Conn) Requests() int64 { return c.requests.Load() }
+
+// Replies returns how many of them have been answered, to the end of the reply.
+func (c *Conn) Replies() int64 { return c.replies.Load() }
 
 // Pending returns how many requests have not been answered.
 func (c *Conn) Pending() int64 {

@@ -1,0 +1,57 @@
+//go:build unix
+
+package holdfast_test
+
+import (
+	"fmt"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/redistest"
+)
+
+// A process was stopped (SIGSTOP, a debugger, a laptop's lid) for five seconds, and the
+// path fell silent meanwhile. The supervisor noticed once it ran again: until then, for
+// 350 to 450 ms, what others had written in the gap was served as fresh.
+func TestAProcessThatStoodStillServesNothingAsFreshThatItCouldNotHearAbout(t *testing.T) {
+	redistest.Long(t)
+	for _, tt := range []struct {
+		name string
+		mode redistest.Mode // of the path, from when the process stands still
+	}{
+		{"the path is silent", redistest.Hang},
+		{"the path is well", redistest.Pass},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			begin(t)
+			s, p := behind(t)
+			v := startVictim(t, victimOptions{Addr: p.Addr(), Defaults: true})
+			v.restored()
+			s.MustDo("SET", "k", "one")
+			redistest.WaitFor(t, patience, "the victim to be up", func() bool {
+				return contains(v.do("health"), "up") && v.do("get", "k") == "value one"
+			})
+			v.do("watch", "k", "one")
+			redistest.WaitFor(t, patience, "hits", func() bool { return v.do("gap") != "false 0" })
+
+			must(t, v.cmd.Process.Signal(syscall.SIGSTOP))
+			stopped := time.Now()
+			p.SetMode(tt.mode)
+			s.MustDo("SET", "k", "two")
+			elapsed(t, "the victim stands still", stopped, 5*time.Second)
+			must(t, v.cmd.Process.Signal(syscall.SIGCONT))
+			elapsed(t, "reads afterwards", time.Now(), time.Second)
+
+			var gap bool
+			var stale time.Duration // in nanoseconds
+			if _, err := fmt.Sscanf(v.do("gap"), "%t %d", &gap, &stale); err != nil || !gap {
+				t.Fatalf("the victim did not stand still: %v", err)
+			}
+			t.Logf("stale for %v after the process went on", stale)
+			if stale > 100*time.Millisecond {
+				t.Errorf("what was replaced while the process stood still was served as fresh for %v", stale)
+			}
+		})
+	}
+}
