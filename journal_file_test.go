@@ -303,3 +303,160 @@ func TestADirectoryInUseIsAnErrorThatSaysSo(t *testing.T) {
 		t.Errorf("a directory that is a file: %v", err)
 	}
 }
+
+// A shard's keys are yielded once: not again with those of the shards behind it.
+func TestTheFileIsWrittenAnewWithEachKeyOnce(t *testing.T) {
+	dir := t.TempDir()
+	j, _ := reopened(t, dir, roomy)
+	for i := range 300 {
+		put(t, j, set(fmt.Sprint("k", i), "v", 1), admitted)
+	}
+	seen := make(map[string]int)
+	j.each(func(key string, _ uint64, payload []byte) bool {
+		seen[key]++
+		if in, ok := decodeIntent(payload, 0, 0); !ok || string(in.value) != "v" {
+			t.Errorf("%s: %+v", key, in)
+		}
+		return true
+	})
+	for i := range 300 {
+		if n := seen[fmt.Sprint("k", i)]; n != 1 {
+			t.Errorf("k%d is written %d times", i, n)
+		}
+	}
+	if len(seen) != 300 {
+		t.Errorf("%d keys of 300", len(seen))
+	}
+	dies(t, j)
+}
+
+// The disk fails while New takes over what is there, and is well afterwards. Nobody writes
+// anything that would find out.
+func TestADiskThatFailedWhileRestoringIsToldOfAndHealsByItself(t *testing.T) {
+	dir := t.TempDir()
+	j, _ := reopened(t, dir, roomy)
+	put(t, j, set("k", "v", 1), admitted)
+	dies(t, j)
+	// The marker cannot be replaced by a file.
+	marker := filepath.Join(dir, "TRUSTED.tmp")
+	if err := os.MkdirAll(filepath.Join(marker, "within"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	j, r := reopened(t, dir, roomy)
+	if j.err() == nil {
+		t.Fatalf("the disk has failed, and it says nothing; found %+v", r)
+	}
+	wantHolds(t, j, "k", 0, "v")
+	stop, kept := make(chan struct{}), make(chan struct{})
+	go func() { defer close(kept); j.keep(stop) }()
+	if err := os.RemoveAll(marker); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(time.Minute); j.err() != nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal(j.err())
+		}
+	}
+	close(stop)
+	<-kept
+	next, r := imaged(t, dir)
+	wantHolds(t, next, "k", 0, "v")
+	if r.doubt != "" {
+		t.Error(r.doubt)
+	}
+	dies(t, j)
+}
+
+// The record of a program to come is no damage.
+func TestRecordsOfANewerFormatAreRefusedInWords(t *testing.T) {
+	dir := t.TempDir()
+	j, _ := reopened(t, dir, roomy)
+	put(t, j, set("k", "v", 1), admitted)
+	if err := j.file.log.Put("newer", 0, []byte{intentFormat + 1, 0}); err != nil {
+		t.Fatal(err)
+	}
+	dies(t, j)
+	o := roomy
+	o.Dir = dir
+	for range 2 {
+		_, err := newJournal(o).open(o, time.Second, newClock(), hashed, t.Logf)
+		if err == nil || !strings.Contains(err.Error(), "format 2") || !strings.Contains(err.Error(), dir) {
+			t.Errorf("it says %v", err)
+		}
+	}
+}
+
+// An acknowledged write overtakes the intent of an earlier one, while the disk stands
+// still: the caller waits for it no longer than told, holding no lock meanwhile, and
+// readers find nothing of the earlier one.
+func TestAWriteThatOvertakesAnIntentWaitsForNoDiskThatStandsStill(t *testing.T) {
+	for name, session := range map[string]uint64{"forgets it": 1, "replaces it": 2} {
+		t.Run(name, func(t *testing.T) {
+			j := newJournal(roomy)
+			o := roomy
+			o.Dir, o.Fsync = t.TempDir(), FsyncAlways
+			if _, err := j.open(o, 50*time.Millisecond, newClock(), hashed, t.Logf); err != nil {
+				t.Fatal(err)
+			}
+			put(t, j, ambiguous(set("k", "old", 1), 1), admitted)
+			goOn := hangDisk(j)
+			defer goOn()
+			_, saved := j.overtaken(hashed("k"), set("k", "new", 2), session, "server") // which returns
+			if f, ok := j.get(hashed("k"), "k", 0); ok && string(f.value) != "new" {
+				t.Errorf("%q is read", f.value)
+			}
+			durable(t, j, saved)
+			sweep(j)
+			if j.err() == nil {
+				t.Error("it is in memory only, and it says nothing")
+			}
+			if j.holds(hashed("k"), "k") != (session == 2) {
+				t.Error("the fence is not what it should be")
+			}
+			goOn()
+			if !j.rewrite() {
+				t.Fatal(j.err())
+			}
+			next, r := imaged(t, o.Dir)
+			want := map[uint64]string{1: "", 2: "new"}[session]
+			wantHolds(t, next, "k", 0, want)
+			if r.doubt != "" {
+				t.Error(r.doubt)
+			}
+			dies(t, j)
+		})
+	}
+}
+
+// A sweep that a caller gave up is done all the same: what is done with leaves.
+func TestASweepThatWasGivenUpIsDoneLater(t *testing.T) {
+	j := newJournal(roomy)
+	o := roomy
+	o.Dir, o.Fsync = t.TempDir(), FsyncAlways
+	if _, err := j.open(o, time.Minute, newClock(), hashed, t.Logf); err != nil {
+		t.Fatal(err)
+	}
+	put(t, j, set("k", "v", 1), admitted)
+	settle(j, takeOnly(t, j, 0), foundOurs, 1, 0)
+	goOn := hangDisk(j)
+	defer goOn()
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, done := j.sweep(ctx, 0); done {
+		t.Fatal("the file cannot know")
+	}
+	life, end := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() { defer close(ended); j.tidy(life, func() {}) }()
+	idle := j.drained()
+	goOn()
+	select {
+	case <-idle:
+	case <-time.After(time.Minute):
+		t.Error("what is done with stays for ever")
+	}
+	end()
+	<-ended
+	wantGauges(t, j, 0, 0, 0)
+	dies(t, j)
+}
