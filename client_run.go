@@ -113,9 +113,12 @@ func (r *call) all() {
 	for _, w := range r.writes {
 		r.c.outdate(w)
 	}
-	r.c.journal.durable(r.kept)
+	left := r.c.durable(r.ctx, r.now, r.kept)
 	for i := range r.turns {
-		r.compose(&r.turns[i])
+		st := &r.turns[i]
+		if r.compose(st); left != nil {
+			st.reply = rueidis.NewErrorResult(left)
+		}
 	}
 }
 

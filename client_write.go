@@ -290,15 +290,19 @@ func (r *call) touchLocal(st *turn, h keyHash, deadline int64) {
 // touchJournal answers for a key that is fenced, where that can be done.
 func (r *call) touchJournal(st *turn, h keyHash, key string, deadline int64) bool {
 	f, fenced := r.c.journal.get(h, key, r.now)
+	if !fenced {
+		return false
+	}
 	var n int64
-	switch {
-	case !fenced:
-		return false
-	case !f.live && !f.elsewhere:
-	case !r.c.journal.touch(h, key, r.now, deadline):
-		return false
-	case st.verb == verbExpire || f.deadline != never:
-		n = 1
+	if f.live || f.elsewhere {
+		saved, ok := r.c.journal.touch(h, key, r.now, deadline)
+		if !ok {
+			return false
+		}
+		r.kept = r.kept.or(saved)
+		if st.verb == verbExpire || f.deadline != never {
+			n = 1
+		}
 	}
 	st.decide(replied(r.cl.answers.number(n)))
 	return true

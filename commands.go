@@ -149,9 +149,12 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 		w.del, w.undo, w.value, w.link = true, w.value, nil, s.link
 		w.base = w.baseOf()
 		saved, err := c.remember(&w, o.session.id)
-		c.journal.durable(saved)
+		left := c.durable(ctx, now, saved)
 		if err != nil {
 			return false, &Error{Op: "add", Key: key, Err: err}
+		}
+		if left != nil {
+			return false, left
 		}
 	}
 	return added, c.decided("add", key, o)
@@ -176,7 +179,9 @@ func (c *Cache) decider(ctx bound, h keyHash, key string) (*session, error) {
 	for range 3 { // an end on the way takes a round more, a conflict another one
 		tasks := c.journal.takeOne(h, key)
 		if tasks == nil {
-			_ = c.swept(ctx) // it may be done with
+			if again, _ := c.journal.sweep(ctx, ctx.began); again { // it may be done with
+				c.routes.wake()
+			}
 			break
 		}
 		l.replayer.replay(ctx, s, tasks)
@@ -314,8 +319,8 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 		if !f.live && !f.elsewhere {
 			return ErrMiss
 		}
-		if c.journal.touch(h, key, now, deadline) {
-			return nil
+		if saved, ok := c.journal.touch(h, key, now, deadline); ok {
+			return c.durable(ctx, now, saved)
 		}
 	}
 	bounded, cancel := c.remote.bound(ctx, now)

@@ -92,7 +92,7 @@ func TestAWriteThatOvertakesAnIntentReturnsWhenItIsForgotten(t *testing.T) {
 			case <-stop:
 				return
 			default:
-				j.sweep()
+				sweep(j)
 			}
 		}
 	}()
@@ -100,7 +100,9 @@ func TestAWriteThatOvertakesAnIntentReturnsWhenItIsForgotten(t *testing.T) {
 	for i := range 500 {
 		seq := uint64(2*i + 1)
 		put(t, j, ambiguous(set("k", "old", seq), 1), admitted)
-		j.overtaken(hashed("k"), del("k", seq+1), 1, "server")
+		_, saved := j.overtaken(hashed("k"), del("k", seq+1), 1, "server")
+		durable(t, j, saved)
+		sweep(j)
 		if f, ok := j.get(hashed("k"), "k", 0); ok && f.live {
 			t.Fatalf("round %d: behind the delete %q is read", i, f.value)
 		}
@@ -121,7 +123,7 @@ func TestAWriteThatIsAcceptedLateIsInTheFile(t *testing.T) {
 	defer dies(t, j)
 	put(t, j, set("k", "later", 7), admitted)
 	settle(j, takeOnly(t, j, 0), foundOurs, 1, 0)
-	j.sweep()
+	sweep(j)
 	put(t, j, ambiguous(del("k", 5), 1), admitted)
 	wantHolds(t, j, "k", 0, "gone")
 	next, _ := imaged(t, dir)
@@ -170,7 +172,7 @@ func TestTheEchoOfAReplayOverrulesNoLaterSet(t *testing.T) {
 		}
 		if file {
 			put(t, j, set("behind", "second", 2), admitted)
-			j.sweep()
+			sweep(j)
 			j.overruled(hashed("behind"), "behind", 0)
 			wantHolds(t, j, "behind", 0, "second")
 		}
@@ -196,7 +198,7 @@ func TestADeleteForAConflictIsInTheFileBeforeItIsSent(t *testing.T) {
 		if task := takeOnly(t, j, 0); !task.del {
 			t.Fatalf("%s: the conflict is no delete", name)
 		}
-		j.sweep() // what a replay begins with
+		sweep(j) // what a replay begins with
 		now := t.TempDir()
 		if err := os.CopyFS(now, os.DirFS(dir)); err != nil {
 			t.Fatal(err)
@@ -239,7 +241,7 @@ func TestWhatIsSentIsInTheFile(t *testing.T) {
 	if task := takeOnly(t, j, 0); string(task.value) != "new" {
 		t.Fatalf("%s is replayed", task.value)
 	}
-	j.sweep() // what a replay begins with
+	sweep(j) // what a replay begins with
 	now := t.TempDir()
 	if err := os.CopyFS(now, os.DirFS(dir)); err != nil {
 		t.Fatal(err)

@@ -136,12 +136,18 @@ func (j *journal) put(h keyHash, w write) (admission, saving) {
 	return j.putLocked(sh, w)
 }
 
-// admit counts a further key, if there is room for one.
+// admit counts a further key and its bytes, if there is room for them.
 func (j *journal) admit(key string) bool {
-	if j.keys.Load() >= int64(j.maxKeys) || j.bytes.Load()+int64(len(key)) > j.maxBytes {
-		return false
+	for {
+		n := j.keys.Load()
+		if n >= int64(j.maxKeys) {
+			return false
+		}
+		if j.keys.CompareAndSwap(n, n+1) {
+			break
+		}
 	}
-	if j.keys.Add(1) > int64(j.maxKeys) {
+	if !j.claim(int64(len(key))) {
 		j.keys.Add(-1)
 		return false
 	}
@@ -159,12 +165,12 @@ func (j *journal) putLocked(sh *journalShard, w write) (admission, saving) {
 			// fenced all the same.
 			verdict = rejected
 			j.keys.Add(1)
+			j.bytes.Add(int64(len(w.key)))
 		}
 		w.key = strings.Clone(w.key)
 		in = &intent{base: w.base, baseSeq: w.seq, checkAt: notQueued}
 		sh.intents[w.key] = in
 		sh.grown = max(sh.grown, len(sh.intents))
-		j.bytes.Add(int64(len(w.key)))
 	}
 	if w.sentOn != 0 {
 		if w.undo != nil {
@@ -244,15 +250,15 @@ func (j *journal) lend(h keyHash, key string, now int64) {
 // fenced by now: it was begun before the fence. An intent of an earlier write is
 // done with, for either it was never sent, or it was sent before this one on the
 // same session and has run before it. An intent that may still run late stays,
-// and is brought up to date. It says whether it must be replayed then.
-func (j *journal) overtaken(h keyHash, w write, session uint64, server string) (again bool) {
+// and is brought up to date. It says whether it must be replayed then. It waits for
+// nothing; before the write is acknowledged, the caller waits for what it returns.
+func (j *journal) overtaken(h keyHash, w write, session uint64, server string) (again bool, saved saving) {
 	if j.keys.Load() == 0 {
-		return false
+		return false, saving{}
 	}
 	sh := j.shard(h)
 	sh.mu.Lock()
 	in := sh.intents[w.key]
-	var saved saving
 	verdict := admitted
 	switch {
 	case in == nil || in.seq >= w.seq:
@@ -262,16 +268,14 @@ func (j *journal) overtaken(h keyHash, w write, session uint64, server string) (
 		saved = j.saveLocked(sh, w.key, in)
 		again = true
 	default:
-		j.leaveLocked(sh, w.key, in)
+		saved = j.leaveLocked(sh, w.key, in)
 	}
 	sh.mu.Unlock()
 	if verdict == downgraded {
 		j.downgraded(w.key)
 	}
-	j.durable(saved)
-	again = j.sweep() || again
 	j.announce()
-	return again
+	return again, saved
 }
 
 // overruled is told that somebody else wrote the key while a set of it waits: it
@@ -365,33 +369,30 @@ func afterwards(value []byte, del bool, deadline int64, server string) base {
 }
 
 // touch gives a journaled set another end. It says whether there was one. It
-// waits as put does.
-func (j *journal) touch(h keyHash, key string, now, deadline int64) bool {
+// waits for nothing, as put does.
+func (j *journal) touch(h keyHash, key string, now, deadline int64) (saved saving, touched bool) {
 	sh := j.shard(h)
 	sh.mu.Lock()
+	defer sh.mu.Unlock()
 	in := sh.intents[key]
 	if in == nil || in.del || now >= in.deadline || in.checkAt != 0 {
-		sh.mu.Unlock()
-		return false
+		return saving{}, false
 	}
 	in.deadline = deadline
-	saved := j.saveLocked(sh, key, in)
-	sh.mu.Unlock()
-	j.durable(saved)
-	return true
+	return j.saveLocked(sh, key, in), true
 }
 
 // leaveLocked takes the intent out: at once, or, where there is a file, in the
 // next sweep, once the file has forgotten it. Otherwise an intent that was done
 // with would be replayed after the death of this process, over what was written
 // since. The caller holds the shard, and announces afterwards.
-func (j *journal) leaveLocked(sh *journalShard, key string, in *intent) {
+func (j *journal) leaveLocked(sh *journalShard, key string, in *intent) saving {
 	if j.file == nil {
 		j.dropLocked(sh, key, in)
-		return
+		return saving{}
 	}
 	in.done, in.sending = true, true
-	j.file.forget(sh, key, in)
+	return j.file.forget(sh, key, in)
 }
 
 // dropLocked takes the intent out. The caller holds the shard, and announces

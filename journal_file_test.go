@@ -1,6 +1,7 @@
 package holdfast
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,11 +16,25 @@ func reopened(t *testing.T, dir string, o JournalOptions) (*journal, restored) {
 	t.Helper()
 	j := newJournal(o)
 	o.Dir = dir
-	r, err := j.open(o, newClock(), hashed, t.Logf)
+	r, err := j.open(o, 10*time.Second, newClock(), hashed, t.Logf)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return j, r
+}
+
+// sweep takes out what is done with.
+func sweep(j *journal) (again bool) {
+	again, _ = j.swept(context.Background())
+	return again
+}
+
+// durable waits until the file has what was saved.
+func durable(t *testing.T, j *journal, p saving) {
+	t.Helper()
+	if err := j.durable(context.Background(), newClock().now(), p); err != nil {
+		t.Error(err)
+	}
 }
 
 // dies ends the journal's file as the death of the process does: whatever is not
@@ -137,9 +152,11 @@ func TestWhatWasAcceptedIsFencedInTheNextProcess(t *testing.T) {
 	put(t, j, del("undone", 2), admitted)
 	put(t, j, ambiguous(set("sent", "v", 1), 3), admitted)
 	put(t, j, set("touched", "v", 1), admitted)
-	if !j.touch(hashed("touched"), "touched", 0, time.Hour.Nanoseconds()) {
+	saved, touched := j.touch(hashed("touched"), "touched", 0, time.Hour.Nanoseconds())
+	if !touched {
 		t.Fatal("not touched")
 	}
+	durable(t, j, saved)
 	put(t, j, set("done", "v", 1), admitted)
 	for _, task := range j.takeOne(hashed("done"), "done") {
 		settle(j, task, foundOurs, 1, 0)
@@ -147,7 +164,7 @@ func TestWhatWasAcceptedIsFencedInTheNextProcess(t *testing.T) {
 	if !j.holds(hashed("done"), "done") {
 		t.Fatal("its fence fell before the file knew")
 	}
-	if j.sweep(); j.holds(hashed("done"), "done") {
+	if sweep(j); j.holds(hashed("done"), "done") {
 		t.Fatal("it stays")
 	}
 	wantGauges(t, j, 6, 6, int64(len("setv"+"del"+"againnew"+"undone"+"sentv"+"touchedv")))
@@ -190,14 +207,14 @@ func TestAWriteBetweenTheEndOfAReplayAndTheFilesKnowingIsKept(t *testing.T) {
 			settle(j, task, foundOurs, 1, 0)
 		}
 		write(j)
-		again := j.sweep()
+		again := sweep(j)
 		if stays := name != "snapshot"; again != stays || j.holds(hashed("k"), "k") != stays {
 			t.Errorf("%s: to be replayed again: %v", name, again)
 		}
 		for _, task := range takeAll(j, 0) {
 			settle(j, task, foundOurs, 1, 0)
 		}
-		j.sweep()
+		sweep(j)
 		wantGauges(t, j, 0, 0, 0)
 		dies(t, j)
 		j, r := reopened(t, dir, roomy)
@@ -235,10 +252,10 @@ func damagedDir(t *testing.T) (dir string) {
 func TestADamagedFileIsSetAsideAndItsSetsBecomeDeletes(t *testing.T) {
 	dir := damagedDir(t)
 	var j *journal
-	for range 2 { // also where this process dies at once
+	for round := range 2 { // also where this process dies at once
 		var r restored
 		j, r = reopened(t, dir, roomy)
-		if r.doubt == "" || r.keys == 0 || r.keys == 10 {
+		if (r.doubt == "") != (round > 0) || r.keys == 0 || r.keys == 10 {
 			t.Fatalf("found %+v", r)
 		}
 		for i := range r.keys {
@@ -285,4 +302,161 @@ func TestADirectoryInUseIsAnErrorThatSaysSo(t *testing.T) {
 	if _, err := New(o); err == nil || !strings.Contains(err.Error(), "Journal.Dir") {
 		t.Errorf("a directory that is a file: %v", err)
 	}
+}
+
+// A shard's keys are yielded once: not again with those of the shards behind it.
+func TestTheFileIsWrittenAnewWithEachKeyOnce(t *testing.T) {
+	dir := t.TempDir()
+	j, _ := reopened(t, dir, roomy)
+	for i := range 300 {
+		put(t, j, set(fmt.Sprint("k", i), "v", 1), admitted)
+	}
+	seen := make(map[string]int)
+	j.each(func(key string, _ uint64, payload []byte) bool {
+		seen[key]++
+		if in, ok := decodeIntent(payload, 0, 0); !ok || string(in.value) != "v" {
+			t.Errorf("%s: %+v", key, in)
+		}
+		return true
+	})
+	for i := range 300 {
+		if n := seen[fmt.Sprint("k", i)]; n != 1 {
+			t.Errorf("k%d is written %d times", i, n)
+		}
+	}
+	if len(seen) != 300 {
+		t.Errorf("%d keys of 300", len(seen))
+	}
+	dies(t, j)
+}
+
+// The disk fails while New takes over what is there, and is well afterwards. Nobody writes
+// anything that would find out.
+func TestADiskThatFailedWhileRestoringIsToldOfAndHealsByItself(t *testing.T) {
+	dir := t.TempDir()
+	j, _ := reopened(t, dir, roomy)
+	put(t, j, set("k", "v", 1), admitted)
+	dies(t, j)
+	// The marker cannot be replaced by a file.
+	marker := filepath.Join(dir, "TRUSTED.tmp")
+	if err := os.MkdirAll(filepath.Join(marker, "within"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	j, r := reopened(t, dir, roomy)
+	if j.err() == nil {
+		t.Fatalf("the disk has failed, and it says nothing; found %+v", r)
+	}
+	wantHolds(t, j, "k", 0, "v")
+	stop, kept := make(chan struct{}), make(chan struct{})
+	go func() { defer close(kept); j.keep(stop) }()
+	if err := os.RemoveAll(marker); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(time.Minute); j.err() != nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal(j.err())
+		}
+	}
+	close(stop)
+	<-kept
+	next, r := imaged(t, dir)
+	wantHolds(t, next, "k", 0, "v")
+	if r.doubt != "" {
+		t.Error(r.doubt)
+	}
+	dies(t, j)
+}
+
+// The record of a program to come is no damage.
+func TestRecordsOfANewerFormatAreRefusedInWords(t *testing.T) {
+	dir := t.TempDir()
+	j, _ := reopened(t, dir, roomy)
+	put(t, j, set("k", "v", 1), admitted)
+	if err := j.file.log.Put("newer", 0, []byte{intentFormat + 1, 0}); err != nil {
+		t.Fatal(err)
+	}
+	dies(t, j)
+	o := roomy
+	o.Dir = dir
+	for range 2 {
+		_, err := newJournal(o).open(o, time.Second, newClock(), hashed, t.Logf)
+		if err == nil || !strings.Contains(err.Error(), "format 2") || !strings.Contains(err.Error(), dir) {
+			t.Errorf("it says %v", err)
+		}
+	}
+}
+
+// An acknowledged write overtakes the intent of an earlier one, while the disk stands
+// still: the caller waits for it no longer than told, holding no lock meanwhile, and
+// readers find nothing of the earlier one.
+func TestAWriteThatOvertakesAnIntentWaitsForNoDiskThatStandsStill(t *testing.T) {
+	for name, session := range map[string]uint64{"forgets it": 1, "replaces it": 2} {
+		t.Run(name, func(t *testing.T) {
+			j := newJournal(roomy)
+			o := roomy
+			o.Dir, o.Fsync = t.TempDir(), FsyncAlways
+			if _, err := j.open(o, 50*time.Millisecond, newClock(), hashed, t.Logf); err != nil {
+				t.Fatal(err)
+			}
+			put(t, j, ambiguous(set("k", "old", 1), 1), admitted)
+			goOn := hangDisk(j)
+			defer goOn()
+			_, saved := j.overtaken(hashed("k"), set("k", "new", 2), session, "server") // which returns
+			if f, ok := j.get(hashed("k"), "k", 0); ok && string(f.value) != "new" {
+				t.Errorf("%q is read", f.value)
+			}
+			durable(t, j, saved)
+			sweep(j)
+			if j.err() == nil {
+				t.Error("it is in memory only, and it says nothing")
+			}
+			if j.holds(hashed("k"), "k") != (session == 2) {
+				t.Error("the fence is not what it should be")
+			}
+			goOn()
+			if !j.rewrite() {
+				t.Fatal(j.err())
+			}
+			next, r := imaged(t, o.Dir)
+			want := map[uint64]string{1: "", 2: "new"}[session]
+			wantHolds(t, next, "k", 0, want)
+			if r.doubt != "" {
+				t.Error(r.doubt)
+			}
+			dies(t, j)
+		})
+	}
+}
+
+// A sweep that a caller gave up is done all the same: what is done with leaves.
+func TestASweepThatWasGivenUpIsDoneLater(t *testing.T) {
+	j := newJournal(roomy)
+	o := roomy
+	o.Dir, o.Fsync = t.TempDir(), FsyncAlways
+	if _, err := j.open(o, time.Minute, newClock(), hashed, t.Logf); err != nil {
+		t.Fatal(err)
+	}
+	put(t, j, set("k", "v", 1), admitted)
+	settle(j, takeOnly(t, j, 0), foundOurs, 1, 0)
+	goOn := hangDisk(j)
+	defer goOn()
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, done := j.sweep(ctx, 0); done {
+		t.Fatal("the file cannot know")
+	}
+	life, end := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() { defer close(ended); j.tidy(life, func() {}) }()
+	idle := j.drained()
+	goOn()
+	select {
+	case <-idle:
+	case <-time.After(time.Minute):
+		t.Error("what is done with stays for ever")
+	}
+	end()
+	<-ended
+	wantGauges(t, j, 0, 0, 0)
+	dies(t, j)
 }

@@ -3,6 +3,7 @@ package holdfast_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"runtime"
 	"strings"
 	"sync"
@@ -195,4 +196,39 @@ func TestPoisonEntriesAreTriedOnceAndHoldNothingUp(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Many writes at once are as bounded as one after the other: keys count as values do.
+func TestTheBoundOfTheJournalHoldsWhoeverWritesAtOnce(t *testing.T) {
+	ctx := begin(t)
+	const most = 1 << 20
+	o := at(redistest.FreeAddr(t))
+	o.Journal.MaxBytes = most
+	long := strings.Repeat("k", 500<<10)
+	for name, write := range map[string]func(c *holdfast.Cache, i int) error{
+		"deletes of long keys": func(c *holdfast.Cache, i int) error { return c.Delete(ctx, fmt.Sprint(i, long)) },
+		"sets of long keys":    func(c *holdfast.Cache, i int) error { return c.Set(ctx, fmt.Sprint(i, long), []byte("v"), 0) },
+		"sets of long values":  func(c *holdfast.Cache, i int) error { return c.Set(ctx, fmt.Sprint(i), []byte(long), 0) },
+		"both":                 func(c *holdfast.Cache, i int) error { return c.Set(ctx, fmt.Sprint(i, long), []byte(long[:1000]), 0) },
+	} {
+		for range 5 {
+			c := open(t, o)
+			var begun, written sync.WaitGroup
+			begun.Add(1)
+			for i := range 128 {
+				written.Go(func() {
+					begun.Wait()
+					if err := write(c, i); err != nil && !errors.Is(err, holdfast.ErrJournalFull) {
+						t.Errorf("%s: %.100v", name, err)
+					}
+				})
+			}
+			begun.Done()
+			written.Wait()
+			if n := c.Stats().JournalBytes; n > most || n == 0 {
+				t.Errorf("%s: %d bytes are kept of %d", name, n, most)
+			}
+			must(t, c.Close())
+		}
+	}
 }

@@ -2,6 +2,7 @@ package holdfast
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha1"
 	"fmt"
 	"hash/fnv"
@@ -39,7 +40,7 @@ func roomyJournal() *journal { return newJournal(JournalOptions{MaxKeys: 1000, M
 // offer returns when the journal and its file have the write.
 func offer(j *journal, w write) admission {
 	verdict, saved := j.put(hashed(w.key), w)
-	j.durable(saved)
+	_ = j.durable(context.Background(), 0, saved)
 	return verdict
 }
 
@@ -373,7 +374,7 @@ func TestATouchDuringAReplayIsReplayedToo(t *testing.T) {
 	w.deadline = 1000
 	put(t, j, w, admitted)
 	sent := takeOnly(t, j, 0)
-	if !j.touch(hashed("k"), "k", 0, 2000) {
+	if _, ok := j.touch(hashed("k"), "k", 0, 2000); !ok {
 		t.Fatal("no set to touch")
 	}
 	if settle(j, sent, foundOurs, 1, 0) {
@@ -662,7 +663,7 @@ func TestOnlyALiveQueuedSetCanBeTouched(t *testing.T) {
 	} {
 		j := roomyJournal()
 		tt.before(t, j)
-		if got := j.touch(hashed("k"), "k", now, now+500); got != tt.want {
+		if _, got := j.touch(hashed("k"), "k", now, now+500); got != tt.want {
 			t.Errorf("%s: touched %v, want %v", tt.name, got, tt.want)
 		}
 		if in := j.shard(hashed("k")).intents["k"]; in != nil && (in.deadline == now+500) != tt.want {

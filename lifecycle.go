@@ -127,24 +127,13 @@ func (c *Cache) drain(ctx context.Context) error {
 	}
 }
 
-// swept is sweep for those who do not wait for a disk longer than ctx.
+// swept is the journal's, and has replayed again what must be.
 func (c *Cache) swept(ctx context.Context) error {
-	if c.journal.file == nil {
-		return nil
+	again, err := c.journal.swept(ctx)
+	if again {
+		c.routes.wake()
 	}
-	done := make(chan bool, 1)
-	c.keeper.spawn("sweep", func() { done <- c.journal.sweep() })
-	select {
-	case again := <-done:
-		if again {
-			c.routes.wake()
-		}
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-c.life.Done():
-		return ErrClosed
-	}
+	return err
 }
 
 // Stats returns the counters and gauges.

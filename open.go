@@ -70,13 +70,12 @@ func Open(url string) (*Cache, error) {
 
 // restore takes over what is in Journal.Dir, and starts what keeps it.
 func (c *Cache) restore() error {
-	r, err := c.journal.open(c.opts.Journal, c.clock, c.local.hash, c.notify.journalFile)
+	r, err := c.journal.open(c.opts.Journal, c.opts.Timeout, c.clock, c.local.hash, c.notify.journalFile)
 	if err != nil {
 		return fmt.Errorf("holdfast: options: Journal.Dir: %w", err)
 	}
 	c.stats.restored.Add(uint64(r.keys))
 	c.notify.restored(r)
-	c.keeper.spawn("journal", func() { c.journal.keep(c.stop) })
 	return nil
 }
 
@@ -137,6 +136,10 @@ func (c *Cache) connect() {
 	}
 	r.home = c.newLink(c.life, home, func(string) bool { return r.cluster.Load() == nil })
 	r.one.link.Store(r.home)
+	if c.journal.file != nil {
+		c.keeper.spawn("journal", func() { c.journal.keep(c.stop) })
+		c.keeper.spawn("sweeper", func() { c.journal.tidy(c.life, r.wake) })
+	}
 	c.start(c.life, r.home)
 }
 

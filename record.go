@@ -129,6 +129,14 @@ func decodeIntent(payload []byte, now, wall int64) (*intent, bool) {
 	return in, true
 }
 
+// newerIntent is the format of a payload that a program to come has written, or 0.
+func newerIntent(payload []byte) byte {
+	if len(payload) > 0 && payload[0] > intentFormat {
+		return payload[0]
+	}
+	return 0
+}
+
 func unreadable() *intent {
 	in := &intent{del: true, deadline: never}
 	in.late.unanswered(earlierProcess, nil, true, never)

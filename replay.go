@@ -212,9 +212,9 @@ func nextBatch(batch int, took, share time.Duration) int {
 func (r *replayer) replay(ctx context.Context, s *session, tasks []task) (round Replay, ok bool) {
 	// The file must know what is sent, or the next process would take our own value for
 	// somebody else's; and what the round before has decided.
-	r.journal.sweep()
+	_, _ = r.journal.swept(ctx)
 	round, ok = r.pass(ctx, s, tasks, false)
-	if r.journal.sweep() || round.Superseded+round.Refused > 0 {
+	if again, _ := r.journal.swept(ctx); again || round.Superseded+round.Refused > 0 {
 		r.wake() // what somebody else wrote is deleted by another round
 	}
 	return round, ok

@@ -180,8 +180,22 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 	for i := range ws {
 		c.outdate(&ws[i])
 	}
-	c.journal.durable(kept) // the last of them is written when all are
+	errs.also(c.durable(ctx, now, kept)) // the last of them is written when all are
 	return errs.join()
+}
+
+// durable waits for the journal's file on behalf of a call that began then; see there.
+func (c *Cache) durable(ctx context.Context, began int64, p saving) error {
+	if p == (saving{}) {
+		return nil
+	}
+	err := c.journal.durable(ctx, began, p)
+	if p.leaves {
+		if again, _ := c.journal.sweep(ctx, began); again {
+			c.routes.wake()
+		}
+	}
+	return err
 }
 
 // aim gives the change its entry and finds the session that takes it: nil where that
@@ -347,11 +361,12 @@ func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o o
 		// Before the local tier is done with it: a load that began beside the write
 		// stores nothing until then, nor afterwards.
 		c.outdate(w)
-		if c.journal.overtaken(w.hash, w.intent(0), o.session.id, o.session.server) {
+		again, saved := c.journal.overtaken(w.hash, w.intent(0), o.session.id, o.session.server)
+		if again {
 			c.routes.deliver(w.key)
 		}
 		c.local.end(w.hash, true, c.worth(w, now, o))
-		return saving{}, nil
+		return saved, nil
 	case classCommand:
 		if w.flight != nil && !w.del {
 			// A value that Redis does not take was loaded all the same.

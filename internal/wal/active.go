@@ -81,7 +81,7 @@ func (l *Log) abandon(unsynced bool) {
 	l.files.active = nil
 	l.files.prev = link{a.id, uint64(a.size)}
 	l.files.old = append(l.files.old, oldFile{
-		name: a.name, size: a.size, unsynced: unsynced,
+		name: a.name, size: a.size, ends: a.size, unsynced: unsynced,
 	})
 	// An error of Close is one of a write that is still on its way, of which only
 	// fsync tells reliably; who needs to know that has asked it.

@@ -1,6 +1,12 @@
 package wal
 
-import "sync"
+import (
+	"context"
+	"fmt"
+	"runtime/pprof"
+	"sync"
+	"time"
+)
 
 // batch is records that are written together, and those who wait for that. It is
 // filled while the batch before it is being written; the first of its callers to
@@ -10,6 +16,7 @@ type batch struct {
 	buf     []byte
 	done    bool
 	err     error
+	written chan struct{} // closed when it is done; nil where nobody asked for it
 }
 
 // Pending is a record that has its place in the log, and may not be written yet.
@@ -95,13 +102,132 @@ func (p Pending) Wait() error {
 		return b.err
 	}
 	// Nobody writes, so b has not been taken: it is what is being filled.
-	l.mu.busy = true
-	l.mu.filling = nil
+	l.beginLocked()
 	l.mu.Unlock()
 
 	err := l.write(b)
 	l.release(b, err)
 	return err
+}
+
+// Start is Wait for those who cannot wait for ever. It has a goroutine write what is
+// staged, one for all callers, and returns a channel that is closed when the record is
+// durable, or will not be written; Wait returns at once then. It does not block.
+func (p Pending) Start() <-chan struct{} {
+	l, b := p.log, p.batch
+	if b == nil {
+		done := make(chan struct{})
+		close(done)
+		return done
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if b.written == nil {
+		b.written = make(chan struct{})
+		if b.done {
+			close(b.written)
+		}
+	}
+	if !b.done && !l.mu.writer && !l.mu.closed {
+		l.mu.writer = true
+		l.spawn("wal writer", l.writeStaged)
+	}
+	return b.written
+}
+
+// spawn runs a goroutine that Close waits for, under a name that a goroutine profile
+// shows. Once the Log is closed nobody may call it.
+func (l *Log) spawn(name string, f func()) {
+	l.workers.Go(func() {
+		pprof.Do(context.Background(), pprof.Labels("holdfast", name), func(context.Context) { f() })
+	})
+}
+
+// writeStaged writes until nothing is staged any more.
+func (l *Log) writeStaged() {
+	for more := true; more; {
+		b := l.acquire()
+		l.release(b, l.write(b))
+		l.mu.Lock()
+		more = l.mu.filling != nil
+		l.mu.writer = more
+		l.mu.Unlock()
+	}
+}
+
+// Suspend is for a caller that has waited for the disk for as long as it may: a disk
+// that stands still keeps whoever has called it. Err returns the cause from then on,
+// everything that waits is done, not written, and nothing is staged until a Compact has
+// begun, so that nothing gathers in memory. Where it can be done, the marker is removed:
+// until that Compact has succeeded, what is in the files may be out of date. Suspend
+// does not block.
+func (l *Log) Suspend(cause error) {
+	l.mu.Lock()
+	if l.mu.stopped || l.mu.closed {
+		l.mu.Unlock()
+		return
+	}
+	first := l.mu.err == nil
+	if first {
+		l.mu.err = notDurable(cause)
+	}
+	err := l.mu.err
+	l.mu.stopped, l.mu.suspended = true, true
+	l.mu.failures++
+	for _, b := range []*batch{l.mu.filling, l.mu.writing} {
+		if b != nil {
+			l.settleLocked(b, err)
+		}
+	}
+	l.mu.filling = nil
+	// The marker belongs to who has the turn, and that one hangs. A second removal, by
+	// the Compact to come, does no harm; it waits for this one.
+	warned := make(chan struct{})
+	l.mu.warned = warned
+	l.spawn("wal warning", func() {
+		defer close(warned)
+		if err := l.removeMarker(); err != nil {
+			l.opts.Logf("wal: %s could not be removed: the next Open may take what is out of date for the latest: %v", markerName, err)
+		}
+	})
+	l.mu.Unlock()
+	if first {
+		l.opts.Logf("%v", err)
+	}
+}
+
+// Busy returns for how long the present turn has been going on, 0 where nobody has it:
+// what a disk that stands still takes. It does not block.
+func (l *Log) Busy() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.mu.busy {
+		return 0
+	}
+	return time.Since(l.mu.begun)
+}
+
+// beginLocked gives the turn to the caller, who holds the mutex.
+func (l *Log) beginLocked() *batch {
+	b := l.mu.filling
+	l.mu.busy, l.mu.begun = true, time.Now()
+	l.mu.filling, l.mu.writing = nil, b
+	return b
+}
+
+func notDurable(cause error) error { return fmt.Errorf("wal: not durable: %w", cause) }
+
+// settleLocked tells those who wait for a batch what became of it. The caller holds the
+// mutex.
+func (l *Log) settleLocked(b *batch, err error) {
+	if b.done {
+		return // of a batch that was given up
+	}
+	b.done, b.err = true, err
+	b.changed.Broadcast()
+	if b.written != nil {
+		close(b.written)
+	}
 }
 
 // acquire waits for the turn, and takes what has been staged.
@@ -113,10 +239,7 @@ func (l *Log) acquire() *batch {
 		l.mu.yielded.Wait()
 	}
 	l.mu.wanted--
-	l.mu.busy = true
-	b := l.mu.filling
-	l.mu.filling = nil
-	return b
+	return l.beginLocked()
 }
 
 // Of the buffers of batches two are kept for others, one to be filled while the
@@ -130,13 +253,13 @@ const (
 func (l *Log) release(b *batch, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.mu.busy = false
+	l.mu.busy, l.mu.writing = false, nil
 	if b != nil {
 		if cap(b.buf) <= spareBytes && len(l.mu.spares) < maxSpares {
 			l.mu.spares = append(l.mu.spares, b.buf)
 		}
-		b.buf, b.done, b.err = nil, true, err
-		b.changed.Broadcast()
+		b.buf = nil
+		l.settleLocked(b, err)
 	}
 	switch {
 	case l.mu.wanted > 0:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 )
 
 // maxFiles is how many files may lie about before NeedsCompaction says that they
@@ -49,6 +50,9 @@ func (l *Log) Compact(live func(yield func(key string, seq uint64, payload []byt
 	if l.isClosed() {
 		return ErrClosed
 	}
+	if err := l.regain(); err != nil {
+		return err
+	}
 	_, err := l.compact(true, live)
 	return err
 }
@@ -71,7 +75,7 @@ func (l *Log) compact(vouched bool, live func(yield func(string, uint64, []byte)
 	if err != nil {
 		return nil, fmt.Errorf("wal: %s: %w", file.name(), err)
 	}
-	snapshot := oldFile{name: file.name(), size: size}
+	snapshot := oldFile{name: file.name(), size: size, ends: size}
 	if err := l.fs.syncDir(); err != nil {
 		// It is there for everybody but the disk. The others stay until it is there too,
 		// but those before it that came no further: whoever tries again and again would
@@ -94,9 +98,7 @@ func (l *Log) turnPage() (file fileID, old []oldFile, failures uint64) {
 	if l.files.active != nil {
 		l.retire()
 	}
-	if l.files.marker == lingers {
-		l.distrust()
-	}
+	l.shunMarker()
 	l.files.lastID++
 	file = fileID{id: l.files.lastID, snapshot: true}
 	old = l.files.old[:len(l.files.old):len(l.files.old)]
@@ -190,10 +192,10 @@ func (l *Log) recover(failures uint64, vouched bool) error {
 	return err
 }
 
-// heal is recover. Whoever calls it has the turn, so nothing fails meanwhile.
+// heal is recover. Whoever calls it has the turn, so nothing is written meanwhile.
 func (l *Log) heal(failures uint64, vouched bool) error {
 	l.mu.Lock()
-	was, since := l.mu.err, l.mu.failures != failures
+	since := l.mu.failures != failures
 	l.mu.Unlock()
 	if since {
 		return nil
@@ -205,6 +207,13 @@ func (l *Log) heal(failures uint64, vouched bool) error {
 		}
 	}
 	l.mu.Lock()
+	if l.mu.failures != failures {
+		// Suspended meanwhile, and the marker may have come after its removal.
+		l.mu.Unlock()
+		l.shunMarker()
+		return nil
+	}
+	was := l.mu.err
 	l.mu.err = nil
 	l.mu.Unlock()
 	if was != nil {
@@ -226,6 +235,9 @@ func (l *Log) clearAway(old []oldFile) (aside map[string]string, kept []oldFile)
 			continue
 		}
 		to, err := l.setAside(f.name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // somebody was here before
+		}
 		if err != nil {
 			keep(f, err)
 			continue
@@ -242,7 +254,7 @@ func (l *Log) clearAway(old []oldFile) (aside map[string]string, kept []oldFile)
 		if f.damaged {
 			continue
 		}
-		if err := l.fs.remove(f.name); err != nil {
+		if err := l.fs.remove(f.name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			keep(f, err)
 		}
 	}

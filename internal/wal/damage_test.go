@@ -427,8 +427,8 @@ func TestATornLogThatASnapshotHasReplacedIsNoDamage(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustPut(t, l, "l", 1, "v")
+	files := fs.contents() // with a marker that does not say that the log was closed
 	mustClose(t, l)
-	files := fs.contents()
 	for cut := range data {
 		for _, ends := range []bool{true, false} {
 			dir := maps.Clone(files)

@@ -16,6 +16,19 @@ var (
 	ErrTooLarge = errors.New("wal: key and payload are more than 1 GiB")
 )
 
+// Newer is the error of Open for a directory with a file that a newer version of this
+// package has written. Nothing in it was changed.
+type Newer struct {
+	File    string
+	Version uint32
+	Known   uint32 // the newest version that this one reads
+}
+
+// Error names the file and the versions.
+func (e *Newer) Error() string {
+	return fmt.Sprintf("wal: %s has format version %d, and this program knows none above %d: a newer one has written it", e.File, e.Version, e.Known)
+}
+
 // InUse is the error of Open for a directory that a Log has open, in this process
 // or in another.
 type InUse struct {

@@ -2,6 +2,7 @@ package wal
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -24,6 +25,9 @@ type fileSystem interface {
 	empty(name string) error // cuts a file to nothing, on the disk too
 	syncDir() error          // forces the names to the disk
 	boot() string            // names this start of the machine; empty if it has no name
+
+	// size is that of what has the name now, which must be open, if that is not nil.
+	size(name string, open writeFile) (int64, error)
 }
 
 type dirEntry struct {
@@ -78,6 +82,23 @@ func (d osDir) open(name string) (readFile, error) {
 		return nil, err
 	}
 	return osFile{f}, nil
+}
+
+func (d osDir) size(name string, open writeFile) (int64, error) {
+	info, err := os.Lstat(d.path(name))
+	if err != nil {
+		return 0, err
+	}
+	if f, ok := open.(*os.File); ok {
+		ours, err := f.Stat()
+		if err != nil {
+			return 0, err
+		}
+		if !os.SameFile(info, ours) {
+			return 0, fmt.Errorf("%s %w", name, errReplaced)
+		}
+	}
+	return info.Size(), nil
 }
 
 func (d osDir) create(name string) (writeFile, error) {

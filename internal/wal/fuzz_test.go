@@ -3,6 +3,7 @@ package wal
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"maps"
 	"runtime"
 	"testing"
@@ -13,9 +14,9 @@ import (
 // is reached, too.
 func FuzzOpen(f *testing.F) {
 	first, snap, second := seedFiles(f)
-	sound := marker{SyncNone, false, "start 0"}.append(nil)
+	sound := marker{boot: "start 0"}.append(nil)
 	f.Add(first, snap, second, sound, false)
-	f.Add(first, []byte(nil), second, marker{SyncAlways, true, ""}.append(nil), true)
+	f.Add(first, []byte(nil), second, marker{policy: SyncAlways, closed: true}.append(nil), true)
 	f.Add(first[:len(first)-3], snap[:len(snap)-3], append(second, make([]byte, 30)...), sound[:20], false)
 	f.Add([]byte("foreign"), second, snap, []byte("foreign"), true)
 	f.Add([]byte(nil), []byte(nil), []byte(nil), []byte(nil), false)
@@ -38,6 +39,10 @@ func FuzzOpen(f *testing.F) {
 		files[markerName] = trusted
 		size += len(trusted)
 		fs := holding(files)
+		var newer *Newer
+		if _, err := replay(fs); errors.As(err, &newer) {
+			return // of a version to come, and its checksum is right
+		}
 
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)

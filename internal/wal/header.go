@@ -68,6 +68,19 @@ func parseHeader(b []byte, file fileID) (h header, reason string) {
 	return h, ""
 }
 
+// newerHeader is the version of a header that a program to come has written, or 0. In
+// every version the checksum covers bytes 0-11 and 16-47, so that such a file can be told
+// from a damaged one.
+func newerHeader(b []byte, file fileID) uint32 {
+	if len(b) < headerSize || string(b[:8]) != file.magic() || binary.LittleEndian.Uint32(b[12:]) != headerSum(b) {
+		return 0
+	}
+	if v := binary.LittleEndian.Uint32(b[8:]); v > version {
+		return v
+	}
+	return 0
+}
+
 // tornHeader says whether a file may be what a crash left of the creation of a
 // segment: the beginning of a header, cut, or zero from somewhere on. begins is its
 // first bytes, up to headerSize, and nonZero how many bytes there are up to the

@@ -1,21 +1,14 @@
 package wal
 
 import (
-	"context"
 	"errors"
 	"io/fs"
-	"runtime/pprof"
 	"time"
 )
 
-// startSyncer begins the goroutine of SyncInterval, under a name that a goroutine
-// profile shows.
+// startSyncer begins the goroutine of SyncInterval.
 func (l *Log) startSyncer() {
-	l.syncer.Go(func() {
-		pprof.Do(context.Background(), pprof.Labels("holdfast", "wal sync"), func(context.Context) {
-			l.syncEveryInterval()
-		})
-	})
+	l.spawn("wal sync", l.syncEveryInterval)
 }
 
 func (l *Log) syncEveryInterval() {

@@ -5,46 +5,72 @@ package wal
 import (
 	"errors"
 	"os"
-	"path/filepath"
-	"strconv"
 	"syscall"
 )
 
-// lockDir takes the directory for this Log alone. The kernel gives it back when the
-// process dies, so no lock is ever stale; and it belongs to the open file, so a
+// lockFile opens LOCK, creates it if need be, and locks it. The kernel gives a lock back
+// when the process dies, so none is ever stale; and it belongs to the open file, so a
 // second Log of the same process is kept out, too.
 //
 // The file stays where it is when it is unlocked: were it removed, two Logs could
 // each hold a lock, on two files of one name.
-func lockDir(dir string) (unlock func() error, err error) {
-	path := filepath.Join(dir, lockName)
+func lockFile(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	for {
-		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if !errors.Is(err, syscall.EINTR) {
-			break
-		}
-	}
-	if err != nil {
-		pid := readPID(path)
+	if err := flock(f); err != nil {
 		f.Close()
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, &InUse{Dir: dir, Lock: path, PID: pid}
+		return nil, err
+	}
+	return f, nil
+}
+
+// lockDirectory opens a directory and locks it, where its file system can do that.
+func lockDirectory(path string) (*os.File, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := flock(f); errors.Is(err, errLocked) {
+		f.Close()
+		return nil, err
+	}
+	return f, nil // that it is the same directory can be told in any case
+}
+
+func flock(f *os.File) error {
+	for {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, syscall.EWOULDBLOCK):
+			return errLocked
+		case !errors.Is(err, syscall.EINTR):
+			return &os.PathError{Op: "flock", Path: f.Name(), Err: err}
 		}
-		return nil, &os.PathError{Op: "flock", Path: path, Err: err}
 	}
-	// Who holds it is told for the message of another's error alone; a full disk
-	// must not keep anybody from starting.
-	if f.Truncate(0) == nil {
-		f.WriteString(strconv.Itoa(os.Getpid()) + "\n")
+}
+
+// unlock gives the directory back.
+func (k *dirLock) unlock() error {
+	if k.file != nil {
+		k.file.Truncate(0)
 	}
-	return func() error {
-		f.Truncate(0)
+	var errs []error
+	for _, f := range []*os.File{k.file, k.dir} {
+		if f == nil {
+			continue
+		}
 		// Closing it is not enough: a process that another goroutine is just starting
 		// has the open file, too, until it has become another program.
-		return errors.Join(syscall.Flock(int(f.Fd()), syscall.LOCK_UN), f.Close())
-	}, nil
+		if f == k.file {
+			errs = append(errs, syscall.Flock(int(f.Fd()), syscall.LOCK_UN))
+		} else {
+			syscall.Flock(int(f.Fd()), syscall.LOCK_UN) // it may never have been locked
+		}
+		errs = append(errs, f.Close())
+	}
+	return errors.Join(errs...)
 }

@@ -4,18 +4,19 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 )
 
 // Log is a map that survives its process: see the package's documentation.
 //
-// A Log is safe for concurrent use. It has no goroutine, but with SyncInterval one,
-// which Close waits for.
+// A Log is safe for concurrent use. Its goroutines, of which there are three at most,
+// end by themselves or with Close, which waits for them.
 type Log struct {
-	fs     fileSystem
-	opts   Options
-	run    uint64
-	boot   string // which start of the machine this is
-	unlock func() error
+	fs   fileSystem
+	opts Options
+	run  uint64
+	boot string   // which start of the machine this is
+	lock *dirLock // nil in a test
 
 	largest int64 // record; maxBody, less in a test
 
@@ -25,15 +26,20 @@ type Log struct {
 		// The turn: one goroutine at a time writes, without the mutex. Who wants it for
 		// something else than a batch comes first.
 		busy    bool
+		begun   time.Time // when that was
 		wanted  int
 		yielded sync.Cond
 
 		filling *batch   // what is written next
+		writing *batch   // what is being written
+		writer  bool     // there is a goroutine that writes what is staged
 		spares  [][]byte // buffers for batches to come
 
-		err      error  // why not everything is durable; nil if it is
-		stopped  bool   // nothing is written until Compact
-		failures uint64 // how often something was not written
+		err       error         // why not everything is durable; nil if it is
+		stopped   bool          // nothing is written until Compact
+		suspended bool          // it was Suspend that stopped it: the marker has to go
+		warned    chan struct{} // closed when Suspend's goroutine is done with the marker
+		failures  uint64        // how often something was not written
 
 		bytes   int64 // of all files
 		files   int
@@ -55,7 +61,7 @@ type Log struct {
 
 	compacting chan struct{} // holds a token while a Compact runs
 	stop       chan struct{} // closed by Close
-	syncer     sync.WaitGroup
+	workers    sync.WaitGroup
 
 	closing struct {
 		done chan struct{}
@@ -67,7 +73,8 @@ type Log struct {
 type oldFile struct {
 	name     string
 	size     int64
-	damaged  bool // to be set aside then, and not to be removed
+	ends     int64 // where what counts in it ends; 0 if that is not known
+	damaged  bool  // to be set aside then, and not to be removed
 	unsynced bool
 	unplaced bool // a snapshot whose name may not be on the disk: it has replaced nothing
 }
@@ -90,21 +97,25 @@ func Open(dir string, o Options, load func(key string, payload []byte)) (*Log, R
 	if err := makeDir(dir); err != nil {
 		return nil, Report{}, fmt.Errorf("wal: %w", err)
 	}
-	unlock, err := lockDir(dir)
+	lock, err := lockDir(dir)
 	if err != nil {
 		return nil, Report{}, err
 	}
 	opened := false
 	defer func() {
 		if !opened {
-			unlock() // also if load panics
+			lock.unlock() // also if load panics
 		}
 	}()
-	l, report, err := open(osDir(dir), o, load)
+	var fs fileSystem = osDir(dir)
+	if o.Before != nil {
+		fs = pausing{fs, o.Before}
+	}
+	l, report, err := open(fs, o, load)
 	if err != nil {
 		return nil, report, err
 	}
-	l.unlock = unlock
+	l.lock = lock
 	opened = true
 	return l, report, nil
 }
@@ -116,7 +127,6 @@ func open(fs fileSystem, o Options, load func(key string, payload []byte)) (*Log
 	}
 	l := &Log{
 		fs: fs, opts: o, largest: maxBody, boot: fs.boot(),
-		unlock:     func() error { return nil },
 		compacting: make(chan struct{}, 1),
 		stop:       make(chan struct{}),
 	}
@@ -166,8 +176,15 @@ func (l *Log) adopt(r *replayer) {
 		if s.unborn && l.remove(s.name()) {
 			continue
 		}
+		ends := s.size
+		switch {
+		case s.unborn:
+			ends = 0
+		case s.torn || s.ends >= 0:
+			ends = s.good
+		}
 		l.files.old = append(l.files.old, oldFile{
-			name: s.name(), size: s.size, damaged: s.damaged(),
+			name: s.name(), size: s.size, ends: ends, damaged: s.damaged(),
 			unsynced: l.opts.Sync == SyncNone && !s.snapshot && !s.damaged(),
 		})
 	}
@@ -274,7 +291,7 @@ func (l *Log) fail(cause error) error {
 	l.mu.failures++
 	first := l.mu.err == nil
 	if first {
-		l.mu.err = fmt.Errorf("wal: not durable: %w", cause)
+		l.mu.err = notDurable(cause)
 	}
 	err := l.mu.err
 	l.mu.Unlock()
@@ -298,7 +315,7 @@ func (l *Log) Close() error {
 		return l.closing.err
 	}
 	close(l.stop)
-	l.syncer.Wait()
+	l.workers.Wait()
 	l.compacting <- struct{}{}
 	l.closing.err = l.finish()
 	<-l.compacting
@@ -309,6 +326,13 @@ func (l *Log) Close() error {
 // finish is Close when nobody else writes any more.
 func (l *Log) finish() error {
 	b := l.acquire()
+	if e := l.held(); e != nil {
+		// What has that name now is somebody else's.
+		err := l.lose(e)
+		l.release(b, err)
+		return firstError(err, l.lock.unlock())
+	}
+	l.shunMarker()
 	err := l.write(b)
 	if l.files.active != nil {
 		l.retire()
@@ -338,7 +362,10 @@ func (l *Log) finish() error {
 	}
 	l.release(b, err)
 	err = firstError(err, l.Err())
-	return firstError(err, l.unlock())
+	if l.lock == nil {
+		return err
+	}
+	return firstError(err, l.lock.unlock())
 }
 
 func firstError(errs ...error) error {

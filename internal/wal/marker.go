@@ -6,36 +6,50 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io/fs"
+	"maps"
+	"slices"
 	"strings"
 )
 
 // The layout of the marker is told in doc.go.
 const (
-	markerMagic = "hfwaltru"
-	markerHead  = 18
-	maxBoot     = 64
+	markerMagic   = "hfwaltru"
+	markerVersion = 2
+	markerHead    = 18
+	maxBoot       = 64
+	markerEnd     = 17      // of a file: number, kind, where it ends
+	maxMarker     = 1 << 20 // which is as many files as nobody has
 )
 
 // marker is what the file says that is there while the others can be trusted.
 type marker struct {
 	policy SyncPolicy
 	closed bool
-	boot   string // which start of the machine it was written in; empty if not known
+	boot   string           // which start of the machine it was written in; empty if not known
+	ends   map[fileID]int64 // if it is closed: the files and where they end; nil in version 1
 }
 
 func (m marker) append(b []byte) []byte {
 	at := len(b)
 	b = append(b, markerMagic...)
-	b = binary.LittleEndian.AppendUint32(b, version)
+	b = binary.LittleEndian.AppendUint32(b, markerVersion)
 	b = append(b, 0, 0, 0, 0)
-	closed := byte(0)
-	if m.closed {
-		closed = 1
-	}
-	b = append(b, byte(m.policy), closed)
+	b = append(b, byte(m.policy), flag(m.closed), byte(len(m.boot)))
 	b = append(b, m.boot...)
+	for _, f := range slices.SortedFunc(maps.Keys(m.ends), fileID.compare) {
+		b = binary.LittleEndian.AppendUint64(b, f.id)
+		b = append(b, flag(f.snapshot))
+		b = binary.LittleEndian.AppendUint64(b, uint64(m.ends[f]))
+	}
 	binary.LittleEndian.PutUint32(b[at+12:], markerSum(b[at:]))
 	return b
+}
+
+func flag(b bool) byte {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 func markerSum(b []byte) uint32 {
@@ -44,19 +58,37 @@ func markerSum(b []byte) uint32 {
 
 // parseMarker reads a marker. An empty reason means that it is sound.
 func parseMarker(b []byte) (m marker, reason string) {
-	switch {
-	case len(b) < 12 || string(b[:8]) != markerMagic:
+	if len(b) < 12 || string(b[:8]) != markerMagic {
 		return m, "not a marker of this journal"
-	case binary.LittleEndian.Uint32(b[8:]) != version:
-		return m, fmt.Sprintf("format version %d, known is %d", binary.LittleEndian.Uint32(b[8:]), version)
-	case len(b) < markerHead || len(b) > markerHead+maxBoot:
+	}
+	v := binary.LittleEndian.Uint32(b[8:])
+	switch {
+	case v == 0 || v > markerVersion:
+		return m, fmt.Sprintf("format version %d, known is %d", v, markerVersion)
+	case len(b) < markerHead || len(b) > maxMarker:
 		return m, "of a wrong length"
 	case binary.LittleEndian.Uint32(b[12:]) != markerSum(b):
 		return m, "bad checksum"
 	}
-	m = marker{SyncPolicy(b[16]), b[17] == 1, string(b[markerHead:])}
-	if m.policy > SyncAlways || b[17] > 1 {
+	m = marker{policy: SyncPolicy(b[16]), closed: b[17] == 1}
+	rest := b[markerHead:]
+	switch {
+	case m.policy > SyncAlways || b[17] > 1:
 		return m, "of an unknown kind"
+	case v == 1 && len(rest) <= maxBoot:
+		m.boot = string(rest)
+		return m, ""
+	case v == 1 || len(rest) == 0 || len(rest) < 1+int(rest[0]):
+		return m, "of a wrong length"
+	}
+	m.boot, rest = string(rest[1:1+rest[0]]), rest[1+rest[0]:]
+	if len(rest)%markerEnd != 0 || !m.closed && len(rest) > 0 {
+		return m, "of a wrong length"
+	}
+	m.ends = make(map[fileID]int64)
+	for ; len(rest) > 0; rest = rest[markerEnd:] {
+		f := fileID{id: binary.LittleEndian.Uint64(rest), snapshot: rest[8] == 1}
+		m.ends[f] = int64(min(binary.LittleEndian.Uint64(rest[9:]), 1<<62))
 	}
 	return m, ""
 }
@@ -72,6 +104,7 @@ type foundMarker struct {
 	marker
 	there  bool
 	reason string // what is wrong with it
+	newer  uint32 // the version, if it is that of a program to come
 }
 
 func readMarker(fsys fileSystem, regular bool) foundMarker {
@@ -93,12 +126,18 @@ func readMarker(fsys fileSystem, regular bool) foundMarker {
 	if err != nil {
 		return bad("cannot be read: %v", err)
 	}
-	b := make([]byte, min(size, markerHead+maxBoot+1))
+	b := make([]byte, min(size, maxMarker+1))
 	if _, err := readAt(f, b, 0); err != nil {
 		return bad("cannot be read: %v", err)
 	}
 	m, reason := parseMarker(b)
-	return foundMarker{m, true, reason}
+	found := foundMarker{marker: m, there: true, reason: reason}
+	if len(b) >= markerHead && string(b[:8]) == markerMagic && binary.LittleEndian.Uint32(b[12:]) == markerSum(b) {
+		if v := binary.LittleEndian.Uint32(b[8:]); v > markerVersion {
+			found.newer = v
+		}
+	}
+	return found
 }
 
 // doubt says in words why what was found may be out of date, or nothing.

@@ -28,7 +28,7 @@ func TestTheDeathOfTheMachineIsADoubtUnlessEverythingWasForcedToTheDisk(t *testi
 						next := fs.unplugged(newRand(seed))
 						if !closed {
 							close(l.stop)
-							l.syncer.Wait()
+							l.workers.Wait()
 						}
 						l, got, report := mustOpen(t, next, Options{Sync: policy})
 						wantDoubt(t, report.Doubt, want)
@@ -76,9 +76,9 @@ func TestAStricterPolicyForcesWhatALaxerOneHasLeft(t *testing.T) {
 }
 
 func TestAMarkerThatIsMissingOrGarbageIsADoubtAndNothingElse(t *testing.T) {
-	sound := marker{SyncAlways, false, "start 0"}.append(nil)
+	sound := marker{policy: SyncAlways, boot: "start 0"}.append(nil)
 	future := bytes.Clone(sound)
-	future[8] = 2
+	future[8] = 3
 	policy := bytes.Clone(sound)
 	policy[16] = 9
 	policy = putSum(policy)
@@ -92,13 +92,13 @@ func TestAMarkerThatIsMissingOrGarbageIsADoubtAndNothingElse(t *testing.T) {
 		"missing":            {nil, noMarker},
 		"empty":              {[]byte{}, "not a marker"},
 		"foreign":            {[]byte("do not trust this\n"), "not a marker"},
-		"a future version":   {future, "format version 2, known is 1"},
+		"a future version":   {future, "format version 3, known is 2"},
 		"an unknown policy":  {policy, "of an unknown kind"},
 		"an unknown state":   {closed, "of an unknown kind"},
 		"huge":               {make([]byte, 1<<20), "not a marker"},
-		"too long":           {append(bytes.Clone(sound), make([]byte, 100)...), "of a wrong length"},
+		"too long":           {putSum(append(bytes.Clone(sound), make([]byte, 100)...)), "of a wrong length"},
 		"sound":              {sound, ""},
-		"a start of no name": {marker{SyncNone, false, ""}.append(nil), ""},
+		"a start of no name": {marker{}.append(nil), ""},
 	}
 	for cut := range sound {
 		tests[fmt.Sprintf("cut at %d", cut)] = struct {

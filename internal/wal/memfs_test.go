@@ -28,6 +28,9 @@ type memFS struct {
 	// many of the bytes are written before the error; fewer than all without an
 	// error is a short write. Having errCrash, the process is dead.
 	fault func(op op, name string, size int) (int, error)
+
+	// still, if it is not nil, says what a change waits for before it is made.
+	still func(op op) <-chan struct{}
 }
 
 type memFile struct {
@@ -176,8 +179,15 @@ func (m *memFS) amnesia() bool {
 	return false
 }
 
-// step asks for a fault. The caller holds the mutex.
+// step asks for a fault. The caller holds the mutex, and not while the disk stands still.
 func (m *memFS) step(op op, name string, size int) (int, error) {
+	if m.still != nil {
+		if goesOn := m.still(op); goesOn != nil {
+			m.mu.Unlock()
+			<-goesOn
+			m.mu.Lock()
+		}
+	}
 	if m.dead {
 		return 0, errCrash
 	}
@@ -228,6 +238,19 @@ func (r memReader) ReadAt(b []byte, at int64) (int, error) {
 		return n, io.EOF
 	}
 	return n, nil
+}
+
+func (m *memFS) size(name string, open writeFile) (int64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f := m.names[name]
+	if f == nil {
+		return 0, fs.ErrNotExist
+	}
+	if w, ok := open.(*memWriter); ok && w.file != f {
+		return 0, errReplaced
+	}
+	return int64(len(f.data)), nil
 }
 
 func (m *memFS) create(name string) (writeFile, error) {

@@ -23,6 +23,12 @@ type Options struct {
 	// durable again, a file that cannot be created or removed. It is called without
 	// a lock held, but while others wait to write: it must not call the Log.
 	Logf func(format string, args ...any)
+
+	// Before, if it is not nil, is called before each access to the disk after Open has
+	// read the files, with its kind: create, write, sync, rename, remove, truncate,
+	// syncdir, stat. It is for tests: one that does not return is a disk that stands
+	// still.
+	Before func(op string)
 }
 
 // SyncPolicy is when records are forced to the disk.

@@ -3,6 +3,7 @@ package wal
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"slices"
 )
 
@@ -12,9 +13,10 @@ type segment struct {
 	regular    bool
 	header     header
 	reason     string // what is wrong with the header, or with all of it
+	newer      uint32 // the version, if it is that of a program to come
 	unreadable bool   // it may hold anything
 	size       int64
-	ends       int64 // where its successor says that it ends; -1 if nobody says
+	ends       int64 // where its successor or the marker says that it ends; -1 if nobody says
 	last       bool  // the last log: what a crash left unfinished is here
 	unborn     bool  // a crash left it without a whole header, so with nothing
 
@@ -55,8 +57,13 @@ func replay(fs fileSystem) (*replayer, error) {
 	if err := r.find(); err != nil {
 		return nil, err
 	}
+	if v := r.marker.newer; v > 0 {
+		return nil, &Newer{File: markerName, Version: v, Known: markerVersion}
+	}
 	for _, s := range r.segments {
-		r.readHeader(s)
+		if r.readHeader(s); s.newer > 0 {
+			return nil, &Newer{File: s.name(), Version: s.newer, Known: version}
+		}
 	}
 	r.connect()
 	r.readBase()
@@ -120,22 +127,28 @@ func (s *segment) readHeader(fs fileSystem) (reason string) {
 		return fmt.Sprintf("cannot be read: %v", err)
 	}
 	s.header, reason = parseHeader(b, s.fileID)
+	s.newer = newerHeader(b, s.fileID)
 	return reason
 }
 
-// connect tells each log where it ends, by the word of the one after it.
+// connect tells each log where it ends, by the word of the one after it, or of the
+// marker that Close wrote: what that names was whole.
 func (r *replayer) connect() {
 	logs := make(map[uint64]*segment)
 	for _, s := range slices.Backward(r.segments) {
+		end, whole := r.sealed()[s.fileID]
 		if s.snapshot {
 			continue
 		}
 		if r.last == nil {
-			s.unborn = s.reason != "" && s.tornHeader(r.fs)
+			s.unborn = !whole && s.reason != "" && s.tornHeader(r.fs)
 			s.last = !s.unborn
 		}
 		if s.last {
 			r.last = s
+		}
+		if whole {
+			s.ends, s.last = end, false
 		}
 		logs[s.id] = s
 	}
@@ -256,12 +269,34 @@ func (r *replayer) live() []*state {
 	return live
 }
 
-// findMissing reports the logs that others tell of, which no snapshot has replaced.
+// sealed is where each file ended when the log was closed; nil where it was not, or by a
+// version that did not say.
+func (r *replayer) sealed() map[fileID]int64 {
+	if r.marker.reason != "" || !r.marker.closed {
+		return nil
+	}
+	return r.marker.ends
+}
+
+// findMissing reports the files that others tell of, which no snapshot has replaced.
 func (r *replayer) findMissing() {
+	there := func(file fileID) bool {
+		return slices.ContainsFunc(r.segments, func(s *segment) bool { return s.fileID == file })
+	}
+	for _, file := range slices.SortedFunc(maps.Keys(r.sealed()), fileID.compare) {
+		if file.id >= r.base && !there(file) {
+			r.report.Damage = append(r.report.Damage, Damage{
+				File: file.name(), LostBytes: r.marker.ends[file], Reason: "is missing",
+			})
+		}
+	}
 	for _, s := range r.segments {
 		prev := s.header.prev
 		if s.reason != "" || s.id <= r.base || prev.id == 0 || prev.end <= headerSize {
 			continue
+		}
+		if _, told := r.sealed()[fileID{id: prev.id}]; told {
+			continue // of that one the marker has told
 		}
 		// A snapshot that is damaged has still removed what it replaced.
 		there := func(o *segment) bool {

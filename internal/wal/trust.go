@@ -21,7 +21,10 @@ func (l *Log) trust(closed bool) error {
 	if tmp := markerName + tmpSuffix; l.fs.exists(tmp) {
 		l.remove(tmp)
 	}
-	m := marker{l.opts.Sync, closed, l.boot}
+	m := marker{policy: l.opts.Sync, closed: closed, boot: l.boot}
+	if closed {
+		m.ends = l.ends()
+	}
 	err := l.writeWhole(markerName, func(w io.Writer) error { return writeAll(w, m.append(nil)) })
 	if err != nil {
 		return err
@@ -52,6 +55,32 @@ func (l *Log) distrust() {
 	l.files.marker = lingers
 	if before != lingers {
 		l.opts.Logf("wal: %s could not be removed for certain: the next Open may take what is out of date for the latest: %v", markerName, err)
+	}
+}
+
+// ends is where each file ends that the next Open has to find. Whoever calls it has the
+// turn, and there is no active segment.
+func (l *Log) ends() map[fileID]int64 {
+	ends := make(map[fileID]int64)
+	for _, f := range l.files.old {
+		if file, ok := parseName(f.name); ok && f.ends > 0 && !f.damaged && !f.unplaced {
+			ends[file] = f.ends
+		}
+	}
+	return ends
+}
+
+// shunMarker removes the marker if the log was suspended. Whoever calls it has the turn.
+func (l *Log) shunMarker() {
+	l.mu.Lock()
+	suspended, warned := l.mu.suspended, l.mu.warned
+	l.mu.suspended, l.mu.warned = false, nil
+	l.mu.Unlock()
+	if warned != nil {
+		<-warned // or it would remove the one that comes next
+	}
+	if suspended || l.files.marker == lingers {
+		l.distrust()
 	}
 }
 

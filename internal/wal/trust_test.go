@@ -44,7 +44,7 @@ func TestANewDirectoryAndOneThatWasKilledAreNotInDoubt(t *testing.T) {
 			}
 			fs = fs.killed()
 			close(l.stop)
-			l.syncer.Wait()
+			l.workers.Wait()
 		}
 	}
 }
