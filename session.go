@@ -130,6 +130,10 @@ type session struct {
 	// those of an earlier one may still run late.
 	id uint64
 
+	// valueSize is about how large the values are that batches read, 0 while that is
+	// not known.
+	valueSize atomic.Int64
+
 	bulkhead
 }
 
