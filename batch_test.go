@@ -35,7 +35,10 @@ func TestABatchOfAnySizeIsServedByAHealthyRedis(t *testing.T) {
 	writer, reader := open(t, at(s.Addr())), open(t, at(s.Addr()))
 	ready(t, writer)
 	ready(t, reader)
+	began := time.Now()
 	healthy := func(step string, c *holdfast.Cache, err error) {
+		t.Log(step, time.Since(began))
+		began = time.Now()
 		t.Helper()
 		if err != nil {
 			t.Fatalf("%s: %.300v", step, err)
