@@ -168,6 +168,9 @@ func (c *Cache) decider(ctx bound, h keyHash, key string) (*session, error) {
 	if !c.journal.holds(h, key) {
 		return s, nil
 	}
+	if l.judge(key, false) != sendInCompany || l.judge(key, true) != sendInCompany {
+		return nil, ErrUnavailable // it is replayed alone
+	}
 	// Within the bulkhead, like everything that callers send.
 	ticket, err := s.acquire(ctx)
 	if err != nil {

@@ -32,6 +32,9 @@ type outcome struct {
 	// it. A reply of any kind, and a command that was never sent, are known.
 	unknown bool
 
+	// lost: the connection was lost while the command was under way.
+	lost bool
+
 	// session is the one that answered, or did not. asked: its server does not
 	// own the slot, only imports it, so what it says is an answer and no more.
 	session *session
@@ -64,13 +67,19 @@ func (r *remote) bound(ctx context.Context, now int64) (b bound, cancel context.
 }
 
 // do sends the commands in one pipeline and waits for their replies until the
-// call's budget or the caller's context ends. The replies are nil where none
-// came.
-func (r *remote) do(ctx bound, s *session, cmds ...rueidis.Completed) ([]rueidis.RedisResult, outcome) {
+// call's budget or the caller's context ends; alone, if they are to be the only ones
+// under way. The replies are nil where none came.
+func (r *remote) do(ctx bound, s *session, alone bool, cmds ...rueidis.Completed) ([]rueidis.RedisResult, outcome) {
 	if ctx.Err() != nil {
 		return nil, unsent(ctx) // says nothing about Redis: it was not asked
 	}
-	ticket, err := s.acquire(ctx)
+	var ticket uint64
+	var err error
+	if alone {
+		ticket, err = s.enterAlone(ctx)
+	} else {
+		ticket, err = s.acquire(ctx)
+	}
 	if err != nil {
 		if ctx.caller.Err() != nil {
 			return nil, outcome{class: classCanceled, err: ctx.caller.Err()}
@@ -79,20 +88,26 @@ func (r *remote) do(ctx bound, s *session, cmds ...rueidis.Completed) ([]rueidis
 		// Nothing was sent, and those who were sent report for themselves.
 		return nil, outcome{class: classDown, err: err}
 	}
-	completed := s.completed.Load()
+	completed, dead := s.completed.Load(), s.lost.Load()
 	replies := s.client.DoMulti(ctx.Context, cmds...)
 	err = replies[len(replies)-1].NonRedisError()
-	if err == nil {
+	kept := int64(0)
+	if err != nil && gaveUp(err) {
+		s.abandon(ticket)
+		kept = 1
+	}
+	if alone {
+		s.leaveAlone(kept)
+	} else if kept == 0 {
 		s.release()
+	}
+	if err == nil {
 		s.answered(ticket)
 		return replies, outcome{session: s}
 	}
-	if gaveUp(err) {
-		s.abandon(ticket)
-	} else {
-		s.release()
-	}
-	return replies, r.unanswered(ctx, s, completed, err)
+	o := r.unanswered(ctx, s, completed, err)
+	o.lost = o.unknown && !gaveUp(err) && !dead && !s.ended.Load()
+	return replies, o
 }
 
 // unsent is the outcome of what is left of a call once its time is up.
@@ -148,7 +163,7 @@ type value struct {
 // not outlive the original.
 func (r *remote) get(ctx bound, s *session, key string) (value, outcome) {
 	b := s.client.B()
-	replies, o := r.do(ctx, s, b.Get().Key(key).Build(), b.Pttl().Key(key).Build())
+	replies, o := r.ask(ctx, s, subject{name: readName, key: key}, b.Get().Key(key).Build(), b.Pttl().Key(key).Build())
 	if o.class != classOK {
 		return value{}, o
 	}
@@ -170,7 +185,7 @@ func (r *remote) elsewhere(ctx bound, it item, stride int, build commands) (repl
 // one is do for a call on one key, with redirections.
 func (r *remote) one(ctx bound, s *session, key string, stride int, build commands) ([]rueidis.RedisResult, outcome) {
 	it := item{key: key, session: s}
-	replies, o := r.do(ctx, s, build(s.client.B(), &it, nil)...)
+	replies, o := r.ask(ctx, s, subject{it: &it, build: build}, build(s.client.B(), &it, nil)...)
 	if o.class == classOK {
 		o = r.reply(s, replies[0])
 	}
@@ -180,6 +195,9 @@ func (r *remote) one(ctx bound, s *session, key string, stride int, build comman
 	}
 	return replies, o
 }
+
+// readName is what a read is known by as a suspect.
+const readName = "GET\x00PTTL"
 
 func readCommands(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed {
 	return append(cmds, b.Get().Key(it.key).Build(), b.Pttl().Key(it.key).Build())
@@ -346,20 +364,39 @@ func (r *remote) part(ctx bound, items []item, group []int, stride int, build co
 			cancel()
 			ctx, cancel = r.bound(ctx.caller, r.clock.now())
 		}
-		to = pipelineEnd(s, items, index, from, n)
-		long = long || to < n
 		cmds, ends = cmds[:0], ends[:0]
+		var ids []uint64 // while anything is suspect
+		how, watched := sendInCompany, s.link.suspects.any()
+		to = pipelineEnd(s, items, index, from, n)
 		for i := from; i < to; i++ {
+			before := len(cmds)
 			cmds = build(s.client.B(), &items[index(i)], cmds)
+			if watched {
+				id := s.link.suspects.id(items[index(i)].key, cmds[before:])
+				if what := s.link.suspects.judge(id); what != sendInCompany && i > from {
+					cmds, to = cmds[:before], i // it is the next pipeline
+					break
+				} else if what != sendInCompany {
+					how, to = what, from+1
+				}
+				ids = append(ids, id)
+			}
 			if stride == 0 {
 				ends = append(ends, len(cmds))
 			}
+		}
+		long = long || to < n
+		if how == sendNot {
+			at := outcome{class: classDown, err: errIsolated, session: s}
+			items[index(from)].outcome = at
+			each(index(from), nil, at)
+			continue
 		}
 		if asking {
 			cmds = withAsking(s.client.B(), cmds)
 		}
 		completed := s.completed.Load()
-		replies, o := r.do(ctx, s, cmds...)
+		replies, o := r.do(ctx, s, how == sendAlone, cmds...)
 		if from > 0 && errors.Is(o.err, errBulkhead) && s.completed.Load() != completed {
 			to = from // its turn has yet to come, and Redis answers those before it
 			continue
@@ -379,7 +416,9 @@ func (r *remote) part(ctx bound, items []item, group []int, stride int, build co
 			case o.class == classOK, own[0].NonRedisError() == nil:
 				// Where the connection broke, it may have done so behind some of
 				// the replies.
-				size.add(it, own[0])
+				if n > 1 {
+					size.add(it, own[0])
+				}
 				at = r.reply(s, it.telling(own))
 				at.asked = asking
 				if at.class == classRedirect && it.errand != nil && it.errand.stays {
@@ -395,7 +434,12 @@ func (r *remote) part(ctx bound, items []item, group []int, stride int, build co
 		if n > 1 {
 			s.sized(size, to-from, o)
 		}
-		if o.class != classOK {
+		if o.class == classOK {
+			s.link.suspects.clear(ids...)
+		} else {
+			if o.unknown {
+				r.suspect(s, items, index, from, to, how == sendAlone, build, o)
+			}
 			// The rest is not sent: one part that found nobody speaks for all.
 			o.unknown = false
 			for i := to; i < n; i++ {
@@ -406,6 +450,17 @@ func (r *remote) part(ctx bound, items []item, group []int, stride int, build co
 		}
 	}
 	return long
+}
+
+// suspect notes those items of a pipeline that got no answer.
+func (r *remote) suspect(s *session, items []item, index func(int) int, from, to int, alone bool, build commands, o outcome) {
+	var ids []uint64
+	for i := from; i < to; i++ {
+		if it := &items[index(i)]; it.outcome.unknown {
+			ids = append(ids, s.link.suspects.id(it.key, build(s.client.B(), it, nil)))
+		}
+	}
+	s.unanswered(ids, alone, o)
 }
 
 // pipelineEnd is where the pipeline ends that begins with the item from: it is of
@@ -463,7 +518,8 @@ func (z *sizes) add(it *item, reply rueidis.RedisResult) {
 		return
 	}
 	z.values++
-	if text, err := reply.ToString(); err == nil {
+	if m, err := reply.ToMessage(); err == nil && m.IsString() {
+		text, _ := m.ToString()
 		z.bytes += len(text)
 	}
 }

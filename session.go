@@ -22,6 +22,7 @@ type pipe struct {
 
 	lost    atomic.Bool
 	lostErr atomic.Pointer[error]
+	ended   atomic.Bool // closed here, before it was lost
 }
 
 // plan is what a pipe is to be.
@@ -91,6 +92,9 @@ func gaveUp(err error) bool {
 // close ends the pipe and everything that waits on it. The connection goes
 // first: rueidis alone would wait a second for a mute server.
 func (p *pipe) close() {
+	if !p.lost.Load() {
+		p.ended.Store(true)
+	}
 	p.end()
 	p.dialer.close()
 	if p.client != nil {
@@ -151,6 +155,10 @@ type bulkhead struct {
 
 	abandoned   atomic.Int64
 	lastAbandon atomic.Uint64
+	left        abandonedCalls
+
+	solo    atomic.Bool  // somebody is alone, or about to be
+	replays atomic.Int64 // pipelines of the replay that are under way, which have no slot
 }
 
 // bulkheadSlots is half of rueidis' ring of 1,024.
@@ -207,6 +215,7 @@ func (b *bulkhead) answered(ticket uint64) {
 		for n := b.abandoned.Swap(0); n > 0; n-- {
 			b.release()
 		}
+		b.left.take()
 	}
 }
 
