@@ -190,6 +190,7 @@ func (s *suspects) blame(ids []uint64, session uint64, alone bool) (found bool) 
 			w.session, w.losses = session, min(w.losses+1, suspectLosses)
 			w.forget = max(w.forget, after(now, suspectMemory))
 			if alone {
+				w.losses = suspectLosses
 				w.until = after(now, isolation(s.least, w.alone))
 				w.forget = after(w.until, isolationMemory)
 				w.alone = min(w.alone+1, 64)
@@ -265,28 +266,29 @@ type abandonedCalls struct {
 	mu struct {
 		sync.Mutex
 		ids   []uint64
-		alone []uint64 // of those that were sent alone; replies come in order, so before all that follow
+		alone []uint64 // of one that was sent alone; replies come in order, so before all that follow
+		key   string   // of that
 	}
 }
 
 const abandonedMost = 256
 
-func (a *abandonedCalls) add(ids []uint64, alone bool) {
+func (a *abandonedCalls) add(ids []uint64, alone bool, key string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if alone {
-		a.mu.alone = append(a.mu.alone, ids...)
+		a.mu.alone, a.mu.key = append(a.mu.alone[:0], ids...), key
 	} else if len(a.mu.ids) < abandonedMost {
 		a.mu.ids = append(a.mu.ids, ids...)
 	}
 }
 
-func (a *abandonedCalls) take() (ids, alone []uint64) {
+func (a *abandonedCalls) take() (ids, alone []uint64, key string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	ids, alone = a.mu.ids, a.mu.alone
-	a.mu.ids, a.mu.alone = nil, nil
-	return ids, alone
+	ids, alone, key = a.mu.ids, a.mu.alone, a.mu.key
+	a.mu.ids, a.mu.alone, a.mu.key = nil, nil, ""
+	return ids, alone, key
 }
 
 // judge says how a write of the replay is to be sent.
@@ -297,19 +299,25 @@ func (l *link) judge(key string, del bool) treatment {
 	return l.suspects.judge(l.suspects.write(key, del))
 }
 
-// blame notes what a session that was lost was lost under.
-func (l *link) blame(s *session, ids []uint64, alone bool) {
-	if len(ids) > 0 && l.suspects.blame(ids, s.id, alone) {
-		l.excused.Store(true)
-		l.look()
+// blame notes what a session that was lost was lost under, alone or in company, and
+// tells of what is isolated for it: a command of this key.
+func (l *link) blame(s *session, ids []uint64, alone bool, key string) {
+	if len(ids) == 0 || !l.suspects.blame(ids, s.id, alone) {
+		return
+	}
+	l.excused.Store(true)
+	l.look()
+	if alone {
+		l.stats.isolated.Add(1)
+		l.notify.isolated(key, s.addr)
 	}
 }
 
 // blameAbandoned is blame for those who did not wait for it.
 func (l *link) blameAbandoned(s *session) {
-	ids, alone := s.left.take()
-	l.blame(s, alone, true)
-	l.blame(s, ids, false)
+	ids, alone, key := s.left.take()
+	l.blame(s, alone, true, key)
+	l.blame(s, ids, false, "")
 }
 
 // excuse says whether a loss that is a command's doing is to be made good at once. Not
@@ -323,13 +331,14 @@ func (l *link) excuse(now int64) bool {
 	return true
 }
 
-// unanswered notes that commands with these ids got no answer on the session.
-func (s *session) unanswered(ids []uint64, alone bool, o outcome) {
+// unanswered notes that commands with these ids got no answer on the session; where they
+// were alone, those of the key.
+func (s *session) unanswered(ids []uint64, alone bool, key string, o outcome) {
 	switch {
 	case o.lost:
-		s.link.blame(s, ids, alone)
+		s.link.blame(s, ids, alone, key)
 	case o.unknown:
-		s.left.add(ids, alone)
+		s.left.add(ids, alone, key)
 		if s.lost.Load() {
 			s.link.blameAbandoned(s)
 		}
@@ -351,6 +360,13 @@ func (w *subject) id(s *session) uint64 {
 	return s.link.suspects.id(w.it.key, w.build(s.client.B(), w.it, nil))
 }
 
+func (w *subject) named() string {
+	if w.build == nil {
+		return w.key
+	}
+	return w.it.key
+}
+
 // ask is do for the commands of one key.
 func (r *remote) ask(ctx bound, s *session, who subject, cmds ...rueidis.Completed) ([]rueidis.RedisResult, outcome) {
 	var id [1]uint64
@@ -369,7 +385,7 @@ func (r *remote) ask(ctx bound, s *session, who subject, cmds ...rueidis.Complet
 		if id[0] == 0 {
 			id[0] = who.id(s)
 		}
-		s.unanswered(id[:], how == sendAlone, o)
+		s.unanswered(id[:], how == sendAlone, who.named(), o)
 	}
 	return replies, o
 }

@@ -460,7 +460,7 @@ func (r *remote) suspect(s *session, items []item, index func(int) int, from, to
 			ids = append(ids, s.link.suspects.id(it.key, build(s.client.B(), it, nil)))
 		}
 	}
-	s.unanswered(ids, alone, o)
+	s.unanswered(ids, alone, items[index(from)].key, o)
 }
 
 // pipelineEnd is where the pipeline ends that begins with the item from: it is of

@@ -395,7 +395,7 @@ func (p *pass) postpone(t *task, c class, err error) {
 		what = foundCut // and not before it was sent
 	}
 	if what == foundCut {
-		p.link.blame(s, []uint64{p.link.suspects.write(t.key, t.del)}, t.alone)
+		p.link.blame(s, []uint64{p.link.suspects.write(t.key, t.del)}, t.alone, t.key)
 	}
 	p.journal.settle(*t, what, s.id, s.server, p.clock.now())
 	if what == foundCut && t.alone && t.cuts > suspectCuts && !t.del {
