@@ -244,7 +244,8 @@ func (cl *client) do(ctx context.Context, turns []turn) []rueidis.RedisResult {
 	if err := enterable(ctx, open); err != nil {
 		return failed(turns, err)
 	}
-	r := &call{cl: cl, c: c, ctx: ctx, now: c.clock.now(), turns: turns}
+	now := c.clock.now()
+	r := &call{cl: cl, c: c, ctx: ctx, now: now, began: now, turns: turns}
 	r.all()
 	replies := make([]rueidis.RedisResult, len(turns))
 	for i := range turns {

@@ -21,6 +21,7 @@ type call struct {
 	ctx context.Context
 	now int64
 
+	began  int64 // of the budget: now, or later in a large batch
 	limit  bound // of the call, from its first errand on
 	cancel context.CancelFunc
 
@@ -98,7 +99,11 @@ const (
 // all takes every turn to its reply. The caller is within the fence.
 func (r *call) all() {
 	r.items, r.writes = r.oneItem[:0], r.oneChange[:0]
-	for i := 0; i < len(r.turns); {
+	for i, bounded := 0, 0; i < len(r.turns); {
+		if i-bounded >= keysAtOnce {
+			bounded = i
+			r.unbound() // what many commands cost this process is not Redis' time
+		}
 		st := &r.turns[i]
 		st.span = 1
 		r.begin(st, i)
@@ -124,9 +129,18 @@ func (r *call) all() {
 
 func (r *call) bounded() bound {
 	if r.cancel == nil {
-		r.limit, r.cancel = r.c.remote.bound(r.ctx, r.now)
+		r.limit, r.cancel = r.c.remote.bound(r.ctx, r.began)
 	}
 	return r.limit
+}
+
+// unbound ends the budget: what comes next begins another.
+func (r *call) unbound() {
+	if r.cancel != nil {
+		r.cancel()
+		r.cancel = nil
+	}
+	r.began = r.c.clock.now()
 }
 
 // begin answers the turn, the ith, or makes errands of it.

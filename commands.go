@@ -171,6 +171,9 @@ func (c *Cache) decider(ctx bound, h keyHash, key string) (*session, error) {
 	if !c.journal.holds(h, key) {
 		return s, nil
 	}
+	if l.treat(key, false) != sendInCompany || l.treat(key, true) != sendInCompany {
+		return nil, ErrUnavailable // it is replayed alone
+	}
 	// Within the bulkhead, like everything that callers send.
 	ticket, err := s.acquire(ctx)
 	if err != nil {

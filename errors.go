@@ -3,6 +3,7 @@ package holdfast
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 
 	"github.com/redis/rueidis"
@@ -84,6 +85,71 @@ func (e *Error) Error() string {
 }
 
 func (e *Error) Unwrap() error { return e.Err }
+
+// BatchError is the error of a call of many keys that failed for more than one of
+// them. Its text names the number of errors and the first few of them, and is short
+// whatever the keys are. errors.Is and errors.As look at all of them; Unwrap returns
+// them: an *Error with its key for each key that failed, in no particular order.
+type BatchError struct{ errs []error }
+
+const (
+	// batchErrorsTold is how many errors the text of a BatchError has, and
+	// batchErrorBytes how much of each.
+	batchErrorsTold = 5
+	batchErrorBytes = 200
+)
+
+func (e *BatchError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "holdfast: %d errors: ", len(e.errs))
+	for i, err := range e.errs[:min(len(e.errs), batchErrorsTold)] {
+		if i > 0 {
+			b.WriteString("; ")
+		}
+		text := strings.TrimPrefix(err.Error(), "holdfast: ")
+		if len(text) > batchErrorBytes {
+			text = strings.ToValidUTF8(text[:batchErrorBytes], "") + "..."
+		}
+		b.WriteString(text)
+	}
+	if more := len(e.errs) - batchErrorsTold; more > 0 {
+		fmt.Fprintf(&b, "; and %d more", more)
+	}
+	return b.String()
+}
+
+// Unwrap returns the errors. Read the slice, do not write to it.
+func (e *BatchError) Unwrap() []error { return e.errs }
+
+// errorList gathers the errors of a batch.
+type errorList struct{ errs []error }
+
+// add adds the error of a key at the remote tier.
+func (l *errorList) add(op, key string, err error) {
+	if err != nil {
+		l.errs = append(l.errs, &Error{Op: op, Key: key, Tier: Remote, Err: err})
+	}
+}
+
+// also adds an error that names its key, or those of another batch.
+func (l *errorList) also(err error) {
+	if batch, ok := err.(*BatchError); ok {
+		l.errs = append(l.errs, batch.errs...)
+	} else if err != nil {
+		l.errs = append(l.errs, err)
+	}
+}
+
+// join is nil for no error, the error itself for one, and else a *BatchError.
+func (l *errorList) join() error {
+	switch len(l.errs) {
+	case 0:
+		return nil
+	case 1:
+		return l.errs[0]
+	}
+	return &BatchError{l.errs}
+}
 
 // class is what an outcome means for the circuit and for the write that met it.
 type class uint8

@@ -164,6 +164,22 @@ func (n *notifier) untracked(addr, why string, ttl time.Duration) {
 	})
 }
 
+// isolated tells of a command at which a server hangs up, and what to do.
+func (n *notifier) isolated(key, addr string) {
+	if len(key) > keyTold {
+		key = key[:keyTold] + "..."
+	}
+	n.post(func() {
+		n.log.Warn("holdfast: the connection was lost each time when a command of this key was sent, so it is answered "+
+			"as if redis were away, and tried again now and then: see whether its value is over a limit of the server's, "+
+			"such as client-output-buffer-limit, or of a proxy's",
+			"key", strings.ToValidUTF8(key, "?"), "addr", addr)
+	})
+}
+
+// keyTold is how many bytes of a key are shown.
+const keyTold = 64
+
 // journalFile tells of a change in what the journal's file is good for.
 func (n *notifier) journalFile(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)

@@ -22,6 +22,9 @@ type journal struct {
 
 	// downgraded is told of a set that became a delete while it waited.
 	downgraded func(key string)
+	// suspect says of a write that connections were lost under it: it is sent last and
+	// alone.
+	suspect func(key string, del bool) bool
 
 	file *journalFile // nil: in memory only
 
@@ -73,7 +76,7 @@ type fenced struct {
 }
 
 func newJournal(o JournalOptions) *journal {
-	j := &journal{maxKeys: o.MaxKeys, maxBytes: o.MaxBytes, keysOnly: o.KeysOnly, downgraded: func(string) {}}
+	j := &journal{maxKeys: o.MaxKeys, maxBytes: o.MaxBytes, keysOnly: o.KeysOnly, downgraded: func(string) {}, suspect: func(string, bool) bool { return false }}
 	for i := range j.shards {
 		j.shards[i].intents = make(map[string]*intent)
 		j.shards[i].sent = make(map[*intent]sent)

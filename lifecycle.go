@@ -170,6 +170,7 @@ func (c *Cache) Stats() Stats {
 		FillsDiscarded:  n.fillsDiscarded.Load(),
 		Invalidations:   n.invalidations.Load(),
 		StreamLosses:    n.streamLosses.Load(),
+		Isolated:        n.isolated.Load(),
 		LocalEvicted:    c.local.evicted.Load(),
 		LocalDropped:    c.local.dropped.Load(),
 	}

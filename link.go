@@ -59,10 +59,14 @@ type link struct {
 
 	broken atomic.Pointer[chan struct{}] // nil while nobody waits; see stream
 
+	suspects suspects    // what may be why connections are lost
+	excused  atomic.Bool // the last loss was the doing of one of them
+
 	// Of the supervisor alone.
 	session  *session
 	served   *session // the last that the gate was opened to
 	schedule backoff
+	excuses  int64  // up to when losses are excused already
 	probing  string // the probe's key
 	bare     bool   // the next session is: see session.bare
 	untold   string // why the server does not tell of changes, as last logged
@@ -159,6 +163,7 @@ func newLink(o Options, env linkEnv) *link {
 		silence:  int64(o.silence()),
 	}
 	l.owned = newOwned(l)
+	l.suspects = newSuspects(env.clock, o.Breaker.MaxBackoff)
 	l.mu.health = Health{State: Connecting, Since: time.Now()}
 	l.breaker = newBreaker(o.Breaker.Failures, l.shut)
 	l.breaker.trip()
@@ -223,6 +228,7 @@ func (l *link) lostSession(s *session) {
 	}
 	l.busy.CompareAndSwap(s, nil)
 	s.endPeriod(*s.lostErr.Load())
+	l.blameAbandoned(s)
 	l.look()
 }
 
@@ -385,6 +391,13 @@ func (l *link) supervise(ctx context.Context) {
 				l.schedule.reset()
 			}
 			due = now + int64(l.schedule.next())
+		}
+		if l.excused.Swap(false) && l.excuse(now) {
+			// Not the fault of who was merely beside it.
+			l.schedule.reset()
+			if l.session == nil {
+				due = now
+			}
 		}
 		if l.refused.Swap(false) && l.state() == Up {
 			l.apply(evRefused, nil)

@@ -3,7 +3,6 @@ package holdfast
 import (
 	"context"
 	"errors"
-	"slices"
 	"time"
 )
 
@@ -71,7 +70,8 @@ type batch struct {
 
 	found map[string][]byte
 	errs  []error
-	begun bool // what it leads is found, or is being loaded
+	said  map[string]bool // their texts, as far as they are looked for
+	begun bool            // what it leads is found, or is being loaded
 }
 
 // begin is what is done inside the fence.
@@ -292,8 +292,11 @@ func (b *batch) note(key string, e Entry, err error) {
 		b.found[key] = e.Value
 	case errors.Is(err, ErrNotFound):
 	default:
-		said := func(other error) bool { return other.Error() == err.Error() }
-		if !slices.ContainsFunc(b.errs, said) {
+		if text := err.Error(); !b.said[text] {
+			if b.said == nil {
+				b.said = map[string]bool{}
+			}
+			b.said[text] = true
 			b.errs = append(b.errs, err)
 		}
 	}

@@ -134,6 +134,7 @@ func (c *Cache) connect() {
 		}
 		home.where = s.where
 	}
+	c.journal.suspect = func(key string, del bool) bool { return r.link(r.of(key)).treat(key, del) != sendInCompany }
 	r.home = c.newLink(c.life, home, func(string) bool { return r.cluster.Load() == nil })
 	r.one.link.Store(r.home)
 	if c.journal.file != nil {

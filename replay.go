@@ -84,7 +84,7 @@ func (r *replayer) run(ctx context.Context) {
 		if s == nil || !s.writable.Load() {
 			continue // what wakes the replayer is that Redis is back
 		}
-		if next := r.journal.nextCheck(r.owns); next != never {
+		if next := min(r.journal.nextCheck(r.owns), r.link.suspects.nextTrial()); next != never {
 			timer.Reset(max(replayPause, time.Duration(next-r.clock.now())))
 		}
 	}
@@ -138,7 +138,9 @@ func (r *replayer) drain(ctx context.Context, s *session) bool {
 // Redis answers.
 func (d *draining) lane(ctx context.Context) {
 	s := d.session
-	want := func(key string, del bool) bool { return (del || s.writable.Load()) && d.owns(key) }
+	want := func(key string, del bool) bool {
+		return (del || s.writable.Load()) && d.owns(key) && d.link.treat(key, del) != sendNot
+	}
 	quickest := time.Duration(never) // what is not the batch's doing
 	for batch := replayFirst; ; {
 		if !d.note(Replay{}, true) {
@@ -154,7 +156,13 @@ func (d *draining) lane(ctx context.Context) {
 		if len(tasks) == 0 {
 			return
 		}
+		leave, ok := d.enter(ctx, tasks)
+		if !ok {
+			d.note(Replay{}, false)
+			return
+		}
 		round, ok := d.replay(ctx, s, tasks)
+		leave()
 		took := time.Duration(d.clock.now() - began)
 		quickest = min(quickest, took)
 		batch = nextBatch(batch, took-quickest, d.share)
@@ -162,6 +170,26 @@ func (d *draining) lane(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// enter has the tasks be under way beside the callers' commands, or without any. Where
+// that is not to be had, they are not sent.
+func (d *draining) enter(ctx context.Context, tasks []task) (leave func(), ok bool) {
+	s := d.session
+	if !tasks[0].alone {
+		leave, ok = s.leaveReplay, s.enterReplay(ctx)
+	} else {
+		ctx, cancel := context.WithTimeout(ctx, d.timeout)
+		defer cancel()
+		_, err := s.enterAlone(ctx)
+		leave, ok = func() { s.leaveAlone(0) }, err == nil
+	}
+	if !ok {
+		for i := range tasks {
+			d.journal.settle(tasks[i], foundUnsent, s.id, s.server, d.clock.now())
+		}
+	}
+	return leave, ok
 }
 
 // await waits until so many keys may be sent; false where the session has ended
@@ -268,6 +296,9 @@ func (r *Replay) add(more Replay) {
 
 // conclude does with a task what the answer to it says.
 func (p *pass) conclude(t *task, a answer) {
+	if _, refused := rueidis.IsRedisErr(a.err); (a.err == nil || refused) && p.link.suspects.any() {
+		p.link.suspects.clear(p.link.suspects.write(t.key, t.del))
+	}
 	switch c := classify(context.Background(), a.err); {
 	case c == classOK:
 		p.decided(t, a.verdict)
@@ -377,6 +408,9 @@ func (p *pass) postpone(t *task, c class, err error) {
 		what = foundUnsent // what it is told is what ended the connection before
 	} else if !errors.Is(err, errNoPermit) && !errors.Is(err, rueidis.ErrClosing) {
 		what = foundCut // and not before it was sent
+	}
+	if what == foundCut {
+		p.link.blame(s, []uint64{p.link.suspects.write(t.key, t.del)}, t.alone, t.key)
 	}
 	p.journal.settle(*t, what, s.id, s.server, p.clock.now())
 	if what == foundCut && t.alone && t.cuts > suspectCuts && !t.del {

@@ -22,6 +22,7 @@ type pipe struct {
 
 	lost    atomic.Bool
 	lostErr atomic.Pointer[error]
+	ended   atomic.Bool // closed here, before it was lost
 }
 
 // plan is what a pipe is to be.
@@ -92,6 +93,9 @@ func gaveUp(err error) bool {
 // close ends the pipe and everything that waits on it. The connection goes
 // first: rueidis alone would wait a second for a mute server.
 func (p *pipe) close() {
+	if !p.lost.Load() {
+		p.ended.Store(true)
+	}
 	p.end()
 	p.dialer.close()
 	if p.client != nil {
@@ -140,6 +144,10 @@ type session struct {
 	// those of an earlier one may still run late.
 	id uint64
 
+	// valueSize is about how large the values are that batches read, 0 while that is
+	// not known.
+	valueSize atomic.Int64
+
 	bulkhead
 }
 
@@ -157,6 +165,10 @@ type bulkhead struct {
 
 	abandoned   atomic.Int64
 	lastAbandon atomic.Uint64
+	left        abandonedCalls
+
+	solo    atomic.Bool  // somebody is alone, or about to be
+	replays atomic.Int64 // pipelines of the replay that are under way, which have no slot
 }
 
 // bulkheadSlots is half of rueidis' ring of 1,024.
@@ -213,6 +225,7 @@ func (b *bulkhead) answered(ticket uint64) {
 		for n := b.abandoned.Swap(0); n > 0; n-- {
 			b.release()
 		}
+		b.left.take()
 	}
 }
 

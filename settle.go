@@ -37,7 +37,7 @@ func (j *journal) take(n, bytes int, now int64, hash func(string) keyHash, want 
 			if in.sending || in.checkAt > now || !want(key, in.del) {
 				continue
 			}
-			if in.cuts >= suspectCuts {
+			if in.cuts >= suspectCuts || j.suspect(key, in.del) {
 				suspect, found = key, sh
 				continue
 			}
@@ -88,7 +88,7 @@ func (j *journal) takeSuspect(sh *journalShard, key string, hash func(string) ke
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	in := sh.intents[key]
-	if in == nil || in.sending || in.cuts < suspectCuts {
+	if in == nil || in.sending || in.cuts < suspectCuts && !j.suspect(key, in.del) {
 		j.underWay.Add(-aloneUnderWay)
 		return nil
 	}

@@ -28,6 +28,7 @@ type Stats struct {
 	DialAttempts    uint64
 	Timeouts        uint64 // calls that used up Options.Timeout
 	BulkheadRefused uint64 // calls that found no room among those in flight
+	Isolated        uint64 // commands that were lost alone: see DESIGN, Isolation
 	HooksDropped    uint64
 
 	// The journal.
@@ -63,5 +64,5 @@ type counters struct {
 
 	loads, loadsShared, loadErrors, negativeHits, earlyRefreshes, leaseWaits atomic.Uint64
 
-	fillsDiscarded, invalidations, streamLosses atomic.Uint64
+	fillsDiscarded, invalidations, streamLosses, isolated atomic.Uint64
 }

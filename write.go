@@ -3,7 +3,6 @@ package holdfast
 import (
 	"bytes"
 	"context"
-	"errors"
 	"slices"
 	"time"
 
@@ -406,29 +405,6 @@ func (c *Cache) worth(w *change, now int64, o outcome) int64 {
 		return unread
 	}
 	return c.freshUntil(now, w.deadline, told)
-}
-
-// errorList gathers one error a key.
-type errorList struct{ errs []error }
-
-func (l *errorList) add(op, key string, err error) {
-	if err != nil {
-		l.errs = append(l.errs, &Error{Op: op, Key: key, Tier: Remote, Err: err})
-	}
-}
-
-// also adds an error that names its key.
-func (l *errorList) also(err error) {
-	if err != nil {
-		l.errs = append(l.errs, err)
-	}
-}
-
-func (l *errorList) join() error {
-	if len(l.errs) == 1 {
-		return l.errs[0]
-	}
-	return errors.Join(l.errs...)
 }
 
 func checkKey(key string) error {

@@ -377,3 +377,63 @@ func TestASentinelsMasterIsFollowed(t *testing.T) {
 		t.Errorf("the new master has %q", got)
 	}
 }
+
+// The budget of a call was that of a pipeline of any size.
+func TestAPipelineOfAnySizeIsServedByAHealthyRedis(t *testing.T) {
+	const n = 100_000
+	ctx := begin(t)
+	s := redistest.Start(t)
+	rdb, c := attached(t, at(s.Addr()))
+	for name, fill := range map[string]func(redis.Pipeliner, string){
+		"SET":    func(p redis.Pipeliner, key string) { p.Set(ctx, key, "v", 0) },
+		"GET":    func(p redis.Pipeliner, key string) { p.Get(ctx, key) },
+		"APPEND": func(p redis.Pipeliner, key string) { p.Append(ctx, "a"+key, "v") },
+		"both":   func(p redis.Pipeliner, key string) { p.Set(ctx, key, "v", 0); p.Incr(ctx, "n") },
+	} {
+		p := rdb.Pipeline()
+		for i := range n {
+			fill(p, fmt.Sprint("key:", i))
+		}
+		cmds, err := p.Exec(ctx)
+		if err != nil && !(name == "GET" && errors.Is(err, redis.Nil)) {
+			t.Errorf("%s: %.300v", name, err)
+		}
+		for i, cmd := range cmds {
+			if err := cmd.Err(); err != nil && err != redis.Nil {
+				t.Errorf("%s: command %d: %v", name, i, err)
+				break
+			}
+		}
+	}
+	if got := s.MustDo("GET", "n"); got != fmt.Sprint(n) {
+		t.Errorf("of %d INCR %s ran", n, got)
+	}
+	if st := c.Stats(); st.Journaled != 0 || st.BreakerOpens != 0 {
+		t.Errorf("stats %+v", st)
+	}
+}
+
+func TestAPipelineWaitsForOnePartOfARedisThatHangs(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	p := redistest.NewProxy(t, s.Addr())
+	o := at(p.Addr())
+	o.Timeout = 200 * time.Millisecond
+	rdb, _ := attached(t, o)
+	must(t, rdb.Incr(ctx, "n").Err())
+	p.SetMode(redistest.Hang)
+	pipe := rdb.Pipeline()
+	for range 10_000 {
+		pipe.Incr(ctx, "n")
+	}
+	began := time.Now()
+	cmds, err := pipe.Exec(ctx)
+	if took := time.Since(began); !errors.Is(err, holdfast.ErrUnavailable) || took > 5*o.Timeout {
+		t.Errorf("%v after %v", err, took)
+	}
+	for i, cmd := range cmds {
+		if !errors.Is(cmd.Err(), holdfast.ErrUnavailable) {
+			t.Fatalf("command %d: %v", i, cmd.Err())
+		}
+	}
+}

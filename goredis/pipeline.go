@@ -72,16 +72,38 @@ func (p *pipeline) run(ctx context.Context, next redis.ProcessPipelineHook) erro
 	if err := p.cache.Invalidate(keysOf(rest, true)...); err != nil {
 		return p.fail(from, err)
 	}
-	err := next(bounded, p.cmds[from:])
+	p.send(ctx, from, next)
 	_ = p.cache.Invalidate(keysOf(rest, true)...)
-	if told := verdict(ctx, err); told != err {
-		for _, cmd := range p.cmds[from:] {
-			cmd.SetErr(verdict(ctx, cmd.Err()))
-		}
-		err = told
-	}
-	p.note(err)
 	return p.first
+}
+
+// sendAtOnce bounds what go-redis sends in one pipeline.
+const sendAtOnce = 256
+
+// send has go-redis send the commands from one on. A large pipeline is sent in parts, of
+// which each has the budget of a call as long as the one before was answered in time;
+// unless its commands depend on their connection.
+func (p *pipeline) send(ctx context.Context, from int, next redis.ProcessPipelineHook) {
+	for to := from; from < len(p.cmds); from = to {
+		if to = min(from+sendAtOnce, len(p.cmds)); p.whole || p.waiting {
+			to = len(p.cmds)
+		}
+		bounded, cancel := p.bound(ctx, p.waiting)
+		err := next(bounded, p.cmds[from:to])
+		cancel()
+		told := verdict(ctx, err)
+		if told != err {
+			for _, cmd := range p.cmds[from:to] {
+				cmd.SetErr(verdict(ctx, cmd.Err()))
+			}
+		}
+		p.note(told)
+		var said redis.Error
+		if told != nil && !errors.As(told, &said) {
+			_ = p.fail(to, told) // what is left is not sent: nobody answers
+			return
+		}
+	}
 }
 
 // keysOf are the commands' keys, or those that they may write to.

@@ -1,0 +1,341 @@
+package holdfast_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/holdfast-cache/holdfast"
+	"github.com/holdfast-cache/holdfast/internal/redistest"
+	"github.com/redis/rueidis"
+)
+
+// many are that many keys, and items with a value each.
+func many(n int) (keys []string, items map[string][]byte) {
+	keys, items = make([]string, n), make(map[string][]byte, n)
+	for i := range keys {
+		keys[i] = fmt.Sprintf("key:%06d", i)
+		items[keys[i]] = []byte(fmt.Sprint("value ", i))
+	}
+	return keys, items
+}
+
+// SetMany of 100,000 keys was refused by a third, on a healthy Redis and with default
+// options: the budget of one command was that of all of them, what was left when it ended
+// went to the journal, and that was full.
+func TestABatchOfAnySizeIsServedByAHealthyRedis(t *testing.T) {
+	const n = 100_000
+	ctx := begin(t)
+	s := redistest.Start(t)
+	keys, items := many(n)
+	writer, reader := open(t, at(s.Addr())), open(t, at(s.Addr()))
+	ready(t, writer)
+	ready(t, reader)
+	began := time.Now()
+	healthy := func(step string, c *holdfast.Cache, err error) {
+		t.Log(step, time.Since(began))
+		began = time.Now()
+		t.Helper()
+		if err != nil {
+			t.Fatalf("%s: %.300v", step, err)
+		}
+		st := c.Stats()
+		if st.Journaled != 0 || st.Refused != 0 || st.Downgraded != 0 || st.BreakerOpens != 0 {
+			t.Fatalf("%s: stats %+v", step, st)
+		}
+	}
+	healthy("SetMany", writer, writer.SetMany(ctx, items, time.Hour))
+	if got := s.MustDo(append([]string{"EXISTS"}, keys...)...); got != fmt.Sprint(n) {
+		t.Fatalf("after SetMany redis has %s of the keys", got)
+	}
+	found, err := reader.GetMany(ctx, keys...)
+	healthy("GetMany", reader, err)
+	if len(found) != n {
+		t.Fatalf("GetMany found %d of %d", len(found), n)
+	}
+	loader := open(t, at(s.Addr()))
+	ready(t, loader)
+	var loads atomic.Int64
+	half := append(keys[n/2:n:n], keysNamed("other", n/2)...)
+	found, err = loader.GetOrLoadMany(ctx, half, time.Hour, func(_ context.Context, keys []string) (map[string][]byte, error) {
+		loads.Add(int64(len(keys)))
+		loaded := make(map[string][]byte, len(keys))
+		for _, key := range keys {
+			loaded[key] = []byte("loaded")
+		}
+		return loaded, nil
+	})
+	healthy("GetOrLoadMany", loader, err)
+	if len(found) != n || loads.Load() != n/2 {
+		t.Fatalf("GetOrLoadMany found %d of %d and loaded %d of %d", len(found), n, loads.Load(), n/2)
+	}
+	if got := s.MustDo("EXISTS", "other:000000", fmt.Sprintf("other:%06d", n/2-1)); got != "2" {
+		t.Fatalf("what was loaded was not stored: %s of 2", got)
+	}
+	healthy("Delete", writer, writer.Delete(ctx, keys...))
+	if got := s.MustDo("EXISTS", keys[0], keys[n/2], keys[n-1]); got != "0" {
+		t.Fatalf("%s of 3 deleted keys are there", got)
+	}
+}
+
+// commandsOf builds n commands.
+func commandsOf(b rueidis.Builder, n int, args func(i int) []string) []rueidis.Completed {
+	cmds := make([]rueidis.Completed, n)
+	for i := range cmds {
+		cmds[i] = b.Arbitrary(args(i)...).Build()
+	}
+	return cmds
+}
+
+func keysNamed(prefix string, n int) []string {
+	keys := make([]string, n)
+	for i := range keys {
+		keys[i] = fmt.Sprintf("%s:%06d", prefix, i)
+	}
+	return keys
+}
+
+// The drop-in client's batches are those of the Cache.
+func TestABatchOfAnySizeThroughTheClientIsServedByAHealthyRedis(t *testing.T) {
+	const n = 100_000
+	ctx := begin(t)
+	s := redistest.Start(t)
+	c := open(t, at(s.Addr()))
+	ready(t, c)
+	cl := c.Client()
+	keys, _ := many(n)
+	mset := cl.B().Mset().KeyValue()
+	for _, key := range keys {
+		mset = mset.KeyValue(key, "v")
+	}
+	must(t, cl.Do(ctx, mset.Build()).Error())
+	other := open(t, at(s.Addr()))
+	ready(t, other)
+	values, err := other.Client().Do(ctx, cl.B().Mget().Key(keys...).Build()).ToArray()
+	must(t, err)
+	for i, v := range values {
+		if got, err := v.ToString(); err != nil || got != "v" {
+			t.Fatalf("MGET: %s is %q, %v", keys[i], got, err)
+		}
+	}
+	// What is passed on, and what is not, in one pipeline.
+	cmds := commandsOf(cl.B(), n, func(i int) []string {
+		if i%2 == 0 {
+			return []string{"APPEND", keys[i], "w"}
+		}
+		return []string{"SET", keys[i], "w"}
+	})
+	for i, res := range cl.DoMulti(ctx, cmds...) {
+		if err := res.Error(); err != nil {
+			t.Fatalf("command %d of DoMulti: %v", i, err)
+		}
+	}
+	if deleted, err := cl.Do(ctx, cl.B().Del().Key(keys...).Build()).AsInt64(); err != nil || deleted != n {
+		t.Fatalf("DEL: %d, %v", deleted, err)
+	}
+	if st := c.Stats(); st.Journaled != 0 || st.Refused != 0 || st.BreakerOpens != 0 {
+		t.Errorf("stats %+v", st)
+	}
+}
+
+func TestABatchOfAnySizeOfATypedIsServedByAHealthyRedis(t *testing.T) {
+	const n = 20_000
+	ctx := begin(t)
+	s := redistest.Start(t)
+	c := open(t, at(s.Addr()))
+	ready(t, c)
+	typed := holdfast.NewTyped(c, holdfast.JSON[int](), holdfast.WithPrefix("n:"))
+	items, keys := map[string]int{}, keysNamed("k", n)
+	for i, key := range keys {
+		items[key] = i
+	}
+	must(t, typed.SetMany(ctx, items, time.Hour))
+	found, err := typed.GetMany(ctx, keys...)
+	must(t, err)
+	if len(found) != n || c.Stats().Journaled != 0 {
+		t.Errorf("found %d of %d; stats %+v", len(found), n, c.Stats())
+	}
+}
+
+// A pipeline of large values takes longer than one of small ones: its size is bounded in
+// bytes, too.
+func TestABatchOfLargeValuesIsServedByAHealthyRedis(t *testing.T) {
+	const n, size = 600, 100 << 10
+	ctx := begin(t)
+	s := redistest.Start(t)
+	keys, items := many(n)
+	for key := range items {
+		items[key] = make([]byte, size)
+	}
+	for name, small := range map[string]bool{"at first": false, "after small ones": true} {
+		t.Run(name, func(t *testing.T) {
+			c := open(t, at(s.Addr()))
+			ready(t, c)
+			if small {
+				_, items := many(2_000)
+				must(t, c.SetMany(ctx, items, 0))
+			}
+			must(t, c.SetMany(ctx, items, time.Hour))
+			if st := c.Stats(); st.Journaled != 0 {
+				t.Errorf("of %d sets %d were journaled", n, st.Journaled)
+			}
+			reader := open(t, at(s.Addr()))
+			ready(t, reader)
+			found, err := reader.GetMany(ctx, keys...)
+			must(t, err)
+			if len(found) != n {
+				t.Errorf("found %d of %d", len(found), n)
+			}
+		})
+	}
+}
+
+// The budget is each pipeline's, and the caller's own context is the whole's.
+func TestABatchEndsWithItsCallersContext(t *testing.T) {
+	ctx := begin(t)
+	s, p := behind(t)
+	_ = s
+	c := open(t, at(p.Addr()))
+	ready(t, c)
+	p.SetLatency(10 * time.Millisecond)
+	keys, _ := many(100_000)
+	ctx, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+	defer cancel()
+	began := time.Now()
+	_, err := c.GetMany(ctx, keys...)
+	if took := time.Since(began); !errors.Is(err, context.DeadlineExceeded) || took > 100*time.Millisecond+3*slack {
+		t.Errorf("%v after %v", err, took)
+	}
+}
+
+// A pipeline that got no answer in time is the last that is sent: a Redis that is not
+// there costs a batch one budget and not one for each pipeline.
+func TestABatchWaitsForOnePipelineOfARedisThatHangs(t *testing.T) {
+	ctx := begin(t)
+	s, p := behind(t)
+	_ = s
+	o := at(p.Addr())
+	o.Timeout = 200 * time.Millisecond
+	c := open(t, o)
+	ready(t, c)
+	keys, _ := many(10_000)
+	p.SetMode(redistest.Hang)
+	began := time.Now()
+	found, err := c.GetMany(ctx, keys...)
+	if took := time.Since(began); err != nil || len(found) != 0 || took > 2*o.Timeout+3*slack {
+		t.Errorf("%d found, %v, after %v", len(found), err, took)
+	}
+}
+
+// While a large batch is under way, the others are served as if it were not.
+func TestOthersAreServedBesideALargeBatch(t *testing.T) {
+	redistest.Long(t)
+	ctx := begin(t)
+	s := redistest.Start(t)
+	c := open(t, at(s.Addr()))
+	ready(t, c)
+	_, items := many(100_000)
+	stop := make(chan struct{})
+	done := make(chan error)
+	go func() {
+		var err error
+		for err == nil {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+				err = c.SetMany(ctx, items, time.Hour)
+			}
+		}
+		done <- err
+	}()
+	var l latencies
+	for i := range 2_000 {
+		key := fmt.Sprint("other ", i)
+		l.time(func() { must(t, c.Set(ctx, key, []byte("v"), 0)) })
+		l.time(func() { wantGet(t, c, key, "v") })
+	}
+	close(stop)
+	if err := <-done; err != nil {
+		t.Errorf("the batch: %.300v", err)
+	}
+	if st := c.Stats(); st.Journaled != 0 || st.BreakerOpens != 0 {
+		t.Errorf("stats %+v", st)
+	}
+	t.Logf("the others' calls: median %v, 99%% %v, max %v", l.quantile(0.5), l.quantile(0.99), l.quantile(1))
+	l.within(t, 0.9, 50*time.Millisecond)
+}
+
+// An error of 30,592 keys was 2.3 MB of text.
+func TestTheErrorOfABatchIsShortAndLeadsToEachKey(t *testing.T) {
+	ctx := begin(t)
+	const n, room = 5_000, 100
+	o := at(redistest.FreeAddr(t))
+	o.Journal.MaxKeys = room
+	c := open(t, o)
+	items := make(map[string][]byte, n)
+	long := strings.Repeat("k", 10_000)
+	for i := range n {
+		items[fmt.Sprint(i, long)] = []byte("v")
+	}
+	check := func(err error, want int) {
+		t.Helper()
+		if !errors.Is(err, holdfast.ErrJournalFull) {
+			t.Fatalf("it is no ErrJournalFull: %.300v", err)
+		}
+		text := err.Error()
+		if len(text) > 1<<11 || !strings.Contains(text, fmt.Sprint(want)) {
+			t.Errorf("%d bytes of text: %.400s", len(text), text)
+		}
+		var batch *holdfast.BatchError
+		if !errors.As(err, &batch) {
+			t.Fatalf("it is a %T", err)
+		}
+		keys := map[string]bool{}
+		for _, err := range batch.Unwrap() {
+			var one *holdfast.Error
+			if !errors.As(err, &one) || !errors.Is(one, holdfast.ErrJournalFull) {
+				t.Fatalf("a member is %T", err)
+			}
+			keys[one.Key] = true
+		}
+		if len(keys) != want {
+			t.Errorf("%d keys are named, not %d", len(keys), want)
+		}
+		if one := new(holdfast.Error); !errors.As(err, &one) || one.Op == "" {
+			t.Error("no member is found by errors.As")
+		}
+	}
+	check(c.SetMany(ctx, items, 0), n-room)
+	typed := holdfast.NewTyped(c, holdfast.JSON[int]())
+	numbers := make(map[string]int, n)
+	for i := range n {
+		numbers[fmt.Sprint("n", i, long)] = i
+	}
+	check(typed.SetMany(ctx, numbers, 0), n)
+}
+
+// A loader of a batch that fails for each key in other words is told of in time and in
+// short.
+func TestTheErrorsOfTheKeysOfALoadedBatchAreShort(t *testing.T) {
+	const n = 20_000
+	ctx := begin(t)
+	s := redistest.Start(t)
+	c := open(t, at(s.Addr()))
+	ready(t, c)
+	keys := keysNamed("list", n)
+	cmds := commandsOf(c.Client().B(), n, func(i int) []string { return []string{"RPUSH", keys[i], "x"} })
+	for _, res := range c.Client().DoMulti(ctx, cmds...) {
+		must(t, res.Error())
+	}
+	_, err := c.GetMany(ctx, keys...)
+	var batch *holdfast.BatchError
+	if !errors.As(err, &batch) || len(batch.Unwrap()) != n || len(err.Error()) > 1<<11 {
+		t.Errorf("GetMany: %.300v", err)
+	}
+}
