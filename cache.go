@@ -25,6 +25,7 @@ type Cache struct {
 	flusher  group
 	keeper   group // of the journal's file
 	loaders  group
+	closer   group // waits for whom Close stopped waiting for; nobody waits for it
 
 	local   *local
 	notify  *notifier

@@ -131,7 +131,9 @@ func (c *Cache) swept(ctx context.Context) error {
 		return nil
 	}
 	done := make(chan bool, 1)
-	c.keeper.spawn("sweep", func() { done <- c.journal.sweep() })
+	if !c.keeper.spawn("sweep", func() { done <- c.journal.sweep() }) {
+		return ErrClosed
+	}
 	select {
 	case again := <-done:
 		if again {
@@ -241,9 +243,9 @@ func (c *Cache) end() error {
 	} else {
 		// Somebody may still be inside, and ristretto panics when it is closed
 		// beside a call. It is closed when they are gone.
-		c.flusher.spawn("closer", func() {
+		c.closer.spawn("closer", func() {
 			c.fence.wait(never)
-			c.workers.wg.Wait()
+			c.workers.wait(never)
 			c.local.close()
 		})
 	}

@@ -34,7 +34,6 @@ type replayer struct {
 	share   time.Duration // what one pipeline may take of a caller's budget
 	rule    ConflictRule
 	pace    pace
-	lanes   group
 	kick    chan struct{}
 }
 
@@ -120,11 +119,12 @@ type draining struct {
 // drain replays until nothing is left; false where Redis stopped answering.
 func (r *replayer) drain(ctx context.Context, s *session) bool {
 	d := &draining{replayer: r, session: s}
+	var lanes group // of this replay: a group that was waited for takes nobody
 	for range replayLanes - 1 {
-		r.lanes.spawn("replayer", func() { d.lane(ctx) })
+		lanes.spawn("replayer", func() { d.lane(ctx) })
 	}
 	d.lane(ctx)
-	r.lanes.wg.Wait()
+	lanes.wait(never)
 	d.mu.Lock() // for form's sake: the lanes have ended
 	defer d.mu.Unlock()
 	if d.mu.total != (Replay{}) {
