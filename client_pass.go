@@ -59,7 +59,7 @@ func (r *call) pass(first, n int) {
 		reads = reads && (st.reads || st.cmd.IsReadOnly())
 		e.hides = e.hides || p.where == keysAnywhere && !p.reads
 	}
-	e.link = r.link(e.key, homed)
+	e.link, _ = r.c.awaitLink(r.ctx, r.now, true, func() *link { return r.link(e.key, homed) })
 	s := e.link.reader()
 	if homed && !reads {
 		s = e.link.writer(false)
@@ -108,12 +108,7 @@ func (r *call) link(home string, homed bool) *link {
 	case homed:
 		return routes.link(routes.of(home))
 	}
-	for _, l := range routes.links() {
-		if l.gate.Load() != nil {
-			return l
-		}
-	}
-	return routes.home
+	return routes.any()
 }
 
 func (r *call) occupyAll(p *passed) {

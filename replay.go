@@ -70,7 +70,7 @@ func (r *replayer) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-r.kick:
-			if !sleep(ctx, time.Duration(rand.Int64N(int64(replayJitter)))) {
+			if !r.jitter(ctx) {
 				return
 			}
 		case <-timer.C:
@@ -87,6 +87,23 @@ func (r *replayer) run(ctx context.Context) {
 			timer.Reset(max(replayPause, time.Duration(next-r.clock.now())))
 		}
 	}
+}
+
+// jitter waits for a random time, unless there is something urgent; false where ctx has
+// ended.
+func (r *replayer) jitter(ctx context.Context) bool {
+	t := time.NewTimer(time.Duration(rand.Int64N(int64(replayJitter))))
+	defer t.Stop()
+	for r.clock.now() >= r.routes.urgent.Load() {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-t.C:
+			return true
+		case <-r.kick: // for something urgent, perhaps
+		}
+	}
+	return true
 }
 
 func sleep(ctx context.Context, d time.Duration) bool {
