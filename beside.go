@@ -35,6 +35,11 @@ func (c *Cache) settled(ctx bound, keys []string) error {
 	if len(keys) == 0 {
 		for _, l := range c.routes.links() {
 			if l.reader() == nil {
+				c.awaitLink(ctx.caller, ctx.began, true, func() *link { return l })
+			}
+		}
+		for _, l := range c.routes.links() { // others, where the first attempt found a cluster
+			if l.reader() == nil {
 				return ErrUnavailable
 			}
 		}
@@ -45,7 +50,7 @@ func (c *Cache) settled(ctx bound, keys []string) error {
 			if _, err := c.decider(ctx, h, key); err != nil {
 				return err
 			}
-		} else if c.routes.link(c.routes.of(key)).reader() == nil {
+		} else if l, _ := c.awaitLink(ctx.caller, ctx.began, true, func() *link { return c.routes.link(c.routes.of(key)) }); l.reader() == nil {
 			return ErrUnavailable
 		}
 	}

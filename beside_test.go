@@ -128,7 +128,7 @@ func TestSettleSaysAtOnceThatRedisIsAway(t *testing.T) {
 	if err := c.Settle(gone, "k"); !errors.Is(err, context.Canceled) {
 		t.Errorf("settle with an ended context: %v", err)
 	}
-	must(t, c.Close())
+	closed(t, c)
 	if err := c.Settle(ctx, "k"); !errors.Is(err, holdfast.ErrClosed) {
 		t.Errorf("settle after Close: %v", err)
 	}

@@ -16,6 +16,7 @@ import (
 type budget struct {
 	timeout time.Duration
 	slack   int64
+	clock   clock
 	lanes   [budgetLanes]struct {
 		shared atomic.Pointer[sharedDeadline]
 		_      [56]byte // a cache line each
@@ -31,8 +32,13 @@ type sharedDeadline struct {
 	born   int64
 }
 
-func newBudget(timeout time.Duration) *budget {
-	return &budget{timeout: timeout, slack: int64(timeout / 16)}
+func newBudget(timeout time.Duration, clk clock) *budget {
+	return &budget{timeout: timeout, slack: int64(timeout / 16), clock: clk}
+}
+
+// end is when a call that began at now is given up.
+func (b *budget) end(now int64) time.Time {
+	return b.clock.base.Add(time.Duration(now) + b.timeout)
 }
 
 // of returns the context under which a call that has the caller's ctx goes to
@@ -41,6 +47,11 @@ func newBudget(timeout time.Duration) *budget {
 // waits on one context.
 func (b *budget) of(ctx context.Context, now int64) (context.Context, context.CancelFunc) {
 	d := b.current(&b.lanes[lane()%budgetLanes].shared, now)
+	if d.born-now >= b.slack {
+		// The call waited for something else before it came here: it has less left
+		// than those who begin now.
+		return context.WithDeadline(ctx, b.end(now))
+	}
 	if ctx.Done() == nil {
 		return d.ctx, noCancel
 	}
@@ -57,7 +68,7 @@ func (b *budget) current(shared *atomic.Pointer[sharedDeadline], now int64) *sha
 	if old != nil && now-old.born < b.slack {
 		return old
 	}
-	at := time.Now().Add(b.timeout)
+	at := b.end(now)
 	d := &sharedDeadline{born: now, at: at}
 	d.ctx, d.cancel = context.WithDeadline(context.Background(), at)
 	if shared.CompareAndSwap(old, d) {

@@ -14,7 +14,7 @@ func TestCallsThatBeginTogetherShareADeadline(t *testing.T) {
 		const timeout = 160 * time.Millisecond
 		const slack = timeout / 16
 		clk := newClock()
-		b := newBudget(timeout)
+		b := newBudget(timeout, clk)
 		lane := &b.lanes[0].shared
 		first := b.current(lane, clk.now())
 		if want := time.Now().Add(timeout); !first.at.Equal(want) {
@@ -59,7 +59,7 @@ func TestACallWaitsForTheTimeoutLessASixteenthAtMost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const timeout = 160 * time.Millisecond
 		clk := newClock()
-		b := newBudget(timeout)
+		b := newBudget(timeout, clk)
 		own, cancelOwn := context.WithCancel(context.Background())
 		defer cancelOwn()
 		patient, cancelPatient := context.WithTimeout(context.Background(), time.Hour)
@@ -91,7 +91,7 @@ func TestACallWaitsForTheTimeoutLessASixteenthAtMost(t *testing.T) {
 func TestTheCallersOwnEarlierDeadlineWins(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		clk := newClock()
-		b := newBudget(100 * time.Millisecond)
+		b := newBudget(100*time.Millisecond, clk)
 		for _, own := range []time.Duration{-time.Second, 0, time.Millisecond, 90 * time.Millisecond} {
 			caller, cancel := context.WithTimeout(context.Background(), own)
 			start := time.Now()
@@ -109,7 +109,7 @@ func TestTheCallersOwnEarlierDeadlineWins(t *testing.T) {
 func TestTheCallersCancelEndsItsCallAndNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		clk := newClock()
-		b := newBudget(100 * time.Millisecond)
+		b := newBudget(100*time.Millisecond, clk)
 		for _, withDeadline := range []bool{false, true} {
 			base, cancelBase := context.Background(), context.CancelFunc(func() {})
 			if withDeadline {
@@ -147,8 +147,9 @@ func TestTheCallersCancelEndsItsCallAndNoOther(t *testing.T) {
 }
 
 func TestACallThatCannotBeCancelledAllocatesNoContext(t *testing.T) {
-	b := newBudget(time.Hour)
-	now := newClock().now()
+	clk := newClock()
+	b := newBudget(time.Hour, clk)
+	now := clk.now()
 	for i := range b.lanes {
 		b.current(&b.lanes[i].shared, now)
 	}
@@ -171,7 +172,7 @@ func TestManyCallersGetAWholeBudgetEach(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const timeout = 160 * time.Millisecond
 		clk := newClock()
-		b := newBudget(timeout)
+		b := newBudget(timeout, clk)
 		caller, cancel := context.WithCancel(context.Background())
 		defer cancel()
 		var wg sync.WaitGroup
@@ -200,11 +201,12 @@ func TestManyCallersGetAWholeBudgetEach(t *testing.T) {
 // The loser of the race for a lane must not hand out the context that it has
 // just ended.
 func TestALostRaceForALaneGivesTheWinnersContext(t *testing.T) {
-	b := newBudget(time.Hour)
+	clk := newClock()
+	b := newBudget(time.Hour, clk)
 	for i := range 2000 {
 		var wg sync.WaitGroup
 		start := make(chan struct{})
-		now := int64(i) * int64(time.Hour)
+		now := clk.now() + int64(i)*int64(time.Hour)
 		got := make([]*sharedDeadline, 4)
 		for g := range got {
 			wg.Go(func() {
@@ -224,4 +226,27 @@ func TestALostRaceForALaneGivesTheWinnersContext(t *testing.T) {
 			d.cancel() // hours are too long for a test's timers
 		}
 	}
+}
+
+// A call that waited for an attempt, see moment, goes to Redis with what is left.
+func TestACallThatWaitedBeforeHasWhatIsLeftOfItsBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const timeout = 160 * time.Millisecond
+		clk := newClock()
+		b := newBudget(timeout, clk)
+		for _, others := range []bool{false, true} {
+			began := clk.now()
+			time.Sleep(100 * time.Millisecond)
+			for lane := range b.lanes {
+				if others {
+					b.current(&b.lanes[lane].shared, clk.now())
+				}
+			}
+			ctx, release := b.of(context.Background(), began)
+			if at, ok := ctx.Deadline(); !ok || time.Until(at) != 60*time.Millisecond {
+				t.Errorf("%v left (%v), want 60ms", time.Until(at), ok)
+			}
+			release()
+		}
+	})
 }

@@ -3,6 +3,7 @@ package holdfast
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 )
 
@@ -25,6 +26,7 @@ type Cache struct {
 	flusher  group
 	keeper   group // of the journal's file
 	loaders  group
+	closer   group // waits for whom Close stopped waiting for; nobody waits for it
 
 	local   *local
 	notify  *notifier
@@ -38,7 +40,9 @@ type Cache struct {
 
 	listeners listeners
 
-	closed chan struct{} // Close is done
+	foreign  foreign       // the user's code that runs now
+	shutting atomic.Bool   // a Shutdown drains
+	closed   chan struct{} // Close is done
 }
 
 // Tier says where an Entry came from.
@@ -174,9 +178,12 @@ func (c *Cache) read(ctx context.Context, op string, h keyHash, key string, now 
 	if c.routes == nil {
 		return c.fallback(e, now)
 	}
-	place := c.routes.of(key)
-	t := c.local.token(h, &place.domain)
-	s := c.routes.link(place).reader()
+	s, t := c.readerOf(h, key)
+	if s == nil && c.awaitKey(ctx, now, false, key) {
+		if s, t = c.readerOf(h, key); s == nil {
+			e = c.local.get(h) // a write of our own may have come since
+		}
+	}
 	if s == nil {
 		return c.fallback(e, now)
 	}
@@ -184,6 +191,14 @@ func (c *Cache) read(ctx context.Context, op string, h keyHash, key string, now 
 	defer cancel()
 	v, o := c.remote.get(bounded, s, key)
 	return c.readOutcome(op, h, key, now, t, v, o)
+}
+
+// readerOf returns the session that reads the key, nil where there is none, and the
+// token that a fill with what it says needs.
+func (c *Cache) readerOf(h keyHash, key string) (*session, token) {
+	place := c.routes.of(key)
+	t := c.local.token(h, &place.domain)
+	return c.routes.link(place).reader(), t
 }
 
 // readOutcome turns what Redis said, or did not say, into an answer.

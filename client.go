@@ -325,10 +325,14 @@ func (cl *client) Nodes() map[string]rueidis.Client {
 	return nodes
 }
 
-// Mode says what Redis is, as far as that is known: it may be a cluster that has not been
-// reached yet.
+// Mode says what Redis is, as far as that is known. While the first attempt to reach it is
+// under way it waits for that, for at most Options.Timeout: the one address of the options
+// may be a node of a cluster. Where Redis was not reached yet, it is taken for one server.
 func (cl *client) Mode() rueidis.ClientMode {
 	c := cl.c
+	if c.opts.mode() == ModeAuto && c.routes != nil && c.routes.cluster.Load() == nil {
+		c.awaitLink(context.Background(), c.clock.now(), true, func() *link { return c.routes.home })
+	}
 	switch {
 	case c.opts.mode() == ModeSentinel:
 		return rueidis.ClientModeSentinel

@@ -300,7 +300,7 @@ func (d *dedicated) dialLocked(ctx context.Context, args [][]string) (*ownConn, 
 	d.mu.Unlock()
 	l := d.link
 	if l == nil {
-		l = d.cl.ownLink(args)
+		l = d.cl.awaitOwn(ctx, args)
 	}
 	conn, err := l.owned.take(ctx, fresh)
 	d.mu.Lock()

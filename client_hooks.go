@@ -81,10 +81,12 @@ func (h *pendingHooks) install(conn *ownConn) {
 		told = conn.dedicated.SetOnInvalidations(h.onInvalidations)
 	}
 	// It ends with the connection, if not before.
-	h.cl.c.workers.spawn("hooks", func() {
+	if !h.cl.c.workers.spawn("hooks", func() {
 		for err := range told {
 			h.told <- err
 		}
 		close(h.told)
-	})
+	}) {
+		h.fail(ErrClosed)
+	}
 }

@@ -41,7 +41,10 @@ func (c *Cache) NewClient(option rueidis.ClientOption) (rueidis.Client, error) {
 		gone: &c.listeners,
 	}
 	c.listeners.add(cl.listener)
-	c.loaders.spawn("invalidations", func() { cl.listener.run(c) })
+	if !c.loaders.spawn("invalidations", func() { cl.listener.run(c) }) {
+		cl.listener.end()
+		return nil, ErrClosed
+	}
 	c.routes.use()
 	return cl, nil
 }

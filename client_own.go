@@ -82,7 +82,7 @@ func (cl *client) stream(ctx context.Context, cmds []rueidis.Completed, send fun
 		return rueidis.NewErrorResultStream(err)
 	}
 	defer cl.after(args)
-	return cl.ownLink(args).owned.stream(ctx, send)
+	return cl.awaitOwn(ctx, args).owned.stream(ctx, send)
 }
 
 // ownDo runs commands that block, on a connection of their own: for as long as they
@@ -97,7 +97,7 @@ func (cl *client) ownDo(ctx context.Context, cmds ...rueidis.Completed) []rueidi
 	for len(cmds) > 0 {
 		n := len(cmds)
 		if cl.c.routes != nil && cl.c.routes.cluster.Load() != nil && cl.only == nil {
-			first := cl.ownLink(args[:1])
+			first := cl.awaitOwn(ctx, args[:1])
 			n = 1
 			for n < len(cmds) && (cl.follows(args[n], first)) {
 				n++
@@ -188,12 +188,13 @@ func (cl *client) ownLink(args [][]string) *link {
 			return r.link(r.of(key))
 		}
 	}
-	for _, l := range r.links() {
-		if l.gate.Load() != nil {
-			return l
-		}
-	}
-	return r.home
+	return r.any()
+}
+
+// awaitOwn is ownLink for who may wait for an attempt to reach it; see moment.
+func (cl *client) awaitOwn(ctx context.Context, args [][]string) *link {
+	l, _ := cl.c.awaitLink(ctx, cl.c.clock.now(), true, func() *link { return cl.ownLink(args) })
+	return l
 }
 
 // argsOf returns what the commands say. rueidis uses a command's slice again once it

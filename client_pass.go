@@ -59,7 +59,8 @@ func (r *call) pass(first, n int) {
 		reads = reads && (st.reads || st.cmd.IsReadOnly())
 		e.hides = e.hides || p.where == keysAnywhere && !p.reads
 	}
-	e.link = r.link(e.key, homed, n == 1 && allowedBusy(turns[0].args))
+	ends := n == 1 && allowedBusy(turns[0].args)
+	e.link, _ = r.c.awaitLink(r.ctx, r.now, true, func() *link { return r.link(e.key, homed, ends) })
 	s := e.link.reader()
 	if homed && !reads {
 		s = e.link.writer(false)
@@ -116,12 +117,7 @@ func (r *call) link(home string, homed, ends bool) *link {
 			return l
 		}
 	}
-	for _, l := range routes.links() {
-		if l.gate.Load() != nil {
-			return l
-		}
-	}
-	return routes.home
+	return routes.any()
 }
 
 func (r *call) occupyAll(p *passed) {

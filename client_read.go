@@ -34,9 +34,10 @@ func (r *call) read(st *turn, at int, key string) {
 		r.fallback(st, at, e)
 		return
 	}
-	place := c.routes.of(key)
-	t := c.local.token(h, &place.domain)
-	s := c.routes.link(place).reader()
+	s, t := c.readerOf(h, key)
+	if s == nil && c.awaitKey(r.ctx, r.now, false, key) {
+		s, t = c.readerOf(h, key)
+	}
 	if s == nil {
 		r.fallback(st, at, c.local.get(h))
 		return
@@ -181,7 +182,10 @@ func (r *call) ask(st *turn, h keyHash, key string, known func(*entry, int64) (t
 	}
 	var s *session
 	if c.routes != nil {
-		s = c.routes.link(c.routes.of(key)).reader()
+		if s = c.routes.link(c.routes.of(key)).reader(); s == nil {
+			c.awaitKey(r.ctx, r.now, true, key)
+			s = c.routes.link(c.routes.of(key)).reader()
+		}
 	}
 	if s == nil {
 		ttl, err := known(c.local.get(h), r.now)

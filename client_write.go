@@ -1,6 +1,7 @@
 package holdfast
 
 import (
+	"context"
 	"strconv"
 	"strings"
 	"time"
@@ -31,7 +32,7 @@ func (r *call) write(st *turn, w *change) {
 		r.accepted(e)
 		return
 	}
-	s := c.aim(w, r.now)
+	s := c.aim(r.ctx, w, r.now)
 	if s == nil {
 		saved, err := c.keep(r.ctx, w, r.now)
 		r.kept = r.kept.or(saved)
@@ -156,7 +157,7 @@ func (r *call) parseSet(args []string) (*change, bool) {
 	case len(args) == 3:
 		return r.setting(key, value, 0), true
 	case len(args) == 4 && option == "KEEPTTL":
-		deadline, known := r.c.knownEnd(key, r.now)
+		deadline, known := r.c.knownEnd(r.ctx, key, r.now)
 		if !known || r.waits(key) {
 			return nil, false
 		}
@@ -187,7 +188,7 @@ func (r *call) parseSet(args []string) (*change, bool) {
 
 // knownEnd is when the key's life ends, as far as that is known without asking Redis, or,
 // where Redis is away, by the copy that is served then.
-func (c *Cache) knownEnd(key string, now int64) (deadline int64, known bool) {
+func (c *Cache) knownEnd(ctx context.Context, key string, now int64) (deadline int64, known bool) {
 	h := c.local.hash(key)
 	e, fresh := c.look(h, key, now)
 	if fresh {
@@ -200,7 +201,11 @@ func (c *Cache) knownEnd(key string, now int64) (deadline int64, known bool) {
 		return f.deadline, true
 	}
 	e = c.local.get(h)
-	away := c.routes == nil || c.routes.link(c.routes.of(key)).reader() == nil
+	away := c.routes == nil
+	if !away {
+		l, _ := c.awaitLink(ctx, now, true, func() *link { return c.routes.link(c.routes.of(key)) })
+		away = l.reader() == nil
+	}
 	if !away || e == nil || now >= e.expires.Load() || !servable(e, now, c.routes != nil, c.opts.Outage) {
 		return never, c.routes == nil
 	}

@@ -66,11 +66,12 @@ func (c *Cache) readMany(ctx context.Context, op string, keys []string, now int6
 	tokens := make([]token, 0, len(keys))
 	at := make([]int, 0, len(keys))
 	for i, key := range keys {
-		var s *session
 		if c.routes != nil {
-			place := c.routes.of(key)
-			t := c.local.token(c.local.hash(key), &place.domain)
-			if s = c.routes.link(place).reader(); s != nil {
+			s, t := c.readerOf(c.local.hash(key), key)
+			if s == nil && c.awaitKey(ctx, now, false, key) {
+				s, t = c.readerOf(c.local.hash(key), key)
+			}
+			if s != nil {
 				items, tokens, at = append(items, item{key: key, session: s}), append(tokens, t), append(at, i)
 				continue
 			}
@@ -163,9 +164,12 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 // decider returns the session that decides on a key now. A fenced key is
 // replayed first, within the budget.
 func (c *Cache) decider(ctx bound, h keyHash, key string) (*session, error) {
-	l := c.routes.link(c.routes.of(key))
+	l, _ := c.awaitLink(ctx.caller, ctx.began, true, func() *link { return c.routes.link(c.routes.of(key)) })
 	s := l.writer(false)
 	if s == nil {
+		if err := ctx.caller.Err(); err != nil {
+			return nil, err
+		}
 		return nil, ErrUnavailable
 	}
 	if !c.journal.holds(h, key) {
@@ -254,6 +258,9 @@ func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
 		return c.knownTTL(e, now)
 	}
 	s := c.routes.link(c.routes.of(key)).reader()
+	if s == nil && c.awaitKey(ctx, now, true, key) {
+		s, e = c.routes.link(c.routes.of(key)).reader(), c.local.get(h)
+	}
 	if s == nil {
 		return c.knownTTL(e, now)
 	}

@@ -280,6 +280,6 @@ func TestGarbageFromTheServerHarmsNobody(t *testing.T) {
 		if h := c.Health(); h.State != holdfast.Connecting || h.LastError == nil {
 			t.Errorf("garbage %d: health %+v", i, h)
 		}
-		must(t, c.Close())
+		closed(t, c)
 	}
 }

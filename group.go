@@ -2,35 +2,88 @@ package holdfast
 
 import (
 	"context"
+	"maps"
 	"runtime/pprof"
+	"slices"
 	"sync"
 	"time"
 )
 
 // group is goroutines that end together. Nothing else in this package starts one,
 // but for timers' and contexts' functions, which close a connection and return.
-type group struct{ wg sync.WaitGroup }
-
-// spawn runs f under a name that a goroutine profile shows.
-func (g *group) spawn(name string, f func()) {
-	g.wg.Go(func() {
-		pprof.Do(context.Background(), pprof.Labels("holdfast", name), func(context.Context) { f() })
-	})
+//
+// A group that is waited for takes no further member: spawn and the beginning of
+// wait exclude each other. So wait counts down to zero once, and whoever comes
+// later is told so.
+type group struct {
+	mu struct {
+		sync.Mutex
+		waited  bool
+		count   int
+		running map[string]int // members, by name
+		ended   chan struct{}  // made by the first wait; closed when no member is left
+	}
 }
 
-// wait returns when all have ended, or after limit; it says which.
-func (g *group) wait(limit time.Duration) bool {
-	done := make(chan struct{})
+// spawn runs f under a name that a goroutine profile shows. It returns false, and
+// f is not run, once the group is waited for.
+func (g *group) spawn(name string, f func()) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.mu.waited {
+		return false
+	}
+	if g.mu.running == nil {
+		g.mu.running = make(map[string]int)
+	}
+	g.mu.count++
+	g.mu.running[name]++
 	go func() {
-		g.wg.Wait()
-		close(done)
+		defer g.leave(name)
+		pprof.Do(context.Background(), pprof.Labels("holdfast", name), func(context.Context) { f() })
 	}()
+	return true
+}
+
+func (g *group) leave(name string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.mu.count--
+	if g.mu.running[name]--; g.mu.running[name] == 0 {
+		delete(g.mu.running, name)
+	}
+	if g.mu.count == 0 && g.mu.ended != nil {
+		close(g.mu.ended)
+	}
+}
+
+// wait returns when all have ended, or after limit; it says which. From its
+// beginning on the group takes no further member.
+func (g *group) wait(limit time.Duration) bool {
+	g.mu.Lock()
+	g.mu.waited = true
+	if g.mu.count == 0 {
+		g.mu.Unlock()
+		return true
+	}
+	if g.mu.ended == nil {
+		g.mu.ended = make(chan struct{})
+	}
+	ended := g.mu.ended
+	g.mu.Unlock()
 	t := time.NewTimer(limit)
 	defer t.Stop()
 	select {
-	case <-done:
+	case <-ended:
 		return true
 	case <-t.C:
 		return false
 	}
+}
+
+// members are the names of those that run.
+func (g *group) members() []string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Sorted(maps.Keys(g.mu.running))
 }

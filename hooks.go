@@ -14,7 +14,10 @@ import (
 // hook is stuck, up to 256 events wait; later ones are dropped and counted in
 // Stats.HooksDropped. A panic in a hook is logged and goes no further.
 type Hooks struct {
-	// OnStateChange is called after each change of Health.State.
+	// OnStateChange is called after each change of Health.State. While Redis was never
+	// reached, it is also called, with From and To both Connecting, for the first failure
+	// and for each with another cause than the one before: a cause that was told is not
+	// told again within a minute. The log has a line for each call.
 	OnStateChange func(StateChange)
 	// OnReplay is called after each round of replaying the journal.
 	OnReplay func(Replay)
@@ -22,7 +25,8 @@ type Hooks struct {
 	OnDrop func(Drop)
 }
 
-// StateChange is one step of the link's life.
+// StateChange is one step of the link's life, or a failure to reach Redis for the first
+// time: then From is To.
 type StateChange struct {
 	From, To State
 	At       time.Time
@@ -61,6 +65,8 @@ const (
 	// DropRejected: Redis rejected the replayed write for itself, or hung up on it
 	// again and again. Where it was a set, the key is deleted instead.
 	DropRejected
+	// DropUndelivered: the Cache was closed before Redis had the write.
+	DropUndelivered
 )
 
 func (r DropReason) String() string {
@@ -73,6 +79,8 @@ func (r DropReason) String() string {
 		return "superseded"
 	case DropRejected:
 		return "rejected"
+	case DropUndelivered:
+		return "undelivered"
 	}
 	return fmt.Sprintf("drop(%d)", uint8(r))
 }
@@ -83,6 +91,7 @@ type notifier struct {
 	hooks   Hooks
 	log     *slog.Logger
 	events  chan func()
+	foreign foreign // which of them runs
 	stats   *counters
 	stopped chan struct{}
 }
@@ -123,10 +132,32 @@ func (n *notifier) call(f func()) {
 		if p := recover(); p != nil {
 			// It may have been the log handler that panicked.
 			defer func() { _ = recover() }()
-			n.log.Error("holdfast: a hook panicked", "panic", fmt.Sprint(p))
+			n.logs(slog.LevelError, "holdfast: a hook panicked", slog.String("panic", fmt.Sprint(p)))
 		}
 	}()
 	f()
+}
+
+// The user's code, by the option that it was given in.
+const (
+	theLogger    = "the log handler (Logger)"
+	onState      = "Hooks.OnStateChange"
+	onReplayHook = "Hooks.OnReplay"
+	onDropHook   = "Hooks.OnDrop"
+)
+
+// in runs some of the user's code.
+func (n *notifier) in(what string, f func()) {
+	defer n.foreign.enter(what)()
+	f()
+}
+
+// running names what of the user's code runs now.
+func (n *notifier) running() []string { return n.foreign.names() }
+
+// logs hands a line to the log handler.
+func (n *notifier) logs(level slog.Level, text string, attrs ...slog.Attr) {
+	n.in(theLogger, func() { n.log.LogAttrs(context.Background(), level, text, attrs...) })
 }
 
 func (n *notifier) post(f func()) {
@@ -148,9 +179,13 @@ func (n *notifier) stateChange(c StateChange) {
 			level = slog.LevelWarn
 			attrs = append(attrs, slog.String("error", c.Err.Error()))
 		}
-		n.log.LogAttrs(context.Background(), level, "holdfast: redis is "+c.To.String(), attrs...)
+		text := "holdfast: redis is " + c.To.String()
+		if c.From == c.To {
+			text = "holdfast: redis was not reached yet"
+		}
+		n.logs(level, text, attrs...)
 		if n.hooks.OnStateChange != nil {
-			n.hooks.OnStateChange(c)
+			n.in(onState, func() { n.hooks.OnStateChange(c) })
 		}
 	})
 }
@@ -158,9 +193,9 @@ func (n *notifier) stateChange(c StateChange) {
 // untracked tells that a server does not tell of changes, why, and what to do.
 func (n *notifier) untracked(addr, why string, ttl time.Duration) {
 	n.post(func() {
-		n.log.Warn("holdfast: redis does not tell of changes, so a copy is read again after Tracking.UntrackedTTL: "+
+		n.logs(slog.LevelWarn, "holdfast: redis does not tell of changes, so a copy is read again after Tracking.UntrackedTTL: "+
 			"allow the user CLIENT TRACKING, on Redis 6 or later with RESP3, or set Tracking.Mode to TrackOff",
-			"addr", addr, "untracked_ttl", ttl, "error", why)
+			slog.String("addr", addr), slog.Duration("untracked_ttl", ttl), slog.String("error", why))
 	})
 }
 
@@ -183,7 +218,7 @@ const keyTold = 64
 // journalFile tells of a change in what the journal's file is good for.
 func (n *notifier) journalFile(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
-	n.post(func() { n.log.Warn("holdfast: the journal's file: " + strings.TrimPrefix(text, "wal: ")) })
+	n.post(func() { n.logs(slog.LevelWarn, "holdfast: the journal's file: "+strings.TrimPrefix(text, "wal: ")) })
 }
 
 // restored tells what was found in Journal.Dir, if there was anything.
@@ -198,18 +233,33 @@ func (n *notifier) restored(r restored) {
 			level = slog.LevelWarn
 			attrs = append(attrs, slog.String("doubt", r.doubt), slog.Int("sets_downgraded", r.downgraded))
 		}
-		n.log.LogAttrs(context.Background(), level, "holdfast: the journal of an earlier process will be replayed", attrs...)
+		n.logs(level, "holdfast: the journal of an earlier process will be replayed", attrs...)
 	})
 }
 
 func (n *notifier) replay(r Replay) {
 	if n.hooks.OnReplay != nil {
-		n.post(func() { n.hooks.OnReplay(r) })
+		n.post(func() { n.in(onReplayHook, func() { n.hooks.OnReplay(r) }) })
 	}
 }
 
 func (n *notifier) drop(key string, why DropReason) {
 	if n.hooks.OnDrop != nil {
-		n.post(func() { n.hooks.OnDrop(Drop{key, why}) })
+		n.post(func() { n.in(onDropHook, func() { n.hooks.OnDrop(Drop{key, why}) }) })
 	}
+}
+
+// undelivered tells of what is lost with the Cache: as one event, so that there is room
+// for it.
+func (n *notifier) undelivered(keys []string, why error) {
+	n.post(func() {
+		n.logs(slog.LevelWarn, "holdfast: closed before redis had every write",
+			slog.Int("undelivered", len(keys)), slog.String("error", fmt.Sprint(why)))
+		if n.hooks.OnDrop == nil {
+			return
+		}
+		for _, key := range keys {
+			n.call(func() { n.in(onDropHook, func() { n.hooks.OnDrop(Drop{key, DropUndelivered}) }) })
+		}
+	})
 }

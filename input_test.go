@@ -454,7 +454,7 @@ func TestAContextThatHasEndedIsItsOwnErrorAndNothingIsDone(t *testing.T) {
 func TestAClosedCacheSaysSo(t *testing.T) {
 	everyKind(t, nil, func(t *testing.T, ctx context.Context, c *holdfast.Cache) {
 		must(t, c.Set(ctx, "k", []byte("v"), 0))
-		must(t, c.Close())
+		closed(t, c)
 		gone, cancel := context.WithCancel(ctx)
 		cancel()
 		for name, call := range calls(c) {

@@ -12,6 +12,8 @@ type intent struct {
 	seq      uint64 // the order of the writes of one key
 	checkAt  int64  // when the second check is due, 0 while it is to be replayed
 
+	plainUntil int64 // see write; 0 once it was sent
+
 	base    base
 	baseSeq uint64 // the write that found the base; 0 once a replay has told
 	late    late

@@ -127,6 +127,10 @@ type write struct {
 	seq      uint64
 	base     base
 	sentOn   uint64 // not 0: it may have reached Redis on this session
+
+	// plainUntil: until then it counts as if it waited on the wire, and is sent as the
+	// command that its caller asked for; 0 for not at all.
+	plainUntil int64
 }
 
 // put keeps the write, unless a later one of the same key is there already. What
@@ -211,6 +215,9 @@ func (j *journal) replaceLocked(in *intent, w write) admission {
 	}
 	in.value, in.del, in.elsewhere, in.deadline, in.seq = w.value, w.del, elsewhere, w.deadline, w.seq
 	in.undo, in.lost, in.cuts = w.undo != nil, false, 0
+	if w.plainUntil != 0 {
+		in.plainUntil = w.plainUntil
+	} // else the end of the earlier write that it takes the place of counts
 	if in.checkAt != 0 {
 		in.checkAt = 0
 		j.queued.Add(1)

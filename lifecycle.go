@@ -33,8 +33,10 @@ func (c *Cache) Health() Health {
 // Check writes a probe to Redis now, over the connection that serves traffic,
 // and returns nil if that succeeded: it is made for readiness endpoints. In a
 // cluster every shard is probed, and the error joins one for each that failed. It
-// waits for at most Options.Timeout in all. While Redis is away it returns
-// ErrUnavailable, with the cause, at once.
+// waits for at most Options.Timeout in all. While Redis is away it has an attempt
+// made to reach it, or waits for the one that is under way, and returns
+// ErrUnavailable, with the cause, if that failed; an attempt that has failed within
+// Breaker.MinBackoff is not repeated.
 func (c *Cache) Check(ctx context.Context) error {
 	lane, open := c.fence.enter()
 	defer lane.leave()
@@ -43,6 +45,12 @@ func (c *Cache) Check(ctx context.Context) error {
 	}
 	if c.routes == nil {
 		return nil
+	}
+	bounded, cancel := c.remote.bound(ctx, c.clock.now())
+	defer cancel()
+	c.makeSure(bounded)
+	if err := ctx.Err(); err != nil {
+		return err
 	}
 	var errs errorList
 	var items []item
@@ -69,6 +77,35 @@ func (c *Cache) Check(ctx context.Context) error {
 		})
 	}
 	return errs.join()
+}
+
+// makeSure has every link that has no session make an attempt, or joins the one that is
+// under way, and waits for what becomes of them.
+func (c *Cache) makeSure(ctx bound) {
+	looked := map[*link]bool{}
+	for { // the first attempt may find a cluster
+		var waits []*moment
+		for _, l := range c.routes.links() {
+			if l.gate.Load() != nil || looked[l] {
+				continue
+			}
+			looked[l] = true
+			l.use()
+			if m := l.forced(); m != nil {
+				waits = append(waits, m)
+			}
+		}
+		if len(waits) == 0 {
+			return
+		}
+		for _, m := range waits {
+			select {
+			case <-m.decided:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
 }
 
 // WaitReady waits until Redis was Up for the first time, or until ctx ends. It
@@ -194,58 +231,74 @@ const (
 	diskLimit  = 5 * time.Second
 )
 
-// errStuck is what Close returns when it stopped waiting.
-var errStuck = errors.New("holdfast: close: a hook, the log handler, the dial function, a loader or the disk did not return")
-
-// Close stops everything and waits for it: calls in flight get their answer or,
-// from Redis, none. It is bounded by a second each for loaders, hooks and the dial
-// function, even if none of them ever returns, and
-// takes milliseconds otherwise, also while a dial or the server hangs; with
-// Journal.Dir it waits for the disk, for fifteen seconds at most. What is in the
-// journal is lost, unless Journal.Dir has it; Shutdown delivers it first. The
-// error says what did not return, or why Journal.Dir does not have everything.
+// Close delivers what the journal holds, if anything, stops everything and waits for it.
+//
+// It delivers for as long as Redis takes the writes, or the first attempt to reach it is
+// under way, and for Options.CloseTimeout at most; with an empty journal, once an attempt
+// has failed and in an outage it waits for nothing. What Redis did not get is lost, unless
+// Journal.Dir has it: the error is then an *Undelivered that counts the writes, there is
+// one line in the log, and Hooks.OnDrop hears of each. Shutdown takes longer to deliver,
+// if it is let. Beside a Shutdown Close delivers nothing, and cuts it short.
+//
+// Calls in flight get their answer or, from Redis, none. Otherwise Close takes
+// milliseconds, also while a dial or the server hangs. If the caller's own code does not
+// return, it waits a second each for loaders, for the dial function and for hooks and the
+// log handler, and with Journal.Dir ten seconds for the disk. So it ends within
+// CloseTimeout and four seconds at the worst, 5s by default, and 15s with Journal.Dir:
+// give a pod a longer grace period than that (Kubernetes: terminationGracePeriodSeconds,
+// 30s by default), less what the program needs beside. The error names what did not
+// return, or says why Journal.Dir does not have everything.
+//
 // Further calls of Close wait for the first and return nil; every other call returns
 // ErrClosed.
 func (c *Cache) Close() error {
 	if !c.fence.close() {
-		c.cancel() // also where a Shutdown still drains
+		if c.shutting.Load() {
+			c.cancel() // it drains no longer
+		}
 		<-c.closed
 		return nil
 	}
-	return c.end()
+	return c.end(c.deliver(), false)
 }
 
-// end is Close, once the fence is closed.
-func (c *Cache) end() error {
+// end is Close, once the fence is closed and no longer waits for what is left in the
+// journal; why says why there is anything.
+func (c *Cache) end(why error, shutdown bool) error {
 	defer close(c.closed)
 	c.cancel() // ends the supervisor, which cuts the connection under every call
-	stuck := !c.left()
-	stuck = !c.loaders.wait(closeLimit) || stuck
-	stuck = !c.workers.wait(closeLimit) || stuck
+	var late stuck
+	if !c.left() {
+		late.add("calls that wait for the disk of Journal.Dir")
+	}
+	late.group(&c.loaders, c.stuckLoaders)
+	late.group(&c.workers, c.stuckWorkers)
+	lost := c.lost(why, shutdown)
 	close(c.stop)
-	stuck = !c.notifier.wait(closeLimit) || stuck
-	c.flusher.wait(closeLimit)
+	late.group(&c.notifier, c.notify.running)
+	late.group(&c.flusher, func() []string { return nil })
 	var kept error
 	c.keeper.spawn("journal", func() { kept = c.journal.close() })
 	onDisk := c.keeper.wait(diskLimit)
-	if !stuck {
+	if late.err() == nil {
 		c.local.close()
 	} else {
 		// Somebody may still be inside, and ristretto panics when it is closed
 		// beside a call. It is closed when they are gone.
-		c.flusher.spawn("closer", func() {
+		c.closer.spawn("closer", func() {
 			c.fence.wait(never)
-			c.workers.wg.Wait()
+			c.workers.wait(never)
+			c.flusher.wait(never)
 			c.local.close()
 		})
 	}
-	if stuck || !onDisk {
-		return errStuck
+	if !onDisk {
+		late.add("the disk of Journal.Dir")
+	} else if kept != nil {
+		kept = fmt.Errorf("holdfast: close: the journal: %w", kept)
+		return errors.Join(lost, late.err(), kept)
 	}
-	if kept != nil {
-		return fmt.Errorf("holdfast: close: the journal: %w", kept)
-	}
-	return nil
+	return errors.Join(lost, late.err())
 }
 
 // left waits until nobody is inside any more. Calls are bounded by their budget,
@@ -257,23 +310,13 @@ func (c *Cache) left() bool {
 	return c.fence.wait(diskLimit)
 }
 
-// Undelivered is the error of Shutdown: what the journal still held.
-type Undelivered struct {
-	Keys int   // writes that did not reach Redis
-	Err  error // why not
-}
-
-func (u *Undelivered) Error() string {
-	return fmt.Sprintf("holdfast: shutdown: %d writes did not reach redis: %v", u.Keys, u.Err)
-}
-
-func (u *Undelivered) Unwrap() error { return u.Err }
-
 // Shutdown turns away new calls, lets those in flight end, drains the journal for
 // as long as ctx allows, and closes. Where writes remain undelivered it returns an
 // *Undelivered that counts them. A Close beside it cuts the drain short.
 func (c *Cache) Shutdown(ctx context.Context) error {
+	c.shutting.Store(true)
 	if !c.fence.close() {
+		c.shutting.Store(false)
 		<-c.closed
 		return ErrClosed
 	}
@@ -282,12 +325,7 @@ func (c *Cache) Shutdown(ctx context.Context) error {
 	if ctx != nil {
 		err = c.drain(ctx)
 	}
-	if n := int(c.journal.queued.Load()); n > 0 {
-		err = &Undelivered{Keys: n, Err: err}
-	} else {
-		err = nil
-	}
-	return errors.Join(err, c.end())
+	return c.end(err, true)
 }
 
 // urlError is what was wrong with a URL. Parsers quote what they stumble on, and

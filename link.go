@@ -2,6 +2,7 @@ package holdfast
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,9 +26,11 @@ import (
 // kept, in busy, for the commands that end the script.
 //
 // The gate is open in Up and ReadOnly, for as long as the session lives and the
-// breaker is closed. Attempts are made when the schedule says that one is due
-// and somebody wants Redis: a call came by lately, the journal has something to
-// replay, or WaitReady waits. Otherwise the supervisor sleeps until used.
+// breaker is closed. Attempts are made when the schedule says that one is due.
+// Where nobody wants Redis, for no call came by lately, the journal is empty and
+// nobody is in WaitReady, the link rests: what serves is probed once a restMost, and
+// what is lost is made anew at once and then by a back-off that grows to that.
+// For which attempts calls wait: see moment.
 type link struct {
 	opts    Options
 	breaker *breaker
@@ -49,13 +52,17 @@ type link struct {
 	signal chan struct{}           // one slot: look around
 
 	used    atomic.Bool // a call wanted Redis since the supervisor last looked
-	parked  atomic.Bool // the supervisor sleeps until used
+	parked  atomic.Bool // the link rests, and the supervisor sleeps until used
+	quiet   atomic.Bool // no call came by for MaxBackoff, as the supervisor last looked
 	refused atomic.Bool // a write was refused
 	asked   atomic.Bool // for a probe
 	vouched atomic.Bool // the stream was held to be unbroken
 
-	silence    int64        // how long the server may be silent until no copy is fresh
-	heardUntil atomic.Int64 // when that is; of the domains, too
+	silence    int64                  // how long the server may be silent until no copy is fresh
+	heardUntil atomic.Int64           // when that is; of the domains, too
+	moment     atomic.Pointer[moment] // in which calls wait for an attempt, nil for none
+	trying     atomic.Bool            // an attempt is under way
+	failedAt   atomic.Int64           // when the last one that failed did
 
 	broken atomic.Pointer[chan struct{}] // nil while nobody waits; see stream
 
@@ -66,7 +73,9 @@ type link struct {
 	session  *session
 	served   *session // the last that the gate was opened to
 	schedule backoff
-	excuses  int64  // up to when losses are excused already
+	excuses  int64   // up to when losses are excused already
+	resting  backoff // of a link that rests
+	causes   causes
 	probing  string // the probe's key
 	bare     bool   // the next session is: see session.bare
 	untold   string // why the server does not tell of changes, as last logged
@@ -153,6 +162,10 @@ func step(s State, ev event) State {
 	}
 }
 
+// restMost is the time between two attempts of a link that nobody uses, at most: so old
+// may Health be.
+const restMost = time.Minute
+
 func newLink(o Options, env linkEnv) *link {
 	l := &link{
 		opts:     o,
@@ -161,7 +174,9 @@ func newLink(o Options, env linkEnv) *link {
 		signal:   make(chan struct{}, 1),
 		schedule: backoff{min: o.Breaker.MinBackoff, max: o.Breaker.MaxBackoff},
 		silence:  int64(o.silence()),
+		resting:  backoff{min: o.Breaker.MaxBackoff, max: max(o.Breaker.MaxBackoff, restMost)},
 	}
+	l.moment.Store(newMoment(true, o.Timeout))
 	l.owned = newOwned(l)
 	l.suspects = newSuspects(env.clock, o.Breaker.MaxBackoff)
 	l.mu.health = Health{State: Connecting, Since: time.Now()}
@@ -182,10 +197,15 @@ func (l *link) reader() *session {
 // that is out of memory takes deletes, of which it needs every one.
 func (l *link) writer(del bool) *session {
 	s := l.reader()
-	if s == nil || !s.writable.Load() && !(del && s.deletable.Load()) {
+	if s == nil || !s.takes(del) {
 		return nil
 	}
 	return s
+}
+
+// takes says whether the server takes a write, which may be a delete.
+func (s *session) takes(del bool) bool {
+	return s.writable.Load() || del && s.deletable.Load()
 }
 
 // use notes that somebody wants Redis. It costs an atomic load, mostly.
@@ -225,6 +245,9 @@ func (l *link) lostSession(s *session) {
 	}
 	if l.gate.CompareAndSwap(s, nil) {
 		l.doubt()
+		if l.quiet.Load() && !l.used.Load() {
+			l.openMoment()
+		}
 	}
 	l.busy.CompareAndSwap(s, nil)
 	s.endPeriod(*s.lostErr.Load())
@@ -325,7 +348,7 @@ func (l *link) health() Health {
 		h.Lacks = s.lacks.names()
 	}
 	switch {
-	case s == nil && (h.State == Up || h.State == ReadOnly):
+	case s == nil && (h.State == Up || h.State == ReadOnly) && !l.mending():
 		h.State = Down
 	case s != nil && h.State == Up && !h.Writable:
 		h.State = ReadOnly
@@ -333,7 +356,14 @@ func (l *link) health() Health {
 	return h
 }
 
-// apply takes the step, tells of it, and says whether the state changed.
+// mending says whether a connection that nobody used was lost just now, and is being
+// made anew: that is not Down until the attempt has failed.
+func (l *link) mending() bool {
+	m := l.moment.Load()
+	return m != nil && !m.first && !m.isOver()
+}
+
+// apply takes the step, and tells of it.
 func (l *link) apply(ev event, err error) {
 	l.mu.Lock()
 	from := l.mu.health.State
@@ -350,14 +380,23 @@ func (l *link) apply(ev event, err error) {
 	}
 	h := l.mu.health
 	l.mu.Unlock()
-	if from == to {
+	if from == to && !(ev == evProbeFailed && to == Connecting && l.newCause(err)) {
 		return
 	}
 	change := StateChange{From: from, To: to, At: h.Since}
+	if from == to {
+		change.At = time.Now()
+	}
 	if to != Up && to != Closed {
 		change.Err = h.LastError
 	}
 	l.changed(change)
+}
+
+// newCause says whether it is to be told why an attempt failed, of a link that was never
+// up.
+func (l *link) newCause(err error) bool {
+	return err != nil && !errors.Is(err, errAllKnown) && l.causes.news(err.Error(), l.clock.now())
 }
 
 // supervise is the supervisor's life. It ends with ctx and leaves nothing open.
@@ -366,6 +405,8 @@ func (l *link) supervise(ctx context.Context) {
 		l.gate.Store(nil)
 		l.busy.Store(nil)
 		l.doubt()
+		l.decide()
+		l.failedAt.Store(never) // and nobody waits for another attempt
 		l.discard()
 		l.leave()
 		l.apply(evClose, nil)
@@ -374,15 +415,20 @@ func (l *link) supervise(ctx context.Context) {
 	defer timer.Stop()
 	var (
 		due     = l.clock.now() // the next attempt
-		last    = due           // when the last one began
+		begun   = due           // the last one
 		lastUse = due           // New is a use
-		stable  int64           // when the link came up
+		resting bool
+		doubted bool  // since it rests
+		stable  int64 // when the link came up
 		hits    uint64
 	)
 	for {
 		now := l.clock.now()
 		if n := l.hits(); l.used.Swap(false) || n != hits {
 			lastUse, hits = now, n
+			l.wakened()
+		} else if now-lastUse >= int64(l.schedule.max) {
+			l.quiet.Store(true)
 		}
 		if l.observe() {
 			// It broke. A link that was up for a while starts its schedule anew;
@@ -408,16 +454,32 @@ func (l *link) supervise(ctx context.Context) {
 		}
 
 		if s := l.gate.Load(); l.asked.Swap(false) && s != nil && !s.replica.Load() {
-			due = min(due, last+int64(l.schedule.min))
+			due = min(due, begun+int64(l.schedule.min))
 		}
 
-		wanted := (now-lastUse < int64(l.idle) || l.wanted() || l.owned.inUse()) && !l.needless()
-		if wanted && now >= due {
-			up := l.state() == Up
-			last = now
-			interval := l.attempt(ctx)
+		wanted := now-lastUse < int64(l.idle) || l.wanted() || l.owned.inUse()
+		switch {
+		case wanted && resting:
+			due = min(due, begun+int64(l.schedule.max))
+		case !wanted && !resting && l.gate.Load() != nil:
+			due = max(due, begun+int64(l.resting.max))
+		}
+		if resting = !wanted; wanted {
+			l.resting.reset()
+			doubted = false
+		}
+		if m := l.moment.Load(); m != nil && m.asked.Load() {
+			due = now
+		}
+		if now >= due && !l.needless() {
+			up := l.state() == Up && l.gate.Load() != nil
+			begun = now
+			interval := l.reach(ctx)
 			if !up && l.state() == Up {
 				stable = l.clock.now()
+			}
+			if resting {
+				interval = l.restFor(interval)
 			}
 			due = max(now+int64(interval), l.clock.now())
 			if ctx.Err() != nil {
@@ -426,19 +488,23 @@ func (l *link) supervise(ctx context.Context) {
 			continue
 		}
 
-		if wanted {
-			timer.Reset(time.Duration(due - now))
-		} else {
+		if l.needless() {
 			timer.Stop()
+		} else {
+			timer.Reset(time.Duration(due - now))
+		}
+		if resting || l.needless() {
 			l.parked.Store(true)
 			if (l.used.Load() || l.wanted() || l.owned.inUse()) && !l.needless() {
 				l.parked.Store(false) // came by just now
 				continue
 			}
-			// Nobody probes from here on, so a stream that breaks would not be
-			// missed. The next reader asks Redis, and that wakes the supervisor.
-			if s := l.gate.Load(); s != nil && s.tracked {
+			// Probes are rare from here on, so a stream that breaks in silence would
+			// not be missed soon. The next reader asks Redis, and that wakes the
+			// supervisor.
+			if s := l.gate.Load(); s != nil && s.tracked && !doubted {
 				l.doubt()
+				doubted = true
 			}
 		}
 		select {
@@ -449,6 +515,35 @@ func (l *link) supervise(ctx context.Context) {
 		}
 		l.parked.Store(false)
 	}
+}
+
+// wakened takes note of a call: the link is not quiet any more. Where a call has found
+// it lost, the attempt that it causes may be waited for; it must be seen before quiet is
+// cleared, see window.
+func (l *link) wakened() {
+	if !l.quiet.Load() {
+		return
+	}
+	if l.gate.Load() == nil {
+		l.openMoment()
+		if m := l.moment.Load(); m != nil {
+			m.asked.Store(true)
+		}
+	}
+	l.quiet.Store(false)
+}
+
+// restFor is how long a link that rests waits from the beginning of an attempt, where
+// one in use would wait for the interval.
+func (l *link) restFor(interval time.Duration) time.Duration {
+	switch {
+	case l.gate.Load() == nil:
+		return max(interval, l.resting.next())
+	case interval <= l.schedule.min:
+		return interval // a probe without an answer is repeated soon
+	}
+	l.resting.reset()
+	return l.resting.max
 }
 
 func (l *link) state() State {
@@ -472,6 +567,10 @@ func (l *link) observe() bool {
 		l.discard()
 	}
 	l.breaker.trip() // a lost connection opens the circuit at once
+	if lost && serving && l.mending() {
+		l.setError(err)
+		return true // it is Down once it could not be made anew at once
+	}
 	l.apply(evLost, err)
 	return serving
 }

@@ -294,7 +294,9 @@ func (c *Cache) domainOf(key string) *domain {
 // begin has the request's loader asked, on a goroutine of its own. The caller is
 // inside the fence.
 func (c *Cache) begin(ctx context.Context, r *request) {
-	c.loaders.spawn("loader", func() { c.fly(ctx, r) })
+	if !c.loaders.spawn("loader", func() { c.fly(ctx, r) }) {
+		c.giveUp(r, refs(r.items), ErrClosed)
+	}
 }
 
 // await waits for the flight, as long as the caller's context allows and no longer

@@ -149,6 +149,6 @@ func TestLoadsLeaveNoGoroutineAndNoKeyBehind(t *testing.T) {
 		}
 		close(out)
 		all.Wait()
-		must(t, c.Close())
+		closed(t, c)
 	}
 }

@@ -33,6 +33,7 @@ func New(opts Options) (*Cache, error) {
 		journal: newJournal(opts.Journal),
 		closed:  make(chan struct{}),
 	}
+	c.opts.Redis = c.foreign.watch(opts.Redis)
 	c.flights, c.holder = newFlights(), rand.Text()
 	if opts.MaxLoads > 0 {
 		c.places = make(chan struct{}, opts.MaxLoads)
@@ -85,7 +86,7 @@ func (c *Cache) connect() {
 	c.routes = r
 	c.remote = &remote{
 		routes: r, hops: c.opts.Redis.ClusterOption.MaxMovedRedirections,
-		budget: newBudget(c.opts.Timeout), clock: c.clock, stats: &c.stats,
+		budget: newBudget(c.opts.Timeout, c.clock), clock: c.clock, stats: &c.stats,
 	}
 	probe := c.opts.Breaker.ProbePrefix + rand.Text()
 	sessions := new(atomic.Uint64)
@@ -109,6 +110,9 @@ func (c *Cache) connect() {
 		listeners:  &c.listeners,
 		changed: func(s StateChange) {
 			c.notify.stateChange(s)
+			if s.From == s.To {
+				return
+			}
 			c.listeners.told(nil)
 			if s.To == Up {
 				r.noteUp()
@@ -119,6 +123,11 @@ func (c *Cache) connect() {
 	home.needless = func() bool {
 		cl := r.cluster.Load()
 		return cl != nil && cl.serving()
+	}
+	home.changed = func(s StateChange) {
+		if s.From != s.To || r.cluster.Load() == nil { // the shards tell for themselves
+			env.changed(s)
+		}
 	}
 	home.fits = func(ctx context.Context, s *session, mode string) error {
 		return c.settleMode(ctx, s, mode, func() *cluster { return c.newCluster(env, probe) })

@@ -42,6 +42,12 @@ type Options struct {
 	// share one timer.
 	Timeout time.Duration
 
+	// CloseTimeout is how long Close may take to deliver what the journal holds, while
+	// Redis takes it, or the first attempt to reach it is under way. Default 1s;
+	// negative: Close delivers nothing. What Redis did not get by then is lost, unless
+	// Journal.Dir has it, and Close says so.
+	CloseTimeout time.Duration
+
 	// DefaultTTL is used where a call passes ttl 0. Default 0: no expiry.
 	// A fraction of a millisecond is rounded up to Redis' resolution, 1ms.
 	DefaultTTL time.Duration
@@ -361,6 +367,7 @@ func pick[T float64 | time.Duration](field *T, value T) {
 // withDefaults fills in what was left zero.
 func (o Options) withDefaults() Options {
 	def(&o.Timeout, 50*time.Millisecond)
+	def(&o.CloseTimeout, time.Second)
 	def(&o.Local.MaxBytes, 64<<20)
 	def(&o.Local.MaxTTL, 10*time.Minute)
 	def(&o.Breaker.Failures, 5)

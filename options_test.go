@@ -222,6 +222,7 @@ func TestWhatIsLeftZeroGetsItsDefault(t *testing.T) {
 		{"Mode", o.Mode, ModeAuto},
 		{"Timeout", o.Timeout, 50 * time.Millisecond},
 		{"DefaultTTL", o.DefaultTTL, time.Duration(0)},
+		{"CloseTimeout", o.CloseTimeout, time.Second},
 		{"Local.MaxBytes", o.Local.MaxBytes, int64(64 << 20)},
 		{"Local.MaxTTL", o.Local.MaxTTL, 10 * time.Minute},
 		{"Breaker.Failures", o.Breaker.Failures, 5},
@@ -259,7 +260,7 @@ func TestWhatIsLeftZeroGetsItsDefault(t *testing.T) {
 		t.Errorf("MaxBackoff is %v beside a MinBackoff of a minute", slow.Breaker.MaxBackoff)
 	}
 	set := Options{
-		Timeout: 1 * time.Second, DefaultTTL: 2 * time.Second,
+		Timeout: 1 * time.Second, CloseTimeout: -1, DefaultTTL: 2 * time.Second,
 		Local:    LocalOptions{MaxBytes: 1 << 20, MaxTTL: 3 * time.Second},
 		Breaker:  BreakerOptions{Failures: 4, MinBackoff: 5 * time.Second, MaxBackoff: 6 * time.Second, ProbePrefix: "p:"},
 		Tracking: TrackingOptions{UntrackedTTL: 7 * time.Second}, Journal: JournalOptions{MaxKeys: 8, MaxBytes: 9, MaxRate: 19},
@@ -299,6 +300,7 @@ func TestNoOptionIsForgotten(t *testing.T) {
 	free := map[string]string{
 		"Breaker.ProbePrefix": "any prefix will do",
 		"Tracking.Prefixes":   "TestNewRefusesWhatCannotBeMeant has the lists that are refused",
+		"CloseTimeout":        "negative is off",
 		"Journal.KeysOnly":    "on or off",
 		"Journal.Dir":         "any directory, or none: TestADirectoryInUseIsAnErrorThatSaysSo has those that are refused",
 		"Load.NotFoundTTL":    "negative is off",

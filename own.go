@@ -193,7 +193,11 @@ func (o *owned) takeFrom(ctx context.Context, s *session, p *period, fresh bool)
 	// Of its own goroutine: the caller's context wins over a dial that hangs, and what
 	// the dial brings is of use to the next.
 	d := &ownDial{fresh: fresh, done: make(chan struct{})}
-	o.workers.spawn("dial", func() { d.run(g, s) })
+	if !o.workers.spawn("dial", func() { d.run(g, s) }) {
+		<-o.turns
+		<-o.slots
+		return nil, ErrClosed
+	}
 	select {
 	case <-d.done:
 	case <-ctx.Done():

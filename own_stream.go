@@ -136,13 +136,17 @@ func (call *streamCall) dial(ctx context.Context, addr string, nd *net.Dialer, c
 		err  error
 	}
 	done := make(chan dialled, 1)
-	o.workers.spawn("dial", func() {
+	spawned := o.workers.spawn("dial", func() {
 		conn, err := d.dial(ctx, addr, nd, cfg)
 		if err != nil {
 			free()
 		}
 		done <- dialled{conn, err}
 	})
+	if !spawned {
+		free()
+		done <- dialled{nil, ErrClosed}
+	}
 	var err error
 	select {
 	case got := <-done:

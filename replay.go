@@ -34,7 +34,6 @@ type replayer struct {
 	share   time.Duration // what one pipeline may take of a caller's budget
 	rule    ConflictRule
 	pace    pace
-	lanes   group
 	kick    chan struct{}
 }
 
@@ -71,7 +70,7 @@ func (r *replayer) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-r.kick:
-			if !sleep(ctx, time.Duration(rand.Int64N(int64(replayJitter)))) {
+			if !r.jitter(ctx) {
 				return
 			}
 		case <-timer.C:
@@ -88,6 +87,23 @@ func (r *replayer) run(ctx context.Context) {
 			timer.Reset(max(replayPause, time.Duration(next-r.clock.now())))
 		}
 	}
+}
+
+// jitter waits for a random time, unless there is something urgent; false where ctx has
+// ended.
+func (r *replayer) jitter(ctx context.Context) bool {
+	t := time.NewTimer(time.Duration(rand.Int64N(int64(replayJitter))))
+	defer t.Stop()
+	for r.clock.now() >= r.routes.urgent.Load() {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-t.C:
+			return true
+		case <-r.kick: // for something urgent, perhaps
+		}
+	}
+	return true
 }
 
 func sleep(ctx context.Context, d time.Duration) bool {
@@ -120,11 +136,12 @@ type draining struct {
 // drain replays until nothing is left; false where Redis stopped answering.
 func (r *replayer) drain(ctx context.Context, s *session) bool {
 	d := &draining{replayer: r, session: s}
+	var lanes group // of this replay: a group that was waited for takes nobody
 	for range replayLanes - 1 {
-		r.lanes.spawn("replayer", func() { d.lane(ctx) })
+		lanes.spawn("replayer", func() { d.lane(ctx) })
 	}
 	d.lane(ctx)
-	r.lanes.wg.Wait()
+	lanes.wait(never)
 	d.mu.Lock() // for form's sake: the lanes have ended
 	defer d.mu.Unlock()
 	if d.mu.total != (Replay{}) {

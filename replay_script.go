@@ -178,9 +178,9 @@ func (r *replayer) send(ctx context.Context, s *session, tasks []task, asking bo
 		together = 1
 	}
 	answers := make([]answer, len(tasks))
-	all := make([]int, len(tasks))
-	for i := range all {
-		all[i] = i
+	all := r.sendPlain(ctx, s, tasks, asking, answers)
+	if len(all) == 0 {
+		return answers
 	}
 	p := &scripts{r, s, asking, tasks, answers}
 	if alone := p.send(ctx, all, together); len(alone) > 0 {

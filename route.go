@@ -18,6 +18,7 @@ type routes struct {
 	one     slot // of all keys, outside a cluster
 	cluster atomic.Pointer[cluster]
 
+	urgent  atomic.Int64 // until when a replay begins without its random wait
 	waiting atomic.Int32 // WaitReady
 	ready   chan struct{}
 	once    sync.Once
@@ -51,12 +52,35 @@ func (r *routes) deliver(key string) {
 	l.use()
 }
 
+// hurry has replays begin at once until then: what was accepted during the first attempt
+// is to be sent while it counts as an ordinary command.
+func (r *routes) hurry(until int64) {
+	for old := r.urgent.Load(); old < until && !r.urgent.CompareAndSwap(old, until); old = r.urgent.Load() {
+	}
+}
+
 // links returns those that serve keys.
 func (r *routes) links() []*link {
 	if c := r.cluster.Load(); c != nil {
 		return c.masters()
 	}
 	return []*link{r.home}
+}
+
+// any is where a command goes that names no key: to a link that serves, or to one that
+// an attempt may bring.
+func (r *routes) any() *link {
+	for _, l := range r.links() {
+		if l.gate.Load() != nil {
+			return l
+		}
+	}
+	for _, l := range r.links() {
+		if l.window(true) != nil {
+			return l
+		}
+	}
+	return r.home
 }
 
 // use says that Redis is wanted, all of it.

@@ -119,6 +119,7 @@ func (j *journal) takeLocked(sh *journalShard, key string, in *intent, h keyHash
 	in.sending = true
 	j.underWay.Add(1)
 	t := task{intent: *in, key: key, hash: h, check: in.checkAt > 0}
+	in.plainUntil = 0
 	t.late.sums = t.late.sums[:len(t.late.sums):len(t.late.sums)]
 	if j.file != nil && !in.undo {
 		sh.sent[in] = sent{in.value, in.del, in.deadline}

@@ -93,6 +93,8 @@ type change struct {
 	undo  []byte // see journal.write
 	ttl   time.Duration
 
+	plainUntil int64 // see journal.write
+
 	// verbatim is the command where it is not the one that Set or Delete sends: as a
 	// caller of the drop-in client gave it.
 	verbatim []string
@@ -121,7 +123,7 @@ type change struct {
 func (w *change) intent(sentOn uint64) write {
 	return write{
 		key: w.key, value: w.value, del: w.del, undo: w.undo, deadline: w.deadline,
-		seq: w.seq, base: w.base, sentOn: sentOn,
+		seq: w.seq, base: w.base, sentOn: sentOn, plainUntil: w.plainUntil,
 	}
 }
 
@@ -161,7 +163,7 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 	var kept saving
 	for i := range ws {
 		w := &ws[i]
-		s := c.aim(w, now)
+		s := c.aim(ctx, w, now)
 		if s == nil && w.flight != nil {
 			c.putUngiven(w, now)
 			continue
@@ -198,18 +200,38 @@ func (c *Cache) durable(ctx context.Context, began int64, p saving) error {
 }
 
 // aim gives the change its entry and finds the session that takes it: nil where that
-// is the journal.
-func (c *Cache) aim(w *change, now int64) *session {
-	w.place = c.routes.of(w.key)
-	// While it is under way, a write may be served as long as its caller waits for
-	// it; what it is worth afterwards, written decides.
-	w.entry = c.entryOf(w, now, &w.place.domain, after(now, c.opts.Timeout))
-	w.link = c.routes.link(w.place)
-	s := w.link.writer(w.del)
-	if s != nil && c.journal.holds(w.hash, w.key) {
-		return nil
+// is the journal. While the link's first attempt is under way it waits for nothing, and
+// marks the change; it waits for another attempt as moment says.
+func (c *Cache) aim(ctx context.Context, w *change, now int64) *session {
+	for waited := false; ; {
+		w.place = c.routes.of(w.key)
+		// While it is under way, a write may be served as long as its caller waits for
+		// it; what it is worth afterwards, written decides.
+		w.entry = c.entryOf(w, now, &w.place.domain, after(now, c.opts.Timeout))
+		w.link = c.routes.link(w.place)
+		if s := w.link.writer(w.del); s != nil {
+			if c.journal.holds(w.hash, w.key) {
+				return nil
+			}
+			return s
+		}
+		switch {
+		case w.link.moment.Load() != nil && (waited || w.link.undecided()):
+			w.plainUntil = after(now, c.opts.Timeout)
+			return nil
+		case !waited && c.awaitKey(ctx, now, false, w.key):
+			waited = true
+		case !c.moved(w):
+			return nil
+		}
 	}
-	return s
+}
+
+// moved says that a change for which no session was found has one by now, or another
+// link: an attempt was decided between two looks.
+func (c *Cache) moved(w *change) bool {
+	s := w.link.gate.Load()
+	return c.routes.link(c.routes.of(w.key)) != w.link || s != nil && s.takes(w.del)
 }
 
 // entryOf is what the local tier is to hold of a change, nil for a delete.
@@ -241,6 +263,9 @@ func (c *Cache) keep(ctx context.Context, w *change, now int64) (saving, error) 
 // taken for accepted.
 func (c *Cache) remember(w *change, sentOn uint64) (saving, error) {
 	c.stats.journaled.Add(1)
+	if w.plainUntil != 0 {
+		c.routes.hurry(w.plainUntil)
+	}
 	verdict, saved := c.journal.put(w.hash, w.intent(sentOn))
 	switch verdict {
 	case downgraded:

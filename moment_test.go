@@ -1,0 +1,111 @@
+package holdfast_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/holdfast-cache/holdfast"
+	"github.com/holdfast-cache/holdfast/internal/redistest"
+)
+
+// leisurely is Options whose first moments last, whatever the machine has to do beside.
+func leisurely(addr string) holdfast.Options {
+	o := at(addr)
+	o.Timeout = 5 * time.Second
+	return o
+}
+
+// The README's program, run once more with another value: its Set came milliseconds after
+// New, waited in the journal, and was replayed as one that somebody had overruled, so the
+// key was deleted. Every deployment, cron job and lambda does this.
+func TestASetRightAfterNewReplacesWhatRedisHolds(t *testing.T) {
+	kinds := map[string]func(o *holdfast.Options, dir string){
+		"memory":    func(*holdfast.Options, string) {},
+		"directory": func(o *holdfast.Options, dir string) { o.Journal.Dir = dir },
+		"keep":      func(o *holdfast.Options, _ string) { o.Journal.OnConflict = holdfast.ConflictKeep },
+		"prefixes": func(o *holdfast.Options, _ string) {
+			o.Tracking = holdfast.TrackingOptions{Mode: holdfast.TrackOff}
+		},
+	}
+	for name, kind := range kinds {
+		t.Run(name, func(t *testing.T) {
+			backends(t, func(t *testing.T, ctx context.Context, b backend) {
+				dir := t.TempDir()
+				b.set("gone", "old")
+				for round := range 10 {
+					o := leisurely(b.addr)
+					kind(&o, dir)
+					c, err := holdfast.New(o)
+					must(t, err)
+					_, err = c.Get(ctx, "user:7")
+					if err != nil && !errors.Is(err, holdfast.ErrMiss) {
+						t.Fatal(err)
+					}
+					must(t, c.Set(ctx, "user:7", []byte("of another moment"), time.Hour))
+					must(t, c.Set(ctx, "user:7", fmt.Appendf(nil, "Ada %d", round), time.Hour))
+					must(t, c.Delete(ctx, "gone"))
+					must(t, c.Close())
+					if v, _ := b.get("user:7"); v != fmt.Sprintf("Ada %d", round) {
+						t.Fatalf("round %d: redis holds %q", round, v)
+					}
+					if v, found := b.get("gone"); found {
+						t.Fatalf("round %d: redis holds %q of what was deleted", round, v)
+					}
+				}
+			})
+		})
+	}
+}
+
+// Writes that come one after the other while the connection comes up: some wait in the
+// journal, some go to Redis directly. The last one wins.
+func TestWritesInTheFirstMomentsKeepTheirOrder(t *testing.T) {
+	backends(t, func(t *testing.T, ctx context.Context, b backend) {
+		for round := range 10 {
+			c := open(t, leisurely(b.addr))
+			b.set("k", "foreign")
+			last := ""
+			for i := 0; c.Health().State != holdfast.Up || i < 20; i++ {
+				last = fmt.Sprintf("%d of %d", i, round)
+				must(t, c.Set(ctx, "k", []byte(last), 0))
+			}
+			for i := range 20 {
+				last = fmt.Sprintf("late %d of %d", i, round)
+				must(t, c.Set(ctx, "k", []byte(last), 0))
+			}
+			drain(t, c)
+			if v, _ := b.get("k"); v != last {
+				t.Fatalf("round %d: redis holds %q, want %q", round, v, last)
+			}
+			if s := c.Stats(); s.Superseded != 0 {
+				t.Fatalf("round %d: %d superseded", round, s.Superseded)
+			}
+			must(t, c.Close())
+		}
+	})
+}
+
+// What waited longer than Timeout is a write of an outage: Redis may hold what is newer.
+func TestASetOlderThanTimeoutIsComparedAsAnyOther(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	p := redistest.NewProxy(t, s.Addr())
+	s.MustDo("SET", "k", "theirs")
+	p.SetMode(redistest.Hang)
+	o := at(p.Addr())
+	o.Timeout = 20 * time.Millisecond
+	o.Redis.Dialer.Timeout = patience
+	c := open(t, o)
+	must(t, c.Set(ctx, "k", []byte("ours"), 0))
+	began := time.Now()
+	redistest.WaitFor(t, patience, "the Set to grow old", func() bool { return time.Since(began) > 2*o.Timeout })
+	p.SetMode(redistest.Pass)
+	ready(t, c)
+	drain(t, c)
+	if v := s.MustDo("GET", "k"); v == "ours" {
+		t.Fatal("a set that waited for longer than Timeout replaced another client's value")
+	}
+}
