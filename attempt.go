@@ -49,6 +49,14 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 	}
 	switch c {
 	case classOK:
+		if l.served != next {
+			if err := next.greetAgain(ctx); err != nil {
+				next.close()
+				l.session = old
+				result = l.unreached(err)
+				return l.schedule.next()
+			}
+		}
 		next.writable.Store(true)
 		next.replica.Store(false)
 		result = nil
