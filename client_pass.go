@@ -69,7 +69,7 @@ func (r *call) pass(first, n int) {
 		s = e.link.busy.Load()
 	}
 	if s == nil {
-		fail(ErrUnavailable)
+		fail(e.link.why())
 		return
 	}
 	for i := range e.passed {

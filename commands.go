@@ -170,7 +170,7 @@ func (c *Cache) decider(ctx bound, h keyHash, key string) (*session, error) {
 		if err := ctx.caller.Err(); err != nil {
 			return nil, err
 		}
-		return nil, ErrUnavailable
+		return nil, l.why()
 	}
 	if !c.journal.holds(h, key) {
 		return s, nil
