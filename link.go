@@ -281,6 +281,7 @@ func (l *link) noteRefusal(s *session, err error) {
 }
 
 func (l *link) setError(err error) {
+	err = presentable(err)
 	l.mu.Lock()
 	l.mu.health.LastError = err
 	l.mu.Unlock()
@@ -313,6 +314,7 @@ func (l *link) health() Health {
 
 // apply takes the step, tells of it, and says whether the state changed.
 func (l *link) apply(ev event, err error) {
+	err = presentable(err)
 	l.mu.Lock()
 	from := l.mu.health.State
 	to := step(from, ev)

@@ -105,8 +105,9 @@ type Framer struct {
 	begun   int64
 	replies int64
 	pushes  int64
-	errors  int64 // error replies
-	said    said  // the last of them
+	errors  int64  // error replies
+	said    []Said // the first of them, and the last
+	deaf    bool   // it takes no note of what they say
 	err     *ProtocolError
 }
 
@@ -616,7 +617,7 @@ func (f *Framer) answered(b []byte, i int) {
 	}
 	if f.typ != '+' {
 		f.errors++
-		f.said.set(f.replies, f.text)
+		f.note()
 	}
 	if f.cutting == cutReply {
 		f.cut(b, i, f.substitute())
