@@ -84,14 +84,22 @@ func (o Options) withoutSecrets() Options {
 // plainOptions are Options without the methods by which those are printed.
 type plainOptions Options
 
-// Format implements fmt.Formatter: it prints the fields, passwords apart.
-func (o Options) Format(f fmt.State, verb rune) {
+// Format implements fmt.Formatter: it prints the fields, passwords apart, as %v, %+v or
+// %#v does, whatever the verb: for another one fmt would print what pointers point to.
+func (o Options) Format(f fmt.State, _ rune) {
 	for _, secret := range []*string{&o.Redis.Password, &o.Redis.Sentinel.Password} {
 		if *secret != "" {
 			*secret = "***"
 		}
 	}
-	fmt.Fprintf(f, fmt.FormatString(f, verb), plainOptions(o))
+	format := "%v"
+	switch {
+	case f.Flag('#'):
+		format = "%#v"
+	case f.Flag('+'):
+		format = "%+v"
+	}
+	fmt.Fprintf(f, format, plainOptions(o))
 }
 
 // LogValue implements slog.LogValuer: the fields as one string, passwords apart.
