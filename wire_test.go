@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"io"
 	"net"
 	"runtime"
 	"strings"
@@ -236,5 +237,99 @@ func TestALengthThatAServerAnnouncesCostsNothing(t *testing.T) {
 		if each := (after.TotalAlloc - before.TotalAlloc) / sessions; each > 8<<20 {
 			t.Errorf("%.40q costs %d bytes for each of %d sessions", header, each, sessions)
 		}
+	}
+}
+
+// A large value that is read in pieces is not kept back by the guard: that would cost
+// half of it.
+func TestAStreamedValueCostsNoMemory(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	s.MustDo("SETRANGE", "big", fmt.Sprint(64<<20-1), "x")
+	o := at(s.Addr())
+	o.Timeout = patience
+	c := open(t, o)
+	ready(t, c)
+	for range 2 { // also by the connection that is kept
+		r := c.Client().DoStream(ctx, c.Client().B().Get().Key("big").Build())
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		n, err := r.WriteTo(io.Discard)
+		runtime.ReadMemStats(&after)
+		if n != 64<<20 || err != nil {
+			t.Fatalf("%d bytes, %v", n, err)
+		}
+		if cost := after.TotalAlloc - before.TotalAlloc; cost > 8<<20 {
+			t.Errorf("%d bytes were allocated", cost)
+		}
+	}
+	v, err := c.Client().Do(ctx, c.Client().B().Get().Key("big").Build()).AsBytes()
+	if len(v) != 64<<20 || err != nil {
+		t.Errorf("%d bytes, %v", len(v), err)
+	}
+}
+
+// In a cluster the server ends a sharded subscription by itself when its slot moves,
+// beside those who subscribe and unsubscribe.
+func TestSlotsMoveBeneathShardedSubscriptions(t *testing.T) {
+	redistest.Long(t)
+	ctx := begin(t)
+	r := redistest.StartCluster(t, 3, 0)
+	o := at(r.Addrs()[0])
+	o.Timeout = patience
+	o.Mode = holdfast.ModeCluster
+	c := open(t, o)
+	ready(t, c)
+	cl := c.Client()
+	b := cl.B()
+	d, release := cl.Dedicate()
+	defer release()
+	slot := redistest.Slot("{a}")
+	from := r.Owner("{a}")
+	to := r.Nodes()[0]
+	if to == from {
+		to = r.Nodes()[1]
+	}
+	must(t, d.Do(ctx, b.Set().Key("{a}").Value("v").Build()).Error()) // so the connection goes there
+	var ended atomic.Int64
+	hooks := d.SetPubSubHooks(rueidis.PubSubHooks{OnSubscription: func(s rueidis.PubSubSubscription) {
+		if s.Kind == "sunsubscribe" {
+			ended.Add(1)
+		}
+	}})
+	var stop atomic.Bool
+	var all sync.WaitGroup
+	for g := range 50 {
+		all.Go(func() {
+			for i := 0; !stop.Load(); i++ {
+				name := fmt.Sprintf("{a}%d:%d", g, i)
+				for _, cmd := range []rueidis.Completed{
+					b.Ssubscribe().Channel(name, name+"+").Build(), b.Ping().Build(), b.Sunsubscribe().Channel(name).Build(), b.Subscribe().Channel(name).Build(),
+					b.Unsubscribe().Channel(name).Build(),
+				} {
+					if err := d.Do(ctx, cmd).Error(); err != nil && !strings.HasPrefix(err.Error(), "MOVED") {
+						t.Errorf("%d, %d: %v", g, i, err)
+						return
+					}
+				}
+			}
+		})
+	}
+	for range 4 {
+		redistest.WaitFor(t, patience, "subscriptions", func() bool {
+			n, _ := from.Do("PUBSUB", "SHARDCHANNELS")
+			return len(n) > 100
+		})
+		before := ended.Load()
+		r.MoveSlot(slot, to)
+		redistest.WaitFor(t, patience, "the server's ends", func() bool { return ended.Load() > before })
+		r.MoveSlot(slot, from)
+	}
+	stop.Store(true)
+	all.Wait()
+	select {
+	case err := <-hooks:
+		t.Errorf("the connection ended: %v", err)
+	default:
 	}
 }

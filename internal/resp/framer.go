@@ -435,6 +435,8 @@ func (f *Framer) checkText() (reason string) {
 		return f.resolvePush(f.text)
 	case f.must == anyReply || len(f.stack) > 0:
 		return ""
+	case f.must == eitherReply:
+		f.must = f.ledger.decide(f.text)
 	}
 	// What rueidis takes for PING's answer, whatever its type.
 	isPong := string(f.text) == "PONG"
