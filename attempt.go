@@ -277,7 +277,7 @@ func (l *link) serve(s *session, ev event, err error) {
 func (l *link) tellUntold(s *session) {
 	why := ""
 	if s.untold != nil {
-		why = s.untold.Error()
+		why = presentable(s.untold).Error()
 	}
 	if why != "" && why != l.untold {
 		l.notify.untracked(s.addr, why, l.opts.Tracking.UntrackedTTL)

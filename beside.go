@@ -1,6 +1,9 @@
 package holdfast
 
-import "context"
+import (
+	"context"
+	"fmt"
+)
 
 // What goes to Redis beside the tiers: a command that they do not know, of the
 // drop-in client or of another client in the program. Before it is sent, Redis must
@@ -83,5 +86,16 @@ func (c *Cache) invalidate(keys []string) {
 
 // Options returns what New was given, with the defaults filled in: for whoever puts
 // another client beside the Cache and must know where it goes and how long a call may
-// take. It is a copy, but what it points to is the Cache's own.
-func (c *Cache) Options() Options { return c.opts }
+// take. It is a copy, but what it points to is the Cache's own. Passwords are left out,
+// and so is Redis.AuthCredentialsFn.
+func (c *Cache) Options() Options { return c.opts.withoutSecrets() }
+
+// Format implements fmt.Formatter: a Cache prints as its state, for its fields hold
+// passwords.
+func (c *Cache) Format(f fmt.State, _ rune) {
+	if c == nil {
+		fmt.Fprint(f, "holdfast.Cache(nil)")
+		return
+	}
+	fmt.Fprintf(f, "holdfast.Cache(%v)", c.Health().State)
+}

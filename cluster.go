@@ -308,5 +308,5 @@ func (r *routes) join(c *cluster, ranges []slotRange) {
 
 // errWrongMode is for a server that is not what the options say it is.
 func errWrongMode(want Mode, mode string) error {
-	return fmt.Errorf("holdfast: Options.Mode is %v, and the server's mode is %s", want, mode)
+	return fmt.Errorf("holdfast: Options.Mode is %v, and the server's mode is %s", want, printable(mode))
 }

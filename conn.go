@@ -43,6 +43,10 @@ type dialer struct {
 		sync.Mutex
 		conn   *wire
 		closed bool
+		secure bool     // it speaks TLS
+		step   string   // what came before the first command
+		sent   []string // the names of the commands, until settled
+		words  string   // what the server had said when it could not be written to
 	}
 }
 
@@ -65,6 +69,7 @@ func (d *dialer) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls
 		guard = resp.GuardPubSub
 	}
 	conn := &wire{Conn: guard(raw, resp.DefaultLimits, d.lost), own: d.own, hearing: d.hearing}
+	conn.shaking.Store(d)
 	d.mu.Lock()
 	closed := d.mu.closed
 	d.mu.conn = conn
@@ -108,15 +113,30 @@ func (d *dialer) shaken() {
 }
 
 func (d *dialer) connect(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (net.Conn, error) {
-	switch {
-	case d.user != nil:
+	d.began(stepDial, cfg != nil)
+	if d.user != nil {
 		return d.user(ctx, addr, nd, cfg)
-	case cfg != nil:
-		// A DialCtxFn replaces rueidis' own TLS as well.
-		return (&tls.Dialer{NetDialer: nd, Config: cfg}).DialContext(ctx, "tcp", addr)
-	default:
-		return nd.DialContext(ctx, "tcp", addr)
 	}
+	conn, err := nd.DialContext(ctx, "tcp", addr)
+	if err != nil || cfg == nil {
+		return conn, err
+	}
+	// A DialCtxFn replaces rueidis' own TLS as well. This is tls.Dialer in two steps, so
+	// that it is known which of them failed.
+	d.began(stepTLS, true)
+	if cfg.ServerName == "" {
+		cfg = cfg.Clone()
+		cfg.ServerName = addr
+		if host, _, err := net.SplitHostPort(addr); err == nil {
+			cfg.ServerName = host
+		}
+	}
+	secure := tls.Client(conn, cfg)
+	if err := secure.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return secure, nil
 }
 
 // wire is the guarded connection, whose writer lets others go first. rueidis
@@ -132,7 +152,8 @@ type wire struct {
 	*resp.Conn
 	own     func(error) error
 	hearing *hearing
-	hurried time.Time // until then it does not yield
+	hurried time.Time              // until then it does not yield
+	shaking atomic.Pointer[dialer] // who wants to know what is sent, nil once settled
 }
 
 const (
@@ -152,6 +173,17 @@ func (w *wire) Read(p []byte) (int, error) {
 }
 
 func (w *wire) Write(p []byte) (int, error) {
+	if d := w.shaking.Load(); d != nil {
+		d.sends(p)
+		n, err := w.Conn.Write(p)
+		if err != nil {
+			d.lastWords(w)
+			if w.own != nil {
+				err = w.own(err)
+			}
+		}
+		return n, err
+	}
 	if w.own != nil {
 		n, err := w.Conn.Write(p) // nobody shares it
 		if err != nil {

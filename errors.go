@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/redis/rueidis"
 )
@@ -80,7 +82,7 @@ func (e *Error) Error() string {
 		b.WriteString(strings.ToValidUTF8(key, "?"))
 	}
 	b.WriteString(": ")
-	b.WriteString(strings.TrimPrefix(e.Err.Error(), "holdfast: "))
+	b.WriteString(strings.TrimPrefix(describe(e.Err), "holdfast: "))
 	return b.String()
 }
 
@@ -150,6 +152,90 @@ func (l *errorList) join() error {
 	}
 	return &BatchError{l.errs}
 }
+
+// maxServerText is how much of what a server says an error of ours repeats, in bytes.
+const maxServerText = 256
+
+// printable is a server's text as an error, a log line or Health shows it: cut, and
+// without control characters, for a terminal would obey them.
+func printable(text string) string {
+	shown := escape(text[:min(len(text), maxServerText)])
+	if len(shown) > maxServerText {
+		shown = strings.ToValidUTF8(shown[:maxServerText], "")
+	}
+	if len(text) > maxServerText {
+		shown += "..."
+	}
+	return shown
+}
+
+// escape writes what cannot be printed as Go does.
+func escape(text string) string {
+	if !strings.ContainsFunc(text, unprintable) {
+		return text
+	}
+	quoted := strconv.Quote(text)
+	return strings.ReplaceAll(quoted[1:len(quoted)-1], `\"`, `"`)
+}
+
+func unprintable(r rune) bool { return !strconv.IsPrint(r) || r == utf8.RuneError }
+
+// describe is the text of an error in which all that a server said is printable. The
+// error itself is as it was: errors.As finds Redis' own, with the whole text.
+func describe(err error) string {
+	text := err.Error()
+	eachServerError(err, func(said string) {
+		if shown := printable(said); shown != said {
+			text = strings.ReplaceAll(text, said, shown)
+		}
+	})
+	return text
+}
+
+func eachServerError(err error, f func(text string)) {
+	if re, ok := err.(*rueidis.RedisError); ok { // not errors.As: there may be several
+		f(re.Error())
+	}
+	switch e := err.(type) {
+	case interface{ Unwrap() error }:
+		if err := e.Unwrap(); err != nil {
+			eachServerError(err, f)
+		}
+	case interface{ Unwrap() []error }:
+		for _, err := range e.Unwrap() {
+			eachServerError(err, f)
+		}
+	}
+}
+
+// maxTold bounds the text of an error in Health, a log line and a hook, where several
+// may come together.
+const maxTold = 8 * maxServerText
+
+// presentable is an error for Health, log lines and hooks: on one line, of bounded
+// length, and without control characters, whatever is in it.
+func presentable(err error) error {
+	if err == nil {
+		return nil
+	}
+	text := escape(strings.ReplaceAll(describe(err), "\n", "; "))
+	if len(text) > maxTold {
+		text = strings.ToValidUTF8(text[:maxTold], "") + "..."
+	}
+	if text == err.Error() {
+		return err
+	}
+	return &presented{text, err}
+}
+
+// presented is an error with a text that can be shown.
+type presented struct {
+	text string
+	err  error
+}
+
+func (p *presented) Error() string { return p.text }
+func (p *presented) Unwrap() error { return p.err }
 
 // class is what an outcome means for the circuit and for the write that met it.
 type class uint8

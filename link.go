@@ -327,6 +327,7 @@ func (l *link) noteRefusal(s *session, err error) {
 }
 
 func (l *link) setError(err error) {
+	err = presentable(err)
 	l.mu.Lock()
 	l.mu.health.LastError = err
 	l.mu.Unlock()
@@ -379,6 +380,7 @@ func (l *link) mending() bool {
 
 // apply takes the step, and tells of it.
 func (l *link) apply(ev event, err error) {
+	err = presentable(err)
 	l.mu.Lock()
 	from := l.mu.health.State
 	to := step(from, ev)

@@ -13,6 +13,12 @@ import (
 
 // Options configures a Cache. The zero value is a cache of the local tier
 // only; with Redis.InitAddress set, every other zero value is a good default.
+//
+// Options are printed and logged, by package fmt and by slog, without Redis.Password and
+// Redis.Sentinel.Password, of which is shown whether they are set; functions, among them
+// AuthCredentialsFn, and TLS configurations are shown as addresses. That does not hold
+// where fmt cannot call methods, in an unexported field of a struct, nor for Redis
+// printed by itself, which is rueidis' type.
 type Options struct {
 	// Redis says where Redis is and how to log in: addresses, user, password,
 	// database, TLS, dialer. Empty InitAddress: local tier only.
@@ -75,6 +81,37 @@ type Options struct {
 	// Hooks are told of changes of state, replays and drops.
 	Hooks Hooks
 }
+
+// withoutSecrets is a copy that hands out no password, and nothing that gives one.
+func (o Options) withoutSecrets() Options {
+	o.Redis.Password, o.Redis.Sentinel.Password = "", ""
+	o.Redis.AuthCredentialsFn = nil
+	return o
+}
+
+// plainOptions are Options without the methods by which those are printed.
+type plainOptions Options
+
+// Format implements fmt.Formatter: it prints the fields, passwords apart, as %v, %+v or
+// %#v does, whatever the verb: for another one fmt would print what pointers point to.
+func (o Options) Format(f fmt.State, _ rune) {
+	for _, secret := range []*string{&o.Redis.Password, &o.Redis.Sentinel.Password} {
+		if *secret != "" {
+			*secret = "***"
+		}
+	}
+	format := "%v"
+	switch {
+	case f.Flag('#'):
+		format = "%#v"
+	case f.Flag('+'):
+		format = "%+v"
+	}
+	fmt.Fprintf(f, format, plainOptions(o))
+}
+
+// LogValue implements slog.LogValuer: the fields as one string, passwords apart.
+func (o Options) LogValue() slog.Value { return slog.StringValue(fmt.Sprintf("%+v", o)) }
 
 // Mode is the kind of Redis deployment.
 type Mode uint8
@@ -596,6 +633,9 @@ func validateRedis(r rueidis.ClientOption) []error {
 		case r.DialCtxFn == nil && err != nil:
 			// With a dial function the address may be anything, a socket's path
 			// for one.
+			if at := strings.LastIndexByte(addr, '@'); at >= 0 {
+				addr = "..." + addr[at:] // a URL, with a password maybe
+			}
 			bad(field, fmt.Sprintf("is %q: it must be host:port", addr))
 		}
 	}

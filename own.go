@@ -420,8 +420,10 @@ func (o *owned) connect(p *period, s *session, pings bool) (conn *ownConn, err e
 		if err != nil {
 			d.close()
 			free()
-			conn, err = nil, fmt.Errorf("holdfast: another connection to %s: %w", s.addr, err)
+			conn, err = nil, fmt.Errorf("holdfast: another connection to %s: %w", s.addr, d.explain(err))
+			return
 		}
+		d.settled()
 	}()
 	// Its one wire would be dialled at once, so there is no permit yet; forced to be
 	// single it comes back nevertheless. The permit is for the dedicated wire.

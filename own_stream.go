@@ -95,8 +95,14 @@ func (o *owned) streamBy(ctx context.Context, p *period, client rueidis.Client, 
 		if !call.left {
 			call.dialer.shaken()
 		}
-		if err != nil && own != nil {
+		switch {
+		case err == nil:
+			call.dialer.settled()
+			call.dialer.streams()
+		case own != nil:
 			err = own
+		default:
+			err = call.dialer.explain(err)
 		}
 		o.dialled(err)
 	}

@@ -105,7 +105,7 @@ func (s *sentinels) ask(ctx context.Context) (string, error) {
 	case err != nil:
 		return fail(unanswered(err, limit))
 	case len(parts) != 2 || !isHost(parts[0]) || !isPort(parts[1]):
-		return fail(fmt.Errorf("the answer makes no sense: %.80q", parts))
+		return fail(fmt.Errorf("the answer makes no sense: %s", printable(fmt.Sprintf("%.80q", parts))))
 	}
 	return net.JoinHostPort(parts[0], parts[1]), nil
 }
@@ -128,6 +128,7 @@ func (s *sentinels) dial(ctx context.Context) error {
 		addr: s.addrs[s.next%len(s.addrs)], option: s.option, within: ctx, attempt: s.dials, lost: func() {},
 	})
 	if err == nil {
+		p.dialer.settled()
 		s.pipe = p
 	}
 	return err

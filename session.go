@@ -73,7 +73,7 @@ func (p *pipe) dial(life context.Context, pl plan) (err error) {
 	if p.dialer.late.Load() {
 		err = context.DeadlineExceeded
 	}
-	return unanswered(err, pl.option.Dialer.Timeout)
+	return p.dialer.explain(unanswered(err, pl.option.Dialer.Timeout))
 }
 
 var errConnClosed = errors.New("holdfast: the connection was closed")
@@ -264,9 +264,11 @@ func (l *link) openSession(life context.Context, addr string, bare bool) (*sessi
 		err = unanswered(s.greet(ask), limit)
 		done()
 		if err != nil {
+			err = fmt.Errorf("greeting: %w", s.dialer.explain(err))
 			s.close()
 		}
 	}
+	s.dialer.settled()
 	if err != nil {
 		return nil, fmt.Errorf("holdfast: connecting to %s: %w", addr, err)
 	}

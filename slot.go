@@ -145,7 +145,11 @@ func readRedirection(text, host string) (r redirection, err error) {
 	return r, nil
 }
 
-func isHost(s string) bool { return s != "" && len(s) <= 255 }
+// isHost says whether it may be a name or an address: no more is known of either, but
+// that there are no spaces and control characters in it, for it will be shown.
+func isHost(s string) bool {
+	return s != "" && len(s) <= 255 && !strings.ContainsFunc(s, func(r rune) bool { return r == ' ' || unprintable(r) })
+}
 
 // isPort says whether it is a number: a dial would look a word up.
 func isPort(s string) bool {

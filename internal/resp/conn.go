@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -24,15 +25,8 @@ type Conn struct {
 	backlog backlog // what it does not deliver yet
 	errors  int64   // of the in Framer, when last looked at
 	replies atomic.Int64
-	said    atomic.Pointer[Said]
+	said    atomic.Pointer[[]Said]
 	settled atomic.Bool
-}
-
-// Said is an error reply: which reply of the connection it was, from 1, and how it
-// begins.
-type Said struct {
-	Reply int64
-	Text  string
 }
 
 // An ending is the reason why a connection ended; nil if we ended it.
@@ -89,7 +83,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 			}
 			c.replies.Store(c.in.replies)
 			if c.in.errors != c.errors {
-				c.note(c.in.said)
+				c.note()
 			}
 			if c.backlog.size > 0 || c.in.hold >= 0 || len(c.in.cuts) > 0 {
 				n = c.keep(p, b[:n])
@@ -138,14 +132,22 @@ func (c *Conn) Streams() { c.in.streams = true }
 // Settled says that Said is not asked for any more.
 func (c *Conn) Settled() { c.settled.Store(true) }
 
-// Said returns the last error reply that came before Settled, nil if none did.
-func (c *Conn) Said() *Said { return c.said.Load() }
-
-func (c *Conn) note(last said) {
-	c.errors = c.in.errors
-	if !c.settled.Load() {
-		c.said.Store(&Said{last.reply, string(last.text[:last.n])})
+// Said returns the first error replies that came before Settled, and the last one.
+func (c *Conn) Said() []Said {
+	if all := c.said.Load(); all != nil {
+		return *all
 	}
+	return nil
+}
+
+func (c *Conn) note() {
+	c.errors = c.in.errors
+	if c.settled.Load() {
+		c.in.said, c.in.deaf = nil, true
+		return
+	}
+	all := slices.Clone(c.in.said)
+	c.said.Store(&all)
 }
 
 // Write sends requests to the peer. Anything but requests closes the

@@ -64,17 +64,3 @@ func (f *Framer) apply(b []byte) (out []byte, hold int) {
 	pass(len(b), true)
 	return out, hold
 }
-
-// said is the beginning of an error reply.
-type said struct {
-	reply int64 // which one it was
-	text  [maxSaid]byte
-	n     int
-}
-
-// maxSaid is how much of an error is kept.
-const maxSaid = 256
-
-func (s *said) set(reply int64, text []byte) {
-	s.reply, s.n = reply, copy(s.text[:], text)
-}

@@ -105,8 +105,9 @@ type Framer struct {
 	begun   int64
 	replies int64
 	pushes  int64
-	errors  int64 // error replies
-	said    said  // the last of them
+	errors  int64  // error replies
+	said    []Said // the first of them, and the last
+	deaf    bool   // it takes no note of what they say
 	err     *ProtocolError
 }
 
@@ -434,6 +435,8 @@ func (f *Framer) checkText() (reason string) {
 		return f.resolvePush(f.text)
 	case f.must == anyReply || len(f.stack) > 0:
 		return ""
+	case f.must == eitherReply:
+		f.must = f.ledger.decide(f.text)
 	}
 	// What rueidis takes for PING's answer, whatever its type.
 	isPong := string(f.text) == "PONG"
@@ -616,7 +619,7 @@ func (f *Framer) answered(b []byte, i int) {
 	}
 	if f.typ != '+' {
 		f.errors++
-		f.said.set(f.replies, f.text)
+		f.note()
 	}
 	if f.cutting == cutReply {
 		f.cut(b, i, f.substitute())

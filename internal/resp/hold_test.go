@@ -172,20 +172,30 @@ func TestAPushInsideAReplyIsDeliveredBehindIt(t *testing.T) {
 	}
 }
 
-func TestTheLastErrorIsKept(t *testing.T) {
+func TestTheFirstErrorsAndTheLastAreKept(t *testing.T) {
 	c := Guard(&script{chunks: []string{"+OK\r\n-ERR max num", "ber of clients reached\r\n"}}, Limits{}, nil)
 	send(t, c, ping+ping)
 	if c.Said() != nil {
 		t.Error("before anything came")
 	}
 	_, _ = io.ReadAll(c)
-	if s := c.Said(); s == nil || *s != (Said{2, "ERR max number of clients reached"}) {
+	if s := c.Said(); len(s) != 1 || s[0] != (Said{2, "ERR max number of clients reached"}) {
 		t.Errorf("%+v", s)
 	}
 	c = Guard(&script{chunks: []string{"-ERR " + strings.Repeat("x", 1000) + "\r\n"}}, Limits{}, nil)
 	send(t, c, ping)
 	_, _ = io.ReadAll(c)
-	if s := c.Said(); s == nil || len(s.Text) != maxSaid {
+	if s := c.Said(); len(s) != 1 || len(s[0].Text) != maxSaid {
+		t.Errorf("%+v", s)
+	}
+	c = Guard(&script{chunks: []string{"-a\r\n+OK\r\n" + strings.Repeat("-b\r\n", 50) + "-c\r\n", "-d\r\n", "-e\r\n"}}, Limits{}, nil)
+	send(t, c, strings.Repeat(ping, 60))
+	p := make([]byte, 1000)
+	_, _ = c.Read(p)
+	_, _ = c.Read(p)
+	c.Settled()
+	_, _ = c.Read(p)
+	if s := c.Said(); len(s) != mostSaid || s[0] != (Said{1, "a"}) || s[1] != (Said{3, "b"}) || s[mostSaid-1] != (Said{54, "d"}) {
 		t.Errorf("%+v", s)
 	}
 }

@@ -23,8 +23,12 @@ import (
 //	a reply that is neither PONG nor an error   a chaser                         violation
 //
 // A correct server sends what is rewritten, see Framer.substitute. +QUEUED it sends to
-// who subscribes within MULTI, which holdfast refuses. An error behind a push of the
-// unsubscription's kind is the chaser's.
+// who subscribes within MULTI, which holdfast refuses.
+//
+// An error behind a push of the unsubscription's kind is the chaser's. But a sharded
+// subscription is ended by the server as well, when its slot moves, and what comes then may
+// be the refusal (MOVED) of an SUNSUBSCRIBE that was under way: so there it depends on
+// what the error says.
 //
 // The goroutine that writes adds to it, the one that reads takes from it.
 type ledger struct {
@@ -60,6 +64,7 @@ const (
 	anyReply   demand = iota
 	pongReply         // of a chaser: PONG, or an error
 	otherReply        // of an unsubscription that is refused: an error
+	eitherReply       // an error that is the one or the other's
 )
 
 // began adds a request, before anything of it is sent. What it is, is not known yet.
@@ -148,6 +153,9 @@ func (l *ledger) reply(isError bool) (must demand, reason string) {
 		l.mu.head++
 		return anyReply, ""
 	case reqUnsubscribe:
+		if isError && e.got > 0 && e.name == "sunsubscribe" {
+			return eitherReply, ""
+		}
 		l.mu.head++
 		if isError && e.got == 0 {
 			return otherReply, ""
@@ -166,6 +174,33 @@ func (l *ledger) reply(isError bool) (must demand, reason string) {
 		l.mu.head++
 	}
 	return anyReply, ""
+}
+
+// decide says of an error behind a push that may have been the server's own whether the
+// chaser got it, or the unsubscription.
+func (l *ledger) decide(text []byte) demand {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.oldestLocked()
+	l.mu.head++
+	if e.got < e.count || !isPingError(text) {
+		return otherReply
+	}
+	if l.oldestLocked() != nil {
+		l.mu.head++
+	}
+	return pongReply
+}
+
+// isPingError says whether Redis answers PING with that. PING has no key, and is never
+// redirected.
+func isPingError(text []byte) bool {
+	for _, code := range []string{"BUSY", "LOADING", "MASTERDOWN", "MISCONF", "NOAUTH"} {
+		if bytes.HasPrefix(text, []byte(code)) {
+			return true
+		}
+	}
+	return bytes.Contains(text, []byte("'ping'"))
 }
 
 // confirmed takes a push of that kind, which is a subscription or an unsubscription.

@@ -88,6 +88,7 @@ func pieces(s string, n int) (all []string) {
 func TestAnErrorThatAnswersAnUnsubscriptionIsRewritten(t *testing.T) {
 	unsub := request("UNSUBSCRIBE", "a") + ping
 	gone := confirmation("unsubscribe", "a")
+	sunsub, ended := request("SUNSUBSCRIBE", "a")+ping, confirmation("sunsubscribe", "a")
 	long := "NOPERM User " + strings.Repeat("x", 5000) + " has no permissions to run the 'ping' command"
 	blob := func(text string) string { return fmt.Sprintf("!%d\r\n%s\r\n", len(text), text) }
 	for _, c := range []struct{ sent, come, want string }{
@@ -99,6 +100,10 @@ func TestAnErrorThatAnswersAnUnsubscriptionIsRewritten(t *testing.T) {
 		{unsub, gone + blob("MASTERDOWN"), gone + "+PONG\r\n"},
 		{unsub, "-odd\r\r\r\n" + blob(""), blob("odd\r\r") + "+PONG\r\n"},
 		{unsub + unsub, "-BUSY\r\n-BUSY\r\n" + gone + "+PONG\r\n", blob("BUSY") + "+PONG\r\n" + gone + "+PONG\r\n"},
+		// The slot has moved, and the server has ended the subscription beforehand.
+		{sunsub + ping, ended + "-MOVED 1 x:1\r\n+PONG\r\n+PONG\r\n", ended + blob("MOVED 1 x:1") + "+PONG\r\n+PONG\r\n"},
+		{sunsub + ping, ended + "-MISCONF disk\r\n-MISCONF disk\r\n", ended + "+PONG\r\n-MISCONF disk\r\n"},
+		{request("SUNSUBSCRIBE", "a", "b") + ping, ended + "-BUSY\r\n-BUSY\r\n", ended + blob("BUSY") + "+PONG\r\n"},
 	} {
 		for _, cut := range []int{0, 1, 7, 1000} {
 			g := GuardPubSub(&script{chunks: pieces(c.come, cut)}, Limits{}, nil)

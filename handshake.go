@@ -1,0 +1,167 @@
+package holdfast
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/resp"
+	"github.com/redis/rueidis"
+)
+
+// What a connection failed at is told by the dialer, which sees the commands of the
+// handshake go out and the errors come in: rueidis sends them in one pipeline, and where
+// the server hangs up, it tells of the end of the connection and not of what was said
+// before it.
+
+const (
+	stepDial = "dial"
+	stepTLS  = "TLS handshake"
+)
+
+// mostSent is how many commands are remembered until a connection is settled.
+const mostSent = 32
+
+// began says what the dialer is doing.
+func (d *dialer) began(step string, secure bool) {
+	d.mu.Lock()
+	d.mu.step, d.mu.secure = step, secure
+	d.mu.Unlock()
+}
+
+// sends takes note of the commands in p, by their names only: their arguments may be
+// passwords.
+func (d *dialer) sends(p []byte) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for len(p) > 0 && len(d.mu.sent) < mostSent {
+		var args []string
+		if args, p = nextCommand(p); len(args) == 0 {
+			return
+		}
+		name := strings.ToUpper(args[0])
+		if name == "CLIENT" && len(args) > 1 {
+			name += " " + strings.ToUpper(args[1])
+		}
+		d.mu.sent = append(d.mu.sent, name)
+	}
+}
+
+// nextCommand returns the arguments of the command that p begins with, nil if it does
+// not begin with a whole one, and what is behind it.
+func nextCommand(p []byte) (args []string, rest []byte) {
+	length := func(typ byte) int {
+		end := bytes.Index(p, []byte("\r\n"))
+		if end < 1 || p[0] != typ {
+			return -1
+		}
+		n, err := strconv.Atoi(string(p[1:end]))
+		if err != nil {
+			return -1
+		}
+		p = p[end+2:]
+		return n
+	}
+	for n := length('*'); n > 0; n-- {
+		k := length('$')
+		if k < 0 || len(p) < k+2 {
+			return nil, nil
+		}
+		args, p = append(args, string(p[:k])), p[k+2:]
+	}
+	return args, p
+}
+
+// lastWords reads what the server had to say before it would not be written to: that it
+// has too many clients, or wants a certificate.
+func (d *dialer) lastWords(w *wire) {
+	raw := w.NetConn()
+	if raw.SetReadDeadline(time.Now().Add(50*time.Millisecond)) != nil {
+		return
+	}
+	p := make([]byte, 512)
+	n, err := raw.Read(p)
+	words := ""
+	line, _, _ := bytes.Cut(p[:n], []byte("\r\n"))
+	switch {
+	case len(line) > 1 && line[0] == '-':
+		words = string(line[1:])
+	case n == 0 && err != nil && strings.Contains(err.Error(), "tls: "):
+		words = err.Error() // an alert
+	}
+	d.mu.Lock()
+	d.mu.words = words
+	d.mu.Unlock()
+}
+
+// settled says that the handshake, and what follows it at once, is over.
+func (d *dialer) settled() {
+	d.mu.Lock()
+	conn := d.mu.conn
+	d.mu.sent = nil
+	d.mu.Unlock()
+	if conn != nil {
+		conn.shaking.Store(nil)
+		conn.Settled()
+	}
+}
+
+// streams says that what comes from now on is read in pieces.
+func (d *dialer) streams() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.mu.conn != nil {
+		d.mu.conn.Streams()
+	}
+}
+
+// explain says in which step a connection failed, and what the server said last.
+func (d *dialer) explain(err error) error {
+	if err == nil || errors.Is(err, errNoPermit) {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	conn := d.mu.conn
+	if conn == nil {
+		if d.mu.step == "" || strings.HasPrefix(err.Error(), d.mu.step) {
+			return err // net's errors say "dial"
+		}
+		return fmt.Errorf("%s: %w", d.mu.step, err)
+	}
+	replies, said := conn.Replies(), conn.Said()
+	if re := (*rueidis.RedisError)(nil); errors.As(err, &re) {
+		for _, s := range said {
+			if strings.HasPrefix(strings.TrimPrefix(s.Text, "ERR "), re.Error()[:min(len(re.Error()), 64)]) {
+				return fmt.Errorf("%s: %w", d.commandLocked(s.Reply), err)
+			}
+		}
+		return fmt.Errorf("%s: %w", d.commandLocked(replies), err)
+	}
+	if violation := (*resp.ProtocolError)(nil); errors.As(err, &violation) || gaveUp(err) {
+		return fmt.Errorf("%s: %w", d.commandLocked(replies+1), err)
+	}
+	switch {
+	case len(said) > 0:
+		last := said[len(said)-1]
+		return fmt.Errorf("%s: the server said %q and hung up: %w", d.commandLocked(last.Reply), printable(last.Text), err)
+	case d.mu.words != "":
+		return fmt.Errorf("%s: the server said %q and hung up: %w", d.commandLocked(replies+1), printable(d.mu.words), err)
+	case replies > 0:
+		return fmt.Errorf("%s: the server hung up: %w", d.commandLocked(replies+1), err)
+	case d.mu.secure:
+		return fmt.Errorf("%s: the server hung up without an answer: it may want a client certificate: %w", d.commandLocked(1), err)
+	}
+	return fmt.Errorf("%s: the server hung up without an answer: it may be a TLS port (rediss://): %w", d.commandLocked(1), err)
+}
+
+// commandLocked is the name of the n-th command, from 1.
+func (d *dialer) commandLocked(n int64) string {
+	if n < 1 || n > int64(len(d.mu.sent)) {
+		return "handshake"
+	}
+	return d.mu.sent[n-1]
+}
