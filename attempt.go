@@ -180,7 +180,7 @@ func (l *link) serve(s *session, ev event, err error) {
 	if l.served != s && (s.server == "" || l.server() != s.server) {
 		l.domains((*domain).otherServer) // before anything that is read there is kept
 	}
-	l.served = s
+	l.served, l.answered = s, true
 	l.hear(s)
 	l.last.Store(&s.server)
 	if !l.breaker.whileClosed(func() { s.beginPeriod(); l.gate.Store(s) }) {

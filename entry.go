@@ -14,6 +14,7 @@ type domain struct {
 	epoch atomic.Uint32
 	floor atomic.Uint32 // entries of an epoch before this one are known to be wrong
 	since atomic.Uint32 // and before this one, from another server than the present
+	held  atomic.Uint32 // and before this one, to be wrong until it is known that they are not
 
 	// until is when the stream vouches no longer, unless the server is heard again
 	// before: see hearing. The reader of a copy looks at it, so a process that stood
@@ -27,6 +28,20 @@ func (d *domain) doubt() { d.epoch.Add(1) }
 // flush makes every entry of the domain wrong: the server said that it holds
 // nothing any more.
 func (d *domain) flush() { d.floor.Store(d.epoch.Add(1)) }
+
+// accuse makes every entry wrong until acquit or convict: the server said that a
+// database holds nothing any more, and not which.
+func (d *domain) accuse() { d.held.Store(d.epoch.Add(1)) }
+
+// acquit says that it was another database: what was accused is in doubt, and no more.
+func (d *domain) acquit() { d.held.Store(d.floor.Load()) }
+
+// convict says that it was this one.
+func (d *domain) convict() {
+	if held := d.held.Load(); int32(held-d.floor.Load()) > 0 {
+		d.floor.Store(held)
+	}
+}
 
 // otherServer puts every entry in doubt and notes that another server has them.
 func (d *domain) otherServer() { d.since.Store(d.epoch.Add(1)) }
@@ -166,7 +181,8 @@ func (e *entry) ofEarlierServer() bool {
 // refuted says that the server told of a change, so the value is no answer, not
 // even in an outage, and nothing that Redis could be taken to hold.
 func (e *entry) refuted() bool {
-	return e.expires.Load() == wrong || int32(e.epoch.Load()-e.domain.floor.Load()) < 0
+	at, d := e.epoch.Load(), e.domain
+	return e.expires.Load() == wrong || int32(at-d.floor.Load()) < 0 || int32(at-d.held.Load()) < 0
 }
 
 // confirm gives a standing entry a new term. The epoch comes last but for fresh:

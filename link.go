@@ -54,11 +54,15 @@ type link struct {
 
 	broken atomic.Pointer[chan struct{}] // nil while nobody waits; see stream
 
+	accused accusation
+
 	// Of the supervisor alone.
 	session  *session
 	served   *session // the last that the gate was opened to
 	schedule backoff
 	probing  string // the probe's key
+	answered bool   // the last attempt had an answer
+	sizes    sizes  // of the databases, when it was last asked
 	untold   string // why the server does not tell of changes, as last logged
 
 	mu struct {
@@ -106,6 +110,8 @@ type linkEnv struct {
 	listeners *listeners
 	// emptied hears that the server that serves was.
 	emptied func()
+	// copies is how many there may be, at least, of what the server's database holds.
+	copies func() int64
 	// changed is told of a step.
 	changed func(StateChange)
 }
@@ -360,6 +366,7 @@ func (l *link) supervise(ctx context.Context) {
 		hits    uint64
 	)
 	for {
+		l.judge(ctx)
 		now := l.clock.now()
 		if n := l.hits(); l.used.Swap(false) || n != hits {
 			lastUse, hits = now, n
@@ -383,7 +390,11 @@ func (l *link) supervise(ctx context.Context) {
 		wanted := (now-lastUse < int64(l.idle) || l.wanted() || l.owned.inUse()) && !l.needless()
 		if wanted && now >= due {
 			up := l.state() == Up
+			l.answered = false
 			interval := l.attempt(ctx)
+			if l.answered { // who does not answer a probe is not asked for more
+				l.weigh(ctx)
+			}
 			if !up && l.state() == Up {
 				stable = l.clock.now()
 			}

@@ -1,0 +1,129 @@
+package holdfast
+
+import (
+	"context"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+// A server that empties a database tells all who read from it, whichever database they
+// read, and does not say which one it was. What was read before is not fresh any more
+// then. But it is wrong only if it was of that database: else it is what an outage lives
+// on. So the copies are accused, and taken for wrong, until the supervisor has asked how
+// many keys each database holds, and judged.
+//
+// The numbers before are from the last attempt, MaxBackoff ago at most. So a database that
+// was emptied and filled again at once may be taken for one that was not: then its copies
+// are in doubt, as after any loss of the stream, and are read again while Redis is there.
+
+// accusation is what the server said of that kind, and what has been judged.
+type accusation struct {
+	sync.Mutex
+	made, judged uint64
+	by           *session // said it last
+}
+
+// accuse is told on the goroutine that reads the connection.
+func (l *link) accuse(by *session) {
+	l.accused.Lock()
+	l.accused.made++
+	l.accused.by = by
+	l.domains((*domain).accuse)
+	l.accused.Unlock()
+	l.look()
+}
+
+// judge asks whether it was this database, if the server said something. It waits for no
+// longer than Timeout.
+func (l *link) judge(ctx context.Context) {
+	l.accused.Lock()
+	made, by, open := l.accused.made, l.accused.by, l.accused.made != l.accused.judged
+	l.accused.Unlock()
+	if !open {
+		return
+	}
+	before, now := l.sizes, sizes(nil)
+	if l.gate.Load() == by { // another server's numbers say nothing
+		now = l.count(ctx, by)
+	}
+	l.accused.Lock()
+	defer l.accused.Unlock()
+	if l.accused.made != made {
+		l.look() // it has said so again
+		return
+	}
+	l.accused.judged, l.sizes = made, now
+	if emptied(before, now, l.opts.Redis.SelectDB, l.copies()) {
+		l.domains((*domain).convict)
+	} else {
+		l.domains((*domain).acquit)
+	}
+}
+
+// weigh takes note of how many keys there are, so that judge knows it later; unless the
+// server has said something meanwhile, for then those are not the numbers from before.
+func (l *link) weigh(ctx context.Context) {
+	var now sizes
+	if s := l.gate.Load(); s != nil && s.tracked {
+		now = l.count(ctx, s)
+	}
+	l.accused.Lock()
+	defer l.accused.Unlock()
+	if l.accused.made == l.accused.judged {
+		l.sizes = now
+	}
+}
+
+// sizes are how many keys each database holds that holds any; nil where that is unknown.
+type sizes map[int]int64
+
+// emptied says whether it must be taken for this database that was emptied. It was not if
+// it has lost next to nothing; and where no other one is seen to have lost everything,
+// it must also hold as many keys as there are copies, for the numbers before are old.
+func emptied(before, now sizes, db int, copies int64) bool {
+	if now == nil || before == nil {
+		return true
+	}
+	for other := range before {
+		if _, still := now[other]; other != db && !still {
+			copies = 0
+		}
+	}
+	want := max(before[db], copies)
+	return now[db] == 0 || now[db] < want-want/8
+}
+
+// count asks the server for them. INFO is what the greeting asks for, too, and more users
+// have the right to it than to DBSIZE.
+func (l *link) count(ctx context.Context, s *session) sizes {
+	budget, cancel := context.WithTimeout(ctx, l.opts.Timeout)
+	defer cancel()
+	text, err := s.aside(budget, s.client.B().Info().Section("keyspace").Build()).ToString()
+	if err != nil {
+		return nil
+	}
+	return readSizes(text)
+}
+
+// readSizes reads what INFO says: lines such as "db0:keys=7,expires=0".
+func readSizes(info string) sizes {
+	if !strings.Contains(info, "# Keyspace") {
+		return nil
+	}
+	all := sizes{}
+	for line := range strings.Lines(info) {
+		name, fields, ok := strings.Cut(strings.TrimSpace(line), ":keys=")
+		if !ok {
+			continue
+		}
+		number, _, _ := strings.Cut(fields, ",")
+		db, err1 := strconv.Atoi(strings.TrimPrefix(name, "db"))
+		keys, err2 := strconv.ParseInt(number, 10, 64)
+		if err1 != nil || err2 != nil || keys < 0 {
+			return nil
+		}
+		all[db] = keys
+	}
+	return all
+}
