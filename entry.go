@@ -56,7 +56,7 @@ type entry struct {
 	epoch  atomic.Uint32 // the domain's epoch at its fill
 	domain *domain
 
-	confirmed atomic.Int64 // when Redis was last known to hold it, or when it was written
+	confirmed atomic.Int64 // when Redis was last known to hold it, or when it was written; see absent
 	fresh     atomic.Int64 // served without asking Redis until then, within its epoch; 0 and unread: in doubt
 	expires   atomic.Int64 // its own TTL; never for none, wrong for what is not to be served
 
@@ -76,10 +76,11 @@ const unread = -1
 // wrong.
 func absence(until int64) int64 { return -until }
 
-// absent says whether a loader's word that there is no such thing still holds.
+// absent says whether a loader's word that there is no such thing still holds. Where Redis
+// had no part in it, as in an outage, it need not be heard either.
 func (e *entry) absent(now int64) bool {
 	f := e.fresh.Load()
-	return f < asIs && now < -f && e.vouched(now)
+	return f < asIs && now < -f && (e.vouched(now) || e.confirmed.Load() == 0 && e.unbroken())
 }
 
 // past says whether Redis, if it has no such key, tells nothing that the entry does
@@ -169,9 +170,11 @@ func (e *entry) setGrace(g grace) {
 // vouched says whether the stream that the entry was filled from is unbroken, as far
 // as it was heard.
 func (e *entry) vouched(now int64) bool {
-	d := e.domain
-	return e.epoch.Load() == d.epoch.Load() && now < d.until.Load()
+	return e.unbroken() && now < e.domain.until.Load()
 }
+
+// unbroken is vouched for who need not hear the stream.
+func (e *entry) unbroken() bool { return e.epoch.Load() == e.domain.epoch.Load() }
 
 // ofEarlierServer says whether the entry is from before the present server.
 func (e *entry) ofEarlierServer() bool {
