@@ -390,11 +390,7 @@ func (l *link) supervise(ctx context.Context) {
 		wanted := (now-lastUse < int64(l.idle) || l.wanted() || l.owned.inUse()) && !l.needless()
 		if wanted && now >= due {
 			up := l.state() == Up
-			l.answered = false
 			interval := l.attempt(ctx)
-			if l.answered { // who does not answer a probe is not asked for more
-				l.weigh(ctx)
-			}
 			if !up && l.state() == Up {
 				stable = l.clock.now()
 			}
