@@ -97,6 +97,9 @@ func emptied(before, now sizes, db int, copies int64) bool {
 // count asks the server for them. INFO is what the greeting asks for, too, and more users
 // have the right to it than to DBSIZE.
 func (l *link) count(ctx context.Context, s *session) sizes {
+	if s.server == "" {
+		return nil // the greeting's INFO was refused, and this one would be in ACL LOG, too
+	}
 	budget, cancel := context.WithTimeout(ctx, l.opts.Timeout)
 	defer cancel()
 	text, err := s.aside(budget, s.client.B().Info().Section("keyspace").Build()).ToString()
