@@ -14,8 +14,14 @@ var errNoProbe = errors.New("holdfast: the attempt did not end")
 // attempt reaches for Redis once, with at most one dial of it, and returns how
 // long to wait from its beginning before the next. It blocks for as long as
 // asking where Redis is takes, and then for at most three times Dialer.Timeout
-// plus Timeout, and less when ctx ends.
+// plus twice Timeout, and less when ctx ends.
 func (l *link) attempt(ctx context.Context) time.Duration {
+	l.answered = false
+	defer func() {
+		if l.answered { // who does not answer a probe is not asked for more
+			l.noteKeyCounts(ctx)
+		}
+	}()
 	done, ok := l.breaker.probe()
 	if !ok {
 		return l.schedule.next()
@@ -254,7 +260,7 @@ func (l *link) serve(s *session, ev event, err error) {
 	if l.served != s && (s.server == "" || l.server() != s.server) {
 		l.domains((*domain).otherServer) // before anything that is read there is kept
 	}
-	l.served = s
+	l.served, l.answered = s, true
 	l.busy.Store(nil)
 	l.hear(s)
 	l.last.Store(&s.server)

@@ -34,7 +34,8 @@
 // within a fraction of a millisecond, as a rule. When that connection breaks, falls
 // silent, or leads to a server that is the master no more, every copy from before is
 // in doubt: it is read again before it is served as fresh. Silence is noticed after
-// 1.75 seconds with the default options; see Options.Breaker.
+// 1.75 seconds with the default options, also in a process that stood still meanwhile; see
+// Options.Breaker.
 //
 // Where the server cannot tell, Health.Tracking is false, and a copy is fresh for
 // Tracking.UntrackedTTL.

@@ -14,6 +14,7 @@ type domain struct {
 	epoch atomic.Uint32
 	floor atomic.Uint32 // entries of an epoch before this one are known to be wrong
 	since atomic.Uint32 // and before this one, from another server than the present
+	held  atomic.Uint32 // and before this one, to be wrong until it is known that they are not
 
 	// until is when the stream vouches no longer, unless the server is heard again
 	// before: see hearing. The reader of a copy looks at it, so a process that stood
@@ -28,6 +29,20 @@ func (d *domain) doubt() { d.epoch.Add(1) }
 // nothing any more.
 func (d *domain) flush() { d.floor.Store(d.epoch.Add(1)) }
 
+// suspectFlush makes every entry wrong until dismissFlush or confirmFlush: the server said that a
+// database holds nothing any more, and not which.
+func (d *domain) suspectFlush() { d.held.Store(d.epoch.Add(1)) }
+
+// dismissFlush says that it was another database: what was suspect is in doubt, and no more.
+func (d *domain) dismissFlush() { d.held.Store(d.floor.Load()) }
+
+// confirmFlush says that it was this one.
+func (d *domain) confirmFlush() {
+	if held := d.held.Load(); int32(held-d.floor.Load()) > 0 {
+		d.floor.Store(held)
+	}
+}
+
 // otherServer puts every entry in doubt and notes that another server has them.
 func (d *domain) otherServer() { d.since.Store(d.epoch.Add(1)) }
 
@@ -41,7 +56,7 @@ type entry struct {
 	epoch  atomic.Uint32 // the domain's epoch at its fill
 	domain *domain
 
-	confirmed atomic.Int64 // when Redis was last known to hold it, or when it was written
+	confirmed atomic.Int64 // when Redis was last known to hold it, or when it was written; see absent
 	fresh     atomic.Int64 // served without asking Redis until then, within its epoch; 0 and unread: in doubt
 	expires   atomic.Int64 // its own TTL; never for none, wrong for what is not to be served
 
@@ -61,10 +76,11 @@ const unread = -1
 // wrong.
 func absence(until int64) int64 { return -until }
 
-// absent says whether a loader's word that there is no such thing still holds.
+// absent says whether a loader's word that there is no such thing still holds. Where Redis
+// had no part in it, as in an outage, it need not be heard either.
 func (e *entry) absent(now int64) bool {
 	f := e.fresh.Load()
-	return f < asIs && now < -f && e.vouched(now)
+	return f < asIs && now < -f && (e.vouched(now) || e.confirmed.Load() == 0 && e.unbroken())
 }
 
 // past says whether Redis, if it has no such key, tells nothing that the entry does
@@ -154,9 +170,11 @@ func (e *entry) setGrace(g grace) {
 // vouched says whether the stream that the entry was filled from is unbroken, as far
 // as it was heard.
 func (e *entry) vouched(now int64) bool {
-	d := e.domain
-	return e.epoch.Load() == d.epoch.Load() && now < d.until.Load()
+	return e.unbroken() && now < e.domain.until.Load()
 }
+
+// unbroken is vouched for who need not hear the stream.
+func (e *entry) unbroken() bool { return e.epoch.Load() == e.domain.epoch.Load() }
 
 // ofEarlierServer says whether the entry is from before the present server.
 func (e *entry) ofEarlierServer() bool {
@@ -166,7 +184,8 @@ func (e *entry) ofEarlierServer() bool {
 // refuted says that the server told of a change, so the value is no answer, not
 // even in an outage, and nothing that Redis could be taken to hold.
 func (e *entry) refuted() bool {
-	return e.expires.Load() == wrong || int32(e.epoch.Load()-e.domain.floor.Load()) < 0
+	at, d := e.epoch.Load(), e.domain
+	return e.expires.Load() == wrong || int32(at-d.floor.Load()) < 0 || int32(at-d.held.Load()) < 0
 }
 
 // confirm gives a standing entry a new term. The epoch comes last but for fresh:

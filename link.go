@@ -68,17 +68,20 @@ type link struct {
 
 	suspects suspects    // what may be why connections are lost
 	excused  atomic.Bool // the last loss was the doing of one of them
+	flushes  flushSuspicion
 
 	// Of the supervisor alone.
-	session  *session
-	served   *session // the last that the gate was opened to
-	schedule backoff
-	excuses  int64   // up to when losses are excused already
-	resting  backoff // of a link that rests
-	causes   causes
-	probing  string // the probe's key
-	bare     bool   // the next session is: see session.bare
-	untold   string // why the server does not tell of changes, as last logged
+	session   *session
+	served    *session // the last that the gate was opened to
+	schedule  backoff
+	excuses   int64   // up to when losses are excused already
+	resting   backoff // of a link that rests
+	causes    causes
+	probing   string    // the probe's key
+	bare      bool      // the next session is: see session.bare
+	answered  bool      // the last attempt had an answer
+	keyCounts keyCounts // of the databases, when it was last asked
+	untold    string    // why the server does not tell of changes, as last logged
 
 	mu struct {
 		sync.Mutex
@@ -125,6 +128,8 @@ type linkEnv struct {
 	listeners *listeners
 	// emptied hears that the server that serves was.
 	emptied func()
+	// copies is how many there may be, at least, of what the server's database holds.
+	copies func() int64
 	// changed is told of a step.
 	changed func(StateChange)
 }
@@ -439,6 +444,7 @@ func (l *link) supervise(ctx context.Context) {
 		hits    uint64
 	)
 	for {
+		l.resolveFlush(ctx)
 		now := l.clock.now()
 		if n := l.hits(); l.used.Swap(false) || n != hits {
 			lastUse, hits = now, n

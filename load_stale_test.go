@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -298,4 +299,43 @@ func TestALoaderMaySetTTLAndKeepTheCopyItWasShown(t *testing.T) {
 			t.Errorf("the loader was shown %q, want %q", had, want)
 		}
 	})
+}
+
+// No copy is fresh of a server that is not heard. But Redis has no part in what a loader
+// says while Redis is away: the source would be asked with each call.
+func TestNotFoundIsRememberedThoughRedisIsAway(t *testing.T) {
+	ctx := begin(t)
+	var loads atomic.Int64
+	load := func(context.Context) ([]byte, error) {
+		loads.Add(1)
+		return nil, holdfast.ErrNotFound
+	}
+	check := func(c *holdfast.Cache, what string) {
+		t.Helper()
+		loads.Store(0)
+		for range 5 {
+			if _, err := c.GetOrLoad(ctx, what, 0, load); !errors.Is(err, holdfast.ErrNotFound) {
+				t.Fatalf("%s: %v", what, err)
+			}
+		}
+		if n := loads.Load(); n != 1 {
+			t.Errorf("%s: %d loads", what, n)
+		}
+	}
+	o := at(unused())
+	o.Load.NotFoundTTL = time.Hour
+	check(open(t, o), "never there")
+
+	s := redistest.Start(t)
+	o = at(s.Addr())
+	o.Load.NotFoundTTL = time.Hour
+	c := open(t, o)
+	ready(t, c)
+	s.Pause()
+	silent := time.Now()
+	waitState(t, c, holdfast.Down)
+	elapsed(t, "the server is silent", silent, 2*time.Second)
+	check(c, "fallen silent")
+	s.Resume()
+	waitState(t, c, holdfast.Up)
 }

@@ -422,13 +422,14 @@ func (c *Cache) keepAbsence(r *request, it *loadItem) {
 		return
 	}
 	now := c.clock.now()
-	until := after(now, r.o.NotFoundTTL)
+	until, confirmed := after(now, r.o.NotFoundTTL), int64(0)
 	if c.routes != nil && it.answered { // it is a copy of what Redis said, too
+		confirmed = now
 		s := c.routes.link(c.routes.of(it.key)).reader()
 		until = c.freshUntil(now, until, s != nil && s.tells(it.key) && !s.replica.Load())
 	}
 	c.keepUntold(it, newEntry(it.key, nil, term{
-		confirmed: now, fresh: absence(until), expires: wrong,
+		confirmed: confirmed, fresh: absence(until), expires: wrong,
 		domain: it.token.domain, epoch: it.token.epoch,
 	}), now)
 }

@@ -108,6 +108,7 @@ func (c *Cache) connect() {
 		domains:    func(each func(*domain)) { each(&r.one.domain) },
 		told:       c.told,
 		listeners:  &c.listeners,
+		copies:     func() int64 { return c.local.len() - c.journal.keys.Load() },
 		changed: func(s StateChange) {
 			c.notify.stateChange(s)
 			if s.From == s.To {
@@ -235,6 +236,7 @@ func (c *Cache) newCluster(env linkEnv, probe string) *cluster {
 			}
 			return env.hits()
 		}
+		node.copies = func() int64 { return 0 } // those of one node nobody has counted
 		node.domains = func(each func(*domain)) { cl.domains(l, each) }
 		node.changed = func(s StateChange) {
 			s.Shard = addr

@@ -52,8 +52,9 @@ func (s *session) tells(key string) bool {
 }
 
 // invalidated takes what the server tells, on the goroutine that reads the
-// connection. No keys means all of them, or that the connection is gone: rueidis
-// says both in the same way, and the loss has its own path.
+// connection. No keys means all of them, of this database or another one (see
+// flushSuspicion), or that the connection is gone: rueidis says both in the same way, and the
+// loss has its own path.
 func (l *link) invalidated(s *session, keys []rueidis.RedisMessage) {
 	// A panic here would end the program, for the goroutine is rueidis'.
 	defer func() {
@@ -65,7 +66,7 @@ func (l *link) invalidated(s *session, keys []rueidis.RedisMessage) {
 		// Two goroutines of rueidis close the connection, and the one that comes
 		// second calls here while the first is still closing.
 		if !s.dialer.ended() {
-			l.domains((*domain).flush)
+			l.suspectFlush(s)
 			l.interrupt()
 			if l.gate.Load() == s {
 				l.emptied()

@@ -1,0 +1,98 @@
+package holdfast_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/holdfast-cache/holdfast"
+	"github.com/holdfast-cache/holdfast/internal/redistest"
+	"github.com/redis/rueidis"
+)
+
+// A test run emptied its database of the shared Redis, as every minute. Tracking knows no
+// databases: the copies of all others were taken for wrong, and the next outage found none.
+func TestAFlushOfAnotherDatabaseCostsNoFallback(t *testing.T) {
+	for name, flush := range map[string]func(other rueidis.Client) rueidis.Completed{
+		"FLUSHDB":       func(other rueidis.Client) rueidis.Completed { return other.B().Flushdb().Build() },
+		"FLUSHDB ASYNC": func(other rueidis.Client) rueidis.Completed { return other.B().Flushdb().Async().Build() },
+	} {
+		for _, filled := range []bool{true, false} {
+			t.Run(fmt.Sprint(name, ", of something: ", filled), func(t *testing.T) {
+				bothDatabases(t, filled, func(other rueidis.Client) error {
+					return other.Do(t.Context(), flush(other)).Error()
+				})
+			})
+		}
+	}
+}
+
+func bothDatabases(t *testing.T, filled bool, flush func(other rueidis.Client) error) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	o := tracked(s.Addr(), holdfast.TrackReads)
+	o.Redis.SelectDB = 3
+	c := open(t, o)
+	ready(t, c)
+	other := rawClient(t, rueidis.ClientOption{InitAddress: []string{s.Addr()}, SelectDB: 5})
+	if filled {
+		must(t, other.Do(ctx, other.B().Set().Key("k").Value("elsewhere").Build()).Error())
+	}
+	raw := rawClient(t, rueidis.ClientOption{InitAddress: []string{s.Addr()}, SelectDB: 3})
+	for i := range 10 {
+		key := fmt.Sprint("k", i)
+		must(t, raw.Do(ctx, raw.B().Set().Key(key).Value("v").Build()).Error())
+		held(t, c, key, "v")
+	}
+	told(t, c)
+	before := c.Stats().RemoteHits
+
+	must(t, flush(other))
+	told(t, c)
+	// Not fresh: which database it was, nobody said.
+	wantGet(t, c, "k0", "v")
+	if n := c.Stats().RemoteHits - before; n != 1 {
+		t.Errorf("%d reads of Redis after the flush, want 1", n)
+	}
+	told(t, c)
+	s.Kill()
+	waitState(t, c, holdfast.Down)
+	for i := range 10 {
+		key := fmt.Sprint("k", i)
+		if e, err := c.Lookup(ctx, key); err != nil || string(e.Value) != "v" || !e.Degraded {
+			t.Errorf("%s in the outage: %+v, %v", key, e, err)
+		}
+	}
+}
+
+// Its own database is another matter, also where somebody writes there again at once.
+func TestAFlushOfThisDatabaseLeavesNoFallback(t *testing.T) {
+	for _, how := range []string{"FLUSHDB", "FLUSHALL", "own FLUSHDB", "own FLUSHALL"} {
+		t.Run(how, func(t *testing.T) {
+			ctx := begin(t)
+			s := redistest.Start(t)
+			c := open(t, tracked(s.Addr(), holdfast.TrackReads))
+			ready(t, c)
+			for i := range 10 {
+				s.MustDo("SET", fmt.Sprint("k", i), "v")
+				held(t, c, fmt.Sprint("k", i), "v")
+			}
+			told(t, c)
+			if own, ok := strings.CutPrefix(how, "own "); ok {
+				wantSay(t, c.Client(), "OK", own)
+			} else {
+				s.MustDo(how)
+			}
+			s.MustDo("MSET", "a", "new", "b", "new")
+			told(t, c)
+			s.Kill()
+			waitState(t, c, holdfast.Down)
+			for i := range 10 {
+				if e, err := c.Lookup(ctx, fmt.Sprint("k", i)); !errors.Is(err, holdfast.ErrMiss) {
+					t.Errorf("k%d is served in the outage: %+v, %v", i, e, err)
+				}
+			}
+		})
+	}
+}
