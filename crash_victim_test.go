@@ -71,6 +71,11 @@ func victim(file string) error {
 		opts.Breaker.MinBackoff, opts.Breaker.MaxBackoff = time.Millisecond, 20*time.Millisecond
 	}
 	opts.Journal.Dir, opts.Journal.Fsync, opts.Journal.MaxKeys = o.Dir, o.Fsync, o.MaxKeys
+	if o.Life != 0 {
+		// What an fsync of a busy disk takes, whose write would be in memory only for so
+		// long: it says what was acknowledged, and not what Health said.
+		opts.Timeout = 10 * time.Second
+	}
 	opts.Logger = slogTo(&lines)
 	opts.Hooks.OnStateChange = func(c holdfast.StateChange) {
 		if o.Life != 0 {

@@ -222,6 +222,9 @@ func (j *journal) durable(ctx context.Context, began int64, p saving) error {
 	select {
 	case <-written:
 	default:
+		if f.log.Hangs() {
+			return nil
+		}
 		if done, err := f.await(ctx, began, written); !done {
 			return err
 		}
@@ -246,8 +249,7 @@ func (f *journalFile) await(ctx context.Context, began int64, written <-chan str
 			return false, err
 		}
 	}
-	f.log.Suspend(fmt.Errorf("the disk has not answered for %v", f.timeout))
-	f.wake()
+	f.log.Late(fmt.Errorf("the disk has not answered for %v", f.timeout))
 	return false, err
 }
 
@@ -380,7 +382,7 @@ func (j *journal) keep(stop <-chan struct{}) {
 	for {
 		// Who removes or restores a directory may be in the middle of it.
 		ok := f.log.Check() == nil
-		if ok && (f.log.Err() != nil || f.log.NeedsCompaction(j.live()) || f.doubted.Load() != nil) {
+		if ok && (f.log.NeedsCompaction(j.live()) || f.doubted.Load() != nil) {
 			ok = j.rewrite()
 		}
 		kick := f.kick

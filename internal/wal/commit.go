@@ -83,6 +83,9 @@ func (l *Log) stage(typ recordType, key string, seq uint64, payload []byte) Pend
 		l.mu.filling = b
 	}
 	b.buf = appendRecord(b.buf, typ, seq, key, payload)
+	if l.mu.late != nil && !l.mu.late.over && len(b.buf) > lateBytes {
+		l.suspendLocked()
+	}
 	return Pending{log: l, batch: b}
 }
 
@@ -155,21 +158,82 @@ func (l *Log) writeStaged() {
 	}
 }
 
-// Suspend is for a caller that has waited for the disk for as long as it may: a disk
-// that stands still keeps whoever has called it. Err returns the cause from then on,
-// everything that waits is done, not written, and nothing is staged until a Compact has
-// begun, so that nothing gathers in memory. Where it can be done, the marker is removed:
-// until that Compact has succeeded, what is in the files may be out of date. Suspend
-// does not block.
-func (l *Log) Suspend(cause error) {
+// Late is for a caller that has waited for the disk for as long as it may: a disk that
+// stands still keeps whoever has called it. From then on Err returns the cause. What is
+// staged meanwhile is nobody's to wait for, and counts as written when the disk goes on
+// and has it. Where that takes longer than lateGrace, or lateBytes have gathered, the Log
+// is suspended: everything that waits is done, not written, nothing is staged until a
+// Compact has begun, and the marker is removed where that can be done, for what is in the
+// files may be out of date. Late does not block.
+func (l *Log) Late(cause error) {
 	l.mu.Lock()
-	if l.mu.stopped || l.mu.closed {
-		l.mu.Unlock()
+	defer l.mu.Unlock()
+	if l.mu.stopped || l.mu.closed || l.mu.late != nil || !l.mu.busy && l.mu.filling == nil {
 		return
 	}
-	first := l.mu.err == nil
-	if first {
-		l.mu.err = notDurable(cause)
+	late := &lateness{err: notDurable(cause)}
+	late.timer = time.AfterFunc(lateGrace, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.mu.late == late {
+			l.suspendLocked()
+		}
+	})
+	l.mu.late = late
+}
+
+const (
+	// lateGrace is longer than most fsyncs of a busy disk: to write everything anew, as
+	// must be done after it, costs it more.
+	lateGrace = time.Second
+	lateBytes = 1 << 20
+)
+
+// lateness is the time between the first caller's giving up and the disk's catching up.
+type lateness struct {
+	err   error
+	timer *time.Timer
+	over  bool   // the disk goes on: callers wait for it again
+	tail  *batch // then: the last of which not all have waited
+}
+
+// Hangs says whether callers should not wait, because one has done so in vain and the
+// disk has not gone on since. It does not block.
+func (l *Log) Hangs() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.mu.late != nil && !l.mu.late.over
+}
+
+// caughtUpLocked notes the end of a turn in which this batch was written. The caller
+// holds the mutex.
+func (l *Log) caughtUpLocked(b *batch) {
+	late := l.mu.late
+	if late == nil {
+		return
+	}
+	if !late.over {
+		late.over, late.tail = true, l.mu.filling
+	} else if b != late.tail {
+		return
+	}
+	if late.tail == nil || late.tail == b {
+		late.timer.Stop()
+		l.mu.late = nil
+	}
+}
+
+// suspendLocked ends writing until Compact, though somebody has the turn. The caller
+// holds the mutex.
+func (l *Log) suspendLocked() {
+	late := l.mu.late
+	l.mu.late = nil
+	late.timer.Stop()
+	if l.mu.stopped || l.mu.closed {
+		return
+	}
+	if l.mu.err == nil {
+		l.mu.err = late.err
 	}
 	err := l.mu.err
 	l.mu.stopped, l.mu.suspended = true, true
@@ -186,14 +250,11 @@ func (l *Log) Suspend(cause error) {
 	l.mu.warned = warned
 	l.spawn("wal warning", func() {
 		defer close(warned)
+		l.opts.Logf("%v", err)
 		if err := l.removeMarker(); err != nil {
 			l.opts.Logf("wal: %s could not be removed: the next Open may take what is out of date for the latest: %v", markerName, err)
 		}
 	})
-	l.mu.Unlock()
-	if first {
-		l.opts.Logf("%v", err)
-	}
 }
 
 // Busy returns for how long the present turn has been going on, 0 where nobody has it:
@@ -261,6 +322,7 @@ func (l *Log) release(b *batch, err error) {
 		b.buf = nil
 		l.settleLocked(b, err)
 	}
+	l.caughtUpLocked(b)
 	switch {
 	case l.mu.wanted > 0:
 		l.mu.yielded.Signal()

@@ -22,12 +22,12 @@ func (l *Log) Size() int64 {
 
 // NeedsCompaction says whether Compact is worth its while: more than half of the
 // files, and more than a segment, is out of date; or there are more than 64 files;
-// or a damaged one could not be set aside. live is what the records of all live keys
+// or a damaged one could not be set aside; or something was not written. live is what the records of all live keys
 // take up, the sum of their RecordSize. It does not block.
 func (l *Log) NeedsCompaction(live int64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.mu.bytes > 2*live+l.opts.SegmentBytes || l.mu.files > maxFiles || l.mu.damaged > 0
+	return l.mu.err != nil || l.mu.bytes > 2*live+l.opts.SegmentBytes || l.mu.files > maxFiles || l.mu.damaged > 0
 }
 
 // Compact writes all that is live into one file and removes the older ones. Other

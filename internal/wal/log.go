@@ -37,8 +37,9 @@ type Log struct {
 
 		err       error         // why not everything is durable; nil if it is
 		stopped   bool          // nothing is written until Compact
-		suspended bool          // it was Suspend that stopped it: the marker has to go
-		warned    chan struct{} // closed when Suspend's goroutine is done with the marker
+		late      *lateness     // the disk has not answered for too long; nil where it has
+		suspended bool          // that is what has stopped it: the marker has to go
+		warned    chan struct{} // closed when the goroutine that begins with that is done
 		failures  uint64        // how often something was not written
 
 		bytes   int64 // of all files
@@ -278,6 +279,9 @@ func (l *Log) remove(name string) bool {
 func (l *Log) Err() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.mu.err == nil && l.mu.late != nil {
+		return l.mu.late.err
+	}
 	return l.mu.err
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -32,6 +33,16 @@ func (m *memFS) hang(kinds ...op) (goOn func()) {
 }
 
 var errStill = errors.New("the disk stands still")
+
+// suspend is what the end of a disk's grace does.
+func suspend(l *Log) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.mu.late == nil {
+		l.mu.late = &lateness{err: notDurable(errStill), timer: time.NewTimer(time.Hour)}
+	}
+	l.suspendLocked()
+}
 
 func wantDone(t *testing.T, what string, done <-chan struct{}) {
 	t.Helper()
@@ -76,7 +87,7 @@ func TestADiskThatStandsStillHoldsNobodyAndHeals(t *testing.T) {
 					return l.mu.busy
 				})
 				second := l.Stage("c", 1, []byte("1"))
-				l.Suspend(errStill)
+				suspend(l)
 				wantDone(t, "who has written", waits)
 				wantDone(t, "who stands behind", second.Start())
 				for _, err := range []error{first.Wait(), second.Wait(), l.Err(), l.Put("d", 1, nil)} {
@@ -123,7 +134,7 @@ func TestALogThatIsSuspendedWhileItHealsIsNotTrusted(t *testing.T) {
 	fs := newMemFS()
 	l, _, _ := mustOpen(t, fs, Options{})
 	mustPut(t, l, "a", 1, "old")
-	l.Suspend(errStill)
+	suspend(l)
 	eventually(t, "the marker stands", func() bool { return !fs.exists(markerName) })
 	goOn := fs.hang(opRename) // of the snapshot; then of the marker
 	renames := make(chan string, 4)
@@ -143,7 +154,7 @@ func TestALogThatIsSuspendedWhileItHealsIsNotTrusted(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- l.Compact(all(map[string]string{"a": "old"}, 1)) }()
 	eventually(t, "it does not come to the marker", func() bool { return len(renames) == 2 })
-	l.Suspend(errStill)
+	suspend(l)
 	goOn()
 	if err := <-done; err != nil {
 		t.Fatal(err)
@@ -166,7 +177,7 @@ func TestALogThatIsClosedWhileItIsSuspendedIsInDoubt(t *testing.T) {
 	fs := newMemFS()
 	l, _, _ := mustOpen(t, fs, Options{})
 	mustPut(t, l, "a", 1, "1")
-	l.Suspend(errStill)
+	suspend(l)
 	if err := l.Close(); !errors.Is(err, errStill) {
 		t.Errorf("Close: %v", err)
 	}
@@ -263,4 +274,95 @@ func TestANewerFormatIsRefusedInWords(t *testing.T) {
 			t.Errorf("%s: the directory was changed", name)
 		}
 	}
+}
+
+// The disk goes on before long: what was staged meanwhile is written, without a Compact,
+// and everything is durable again.
+func TestADiskThatGoesOnInTimeHasEverything(t *testing.T) {
+	for _, policy := range policies {
+		fs := newMemFS()
+		l, _, _ := mustOpen(t, fs, Options{Sync: policy})
+		mustPut(t, l, "a", 1, "1")
+		goOn := fs.hang(opWrite)
+		first := l.Stage("b", 1, []byte("1"))
+		first.Start()
+		eventually(t, "nobody writes", func() bool { return l.Busy() > 0 })
+		l.Late(errStill)
+		if !errors.Is(l.Err(), errStill) || !l.Hangs() {
+			t.Fatalf("it says %v", l.Err())
+		}
+		second := l.Stage("c", 1, []byte("1"))
+		second.Start()
+		goOn()
+		if err := errors.Join(first.Wait(), second.Wait()); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the disk has everything, and it says otherwise", func() bool { return l.Err() == nil && !l.Hangs() })
+		got, report := contentsOf(t, copyOf(fs))
+		wantContents(t, got, map[string]string{"a": "1", "b": "1", "c": "1"})
+		wantDoubt(t, report.Doubt, "")
+		mustClose(t, l)
+	}
+}
+
+// Whoever stages more than the little that is kept for a late disk ends the waiting.
+func TestWhatGathersBehindADiskThatStandsStillIsBounded(t *testing.T) {
+	fs := newMemFS()
+	l, _, _ := mustOpen(t, fs, Options{})
+	goOn := fs.hang(opWrite)
+	defer goOn()
+	first := l.Stage("a", 1, []byte("1"))
+	written := first.Start()
+	eventually(t, "nobody writes", func() bool { return l.Busy() > 0 })
+	l.Late(errStill)
+	payload := make([]byte, 10<<10)
+	for i := range 1000 {
+		l.Stage(fmt.Sprint(i), 1, payload)
+		if n := l.stagedBytes(); n > lateBytes {
+			t.Fatalf("%d bytes wait for the disk", n)
+		}
+	}
+	wantDone(t, "who waits", written)
+	if l.Hangs() || !errors.Is(l.Err(), errStill) {
+		t.Errorf("it says %v", l.Err())
+	}
+	goOn()
+	if err := l.Compact(all(map[string]string{"a": "1"}, 1)); err != nil || l.Err() != nil {
+		t.Fatal(err, l.Err())
+	}
+	mustClose(t, l)
+}
+
+// A disk that stays still for longer than its grace is given up, with nobody there to ask.
+func TestADiskThatDoesNotGoOnIsGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fs := newMemFS()
+		l, _, _ := mustOpen(t, fs, Options{})
+		mustPut(t, l, "a", 1, "1")
+		goOn := fs.hang(opWrite)
+		pending := l.Stage("a", 2, []byte("2"))
+		written := pending.Start()
+		synctest.Wait()
+		l.Late(errStill)
+		time.Sleep(lateGrace / 2)
+		synctest.Wait()
+		if !fs.exists(markerName) || !l.Hangs() {
+			t.Error("given up too early")
+		}
+		time.Sleep(lateGrace)
+		synctest.Wait()
+		select {
+		case <-written:
+		default:
+			t.Error("somebody waits still")
+		}
+		if fs.exists(markerName) || l.Hangs() || !errors.Is(l.Err(), errStill) {
+			t.Errorf("not given up: %v", l.Err())
+		}
+		goOn()
+		if err := l.Compact(all(map[string]string{"a": "2"}, 2)); err != nil || l.Err() != nil {
+			t.Fatal(err, l.Err())
+		}
+		mustClose(t, l)
+	})
 }
