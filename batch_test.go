@@ -271,6 +271,40 @@ func TestOthersAreServedBesideALargeBatch(t *testing.T) {
 	l.within(t, 0.9, 50*time.Millisecond)
 }
 
+// The shards of a cluster are asked at once, each with its own pipelines, and one that
+// hangs costs its own keys and one budget.
+func TestALargeBatchInAClusterIsServedByTheShardsThatAnswer(t *testing.T) {
+	redistest.Long(t)
+	const n = 30_000
+	ctx := begin(t)
+	r := redistest.StartCluster(t, 3, 0)
+	o := inCluster(r.Addrs()...)
+	o.Timeout = time.Second
+	o.Local.MaxTTL = time.Millisecond
+	c := open(t, o)
+	ready(t, c)
+	keys, items := many(n)
+	must(t, c.SetMany(ctx, items, time.Hour))
+	found, err := c.GetMany(ctx, keys...)
+	if st := c.Stats(); err != nil || len(found) != n || st.Journaled != 0 {
+		t.Fatalf("found %d of %d, %v; stats %+v", len(found), n, err, st)
+	}
+	must(t, c.Invalidate(keys...)) // no copy stands in
+	away := 0
+	for _, key := range keys {
+		if redistest.Slot(key) < 16384/3 {
+			away++
+		}
+	}
+	r.Nodes()[0].Pause()
+	defer r.Nodes()[0].Resume()
+	began := time.Now()
+	found, err = c.GetMany(ctx, keys...)
+	if took := time.Since(began); err != nil || len(found) < n-away-5 || took > 5*o.Timeout {
+		t.Errorf("found %d of %d, %v, in %v", len(found), n-away, err, took)
+	}
+}
+
 // An error of 30,592 keys was 2.3 MB of text.
 func TestTheErrorOfABatchIsShortAndLeadsToEachKey(t *testing.T) {
 	ctx := begin(t)
