@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -24,21 +25,42 @@ func many(n int) (keys []string, items map[string][]byte) {
 	return keys, items
 }
 
+// batchSize is 100,000 keys where the long tests run.
+func batchSize() int {
+	if os.Getenv("HOLDFAST_REQUIRE_REDIS") == "1" {
+		return 100_000
+	}
+	return 20_000
+}
+
+// withinAFew returns options with a budget of the default or, on a machine that is slow
+// now, of a quarter of what such a batch takes: so no batch is done within one budget, and
+// none of its pipelines needs one.
+func withinAFew(t *testing.T, s *redistest.Server, batch map[string][]byte) holdfast.Options {
+	t.Helper()
+	o := at(s.Addr())
+	o.Timeout = patience
+	c := open(t, o)
+	ready(t, c)
+	began := time.Now()
+	must(t, c.SetMany(context.Background(), batch, time.Hour))
+	o.Timeout = max(50*time.Millisecond, time.Since(began)/4)
+	return o
+}
+
 // SetMany of 100,000 keys was refused by a third, on a healthy Redis and with default
 // options: the budget of one command was that of all of them, what was left when it ended
 // went to the journal, and that was full.
 func TestABatchOfAnySizeIsServedByAHealthyRedis(t *testing.T) {
-	const n = 100_000
+	n := batchSize()
 	ctx := begin(t)
 	s := redistest.Start(t)
 	keys, items := many(n)
-	writer, reader := open(t, at(s.Addr())), open(t, at(s.Addr()))
+	o := withinAFew(t, s, items)
+	writer, reader := open(t, o), open(t, o)
 	ready(t, writer)
 	ready(t, reader)
-	began := time.Now()
 	healthy := func(step string, c *holdfast.Cache, err error) {
-		t.Log(step, time.Since(began))
-		began = time.Now()
 		t.Helper()
 		if err != nil {
 			t.Fatalf("%s: %.300v", step, err)
@@ -57,7 +79,7 @@ func TestABatchOfAnySizeIsServedByAHealthyRedis(t *testing.T) {
 	if len(found) != n {
 		t.Fatalf("GetMany found %d of %d", len(found), n)
 	}
-	loader := open(t, at(s.Addr()))
+	loader := open(t, o)
 	ready(t, loader)
 	var loads atomic.Int64
 	half := append(keys[n/2:n:n], keysNamed("other", n/2)...)
@@ -70,7 +92,7 @@ func TestABatchOfAnySizeIsServedByAHealthyRedis(t *testing.T) {
 		return loaded, nil
 	})
 	healthy("GetOrLoadMany", loader, err)
-	if len(found) != n || loads.Load() != n/2 {
+	if len(found) != n || loads.Load() != int64(n/2) {
 		t.Fatalf("GetOrLoadMany found %d of %d and loaded %d of %d", len(found), n, loads.Load(), n/2)
 	}
 	if got := s.MustDo("EXISTS", "other:000000", fmt.Sprintf("other:%06d", n/2-1)); got != "2" {
@@ -101,19 +123,20 @@ func keysNamed(prefix string, n int) []string {
 
 // The drop-in client's batches are those of the Cache.
 func TestABatchOfAnySizeThroughTheClientIsServedByAHealthyRedis(t *testing.T) {
-	const n = 100_000
+	n := batchSize()
 	ctx := begin(t)
 	s := redistest.Start(t)
-	c := open(t, at(s.Addr()))
+	keys, items := many(n)
+	o := withinAFew(t, s, items)
+	c := open(t, o)
 	ready(t, c)
 	cl := c.Client()
-	keys, _ := many(n)
 	mset := cl.B().Mset().KeyValue()
 	for _, key := range keys {
 		mset = mset.KeyValue(key, "v")
 	}
 	must(t, cl.Do(ctx, mset.Build()).Error())
-	other := open(t, at(s.Addr()))
+	other := open(t, o)
 	ready(t, other)
 	values, err := other.Client().Do(ctx, cl.B().Mget().Key(keys...).Build()).ToArray()
 	must(t, err)
@@ -134,7 +157,7 @@ func TestABatchOfAnySizeThroughTheClientIsServedByAHealthyRedis(t *testing.T) {
 			t.Fatalf("command %d of DoMulti: %v", i, err)
 		}
 	}
-	if deleted, err := cl.Do(ctx, cl.B().Del().Key(keys...).Build()).AsInt64(); err != nil || deleted != n {
+	if deleted, err := cl.Do(ctx, cl.B().Del().Key(keys...).Build()).AsInt64(); err != nil || deleted != int64(n) {
 		t.Fatalf("DEL: %d, %v", deleted, err)
 	}
 	if st := c.Stats(); st.Journaled != 0 || st.Refused != 0 || st.BreakerOpens != 0 {
@@ -146,7 +169,8 @@ func TestABatchOfAnySizeOfATypedIsServedByAHealthyRedis(t *testing.T) {
 	const n = 20_000
 	ctx := begin(t)
 	s := redistest.Start(t)
-	c := open(t, at(s.Addr()))
+	_, plain := many(n)
+	c := open(t, withinAFew(t, s, plain))
 	ready(t, c)
 	typed := holdfast.NewTyped(c, holdfast.JSON[int](), holdfast.WithPrefix("n:"))
 	items, keys := map[string]int{}, keysNamed("k", n)
@@ -171,9 +195,10 @@ func TestABatchOfLargeValuesIsServedByAHealthyRedis(t *testing.T) {
 	for key := range items {
 		items[key] = make([]byte, size)
 	}
+	o := withinAFew(t, s, items)
 	for name, small := range map[string]bool{"at first": false, "after small ones": true} {
 		t.Run(name, func(t *testing.T) {
-			c := open(t, at(s.Addr()))
+			c := open(t, o)
 			ready(t, c)
 			if small {
 				_, items := many(2_000)
@@ -183,7 +208,7 @@ func TestABatchOfLargeValuesIsServedByAHealthyRedis(t *testing.T) {
 			if st := c.Stats(); st.Journaled != 0 {
 				t.Errorf("of %d sets %d were journaled", n, st.Journaled)
 			}
-			reader := open(t, at(s.Addr()))
+			reader := open(t, o)
 			ready(t, reader)
 			found, err := reader.GetMany(ctx, keys...)
 			must(t, err)
@@ -197,17 +222,18 @@ func TestABatchOfLargeValuesIsServedByAHealthyRedis(t *testing.T) {
 // The budget is each pipeline's, and the caller's own context is the whole's.
 func TestABatchEndsWithItsCallersContext(t *testing.T) {
 	ctx := begin(t)
-	s, p := behind(t)
-	_ = s
-	c := open(t, at(p.Addr()))
+	_, p := behind(t)
+	o := at(p.Addr())
+	o.Timeout = 10 * time.Second
+	c := open(t, o)
 	ready(t, c)
-	p.SetLatency(10 * time.Millisecond)
-	keys, _ := many(100_000)
-	ctx, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+	p.SetLatency(100 * time.Millisecond)
+	keys, _ := many(20_000) // 79 pipelines
+	ctx, cancel := context.WithTimeout(ctx, 250*time.Millisecond)
 	defer cancel()
 	began := time.Now()
 	_, err := c.GetMany(ctx, keys...)
-	if took := time.Since(began); !errors.Is(err, context.DeadlineExceeded) || took > 100*time.Millisecond+3*slack {
+	if took := time.Since(began); !errors.Is(err, context.DeadlineExceeded) || took > 4*time.Second {
 		t.Errorf("%v after %v", err, took)
 	}
 }
@@ -216,8 +242,7 @@ func TestABatchEndsWithItsCallersContext(t *testing.T) {
 // there costs a batch one budget and not one for each pipeline.
 func TestABatchWaitsForOnePipelineOfARedisThatHangs(t *testing.T) {
 	ctx := begin(t)
-	s, p := behind(t)
-	_ = s
+	_, p := behind(t)
 	o := at(p.Addr())
 	o.Timeout = 200 * time.Millisecond
 	c := open(t, o)
@@ -271,6 +296,40 @@ func TestOthersAreServedBesideALargeBatch(t *testing.T) {
 	l.within(t, 0.9, 50*time.Millisecond)
 }
 
+// The shards of a cluster are asked at once, each with its own pipelines, and one that
+// hangs costs its own keys and one budget.
+func TestALargeBatchInAClusterIsServedByTheShardsThatAnswer(t *testing.T) {
+	redistest.Long(t)
+	const n = 30_000
+	ctx := begin(t)
+	r := redistest.StartCluster(t, 3, 0)
+	o := inCluster(r.Addrs()...)
+	o.Timeout = time.Second
+	o.Local.MaxTTL = time.Millisecond
+	c := open(t, o)
+	ready(t, c)
+	keys, items := many(n)
+	must(t, c.SetMany(ctx, items, time.Hour))
+	found, err := c.GetMany(ctx, keys...)
+	if st := c.Stats(); err != nil || len(found) != n || st.Journaled != 0 {
+		t.Fatalf("found %d of %d, %v; stats %+v", len(found), n, err, st)
+	}
+	must(t, c.Invalidate(keys...)) // no copy stands in
+	away := 0
+	for _, key := range keys {
+		if redistest.Slot(key) < 16384/3 {
+			away++
+		}
+	}
+	r.Nodes()[0].Pause()
+	defer r.Nodes()[0].Resume()
+	began := time.Now()
+	found, err = c.GetMany(ctx, keys...)
+	if took := time.Since(began); err != nil || len(found) < n-away-5 || took > 5*o.Timeout {
+		t.Errorf("found %d of %d, %v, in %v", len(found), n-away, err, took)
+	}
+}
+
 // An error of 30,592 keys was 2.3 MB of text.
 func TestTheErrorOfABatchIsShortAndLeadsToEachKey(t *testing.T) {
 	ctx := begin(t)
@@ -320,13 +379,14 @@ func TestTheErrorOfABatchIsShortAndLeadsToEachKey(t *testing.T) {
 	check(typed.SetMany(ctx, numbers, 0), n)
 }
 
-// A loader of a batch that fails for each key in other words is told of in time and in
-// short.
-func TestTheErrorsOfTheKeysOfALoadedBatchAreShort(t *testing.T) {
+// Each key may have an error of its own, and each in other words.
+func TestABatchThatHasAnErrorForEachKeyTellsOfThemInShort(t *testing.T) {
 	const n = 20_000
 	ctx := begin(t)
 	s := redistest.Start(t)
-	c := open(t, at(s.Addr()))
+	o := at(s.Addr())
+	o.Timeout = patience
+	c := open(t, o)
 	ready(t, c)
 	keys := keysNamed("list", n)
 	cmds := commandsOf(c.Client().B(), n, func(i int) []string { return []string{"RPUSH", keys[i], "x"} })
@@ -337,5 +397,11 @@ func TestTheErrorsOfTheKeysOfALoadedBatchAreShort(t *testing.T) {
 	var batch *holdfast.BatchError
 	if !errors.As(err, &batch) || len(batch.Unwrap()) != n || len(err.Error()) > 1<<11 {
 		t.Errorf("GetMany: %.300v", err)
+	}
+	_, err = c.GetOrLoadMany(ctx, keys, 0, func(context.Context, []string) (map[string][]byte, error) {
+		return nil, errors.New("away")
+	})
+	if err == nil || len(err.Error()) > 1<<11 {
+		t.Errorf("GetOrLoadMany: %.300v", err)
 	}
 }

@@ -281,6 +281,58 @@ func BenchmarkRemoteSet(b *testing.B) {
 	}
 }
 
+// BenchmarkMany is a batch of 1,000 and of 100,000 keys of 100 B, each of which goes to
+// Redis, beside a raw rueidis pipeline of the same commands. An operation is a batch.
+//
+//	go test -run '^$' -bench Many -benchtime 20x
+func BenchmarkMany(b *testing.B) {
+	value := make([]byte, 100)
+	for _, n := range []int{1_000, 100_000} {
+		keys := benchKeys(n)
+		items := make(map[string][]byte, n)
+		for _, key := range keys {
+			items[key] = value
+		}
+		ctx := context.Background()
+		c, raw := besideRueidis(b, keys)
+		pipeline := func(build func(key string) rueidis.Completed) {
+			cmds := make([]rueidis.Completed, n)
+			for i, key := range keys {
+				cmds[i] = build(key)
+			}
+			for _, res := range raw.DoMulti(ctx, cmds...) {
+				if err := res.Error(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		}
+		b.Run(fmt.Sprintf("SetMany/keys=%d", n), func(b *testing.B) {
+			versus(b, 1,
+				func(_, _ int) {
+					if err := c.SetMany(ctx, items, 0); err != nil {
+						b.Fatal(err)
+					}
+				},
+				func(_, _ int) {
+					pipeline(func(key string) rueidis.Completed {
+						return raw.B().Set().Key(key).Value(rueidis.BinaryString(value)).Build()
+					})
+				})
+		})
+		b.Run(fmt.Sprintf("GetMany/keys=%d", n), func(b *testing.B) {
+			versus(b, 1,
+				func(_, _ int) {
+					if found, err := c.GetMany(ctx, keys...); err != nil || len(found) != n {
+						b.Fatal(len(found), err)
+					}
+				},
+				func(_, _ int) {
+					pipeline(func(key string) rueidis.Completed { return raw.B().Get().Key(key).Build() })
+				})
+		})
+	}
+}
+
 // BenchmarkInvalidated is what one key that the server tells of costs the goroutine
 // that reads the connection, beside a ristretto Get. Targets: at most 1 us, 0 allocs.
 func BenchmarkInvalidated(b *testing.B) {

@@ -66,7 +66,9 @@ type dropIn struct {
 //     Close; Receive is not repeated by itself. In a Dedicated every other command has
 //     Options.Timeout, and one without an answer in time ends its connection.
 //
-// All but those wait for at most Options.Timeout, also a DoMulti altogether. Commands of
+// All but those wait for at most Options.Timeout. A DoMulti, or a command of many keys
+// that goes through the tiers, is sent in pipelines of at most 256 keys or commands, each
+// of which has Options.Timeout, as long as the one before was answered in time. Commands of
 // a DoMulti have the effect of a pipeline. In a cluster, commands of several keys that go
 // through the tiers may name keys of any slots.
 //

@@ -8,9 +8,11 @@ import (
 )
 
 // GetMany returns the values of the keys that are found; a key that is not, or
-// whose Redis is away, is absent from the map. It may wait for at most
-// Options.Timeout in all. The error joins one *Error for each key about which
-// Redis had one to tell; the values of the others are returned beside it.
+// whose Redis is away, is absent from the map. The keys are read in pipelines of at
+// most 256 keys. GetMany may wait for at most Options.Timeout for each pipeline, as
+// long as the one before was answered in time; ctx bounds the whole. The error is an
+// *Error for one key about which Redis had one to tell and a *BatchError for several;
+// the values of the others are returned beside it.
 //
 // The bytes may be shared: read them, do not write to them.
 func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte, error) {

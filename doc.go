@@ -16,8 +16,9 @@
 //
 // New and Open wait for nothing, but for the disk where Journal.Dir is set, which
 // writes that go to the journal wait for, too. Every other call waits for Redis
-// for at most Options.Timeout in all, also one of many keys, and no longer than
-// its own context. It waits only while Redis is believed to be there: once the
+// for at most Options.Timeout in all, and no longer than its own context. A call of
+// many keys sends pipelines of at most 256 keys; each pipeline has Options.Timeout, as
+// long as the one before was answered in time. It waits only while Redis is believed to be there: once the
 // circuit is open, a read is answered from memory or with ErrMiss, and a write is
 // kept in the journal, in microseconds. A call never dials. One goroutine does,
 // one attempt at a time, with a back-off. The calls that wait for something else,

@@ -32,7 +32,7 @@ func (c *Cache) Health() Health {
 
 // Check writes a probe to Redis now, over the connection that serves traffic,
 // and returns nil if that succeeded: it is made for readiness endpoints. In a
-// cluster every shard is probed, and the error joins one for each that failed. It
+// cluster every shard is probed, and the error is a *BatchError if several failed. It
 // waits for at most Options.Timeout in all. While Redis is away it has an attempt
 // made to reach it, or waits for the one that is under way, and returns
 // ErrUnavailable, with the cause, if that failed; an attempt that has failed within

@@ -43,7 +43,9 @@ type Options struct {
 	Mode Mode
 
 	// Timeout is a call's whole remote budget: no call waits for Redis longer
-	// than this, whatever the network does. Default 50ms; at least 1ms.
+	// than this, whatever the network does. Default 50ms; at least 1ms. A batch is
+	// sent in pipelines of at most 256 keys and about 256 KiB. The budget is that of
+	// each pipeline, as long as the one before was answered in time.
 	// A call may be given up to 1/16 less, because calls that begin together
 	// share one timer.
 	Timeout time.Duration

@@ -52,7 +52,7 @@ func (o *outcome) tryAgain() bool {
 const hungAfter = 10
 
 // bound is a call of the user's as far as Redis is concerned: however many
-// commands it sends, they share one budget.
+// commands it sends, they share one budget; but for a batch, see remote.batch.
 type bound struct {
 	context.Context                 // ends with the budget or with the caller's own
 	caller          context.Context // the caller's own

@@ -113,7 +113,7 @@ func (l *typedLoad[V]) runMany(ctx context.Context, keys []string, load func(con
 	return loaded, errs.join()
 }
 
-// SetMany is Set for each item, in one pipeline; see Cache.SetMany. An item that the
+// SetMany is Set for each item; see Cache.SetMany. An item that the
 // codec cannot encode refuses the whole call.
 func (t *Typed[V]) SetMany(ctx context.Context, items map[string]V, ttl time.Duration) error {
 	encoded := make(map[string][]byte, len(items))

@@ -31,10 +31,12 @@ func (c *Cache) Set(ctx context.Context, key string, value []byte, ttl time.Dura
 	return c.write(ctx, "set", w[:], ttl)
 }
 
-// SetMany is Set for each item, in one pipeline; all have the one ttl. It may
-// wait for at most Options.Timeout in all. The error joins one *Error for each
-// key that was refused; the others are stored. A key or value over 512 MiB
-// refuses the whole call.
+// SetMany is Set for each item; all have the one ttl. The items are sent in
+// pipelines of at most 256 keys and about 256 KiB. SetMany may wait for at most
+// Options.Timeout for each pipeline, as long as the one before was answered in
+// time. The error is an *Error for one key that was refused and a *BatchError for
+// several; the others are stored. A key or value over 512 MiB refuses the whole
+// call.
 func (c *Cache) SetMany(ctx context.Context, items map[string][]byte, ttl time.Duration) error {
 	ttl, err := c.ttl(ttl)
 	if err != nil {
@@ -48,9 +50,9 @@ func (c *Cache) SetMany(ctx context.Context, items map[string][]byte, ttl time.D
 }
 
 // Delete removes the keys, of which any may be absent. It may wait for at most
-// Options.Timeout in all. While Redis is away the deletes are kept in the
-// journal: the old values do not come back. The error joins one *Error for each
-// key that was refused.
+// Options.Timeout, or as SetMany does for many keys. While Redis is away the deletes
+// are kept in the journal: the old values do not come back. The error is an *Error
+// for one key that was refused and a *BatchError for several.
 func (c *Cache) Delete(ctx context.Context, keys ...string) error {
 	ws := make([]change, len(keys))
 	for i, key := range keys {
