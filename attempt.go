@@ -136,7 +136,7 @@ func (l *link) candidate(ctx context.Context) (next, old *session, err error) {
 	if s != nil && addr != s.addr && l.gate.Load() == s {
 		l.refuse(s, errMoved) // before the dial, which may take its time
 	}
-	if next, err = l.openSession(ctx, addr); err != nil {
+	if next, err = l.introduce(ctx, addr); err != nil {
 		l.disbelieve()
 	}
 	return next, s, err

@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
+	"reflect"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -33,6 +35,9 @@ type dialer struct {
 	own       func(error) error
 	keepAlive time.Duration
 
+	plain       bool // no HELLO: see handshake.go
+	credentials *credentials
+
 	// late is set when the handshake was cut short for taking too long.
 	late  atomic.Bool
 	watch *time.Timer // written before the dial returns, stopped by shaken
@@ -48,6 +53,10 @@ func (d *dialer) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls
 	if !d.permit.CompareAndSwap(true, false) {
 		return nil, errNoPermit
 	}
+	login, err := d.credentials.login(d.life, addr)
+	if err != nil {
+		return nil, err
+	}
 	d.attempt()
 	// rueidis passes a background context: the bound and the end are ours.
 	ctx, cancel := context.WithTimeout(ctx, nd.Timeout)
@@ -62,7 +71,8 @@ func (d *dialer) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls
 	if d.own != nil {
 		guard = resp.GuardPubSub
 	}
-	conn := &wire{Conn: guard(raw, resp.DefaultLimits, d.lost), own: d.own}
+	lost := func(cause error) { d.lost(login.lost(cause)) }
+	conn := &wire{Conn: guard(raw, resp.DefaultLimits, lost), own: d.own, login: login, plain: d.plain}
 	d.mu.Lock()
 	closed := d.mu.closed
 	d.mu.conn = conn
@@ -90,11 +100,16 @@ func (d *dialer) patient(nd *net.Dialer) *net.Dialer {
 	return &other
 }
 
+// connection is what was dialled; nil before.
+func (d *dialer) connection() *wire {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.mu.conn
+}
+
 // ended says whether the connection has ended, also where lost is yet to be told.
 func (d *dialer) ended() bool {
-	d.mu.Lock()
-	conn := d.mu.conn
-	d.mu.Unlock()
+	conn := d.connection()
 	return conn == nil || conn.Ended()
 }
 
@@ -108,7 +123,7 @@ func (d *dialer) shaken() {
 func (d *dialer) connect(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (net.Conn, error) {
 	switch {
 	case d.user != nil:
-		return d.user(ctx, addr, nd, cfg)
+		return d.connectByUser(ctx, addr, nd, cfg)
 	case cfg != nil:
 		// A DialCtxFn replaces rueidis' own TLS as well.
 		return (&tls.Dialer{NetDialer: nd, Config: cfg}).DialContext(ctx, "tcp", addr)
@@ -116,6 +131,25 @@ func (d *dialer) connect(ctx context.Context, addr string, nd *net.Dialer, cfg *
 		return nd.DialContext(ctx, "tcp", addr)
 	}
 }
+
+// connectByUser calls the user's function, which may do anything.
+func (d *dialer) connectByUser(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (conn net.Conn, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			conn, err = nil, fmt.Errorf("holdfast: Redis.DialCtxFn panicked: %.200v", r)
+		}
+	}()
+	conn, err = d.user(ctx, addr, nd, cfg)
+	if err != nil {
+		return nil, err
+	}
+	if v := reflect.ValueOf(conn); !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
+		return nil, errNoConn // rueidis would end the program
+	}
+	return conn, nil
+}
+
+var errNoConn = errors.New("holdfast: Redis.DialCtxFn returned neither a connection nor an error")
 
 // wire is the guarded connection, whose writer lets others go first. rueidis
 // flushes as soon as it finds no further command, so of forty callers who were
@@ -130,6 +164,11 @@ type wire struct {
 	*resp.Conn
 	own     func(error) error
 	hurried time.Time // until then it does not yield
+
+	// Of the handshake, which one goroutine makes before any other comes.
+	login *login
+	plain bool // its HELLO is not sent
+	first byte // of what came: the type of its first reply
 }
 
 const (
@@ -139,6 +178,9 @@ const (
 
 func (w *wire) Read(p []byte) (int, error) {
 	n, err := w.Conn.Read(p)
+	if w.first == 0 && n > 0 {
+		w.first = p[0]
+	}
 	if err != nil && w.own != nil {
 		err = w.own(err)
 	}
@@ -146,6 +188,13 @@ func (w *wire) Read(p []byte) (int, error) {
 }
 
 func (w *wire) Write(p []byte) (int, error) {
+	if w.plain {
+		w.plain = false
+		if _, err := w.Write(withoutHello(p)); err != nil {
+			return 0, err
+		}
+		return len(p), nil
+	}
 	if w.own != nil {
 		n, err := w.Conn.Write(p) // nobody shares it
 		if err != nil {
@@ -163,6 +212,17 @@ func (w *wire) Write(p []byte) (int, error) {
 	return w.Conn.Write(p)
 }
 
+// RemoteAddr is the login, where the user's function was asked for one.
+func (w *wire) RemoteAddr() net.Addr {
+	if w.login != nil {
+		return w.login
+	}
+	return w.Conn.RemoteAddr()
+}
+
+// speaksRESP3 says whether the handshake was answered in RESP3: HELLO with a map.
+func (w *wire) speaksRESP3() bool { return w.first == '%' }
+
 // close ends the connection, and one that is being dialled as soon as it is
 // there. Everything that waits on it fails at once, also a handshake.
 func (d *dialer) close() {
@@ -179,9 +239,15 @@ func (d *dialer) close() {
 // clientOption is the rueidis configuration of one pipe.
 func clientOption(pl plan, d *dialer) rueidis.ClientOption {
 	o := pl.option
+	if pl.manner != mannerFull {
+		o = withoutCourtesies(o)
+	}
 	o.InitAddress = []string{pl.addr}
 	o.Sentinel = rueidis.SentinelOption{}
 	o.DialCtxFn = d.dial
+	if o.AuthCredentialsFn != nil {
+		o.AuthCredentialsFn = d.credentials.answer
+	}
 	o.OnInvalidations = pl.invalidated
 	// Without it rueidis asks the server what it is by trying cluster commands,
 	// and takes miniredis for a cluster.

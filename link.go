@@ -34,6 +34,8 @@ type link struct {
 	replayer *replayer // carries what the journal has for this link
 	owned    *owned    // the connections that callers have of their own
 
+	credentials credentials
+
 	// Of a node of a cluster; see cluster, which guards mapped.
 	addr   string
 	slots  atomic.Int32
@@ -57,6 +59,8 @@ type link struct {
 	schedule backoff
 	probing  string // the probe's key
 	untold   string // why the server does not tell of changes, as last logged
+
+	introduction introduction
 
 	mu struct {
 		sync.Mutex

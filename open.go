@@ -145,6 +145,7 @@ func (c *Cache) newLink(ctx context.Context, env linkEnv, owns func(key string) 
 	env.emptied = func() { c.emptied(owns) }
 	l := newLink(c.opts, env)
 	l.owned.workers, l.owned.closed = &c.workers, c.fence.closed.Load
+	l.credentials.fn, l.credentials.workers = c.opts.Redis.AuthCredentialsFn, &c.workers
 	l.replayer = &replayer{
 		journal: c.journal,
 		link:    l,

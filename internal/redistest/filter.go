@@ -61,7 +61,8 @@ const (
 	Says
 )
 
-// A Rule turns a command away: "PTTL", or one with a subcommand: "CLIENT TRACKING".
+// A Rule turns a command away: "PTTL", one with a subcommand: "CLIENT TRACKING", or
+// each: "".
 type Rule struct {
 	Command string
 	Manner  Manner
@@ -223,7 +224,7 @@ func (f *Filter) judge(args []string) (send []string, becomes func([]byte) []byt
 		}, false
 	}
 	for _, r := range f.rules {
-		if r.Command != name && r.Command != full {
+		if r.Command != name && r.Command != full && r.Command != "" {
 			continue
 		}
 		switch r.Manner {

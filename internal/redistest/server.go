@@ -477,3 +477,26 @@ func (s *Server) clients() ([]string, error) {
 	}
 	return lines, nil
 }
+
+// Inside runs f with a connection on which that database is selected; do fails the
+// test on an error. It returns why there is no such connection, and blocks for 5
+// seconds at most.
+func (s *Server) Inside(db int, f func(do func(args ...string) string)) error {
+	c, err := dialRESP(s.Addr(), s.currentPassword())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := c.call("SELECT", strconv.Itoa(db)); err != nil {
+		return err
+	}
+	f(func(args ...string) string {
+		s.tb.Helper()
+		r, err := c.call(args...)
+		if err != nil {
+			s.tb.Fatalf("redistest: %s in database %d of %s: %v", strings.Join(args, " "), db, s.Addr(), err)
+		}
+		return r.String()
+	})
+	return nil
+}
