@@ -93,7 +93,7 @@ func TestEachDependencyIsImportedByItsOwnFilesAlone(t *testing.T) {
 			"commands.go", "conn.go", "credentials.go", "errors.go", "handshake.go", "lease.go", "lifecycle.go", "open.go",
 			"options.go", "own.go", "own_stream.go",
 			"remote.go", "replay.go", "replay_script.go", "sentinel.go", "session.go", "slot.go",
-			"tracking.go", "write.go",
+			"tls.go", "tracking.go", "write.go",
 		},
 		modulePath + "/internal/resp": {"conn.go"},
 		modulePath + "/internal/wal":  {"journal_file.go"},

@@ -242,6 +242,7 @@ func clientOption(pl plan, d *dialer) rueidis.ClientOption {
 	if pl.manner != mannerFull {
 		o = withoutCourtesies(o)
 	}
+	o.TLSConfig = nodeTLS(pl.option, pl.addr)
 	o.InitAddress = []string{pl.addr}
 	o.Sentinel = rueidis.SentinelOption{}
 	o.DialCtxFn = d.dial

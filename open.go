@@ -199,6 +199,7 @@ func (c *Cache) settleMode(ctx context.Context, s *session, mode string, found f
 func (c *Cache) newCluster(env linkEnv, probe string) *cluster {
 	cl := &cluster{
 		routes:  c.routes,
+		allow:   allowed{ask: c.opts.AllowAddress, anyway: c.opts.Redis.InitAddress},
 		refresh: c.opts.Redis.ClusterOption.ShardsRefreshInterval,
 		backoff: c.opts.Breaker.MaxBackoff,
 		signal:  make(chan struct{}, 1),
@@ -208,7 +209,7 @@ func (c *Cache) newCluster(env linkEnv, probe string) *cluster {
 		ctx, cancel := context.WithCancel(c.life)
 		var l *link
 		node := env
-		node.where = func(context.Context, bool) (string, error) { return addr, nil }
+		node.where = func(context.Context, bool) (string, error) { return addr, cl.allow.check(addr) }
 		node.fits = func(_ context.Context, _ *session, mode string) error {
 			if mode != "cluster" && mode != "" {
 				return errWrongMode(ModeCluster, mode)
