@@ -77,10 +77,10 @@ type Filter struct {
 	*Listener
 	backend string
 	plays   Make
-	rules   []Rule
 
-	mu   sync.Mutex
-	seen map[string]int
+	mu    sync.Mutex
+	rules []Rule
+	seen  map[string]int
 }
 
 // NewFilter returns a filter on a free loopback port. It ends with the test and does
@@ -90,6 +90,13 @@ func NewFilter(tb testing.TB, backend string, plays Make, rules ...Rule) *Filter
 	f := &Filter{backend: backend, plays: plays, rules: rules, seen: make(map[string]int)}
 	f.Listener = listen(tb, f.serve)
 	return f
+}
+
+// SetRules has other rules take the place of those so far. It does not block.
+func (f *Filter) SetRules(rules ...Rule) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.rules = rules
 }
 
 // Seen returns how often a command was sent, with all its words: "HELLO", "HELLO 3".
@@ -223,7 +230,10 @@ func (f *Filter) judge(args []string) (send []string, becomes func([]byte) []byt
 			return []byte(reply)
 		}, false
 	}
-	for _, r := range f.rules {
+	f.mu.Lock()
+	rules := f.rules
+	f.mu.Unlock()
+	for _, r := range rules {
 		if r.Command != name && r.Command != full && r.Command != "" {
 			continue
 		}
