@@ -344,3 +344,56 @@ func TestEachNodeOfATLSURLMayHaveACertificateOfItsOwn(t *testing.T) {
 		}
 	})
 }
+
+// A cluster of servers that play others, in front of a real one.
+func TestAClusterOfEachMakeServesItsKeys(t *testing.T) {
+	redistest.Long(t)
+	ctx := begin(t)
+	r := redistest.StartCluster(t, 1, 0)
+	node := r.Nodes()[0]
+	for _, tt := range []struct {
+		make  string
+		db    int
+		rules []redistest.Rule
+		down  string // what LastError says; "" where it is used
+	}{
+		{make: "Redis 5.0"},
+		{make: "Redis 6.0"},
+		{make: "Redis 7.0"},
+		{make: "Redis 7.0", db: 3, down: "SELECT"},
+		{make: "Valkey 8"},
+		{make: "Valkey 8", db: 3, down: "SELECT"},
+		{make: "Valkey 9", db: 3},
+		{make: "Redis 7.0", rules: turnAway(redistest.Unknown, []string{"INFO"})},
+		{make: "Redis 7.0", rules: turnAway(redistest.Unknown, []string{"HELLO"})},
+		{make: "Redis 7.0", rules: turnAway(redistest.Says, []string{"HELLO"})},
+		{make: "Redis 7.0", rules: turnAway(redistest.Denied, []string{"CLUSTER"}), down: "NOPERM"},
+	} {
+		t.Run(fmt.Sprint(tt.make, " ", tt.db, tt.rules), func(t *testing.T) {
+			f := redistest.NewFilter(t, node.Addr(), makeOf(t, tt.make), tt.rules...)
+			o := inCluster(node.Addr())
+			o.Redis.SelectDB = tt.db
+			o.Redis.DialCtxFn = func(ctx context.Context, addr string, d *net.Dialer, _ *tls.Config) (net.Conn, error) {
+				if addr != node.Addr() {
+					t.Errorf("%s is dialled", addr)
+				}
+				return d.DialContext(ctx, "tcp", f.Addr())
+			}
+			c := open(t, o)
+			if tt.down != "" {
+				redistest.WaitFor(t, patience, "the refusal", func() bool { return contains(fmt.Sprint(c.Health().LastError), tt.down) })
+				return
+			}
+			ready(t, c)
+			key := fmt.Sprint(tt)
+			must(t, c.Set(ctx, key, []byte("v"), time.Hour))
+			wantGet(t, c, key, "v")
+			if got := node.MustDo("GET", key); got != "v" {
+				t.Errorf("redis has %q", got)
+			}
+			if len(c.Health().Shards) != 1 {
+				t.Errorf("health %+v", c.Health())
+			}
+		})
+	}
+}
