@@ -35,7 +35,7 @@ type dialer struct {
 	own       func(error) error
 	keepAlive time.Duration
 
-	plain       bool // no HELLO: see handshake.go
+	plain       bool // no HELLO: see manner.go
 	credentials *credentials
 
 	// late is set when the handshake was cut short for taking too long.
