@@ -208,15 +208,7 @@ func (l *link) candidate(ctx context.Context) (next, old *session, err error) {
 	if s != nil && addr != s.addr && l.gate.Load() == s {
 		l.refuse(s, errMoved) // before the dial, which may take its time
 	}
-	next, err = l.openSession(ctx, addr, l.bare)
-	switch {
-	case err == nil:
-	case classify(ctx, err) == classBusy:
-		// A server that is busy shakes no hands. The next try asks for no more than what
-		// is allowed then.
-		l.bare = true
-	default:
-		l.bare = false
+	if next, err = l.introduce(ctx, addr); err != nil {
 		l.disbelieve()
 	}
 	return next, s, err

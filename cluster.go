@@ -23,6 +23,7 @@ import (
 // slot by slot from MOVED.
 type cluster struct {
 	routes  *routes
+	allow   allowed
 	open    func(addr string) *link // makes a link and starts it
 	refresh time.Duration
 	backoff time.Duration

@@ -397,6 +397,7 @@ func isNoStandaloneServer(t *testing.T, r *redistest.Cluster) {
 		{holdfast.ModeCluster, alone.Addr(), 0, "cluster"},
 		{holdfast.ModeStandalone, r.Addrs()[0], 0, "cluster"},
 		{holdfast.ModeAuto, r.Addrs()[0], 1, "SELECT"},
+		{holdfast.ModeCluster, r.Addrs()[0], 1, "SELECT"},
 	} {
 		o := inCluster(wrong.addr)
 		o.Mode, o.Redis.SelectDB = wrong.mode, wrong.db
@@ -425,14 +426,11 @@ func TestOptionsThatContradictTheModeAreNamed(t *testing.T) {
 		{holdfast.ModeCluster, rueidis.ClientOption{InitAddress: two, Sentinel: sentinel}, []string{"Mode", "Sentinel.MasterSet"}},
 		{holdfast.ModeStandalone, rueidis.ClientOption{InitAddress: two[:1], Sentinel: sentinel}, []string{"Mode", "Sentinel.MasterSet"}},
 		{holdfast.ModeStandalone, rueidis.ClientOption{InitAddress: two}, []string{"InitAddress"}},
-		{holdfast.ModeCluster, rueidis.ClientOption{InitAddress: two, SelectDB: 3}, []string{"SelectDB"}},
-		{holdfast.ModeCluster, rueidis.ClientOption{InitAddress: two[:1], SelectDB: 3}, []string{"SelectDB"}},
-		{holdfast.ModeAuto, rueidis.ClientOption{InitAddress: two, SelectDB: 3}, []string{"SelectDB"}},
 		{holdfast.ModeSentinel, rueidis.ClientOption{InitAddress: two}, []string{"MasterSet"}},
 		{holdfast.ModeCluster, rueidis.ClientOption{InitAddress: []string{"a:1", ""}}, []string{"InitAddress[1]"}},
 		{99, rueidis.ClientOption{InitAddress: two[:1]}, []string{"Mode"}},
 		// All at once.
-		{holdfast.ModeCluster, rueidis.ClientOption{InitAddress: two, SelectDB: 3, Sentinel: sentinel}, []string{"SelectDB", "Sentinel.MasterSet"}},
+		{holdfast.ModeCluster, rueidis.ClientOption{InitAddress: two, SelectDB: -1, Sentinel: sentinel}, []string{"SelectDB", "Sentinel.MasterSet"}},
 	} {
 		c, err := holdfast.New(holdfast.Options{Mode: bad.mode, Redis: bad.redis})
 		if err == nil {
@@ -448,6 +446,7 @@ func TestOptionsThatContradictTheModeAreNamed(t *testing.T) {
 	}
 	for _, good := range []holdfast.Options{
 		{Mode: holdfast.ModeAuto, Redis: rueidis.ClientOption{InitAddress: two}},
+		{Mode: holdfast.ModeCluster, Redis: rueidis.ClientOption{InitAddress: two, SelectDB: 3}}, // the server decides
 		{Mode: holdfast.ModeSentinel, Redis: rueidis.ClientOption{InitAddress: two, Sentinel: sentinel, SelectDB: 3}},
 	} {
 		good.Redis.DialCtxFn = (&dials{}).dial

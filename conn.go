@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
+	"reflect"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -33,7 +35,9 @@ type dialer struct {
 	own       func(error) error
 	keepAlive time.Duration
 
-	hearing *hearing // of a session; nil for a connection of a caller's own
+	hearing     *hearing // of a session; nil for a connection of a caller's own
+	plain       bool     // no HELLO: see manner.go
+	credentials *credentials
 
 	// late is set when the handshake was cut short for taking too long.
 	late  atomic.Bool
@@ -54,6 +58,10 @@ func (d *dialer) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls
 	if !d.permit.CompareAndSwap(true, false) {
 		return nil, errNoPermit
 	}
+	login, err := d.credentials.login(d.life, addr)
+	if err != nil {
+		return nil, err
+	}
 	d.attempt()
 	// rueidis passes a background context: the bound and the end are ours.
 	ctx, cancel := context.WithTimeout(ctx, nd.Timeout)
@@ -68,7 +76,8 @@ func (d *dialer) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls
 	if d.own != nil {
 		guard = resp.GuardPubSub
 	}
-	conn := &wire{Conn: guard(raw, resp.DefaultLimits, d.lost), own: d.own, hearing: d.hearing}
+	lost := func(cause error) { d.lost(login.lost(cause)) }
+	conn := &wire{Conn: guard(raw, resp.DefaultLimits, lost), own: d.own, login: login, plain: d.plain, hearing: d.hearing}
 	conn.shaking.Store(d)
 	d.mu.Lock()
 	closed := d.mu.closed
@@ -97,11 +106,16 @@ func (d *dialer) patient(nd *net.Dialer) *net.Dialer {
 	return &other
 }
 
+// connection is what was dialled; nil before.
+func (d *dialer) connection() *wire {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.mu.conn
+}
+
 // ended says whether the connection has ended, also where lost is yet to be told.
 func (d *dialer) ended() bool {
-	d.mu.Lock()
-	conn := d.mu.conn
-	d.mu.Unlock()
+	conn := d.connection()
 	return conn == nil || conn.Ended()
 }
 
@@ -115,7 +129,7 @@ func (d *dialer) shaken() {
 func (d *dialer) connect(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (net.Conn, error) {
 	d.began(stepDial, cfg != nil)
 	if d.user != nil {
-		return d.user(ctx, addr, nd, cfg)
+		return d.connectByUser(ctx, addr, nd, cfg)
 	}
 	conn, err := nd.DialContext(ctx, "tcp", addr)
 	if err != nil || cfg == nil {
@@ -139,6 +153,25 @@ func (d *dialer) connect(ctx context.Context, addr string, nd *net.Dialer, cfg *
 	return secure, nil
 }
 
+// connectByUser calls the user's function, which may do anything.
+func (d *dialer) connectByUser(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (conn net.Conn, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			conn, err = nil, fmt.Errorf("holdfast: Redis.DialCtxFn panicked: %.200v", r)
+		}
+	}()
+	conn, err = d.user(ctx, addr, nd, cfg)
+	if err != nil {
+		return nil, err
+	}
+	if v := reflect.ValueOf(conn); !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
+		return nil, errNoConn // rueidis would end the program
+	}
+	return conn, nil
+}
+
+var errNoConn = errors.New("holdfast: Redis.DialCtxFn returned neither a connection nor an error")
+
 // wire is the guarded connection, whose writer lets others go first. rueidis
 // flushes as soon as it finds no further command, so of forty callers who were
 // answered at once the first two pay for a system call of 10 us each, and the
@@ -154,6 +187,11 @@ type wire struct {
 	hearing *hearing
 	hurried time.Time              // until then it does not yield
 	shaking atomic.Pointer[dialer] // who wants to know what is sent, nil once settled
+
+	// Of the handshake, which one goroutine makes before any other comes.
+	login *login
+	plain bool // its HELLO is not sent
+	first byte // of what came: the type of its first reply
 }
 
 const (
@@ -166,6 +204,9 @@ func (w *wire) Read(p []byte) (int, error) {
 		w.hearing.reads(w.Conn.Replies())
 	}
 	n, err := w.Conn.Read(p)
+	if w.first == 0 && n > 0 {
+		w.first = p[0]
+	}
 	if err != nil && w.own != nil {
 		err = w.own(err)
 	}
@@ -173,6 +214,13 @@ func (w *wire) Read(p []byte) (int, error) {
 }
 
 func (w *wire) Write(p []byte) (int, error) {
+	if w.plain {
+		w.plain = false
+		if _, err := w.Write(withoutHello(p)); err != nil {
+			return 0, err
+		}
+		return len(p), nil
+	}
 	if d := w.shaking.Load(); d != nil {
 		d.sends(p)
 		n, err := w.Conn.Write(p)
@@ -205,6 +253,17 @@ func (w *wire) Write(p []byte) (int, error) {
 	return w.Conn.Write(p)
 }
 
+// RemoteAddr is the login, where the user's function was asked for one.
+func (w *wire) RemoteAddr() net.Addr {
+	if w.login != nil {
+		return w.login
+	}
+	return w.Conn.RemoteAddr()
+}
+
+// speaksRESP3 says whether the handshake was answered in RESP3: HELLO with a map.
+func (w *wire) speaksRESP3() bool { return w.first == '%' }
+
 // close ends the connection, and one that is being dialled as soon as it is
 // there. Everything that waits on it fails at once, also a handshake.
 func (d *dialer) close() {
@@ -231,9 +290,16 @@ func (o *Options) connection() rueidis.ClientOption {
 // clientOption is the rueidis configuration of one pipe.
 func clientOption(pl plan, d *dialer) rueidis.ClientOption {
 	o := pl.option
+	if pl.manner != mannerFull {
+		o = withoutCourtesies(o)
+	}
+	o.TLSConfig = nodeTLS(pl.option, pl.addr)
 	o.InitAddress = []string{pl.addr}
 	o.Sentinel = rueidis.SentinelOption{}
 	o.DialCtxFn = d.dial
+	if o.AuthCredentialsFn != nil {
+		o.AuthCredentialsFn = d.credentials.answer
+	}
 	o.OnInvalidations = pl.invalidated
 	// Without it rueidis asks the server what it is by trying cluster commands,
 	// and takes miniredis for a cluster.

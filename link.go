@@ -40,6 +40,8 @@ type link struct {
 	replayer *replayer // carries what the journal has for this link
 	owned    *owned    // the connections that callers have of their own
 
+	credentials credentials
+
 	// Of a node of a cluster; see cluster, which guards mapped.
 	addr   string
 	slots  atomic.Int32
@@ -82,6 +84,8 @@ type link struct {
 	answered  bool      // the last attempt had an answer
 	keyCounts keyCounts // of the databases, when it was last asked
 	untold    string    // why the server does not tell of changes, as last logged
+
+	introduction introduction
 
 	mu struct {
 		sync.Mutex

@@ -159,6 +159,7 @@ func (c *Cache) newLink(ctx context.Context, env linkEnv, owns func(key string) 
 	env.emptied = func() { c.emptied(owns) }
 	l := newLink(c.opts, env)
 	l.owned.workers, l.owned.closed = &c.workers, c.fence.closed.Load
+	l.credentials.fn, l.credentials.workers = c.opts.Redis.AuthCredentialsFn, &c.workers
 	l.replayer = &replayer{
 		journal: c.journal,
 		link:    l,
@@ -212,6 +213,7 @@ func (c *Cache) settleMode(ctx context.Context, s *session, mode string, found f
 func (c *Cache) newCluster(env linkEnv, probe string) *cluster {
 	cl := &cluster{
 		routes:  c.routes,
+		allow:   allowed{ask: c.opts.AllowAddress, anyway: c.opts.Redis.InitAddress},
 		refresh: c.opts.Redis.ClusterOption.ShardsRefreshInterval,
 		backoff: c.opts.Breaker.MaxBackoff,
 		signal:  make(chan struct{}, 1),
@@ -221,7 +223,7 @@ func (c *Cache) newCluster(env linkEnv, probe string) *cluster {
 		ctx, cancel := context.WithCancel(c.life)
 		var l *link
 		node := env
-		node.where = func(context.Context, bool) (string, error) { return addr, nil }
+		node.where = func(context.Context, bool) (string, error) { return addr, cl.allow.check(addr) }
 		node.fits = func(_ context.Context, _ *session, mode string) error {
 			if mode != "cluster" && mode != "" {
 				return errWrongMode(ModeCluster, mode)

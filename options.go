@@ -33,6 +33,11 @@ type Options struct {
 	// 2 x Dialer.KeepAlive + ConnWriteTimeout (defaults here 1s and 2s); in place of
 	// ConnWriteTimeout, 2 x Timeout counts where that is more, so that no call is cut
 	// short within its budget.
+	// AuthCredentialsFn is asked before each dial, with the address as it is dialled, and
+	// has 10s for its answer. The server says whether a cluster has a database SelectDB:
+	// Valkey's from version 9 on do. Where TLSConfig.ServerName is the first address'
+	// host, as ParseURL sets it, the certificate of another address may be for that
+	// address' own host, too.
 	// BlockingPoolSize (default 1,024) bounds the connections to one server that
 	// callers of Client have of their own; when all are in use, a further caller
 	// waits for at most Dialer.Timeout and gets ErrUnavailable. An idle one is kept
@@ -41,6 +46,15 @@ type Options struct {
 
 	// Mode says what kind of deployment InitAddress names. See Mode.
 	Mode Mode
+
+	// AllowAddress says whether the address, host:port, may be dialled, and the
+	// password be sent there. It is asked for each address that a server names and
+	// Redis.InitAddress does not: the nodes of a cluster, where MOVED and ASK lead, the
+	// master that a sentinel knows. One that is refused is as one that is down, and
+	// Health says so. It may be called by several goroutines at once, must not block,
+	// and a panic in it refuses. Default nil: every address. To dial another address
+	// than the one that was named, behind a NAT for one, use Redis.DialCtxFn.
+	AllowAddress func(addr string) bool
 
 	// Timeout is a call's whole remote budget: no call waits for Redis longer
 	// than this, whatever the network does. Default 50ms; at least 1ms. A batch is
@@ -506,9 +520,6 @@ func (o Options) validateMode() []error {
 	}
 	if (o.Mode == ModeSentinel || o.Mode == ModeCluster) && servers == 0 {
 		bad("Redis.InitAddress is empty: Mode %v needs an address", o.Mode)
-	}
-	if o.mode() == ModeCluster && r.SelectDB != 0 {
-		bad("Redis.SelectDB is %d: a cluster has database 0 only", r.SelectDB)
 	}
 	if r.Sentinel.TopologyRefreshInterval < 0 {
 		bad("Redis.Sentinel.TopologyRefreshInterval is %v: it must not be negative", r.Sentinel.TopologyRefreshInterval)

@@ -398,14 +398,16 @@ func (d *ownDial) leave(why error) error {
 	return why
 }
 
-// connect dials once and shakes hands. It blocks for at most twice Dialer.Timeout, and
-// less once the period ends.
+// connect dials once and shakes hands. It blocks for at most twice Dialer.Timeout, after
+// what Redis.AuthCredentialsFn takes, and less once the period ends.
 func (o *owned) connect(p *period, s *session, pings bool) (conn *ownConn, err error) {
 	conn = &ownConn{owned: o, session: s, period: p, waits: make(chan struct{}, ownWaits)}
 	d := &dialer{
 		user: o.link.opts.Redis.DialCtxFn, life: p,
 		attempt: func() { o.link.stats.dials.Add(1) },
 		own:     conn.failed,
+
+		plain: s.manner != mannerFull, credentials: &o.link.credentials,
 	}
 	stop := context.AfterFunc(p, d.close)
 	free := sync.OnceFunc(func() { stop(); <-o.slots })
@@ -450,7 +452,7 @@ func (o *owned) connect(p *period, s *session, pings bool) (conn *ownConn, err e
 
 // option is the rueidis configuration of a connection of a caller's own.
 func (o *owned) option(s *session, d *dialer, pings bool) rueidis.ClientOption {
-	option := clientOption(plan{addr: s.addr, option: o.link.opts.connection()}, d)
+	option := clientOption(plan{addr: s.addr, option: o.link.opts.connection(), manner: s.manner}, d)
 	option.RingScaleEachConn = ownRing
 	if option.ReadBufferEachConn == 0 {
 		option.ReadBufferEachConn = ownBuffer

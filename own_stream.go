@@ -62,15 +62,15 @@ func (o *owned) streamsOf(s *session, p *period) rueidis.Client {
 	if o.mu.streams != nil && o.mu.streams.period == p {
 		return o.mu.streams.client
 	}
-	d := &dialer{}
+	d := &dialer{credentials: &o.link.credentials}
 	option := o.option(s, d, false)
-	keepAlive := d.keepAlive
+	keepAlive, plain := d.keepAlive, s.manner != mannerFull
 	option.DialCtxFn = func(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (net.Conn, error) {
 		call, _ := ctx.Value(streamKey{}).(*streamCall)
 		if call == nil {
 			return nil, errNoPermit
 		}
-		return call.dial(ctx, addr, nd, cfg, keepAlive)
+		return call.dial(ctx, addr, nd, cfg, keepAlive, plain)
 	}
 	option.AlwaysPipelining = false
 	option.ConnWriteTimeout = max(option.ConnWriteTimeout, streamLimit)
@@ -119,7 +119,7 @@ func (o *owned) streamBy(ctx context.Context, p *period, client rueidis.Client, 
 
 // dial dials within the call. The dial itself has a goroutine of its own, for the
 // caller's context wins over one that hangs.
-func (call *streamCall) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config, keepAlive time.Duration) (net.Conn, error) {
+func (call *streamCall) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config, keepAlive time.Duration, plain bool) (net.Conn, error) {
 	o, p := call.grant.owned, call.grant.period
 	limit := time.NewTimer(o.link.opts.Redis.Dialer.Timeout)
 	defer limit.Stop()
@@ -130,6 +130,8 @@ func (call *streamCall) dial(ctx context.Context, addr string, nd *net.Dialer, c
 		user: o.link.opts.Redis.DialCtxFn, life: p, keepAlive: keepAlive,
 		attempt: func() { o.link.stats.dials.Add(1) },
 		own:     func(err error) error { return o.failed(p, err) },
+
+		plain: plain, credentials: &o.link.credentials,
 	}
 	stop := context.AfterFunc(p, d.close)
 	free := sync.OnceFunc(func() { stop(); <-o.slots })

@@ -212,6 +212,9 @@ func (p *scripts) send(ctx context.Context, at []int, together int) (alone []int
 // load gives the server the script. Without an answer the tasks that wait
 // for it wait for another round.
 func (p *scripts) load(ctx context.Context, missing []int) bool {
+	if p.session.manner == mannerMinimal {
+		return false // it would hang up
+	}
 	load := p.session.client.B().ScriptLoad().Script(replayScript).Build()
 	err := p.do(ctx, p.session, []rueidis.Completed{load}, false)[0].Error()
 	if err == nil {

@@ -121,6 +121,11 @@ func (r *routes) follow(s *session, err error) (next *session, asking bool) {
 		c.wake()
 		return nil, false
 	}
+	if err := c.allow.check(to.addr); err != nil {
+		c.wake()
+		s.link.setError(err)
+		return nil, false
+	}
 	l := c.redirected(to)
 	if l == nil || l == s.link && !to.ask {
 		return nil, false

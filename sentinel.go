@@ -25,6 +25,7 @@ type sentinels struct {
 	every   time.Duration // how often to ask while a session serves; 0 for each time
 	clock   clock
 	dials   func()
+	allow   allowed
 
 	next int // the address to try next
 	pipe *pipe
@@ -43,6 +44,8 @@ func newSentinels(life context.Context, o Options, clk clock, dials func()) *sen
 	return &sentinels{
 		life: life, addrs: o.Redis.InitAddress, option: option, name: s.MasterSet,
 		timeout: o.Timeout, every: s.TopologyRefreshInterval, clock: clk, dials: dials,
+		// A sentinel is no master: its address is not one that may be dialled as one.
+		allow: allowed{ask: o.AllowAddress},
 	}
 }
 
@@ -107,7 +110,11 @@ func (s *sentinels) ask(ctx context.Context) (string, error) {
 	case len(parts) != 2 || !isHost(parts[0]) || !isPort(parts[1]):
 		return fail(fmt.Errorf("the answer makes no sense: %s", printable(fmt.Sprintf("%.80q", parts))))
 	}
-	return net.JoinHostPort(parts[0], parts[1]), nil
+	addr := net.JoinHostPort(parts[0], parts[1])
+	if err := s.allow.check(addr); err != nil {
+		return fail(err)
+	}
+	return addr, nil
 }
 
 // disbelieve says that what was answered last is not so: the server takes no

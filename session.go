@@ -1,6 +1,7 @@
 package holdfast
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,12 +28,16 @@ type pipe struct {
 
 // plan is what a pipe is to be.
 type plan struct {
-	addr    string
-	option  rueidis.ClientOption // the user's
-	within  context.Context      // bounds the dial and the handshake; nil for no bound beside the user's
-	attempt func()               // counts a dial
-	hearing *hearing             // nil for none
-	lost    func()               // called once, when the connection ends, on whatever goroutine finds out
+	addr   string
+	option rueidis.ClientOption // the user's
+	manner manner
+	// credentials are asked for the login, where the option has a function for that.
+	credentials *credentials
+
+	hearing *hearing        // nil for none
+	within  context.Context // bounds the dial and the handshake; nil for no bound beside the user's
+	attempt func()          // counts a dial
+	lost    func()          // called once, when the connection ends, on whatever goroutine finds out
 	// invalidated gets the keys that the server tells of, none for all, on the
 	// goroutine that reads the connection.
 	invalidated func([]rueidis.RedisMessage)
@@ -43,7 +48,10 @@ type plan struct {
 func (p *pipe) dial(life context.Context, pl plan) (err error) {
 	ctx, cancel := context.WithCancel(life)
 	p.addr, p.end = pl.addr, cancel
-	p.dialer = &dialer{user: pl.option.DialCtxFn, life: ctx, attempt: pl.attempt, hearing: pl.hearing}
+	p.dialer = &dialer{
+		user: pl.option.DialCtxFn, life: ctx, attempt: pl.attempt, hearing: pl.hearing,
+		plain: pl.manner != mannerFull, credentials: pl.credentials,
+	}
 	p.dialer.lost = func(cause error) {
 		if cause == nil {
 			cause = errConnClosed
@@ -107,7 +115,8 @@ func (p *pipe) close() {
 // link's supervisor and serves until its connection is lost.
 type session struct {
 	*pipe
-	link *link
+	link   *link
+	manner manner
 
 	// server is the run id of the process behind the connection, "" if unknown.
 	// A server that came back empty has another one.
@@ -239,44 +248,46 @@ func (b *bulkhead) abandon(ticket uint64) {
 }
 
 // openSession makes a session of the link's with the server at addr. It blocks
-// for at most three times Dialer.Timeout, and less once life ends. It makes one
-// dial.
-func (l *link) openSession(life context.Context, addr string, bare bool) (*session, error) {
-	// Not a named result: what the connection tells may come after the return.
-	s := &session{pipe: &pipe{}, link: l, life: life, id: l.sessions.Add(1)}
-	s.freed = make(chan struct{}, bulkheadSlots)
-	s.bare = bare
+// for at most three times Dialer.Timeout, after what Redis.AuthCredentialsFn takes, and
+// less once life ends. It makes one dial. Where it fails, how is what it was about the
+// manner.
+func (l *link) openSession(life context.Context, addr string, m manner, bare bool) (s *session, how turnedAway, err error) {
+	// Not the named result: what the connection tells may come after the return.
+	next := &session{pipe: &pipe{}, link: l, manner: m, bare: bare, life: life, id: l.sessions.Add(1)}
+	next.freed = make(chan struct{}, bulkheadSlots)
 	option := l.opts.connection()
 	if bare {
 		option.SelectDB, option.ClientName, option.ClientSetInfo = 0, "", rueidis.DisableClientSetInfo
 	}
-	err := s.dial(life, plan{
+	err = next.dial(life, plan{
 		addr:        addr,
 		option:      option,
+		manner:      m,
+		credentials: &l.credentials,
 		attempt:     func() { l.stats.dials.Add(1) },
-		hearing:     &hearing{clock: l.clock, told: s.hears},
-		lost:        func() { l.lostSession(s) },
-		invalidated: func(keys []rueidis.RedisMessage) { l.invalidated(s, keys) },
+		hearing:     &hearing{clock: l.clock, told: next.hears},
+		lost:        func() { l.lostSession(next) },
+		invalidated: func(keys []rueidis.RedisMessage) { l.invalidated(next, keys) },
 	})
 	if err == nil && !bare {
 		limit := l.opts.Redis.Dialer.Timeout
 		ask, done := context.WithTimeout(life, limit)
-		err = unanswered(s.greet(ask), limit)
+		err = unanswered(next.greet(ask), limit)
 		done()
 		if err != nil {
-			err = fmt.Errorf("greeting: %w", s.dialer.explain(err))
-			s.close()
+			err = fmt.Errorf("greeting: %w", next.dialer.explain(err))
+			next.close()
 		}
 	}
-	s.dialer.settled()
+	next.dialer.settled()
 	if err != nil {
-		return nil, fmt.Errorf("holdfast: connecting to %s: %w", addr, err)
+		return nil, next.turnedAway(err), fmt.Errorf("holdfast: connecting to %s: %w", addr, err)
 	}
-	s.beginPeriod()
-	if s.lost.Load() {
-		s.endPeriod(errConnClosed)
+	next.beginPeriod()
+	if next.lost.Load() {
+		next.endPeriod(errConnClosed)
 	}
-	return s, nil
+	return next, notTurnedAway, nil
 }
 
 // period is a stretch of time in which a session serves: from the opening of the gate
@@ -319,43 +330,64 @@ func (s *session) endPeriod(cause error) {
 	}
 }
 
-// greet learns who the server is and asks it to tell of changes.
+// greet learns who the server is and asks it to tell of changes. What the server
+// speaks the handshake has shown: a HELLO without arguments, which would tell, is an
+// error to Redis 6.0.
 func (s *session) greet(ctx context.Context) error {
-	b := s.client.B()
-	cmds := []rueidis.Completed{
-		b.Arbitrary("HELLO").Build(),
-		b.Info().Section("server").Build(),
+	b, three := s.client.B(), s.dialer.connection().speaksRESP3()
+	var cmds []rueidis.Completed
+	ask := func(words ...string) (reply int) {
+		cmds = append(cmds, b.Arbitrary(words...).Build())
+		return len(cmds) - 1
+	}
+	hello, info, tracking := -1, -1, -1
+	if three {
+		hello = ask("HELLO", "3")
+	}
+	if s.manner != mannerMinimal {
+		info = ask("INFO", "server")
 	}
 	track := s.link.opts.Tracking.command()
-	if track != nil {
-		cmds = append(cmds, b.Arbitrary(track...).Build())
+	if three && track != nil {
+		tracking = ask(track...)
 	}
-	replies := s.client.DoMulti(ctx, cmds...)
-	hello, info, err := greeting(replies[0], replies[1])
-	if err != nil {
-		return err
+	var replies []rueidis.RedisResult
+	if len(cmds) > 0 {
+		replies = s.client.DoMulti(ctx, cmds...)
 	}
-	s.server = info["run_id"]
-	mode := hello["mode"]
-	if mode == "" {
-		mode = info["redis_mode"]
+	for _, i := range []int{hello, info} {
+		if i < 0 {
+			continue
+		}
+		if err := replies[i].Error(); err != nil && away(err) {
+			return err
+		}
+	}
+	// A server that does not tell is taken as it is.
+	mode := ""
+	if hello >= 0 {
+		mode = helloMode(replies[hello])
+	}
+	if info >= 0 {
+		told := infoFields(replies[info])
+		s.server = told["run_id"]
+		mode = cmp.Or(mode, told["redis_mode"], told["server_mode"]) // the latter is Valkey's
 	}
 	if err := s.link.fits(ctx, s, mode); err != nil {
 		return err
 	}
-	if track == nil {
-		return nil
-	}
-	err = replies[2].Error()
 	switch {
-	case err != nil && away(err):
-		return err // it says nothing about tracking: the server is busy, or loads
-	case err != nil:
-		s.untold = err
-	case hello["proto"] != "3":
+	case track == nil:
+	case tracking < 0:
 		s.untold = errNoRESP3
 	default:
-		s.tracked = true
+		if err := replies[tracking].Error(); err != nil && away(err) {
+			return err // it says nothing about tracking: the server is busy, or loads
+		} else if err != nil {
+			s.untold = err
+		} else {
+			s.tracked = true
+		}
 	}
 	return nil
 }
@@ -382,31 +414,30 @@ func away(err error) bool {
 
 var errNoRESP3 = errors.New("holdfast: the server does not speak RESP3")
 
-// greeting reads the replies of HELLO and INFO. A server that does not tell is
-// taken as it is.
-func greeting(helloReply, infoReply rueidis.RedisResult) (hello, info map[string]string, err error) {
-	hello, info = map[string]string{}, map[string]string{}
-	for _, reply := range []rueidis.RedisResult{helloReply, infoReply} {
-		if err := reply.Error(); err != nil && away(err) {
-			return nil, nil, err
-		}
+// helloMode is what HELLO tells of the server's mode.
+func helloMode(reply rueidis.RedisResult) string {
+	fields, err := reply.AsMap()
+	if err != nil {
+		return ""
 	}
-	if fields, err := helloReply.AsMap(); err == nil {
-		for name, v := range fields {
-			if text, err := v.ToString(); err == nil {
-				hello[name] = text
-			} else if n, err := v.AsInt64(); err == nil {
-				hello[name] = fmt.Sprint(n)
-			}
-		}
+	mode := fields["mode"]
+	text, err := mode.ToString()
+	if err != nil {
+		return ""
 	}
-	if text, err := infoReply.ToString(); err == nil {
+	return text
+}
+
+// infoFields are the lines of INFO.
+func infoFields(reply rueidis.RedisResult) map[string]string {
+	fields := map[string]string{}
+	if text, err := reply.ToString(); err == nil {
 		for line := range strings.Lines(text) {
 			name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
-			info[name] = value
+			fields[name] = value
 		}
 	}
-	return hello, info, nil
+	return fields
 }
 
 // aside sends a command of the supervisor's own, beside the bulkhead.

@@ -28,13 +28,16 @@ func StartCluster(tb testing.TB, masters, replicasPerMaster int) *Cluster {
 		tb.Fatalf("redistest: a cluster of %d masters with %d replicas each", masters, replicasPerMaster)
 	}
 	c := &Cluster{tb: tb, ids: make(map[*Server]string)}
+	// Replicas that change masters by themselves would surprise tests.
+	still, err := since7("--cluster-allow-replica-migration", "no")
+	if err != nil {
+		tb.Fatalf("redistest: %v", err)
+	}
 	args := append([]string{
 		"--cluster-enabled", "yes",
 		"--cluster-node-timeout", "1000",
 		"--cluster-require-full-coverage", "no",
-		// Replicas that change masters by themselves would surprise tests.
-		"--cluster-allow-replica-migration", "no",
-	}, replicationArgs...)
+	}, append(still, replicationArgs...)...)
 	for range masters * (1 + replicasPerMaster) {
 		s := Start(tb, args...)
 		c.nodes = append(c.nodes, s)

@@ -91,13 +91,16 @@ func StartSentinelWith(tb testing.TB, o SentinelOptions) *Sentinel {
 	}
 	for range sentinelCount {
 		s := start(tb, sentinelBase(host, port, o), args)
+		r.sentinels = append(r.sentinels, s)
 		// The group forms by messages that are two seconds apart by default. A
 		// sentinel that was not scheduled for two seconds, as happens on a
 		// loaded machine, would sit out the next thirty. And it first pings a
 		// new master one period after it has heard of it: if that were as long
 		// as it waits for an answer, it would take each new master for dead.
+		if pace, err := since7("pace"); err != nil || len(pace) == 0 {
+			continue // older ones have one pace
+		}
 		s.MustDo("SENTINEL", "DEBUG", "PUBLISH-PERIOD", "200", "INFO-PERIOD", "500", "PING-PERIOD", "100", "TILT-PERIOD", "1000")
-		r.sentinels = append(r.sentinels, s)
 	}
 	r.await("the sentinels to know each other", func() error {
 		for _, s := range r.sentinels {

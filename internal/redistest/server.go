@@ -39,9 +39,10 @@ type Server struct {
 	paused   bool
 }
 
-// Available says whether a redis-server program is in PATH. It does not block.
+// Available says whether there is a redis-server program: in PATH, or where
+// HOLDFAST_REDIS_SERVER says. It does not block.
 func Available() bool {
-	_, err := exec.LookPath("redis-server")
+	_, err := exec.LookPath(binary())
 	return err == nil
 }
 
@@ -53,7 +54,10 @@ func need(tb testing.TB) {
 		return
 	}
 	if os.Getenv("HOLDFAST_REQUIRE_REDIS") == "1" {
-		tb.Fatal("redistest: redis-server is not in PATH and HOLDFAST_REQUIRE_REDIS=1")
+		tb.Fatalf("redistest: %s is not in PATH and HOLDFAST_REQUIRE_REDIS=1", binary())
+	}
+	if os.Getenv(serverVariable) != "" {
+		tb.Fatalf("redistest: %s is %q, which is no program", serverVariable, binary())
 	}
 	tb.Skip("redistest: redis-server is not in PATH")
 }
@@ -84,10 +88,11 @@ func Long(tb testing.TB) {
 func Start(tb testing.TB, args ...string) *Server {
 	tb.Helper()
 	return start(tb, func(dir string, port int) ([]string, error) {
-		return []string{
+		debug, err := since7("--enable-debug-command", "yes")
+		return append([]string{
 			"--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--dir", dir,
-			"--save", "", "--appendonly", "no", "--enable-debug-command", "yes",
-		}, nil
+			"--save", "", "--appendonly", "no",
+		}, debug...), err
 	}, args)
 }
 
@@ -118,7 +123,7 @@ func start(tb testing.TB, base func(dir string, port int) ([]string, error), arg
 			return s
 		}
 		if !errors.Is(err, errPortTaken) {
-			tb.Fatalf("redistest: starting redis-server on port %d: %v\n%s", port, err, s.log())
+			tb.Fatalf("redistest: starting %s on port %d: %v\n%s", binary(), port, err, s.log())
 		}
 	}
 	tb.Fatalf("redistest: %d ports in a row were in use\n%s", startAttempts, s.log())
@@ -132,7 +137,7 @@ func (s *Server) launch(extra []string) error {
 		mark = fi.Size()
 	}
 	argv := append(append(append([]string(nil), s.base...), s.args...), extra...)
-	p, err := startProcess(s.logFile(), "redis-server", argv...)
+	p, err := startProcess(s.logFile(), binary(), argv...)
 	if err != nil {
 		return err
 	}
@@ -217,7 +222,7 @@ func (s *Server) log() string {
 	if len(b) > most {
 		b = b[len(b)-most:]
 	}
-	return "redis-server wrote:\n" + string(b)
+	return "the server wrote:\n" + string(b)
 }
 
 // Addr returns the host:port the server listens on. It stays the same over
@@ -344,7 +349,7 @@ func (s *Server) restart(extra []string, empty bool) {
 		return !errors.Is(err, errPortTaken)
 	})
 	if err != nil {
-		s.tb.Fatalf("redistest: restarting redis-server on port %d: %v\n%s", s.port, err, s.log())
+		s.tb.Fatalf("redistest: restarting %s on port %d: %v\n%s", binary(), s.port, err, s.log())
 	}
 }
 
@@ -471,4 +476,27 @@ func (s *Server) clients() ([]string, error) {
 		}
 	}
 	return lines, nil
+}
+
+// Inside runs f with a connection on which that database is selected; do fails the
+// test on an error. It returns why there is no such connection, and blocks for 5
+// seconds at most.
+func (s *Server) Inside(db int, f func(do func(args ...string) string)) error {
+	c, err := dialRESP(s.Addr(), s.currentPassword())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := c.call("SELECT", strconv.Itoa(db)); err != nil {
+		return err
+	}
+	f(func(args ...string) string {
+		s.tb.Helper()
+		r, err := c.call(args...)
+		if err != nil {
+			s.tb.Fatalf("redistest: %s in database %d of %s: %v", strings.Join(args, " "), db, s.Addr(), err)
+		}
+		return r.String()
+	})
+	return nil
 }

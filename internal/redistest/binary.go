@@ -1,0 +1,66 @@
+package redistest
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"regexp"
+	"strconv"
+	"testing"
+)
+
+// serverVariable names the program that is run as server and as sentinel in place of
+// the redis-server in PATH: a path, or a name in PATH ("valkey-server").
+const serverVariable = "HOLDFAST_REDIS_SERVER"
+
+func binary() string {
+	if program := os.Getenv(serverVariable); program != "" {
+		return program
+	}
+	return "redis-server"
+}
+
+// versionOutput is what --version writes: "Redis server v=7.0.15 sha=...".
+var versionOutput = regexp.MustCompile(`v=(\d+)\.(\d+)`)
+
+// Version returns the major and minor version of the program that Start runs. It
+// skips or fails the test as Start does where there is none, and blocks for as long
+// as the program takes to print it.
+func Version(tb testing.TB) (major, minor int) {
+	tb.Helper()
+	need(tb)
+	major, minor, err := version()
+	if err != nil {
+		tb.Fatalf("redistest: %v", err)
+	}
+	return major, minor
+}
+
+func version() (major, minor int, err error) {
+	out, err := exec.Command(binary(), "--version").Output()
+	if err != nil {
+		return 0, 0, fmt.Errorf("asking %s for its version: %w", binary(), err)
+	}
+	m := versionOutput.FindSubmatch(out)
+	if m == nil {
+		return 0, 0, fmt.Errorf("%s --version tells no version: %q", binary(), out)
+	}
+	if major, err = strconv.Atoi(string(m[1])); err != nil {
+		return 0, 0, err
+	}
+	minor, err = strconv.Atoi(string(m[2]))
+	return major, minor, err
+}
+
+// since7 returns arguments that a server before 7.0 would refuse, and none for one.
+// The redis-server in PATH is taken for a newer one.
+func since7(args ...string) ([]string, error) {
+	if os.Getenv(serverVariable) == "" {
+		return args, nil
+	}
+	major, _, err := version()
+	if err != nil || major < 7 {
+		return nil, err
+	}
+	return args, nil
+}
