@@ -34,6 +34,7 @@ func TestAProxyWhoseBackendIsGoneAnswersInItsOwnWords(t *testing.T) {
 			p := redistest.NewInjector(t, s.Addr())
 			o := tracked(p.Addr(), holdfast.TrackReads)
 			o.Breaker.MaxBackoff = 200 * time.Millisecond
+			o.Breaker.Failures = 1 << 20 // one probe that is refused says enough
 			c := open(t, o)
 			ready(t, c)
 			s.MustDo("SET", "k", "one")
