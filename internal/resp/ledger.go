@@ -61,10 +61,10 @@ const (
 type demand uint8
 
 const (
-	anyReply   demand = iota
-	pongReply         // of a chaser: PONG, or an error
-	otherReply        // of an unsubscription that is refused: an error
-	eitherReply       // an error that is the one or the other's
+	anyReply    demand = iota
+	pongReply          // of a chaser: PONG, or an error
+	otherReply         // of an unsubscription that is refused: an error
+	eitherReply        // an error that is the one or the other's
 )
 
 // began adds a request, before anything of it is sent. What it is, is not known yet.
