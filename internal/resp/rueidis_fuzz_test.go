@@ -262,14 +262,14 @@ func FuzzGuardedClient(f *testing.F) {
 // FuzzGuardedSubscriber is FuzzGuardedClient for a client that also subscribes.
 func FuzzGuardedSubscriber(f *testing.F) {
 	gone := confirmation("unsubscribe", "a")
-	for i, s := range append([]string{
+	seeds := append([]string{
 		"-BUSY\r\n-BUSY\r\n+PONG\r\n", gone + "-MISCONF\r\n", gone + "+PONG\r\n" + gone + "-MOVED 1 a:1\r\n+PONG\r\n", message + gone + gone,
 		confirmation("subscribe", "a") + confirmation("subscribe", "b"), "!4\r\nPONG\r\n", "-PONG\r\n+PONG\r\n", "+QUEUED\r\n",
 		">1\r\n$11\r\nunsubscribe\r\n", "|1\r\n+a\r\n+b\r\n-BUSY\r\n+PONG\r\n", "*1\r\n" + gone + ":1\r\n",
-	}, streams...) {
-		for polite := 3; polite < 9; polite++ {
-			f.Add([]byte(s), uint8(polite), uint8(i%4), uint8(i%3))
-		}
+	}, streams...)
+	for i, s := range seeds {
+		f.Add([]byte(s), uint8(3+i%6), uint8(i%4), uint8(i%3))
+		f.Add([]byte(s), uint8(4), uint8(2), uint8(0)) // behind the subscription
 	}
 	f.Fuzz(func(t *testing.T, b []byte, polite, late, cut uint8) {
 		h := hostile{polite: int(polite) % 12, late: int(late) % 8, bytes: b, cut: int(cut), pubsub: true}
