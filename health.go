@@ -61,7 +61,9 @@ type Health struct {
 	ProbedAt time.Time
 
 	// LastError is why Redis is not Up, or the last such reason; nil if there
-	// never was one.
+	// never was one. Where a connection failed it names the step, from the dial to the
+	// greeting, and what the server said last. What a server says is cut after 256 bytes
+	// and shown without control characters; errors.As finds Redis' own error as it was.
 	LastError error
 
 	// Shards are the masters of a cluster that have slots, in the order of their

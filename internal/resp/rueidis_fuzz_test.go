@@ -23,6 +23,7 @@ type hostile struct {
 	late   int // how many more are read before the bytes are sent
 	bytes  []byte
 	cut    int // the bytes are sent in chunks of this size, if positive
+	pubsub bool
 }
 
 func (h hostile) serve(c net.Conn) {
@@ -41,6 +42,11 @@ func (h hostile) serve(c net.Conn) {
 			answer = "$3\r\nabc\r\n"
 		case "PING":
 			answer = "+PONG\r\n"
+		case "SUBSCRIBE", "UNSUBSCRIBE", "SUNSUBSCRIBE", "SSUBSCRIBE":
+			answer = ""
+			for _, channel := range request[1:] {
+				answer += confirmation(strings.ToLower(request[0]), channel)
+			}
 		}
 		if _, err := io.WriteString(c, answer); err != nil {
 			return
@@ -114,6 +120,9 @@ func (h hostile) clientOf(tracking bool) rueidis.ClientOption {
 			ours, theirs := net.Pipe()
 			go h.serve(theirs)
 			limits := Limits{MaxBulk: 1 << 16, MaxElements: 1 << 10}
+			if h.pubsub {
+				return GuardPubSub(ours, limits, nil), nil
+			}
 			return Guard(ours, limits, nil), nil
 		},
 	}
@@ -167,6 +176,17 @@ func (h hostile) run(tracking bool) (panicked any) {
 			_, _ = r.ToString()
 			_, _ = r.AsBytes()
 			_, _ = r.ToAny()
+		})
+	}
+	if h.pubsub {
+		all.Go(func() {
+			defer recovered()
+			d, release := client.Dedicate()
+			defer release()
+			b := client.B()
+			d.Do(ctx, b.Subscribe().Channel("a", "b").Build())
+			d.DoMulti(ctx, b.Unsubscribe().Channel("a").Build(), b.Sunsubscribe().Channel("a").Build())
+			d.DoMulti(ctx, b.Ping().Build(), b.Ssubscribe().Channel("a").Build())
 		})
 	}
 	all.Wait()
@@ -234,6 +254,26 @@ func FuzzGuardedClient(f *testing.F) {
 			cut:    int(cut),
 		}
 		if p := h.run(tracking); p != nil {
+			t.Errorf("panic on the goroutine of the caller: %v", p)
+		}
+	})
+}
+
+// FuzzGuardedSubscriber is FuzzGuardedClient for a client that also subscribes.
+func FuzzGuardedSubscriber(f *testing.F) {
+	gone := confirmation("unsubscribe", "a")
+	seeds := append([]string{
+		"-BUSY\r\n-BUSY\r\n+PONG\r\n", gone + "-MISCONF\r\n", gone + "+PONG\r\n" + gone + "-MOVED 1 a:1\r\n+PONG\r\n", message + gone + gone,
+		confirmation("subscribe", "a") + confirmation("subscribe", "b"), "!4\r\nPONG\r\n", "-PONG\r\n+PONG\r\n", "+QUEUED\r\n",
+		">1\r\n$11\r\nunsubscribe\r\n", "|1\r\n+a\r\n+b\r\n-BUSY\r\n+PONG\r\n", "*1\r\n" + gone + ":1\r\n",
+	}, streams...)
+	for i, s := range seeds {
+		f.Add([]byte(s), uint8(3+i%6), uint8(i%4), uint8(i%3))
+		f.Add([]byte(s), uint8(4), uint8(2), uint8(0)) // behind the subscription
+	}
+	f.Fuzz(func(t *testing.T, b []byte, polite, late, cut uint8) {
+		h := hostile{polite: int(polite) % 12, late: int(late) % 8, bytes: b, cut: int(cut), pubsub: true}
+		if p := h.run(false); p != nil {
 			t.Errorf("panic on the goroutine of the caller: %v", p)
 		}
 	})
