@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"syscall"
 
 	"github.com/redis/rueidis"
@@ -87,10 +88,13 @@ func (p *pipe) turnedAway(err error) turnedAway {
 		return turnedAwayByHangUp
 	}
 	var re *rueidis.RedisError
-	if errors.As(err, &re) && classify(context.Background(), err) != classDown || rueidis.IsParseErr(err) {
-		return turnedAwayInWords
+	switch {
+	case rueidis.IsParseErr(err):
+		return turnedAwayInWords // HELLO was answered with what is no map
+	case !errors.As(err, &re), classify(context.Background(), err) == classDown, strings.HasPrefix(re.Error(), "BUSY "):
+		return notTurnedAway // it says nothing about HELLO
 	}
-	return notTurnedAway
+	return turnedAwayInWords
 }
 
 // introduce opens a session in the manner that is next. It makes one dial, and a second
