@@ -87,10 +87,13 @@ func (p *pipe) turnedAway(err error) turnedAway {
 		return turnedAwayByHangUp
 	}
 	var re *rueidis.RedisError
-	if errors.As(err, &re) && !away(err) || rueidis.IsParseErr(err) {
-		return turnedAwayInWords
+	switch {
+	case rueidis.IsParseErr(err):
+		return turnedAwayInWords // HELLO was answered with what is no map
+	case !errors.As(err, &re), away(err):
+		return notTurnedAway // it says nothing about HELLO
 	}
-	return notTurnedAway
+	return turnedAwayInWords
 }
 
 // introduce opens a session in the manner that is next. It makes one dial, and a second
@@ -134,13 +137,13 @@ func isBusy(ctx context.Context, err error) bool {
 // rueidis sends HELLO 2 also where it is told to speak RESP2, and takes a refusal in
 // other words than Redis' for an end. PING takes its place: of its reply rueidis looks
 // only whether it is an error.
-var (
-	hello2 = []byte("*2\r\n$5\r\nHELLO\r\n$1\r\n2\r\n")
-	ping   = []byte("*1\r\n$4\r\nPING\r\n")
+const (
+	hello2 = "*2\r\n$5\r\nHELLO\r\n$1\r\n2\r\n"
+	ping   = "*1\r\n$4\r\nPING\r\n"
 )
 
 // withoutHello is what a plain handshake sends. rueidis writes a handshake at one time.
-func withoutHello(p []byte) []byte { return bytes.Replace(p, hello2, ping, 1) }
+func withoutHello(p []byte) []byte { return bytes.Replace(p, []byte(hello2), []byte(ping), 1) }
 
 // plainBuffer is the least write buffer with which a handshake is written at one time,
 // whatever the password.
