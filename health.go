@@ -74,8 +74,9 @@ type Health struct {
 	Shards []ShardHealth
 
 	// JournalError is why Journal.Dir does not have everything that is in the
-	// journal: the disk does not take it. Writes are kept in memory meanwhile. nil
-	// where it has, and without Journal.Dir.
+	// journal, so that the death of the process would lose it: the disk does not take
+	// it or stands still, or the directory was changed from outside. Writes are kept in
+	// memory meanwhile. nil where it has, and without Journal.Dir.
 	JournalError error
 
 	// JournalKeys is how many keys wait to be replayed or to be checked once

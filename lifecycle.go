@@ -301,8 +301,8 @@ func (c *Cache) end(why error, shutdown bool) error {
 	return errors.Join(lost, late.err())
 }
 
-// left waits until nobody is inside any more. Calls are bounded by their budget,
-// but for those that wait for a disk.
+// left waits until nobody is inside any more. Calls are bounded by their budget, and
+// may spend it on the disk: that is no reason for Close to take as long as a large one.
 func (c *Cache) left() bool {
 	if c.journal.file == nil {
 		return c.fence.wait(never)

@@ -275,9 +275,12 @@ type JournalOptions struct {
 	// journal is in memory only. Not used where there is no Redis.
 	//
 	// With Dir, New reads the files, and a write that goes to the journal waits
-	// for the operating system to take it; see Fsync. Where the disk does not take
-	// it, the write is accepted in memory, Health.JournalError says why, and the
-	// disk is tried again once a second.
+	// for the operating system to take it, for at most Timeout; see Fsync. Where the
+	// disk does not take it, or stands still for longer, the write is accepted in
+	// memory and survives no crash; Health.JournalError says why until everything
+	// is in the files again, which is tried once a second. A directory that is
+	// removed or changed meanwhile is noticed within about a second and written
+	// anew. A directory that a newer version has written is an error of New.
 	Dir string
 
 	// Fsync says what an accepted write survives. Default FsyncNo: the death of

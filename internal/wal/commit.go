@@ -50,7 +50,7 @@ func (l *Log) Drop(key string, seq uint64) error {
 
 // Stage is the first half of Put: it gives the record its place, behind all that
 // was staged before it, and does not block, so that it can be called under a lock
-// that orders the writes of a key. The record is written by the next Wait, of
+// that orders the writes of a key. The record is written by the next Wait or Start, of
 // whomever, or by Close. Whoever stages and never waits lets memory grow.
 func (l *Log) Stage(key string, seq uint64, payload []byte) Pending {
 	return l.stage(putRecord, key, seq, payload)

@@ -16,12 +16,18 @@
 //   - Of the records of one key the one with the highest number wins, wherever it
 //     stands. Numbers count within one run, from an Open to its Close or crash:
 //     what an earlier run wrote is older than anything that this one writes.
-//   - No file makes Open fail or guess. A record that a write left unfinished at the
+//   - No damage makes Open fail or guess. A record that a write left unfinished at the
 //     very end is told of and ignored. Any other damage is told of, the records
 //     before it and those of other files are used, and the file is renamed, never
-//     overwritten and never deleted.
+//     overwritten and never deleted. A file that a newer version has written, whose
+//     header is sound, is no damage: Open returns [Newer] and changes nothing.
 //   - After an error of the disk nothing is written until Compact has begun: a
 //     record behind a half one could not be found.
+//   - A disk that stands still holds nobody who waits with [Pending.Start] and gives up
+//     with [Log.Late], and nothing gathers behind it without bound.
+//   - A directory that is removed, replaced or changed while a Log is open is noticed by
+//     [Log.Check]; the next Compact takes it again and writes everything anew. What
+//     belongs to another Log by then is not touched.
 //   - Where what is found may be out of date, Open says so: [Report.Doubt]. It is so
 //     after a failed write, after damage, and after the death of a machine that had
 //     not been told to force everything to the disk.
@@ -30,7 +36,7 @@
 //
 // A directory holds
 //
-//	LOCK                                   kept locked while a Log is open
+//	LOCK                                   kept locked while a Log is open, like the directory itself
 //	TRUSTED                                the marker: the others are not out of date
 //	TRUSTED.tmp                            a marker that was not finished; written over
 //	journal-0000000000000001.log           records, in the order they were written
@@ -58,6 +64,12 @@
 // So is one whose marker says that it was not closed, was written with another
 // policy than [SyncAlways], and in another start of the machine. On systems other
 // than Linux a start of the machine has no name, and its death is not noticed.
+//
+// The marker of a Log that was closed lists the files and where they end. One that is
+// shorter or not there was cut or removed since, and is damaged or missing: the
+// successor of a segment tells that, too, but the last segment has none. A marker that
+// is not of a closed Log has no list, and what is cut from the last segment between two
+// records is not noticed then.
 //
 // Three things can go unnoticed. A disk that became read-only does not give the
 // marker up: the Log says so to Options.Logf and tries again at the next Compact and
@@ -97,12 +109,21 @@
 // trace of a crash: it reaches over the end of the file, or is zero from somewhere
 // on, and no sound record is behind it.
 //
-// The marker is
+// In every version to come a header and a marker begin with magic, version and checksum,
+// and the checksum covers what it covers here: so a newer file can be told from a damaged
+// one.
+//
+// The marker has version 2:
 //
 //	 0  8  "hfwaltru"
 //	 8  4  version
 //	12  4  CRC-32C of bytes 0-11 and of all from 16 on
 //	16  1  policy: 0 none, 1 interval, 2 always
 //	17  1  0 open, 1 closed
-//	18     name of the start of the machine, at most 64 bytes; empty if not known
+//	18  1  length of the name of the start of the machine, at most 64; 0 if not known
+//	19     the name
+//	       if closed, of each file: number (8), 0 log or 1 snapshot (1), where it ends (8)
+//
+// In version 1 the name stands at 18, without its length, up to the end, and there is no
+// list.
 package wal

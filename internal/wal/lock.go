@@ -32,7 +32,7 @@ func lockDir(path string) (*dirLock, error) {
 	return k, nil
 }
 
-// held says whether what has the names now is what was locked. The error says what
+// held returns nil if what has the names now is what was locked, and otherwise what
 // happened to it. A LOCK that was removed while the directory stayed is made anew.
 func (k *dirLock) held() error {
 	switch same, err := sameFile(k.dir, k.path); {
