@@ -245,14 +245,15 @@ func (s *suspects) clear(ids ...uint64) {
 	}
 }
 
-// nextTrial is when the next isolation ends, never for none.
+// nextTrial is when to look again for what may be tried alone, never for nothing: at the
+// end of an isolation, or, for what could be tried already, a while from now.
 func (s *suspects) nextTrial() int64 {
 	next := int64(never)
 	if t := s.known.Load(); t != nil {
 		now := s.clock.now()
 		for _, w := range t.of {
-			if now < w.until {
-				next = min(next, w.until)
+			if w.losses >= suspectLosses && now < w.forget {
+				next = min(next, max(w.until, after(now, s.least)))
 			}
 		}
 	}
