@@ -180,6 +180,7 @@ func (l *link) serve(s *session, ev event, err error) {
 	if l.served != s && (s.server == "" || l.server() != s.server) {
 		l.domains((*domain).otherServer) // before anything that is read there is kept
 	}
+	mended := l.served != s && l.state() == Up // see mending: no change tells of it
 	l.served = s
 	l.last.Store(&s.server)
 	if !l.breaker.whileClosed(func() { s.beginPeriod(); l.gate.Store(s) }) {
@@ -191,6 +192,9 @@ func (l *link) serve(s *session, ev event, err error) {
 		return
 	}
 	l.tellUntold(s)
+	if mended {
+		l.listeners.told(nil)
+	}
 	l.apply(ev, err)
 	if ev == evProbeOK || s.deletable.Load() {
 		l.replayer.wake()

@@ -13,7 +13,7 @@ import "context"
 // the journal still holds is replayed first. It may wait for that, for at most
 // Options.Timeout.
 //
-// Errors: ErrUnavailable, at once, while Redis is away, and where a write could not be
+// Errors: ErrUnavailable, at once but as with Add, while Redis is away, and where a write could not be
 // replayed in time or waits for its second look; the context's own; ErrClosed. Without
 // keys it says whether Redis is there, all of it.
 func (c *Cache) Settle(ctx context.Context, keys ...string) error {

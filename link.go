@@ -536,7 +536,8 @@ func (l *link) observe() bool {
 	l.breaker.trip() // a lost connection opens the circuit at once
 	if lost && serving && l.mending() {
 		l.setError(err)
-		return true // it is Down once it could not be made anew at once
+		l.listeners.told(nil) // no change of state will tell them
+		return true           // it is Down once it could not be made anew at once
 	}
 	l.apply(evLost, err)
 	return serving

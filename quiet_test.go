@@ -302,3 +302,20 @@ func TestCheckLooksForARedisThatWasAway(t *testing.T) {
 		t.Errorf("readiness %v; health %+v", resp.Status, c.Health())
 	}
 }
+
+// Who listens must hear of a connection that was lost and made anew in silence: what
+// changed in between was told to nobody.
+func TestAViewThatListensHearsOfALossThatIsOnlyIdle(t *testing.T) {
+	begin(t)
+	s := redistest.Start(t)
+	o := swift(s.Addr())
+	var h heard
+	c, cl := listening(t, s, o, h.listen)
+	defer cl.Close()
+	rests(t, c, 100*time.Millisecond)
+	before, dials := h.none(), c.Stats().DialAttempts
+	s.MustDo("CLIENT", "KILL", "TYPE", "normal")
+	redistest.WaitFor(t, patience, "two calls without keys: it went away, and is back", func() bool {
+		return h.none() >= before+2 && c.Stats().DialAttempts > dials
+	})
+}
