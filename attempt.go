@@ -17,6 +17,7 @@ var errNoProbe = errors.New("holdfast: the attempt did not end")
 func (l *link) attempt(ctx context.Context) time.Duration {
 	done, ok := l.breaker.probe()
 	if !ok {
+		l.trying.Store(false)
 		return l.schedule.next()
 	}
 	var (

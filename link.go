@@ -56,6 +56,9 @@ type link struct {
 	moment   atomic.Pointer[moment] // in which calls wait for an attempt, nil for none
 	trying   atomic.Bool            // an attempt is under way
 	failedAt atomic.Int64           // when the last one that failed did
+	// plainFrom: what counts as on the wire until then, or not so long, does not any
+	// more, for the first attempt has failed; see write.plainUntil.
+	plainFrom atomic.Int64
 
 	broken atomic.Pointer[chan struct{}] // nil while nobody waits; see stream
 
@@ -383,8 +386,8 @@ func (l *link) supervise(ctx context.Context) {
 	defer func() {
 		l.gate.Store(nil)
 		l.doubt()
-		l.decide()
-		l.failedAt.Store(never) // and nobody waits for another attempt
+		l.failedAt.Store(never) // nobody waits for another attempt
+		l.endMoment()
 		l.discard()
 		l.leave()
 		l.apply(evClose, nil)
@@ -435,7 +438,7 @@ func (l *link) supervise(ctx context.Context) {
 			l.resting.reset()
 			doubted = false
 		}
-		if m := l.moment.Load(); m != nil && m.asked.Load() {
+		if m := l.moment.Load(); m != nil && m.asked.Swap(false) {
 			due = now
 		}
 		if now >= due && !l.needless() {
