@@ -177,7 +177,7 @@ func TestHealthDoesNotCallDownWhatIsOnlyIdle(t *testing.T) {
 	c := open(t, o)
 	ready(t, c)
 	rests(t, c, 100*time.Millisecond)
-	for range 5 {
+	for range 2 {
 		dials := c.Stats().DialAttempts
 		s.MustDo("CLIENT", "KILL", "TYPE", "normal")
 		redistest.WaitFor(t, patience, "another connection", func() bool {
@@ -287,7 +287,7 @@ func TestCheckLooksForARedisThatWasAway(t *testing.T) {
 	if err := c.Check(ctx); !errors.Is(err, holdfast.ErrUnavailable) {
 		t.Fatalf("check of a dead server: %v", err)
 	}
-	noAttempt(t, c, time.Second) // the next is as far off
+	noAttempt(t, c, 500*time.Millisecond) // the next is as far off
 	s.RestartEmpty()
 	readiness := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := c.Check(r.Context()); err != nil {
