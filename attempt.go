@@ -24,6 +24,7 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 	}()
 	done, ok := l.breaker.probe()
 	if !ok {
+		l.trying.Store(false)
 		return l.schedule.next()
 	}
 	var (
@@ -252,6 +253,7 @@ func (l *link) serve(s *session, ev event, err error) {
 	if l.served != s && (s.server == "" || l.server() != s.server) {
 		l.domains((*domain).otherServer) // before anything that is read there is kept
 	}
+	mended := l.served != s && l.state() == Up // see mending: no change tells of it
 	l.served, l.answered = s, true
 	l.busy.Store(nil)
 	l.hear(s)
@@ -265,6 +267,9 @@ func (l *link) serve(s *session, ev event, err error) {
 		return
 	}
 	l.tellUntold(s)
+	if mended {
+		l.listeners.told(nil)
+	}
 	l.apply(ev, err)
 	if ev == evProbeOK || s.deletable.Load() {
 		l.replayer.wake()

@@ -16,7 +16,7 @@ import (
 // the journal still holds is replayed first. It may wait for that, for at most
 // Options.Timeout.
 //
-// Errors: ErrUnavailable, at once, while Redis is away, and where a write could not be
+// Errors: ErrUnavailable, at once but as with Add, while Redis is away, and where a write could not be
 // replayed in time or waits for its second look; the context's own; ErrClosed. Without
 // keys it says whether Redis is there, all of it.
 func (c *Cache) Settle(ctx context.Context, keys ...string) error {
@@ -36,14 +36,14 @@ func (c *Cache) Settle(ctx context.Context, keys ...string) error {
 // settled is Settle within the fence.
 func (c *Cache) settled(ctx bound, keys []string) error {
 	if len(keys) == 0 {
-		for _, l := range c.routes.links() {
-			if l.reader() == nil {
-				c.awaitLink(ctx.caller, ctx.began, true, func() *link { return l })
-			}
-		}
-		for _, l := range c.routes.links() { // others, where the first attempt found a cluster
-			if l.reader() == nil {
-				return ErrUnavailable
+		for again := true; again; { // the first attempt may find a cluster
+			again = false
+			for _, l := range c.routes.links() {
+				_, waited := c.awaitLink(ctx.caller, ctx.began, true, func() *link { return l })
+				again = again || waited && ctx.Err() == nil
+				if l.reader() == nil && !again {
+					return ErrUnavailable
+				}
 			}
 		}
 	}

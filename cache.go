@@ -91,7 +91,8 @@ type Entry struct {
 }
 
 // Get returns the value of key, or ErrMiss. While Redis is up it may wait for
-// it, for at most Options.Timeout; while Redis is away it waits for nothing. A
+// it, for at most Options.Timeout; while Redis is away it waits for nothing, but for the
+// attempt that the first call after a quiet time makes, see the package's documentation. A
 // miss and an outage look the same: ask the source of truth. Other errors are
 // the context's own, ErrClosed, and what Redis says of this command.
 //

@@ -24,15 +24,10 @@ const (
 // is another than that of the one before. Causes that differ in numbers alone, as ports
 // do, are one.
 func (c *causes) news(text string, now int64) bool {
-	cause := strings.Map(func(r rune) rune {
-		if '0' <= r && r <= '9' {
-			return '#'
-		}
-		return r
-	}, text)
-	if len(cause) > 256 {
-		cause = cause[:256]
+	if len(text) > 256 {
+		text = text[:256]
 	}
+	cause := strings.Join(strings.FieldsFunc(text, func(r rune) bool { return '0' <= r && r <= '9' }), "#")
 	if cause == c.last {
 		return false
 	}

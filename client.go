@@ -52,6 +52,8 @@ type dropIn struct {
 //     may have run, or run late. A Redis that is busy with a script is away, but for SCRIPT
 //     KILL, FUNCTION KILL, FUNCTION STATS and SHUTDOWN, which are sent. What a script writes that it does not name is read after
 //     it, too, where the server tells of changes, but the journal is not asked for it.
+//     Right after New and after a quiet time what only Redis can tell waits for the attempt
+//     to reach it, as Add does.
 //   - MULTI up to EXEC goes to Redis so, too, in one DoMulti. Alone they are refused, and
 //     so is what would change the connection, which all callers share: SELECT, AUTH,
 //     HELLO, QUIT, READONLY, WATCH, SUBSCRIBE, MONITOR, CLIENT TRACKING, CLIENT SETNAME and

@@ -178,7 +178,12 @@ func (s *stuck) err() error {
 func (c *Cache) stuckLoaders() []string {
 	names := c.loaders.members()
 	for i, name := range names {
-		names[i] = map[string]string{"loader": "a loader", "invalidations": "OnInvalidations of NewClient"}[name]
+		switch name {
+		case "loader":
+			names[i] = "a loader"
+		case "invalidations":
+			names[i] = "OnInvalidations of NewClient"
+		}
 	}
 	return names
 }

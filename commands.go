@@ -98,8 +98,9 @@ func (c *Cache) readMany(ctx context.Context, op string, keys []string, now int6
 // Add stores value under key if the key is absent, and says whether it did. Only
 // Redis can decide that, so while Redis is away, refuses writes, or does not
 // answer in time it returns ErrUnavailable; in the last case the value, should it
-// have been stored, is taken back. It waits for at most Options.Timeout. Without
-// any Redis configured the local tier decides.
+// have been stored, is taken back. It waits for at most Options.Timeout, right after New
+// and after a quiet time also for the attempt to reach Redis. Without any Redis configured
+// the local tier decides.
 func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Duration) (bool, error) {
 	ttl, err := c.ttl(ttl)
 	if err != nil {
@@ -233,7 +234,7 @@ func (u unavailable) Unwrap() error        { return u.cause }
 
 // TTL returns what is left of the key's life, 0 where it has no expiry, and
 // ErrMiss where there is no such key. It answers from a fresh local copy at once
-// and else asks Redis, waiting for at most Options.Timeout. While Redis is away
+// and else asks Redis, waiting for at most Options.Timeout, as Add does. While Redis is away
 // it answers from the journal or from a copy that Outage allows to be served;
 // where there is none, ErrUnavailable.
 func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
@@ -304,7 +305,7 @@ func (c *Cache) knownTTL(e *entry, now int64) (time.Duration, error) {
 
 // Touch gives the key a new life of ttl from now; 0 means Options.DefaultTTL,
 // and where that is 0 too, no expiry. ErrMiss where there is no such key. It
-// waits for at most Options.Timeout. While Redis is away only a key whose value
+// waits for at most Options.Timeout, as Add does. While Redis is away only a key whose value
 // is in the journal can be touched; others get ErrUnavailable. A Touch that got no
 // answer may still run late, and then gives its end to what was set since.
 func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error {

@@ -23,9 +23,19 @@
 // kept in the journal, in microseconds. A call never dials. One goroutine does,
 // one attempt at a time, with a back-off. The calls that wait for something else,
 // as long as their context allows, are WaitReady, Drain and Shutdown. Close takes
-// milliseconds as a rule, and three seconds where loaders, hooks and the dial function
+// milliseconds as a rule, up to Options.CloseTimeout where there is something to deliver,
+// and four seconds more where loaders, hooks and the dial function
 // do not return; with Journal.Dir it waits for the
 // disk.
+//
+// Two attempts to reach Redis are waited for, within Options.Timeout, one window for all
+// callers. The first one, right after New: by what only Redis can decide, such as Add, TTL,
+// Touch and what Client passes on, while Get, Set and Delete wait for nothing, and what they
+// write is sent, as any other write is, as soon as Redis is there. And the one after a quiet
+// time: a connection that is lost while nobody uses it is made anew at once, and then, while
+// that fails, at longer and longer intervals, up to a minute; the first call that finds it
+// lost has an attempt made, unless one has failed within Breaker.MaxBackoff. Check always
+// has one made.
 //
 // # Staleness
 //
@@ -66,8 +76,8 @@
 // is not; Journal.OnConflict has other rules. A journaled delete always deletes. A
 // write that timed out may still run late, so its key is looked at a second time.
 //
-// Without Journal.Dir the journal is lost with the process: Shutdown delivers it
-// first, and says what it could not deliver. With it, the next process replays what
+// Without Journal.Dir the journal is lost with the process: Close and Shutdown deliver it
+// first, and say what they could not deliver. With it, the next process replays what
 // this one did not, also after a crash.
 //
 // # Loading

@@ -55,8 +55,14 @@ func Example() {
 
 	again, err := cache.Lookup(ctx, "user:7")
 	fmt.Println(string(again.Value), err)
+
+	// Close delivers what was set before the connection was there.
+	err = cache.Close()
+	stored, _ := server.Get("user:7")
+	fmt.Println(stored, err)
 	// Output:
 	// Ada
+	// Ada <nil>
 	// Ada <nil>
 }
 

@@ -1,11 +1,16 @@
 package holdfast
 
 import (
+	"context"
+	"crypto/tls"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/redis/rueidis"
 )
 
 // One process died once beside Close: a WaitGroup takes it ill when somebody joins
@@ -60,5 +65,32 @@ func TestAGroupSaysWhoDoesNotEnd(t *testing.T) {
 	close(hold)
 	if !g.wait(time.Minute) || len(g.members()) != 0 {
 		t.Fatalf("%v did not end", g.members())
+	}
+}
+
+// What the machine has not let run is not blamed on hooks, of which there are none.
+func TestAStarvedCloseBlamesNoneOfTheUsersCode(t *testing.T) {
+	var f foreign
+	var g group
+	var late stuck
+	hold := make(chan struct{})
+	g.spawn("supervisor", func() { <-hold })
+	late.group(&g, f.names)
+	close(hold)
+	g.wait(time.Minute)
+	const want = "holdfast: close: did not return in time: the goroutine supervisor, which had no time to run"
+	if err := late.err(); err == nil || err.Error() != want {
+		t.Errorf("%v", err)
+	}
+	if o := f.watch(rueidis.ClientOption{}); o.DialCtxFn != nil || o.AuthCredentialsFn != nil {
+		t.Error("functions were set that the user did not set")
+	}
+	dials := 0
+	o := f.watch(rueidis.ClientOption{DialCtxFn: func(context.Context, string, *net.Dialer, *tls.Config) (net.Conn, error) {
+		dials = len(f.names())
+		return nil, net.ErrClosed
+	}})
+	if _, err := o.DialCtxFn(context.Background(), "", nil, nil); err != net.ErrClosed || dials != 1 || len(f.names()) != 0 {
+		t.Errorf("%v, %d names within the dial function, %d behind it", err, dials, len(f.names()))
 	}
 }

@@ -56,8 +56,8 @@ type Health struct {
 	Since time.Time
 
 	// ProbedAt is when a write probe last succeeded. There is about one each
-	// Breaker.MaxBackoff while the Cache is in use, and none while it is not:
-	// then State is as old as this.
+	// Breaker.MaxBackoff while the Cache is in use, and one a minute while it is not:
+	// State is no older than that. To look at Health or Stats is no use.
 	ProbedAt time.Time
 
 	// LastError is why Redis is not Up, or the last such reason; nil if there

@@ -109,9 +109,8 @@ func (c *Cache) makeSure(ctx bound) {
 }
 
 // WaitReady waits until Redis was Up for the first time, or until ctx ends. It
-// is for programs that would rather not start than start degraded; nothing else
-// in this package waits for Redis. Without a Redis configured it returns at
-// once.
+// is for programs that would rather not start than start degraded. Without a Redis
+// configured it returns at once.
 func (c *Cache) WaitReady(ctx context.Context) error {
 	if ctx == nil {
 		return errNilContext

@@ -65,6 +65,9 @@ type link struct {
 	moment     atomic.Pointer[moment] // in which calls wait for an attempt, nil for none
 	trying     atomic.Bool            // an attempt is under way
 	failedAt   atomic.Int64           // when the last one that failed did
+	// plainFrom: what counts as on the wire until then, or not so long, does not any
+	// more, for the first attempt has failed; see write.plainUntil.
+	plainFrom atomic.Int64
 
 	broken atomic.Pointer[chan struct{}] // nil while nobody waits; see stream
 
@@ -430,8 +433,8 @@ func (l *link) supervise(ctx context.Context) {
 		l.gate.Store(nil)
 		l.busy.Store(nil)
 		l.doubt()
-		l.decide()
-		l.failedAt.Store(never) // and nobody waits for another attempt
+		l.failedAt.Store(never) // nobody waits for another attempt
+		l.endMoment()
 		l.discard()
 		l.leave()
 		l.apply(evClose, nil)
@@ -494,7 +497,7 @@ func (l *link) supervise(ctx context.Context) {
 			l.resting.reset()
 			doubted = false
 		}
-		if m := l.moment.Load(); m != nil && m.asked.Load() {
+		if m := l.moment.Load(); m != nil && m.asked.Swap(false) {
 			due = now
 		}
 		if now >= due && !l.needless() {
@@ -595,7 +598,8 @@ func (l *link) observe() bool {
 	l.breaker.trip() // a lost connection opens the circuit at once
 	if lost && serving && l.mending() {
 		l.setError(err)
-		return true // it is Down once it could not be made anew at once
+		l.listeners.told(nil) // no change of state will tell them
+		return true           // it is Down once it could not be made anew at once
 	}
 	l.apply(evLost, err)
 	return serving

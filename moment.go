@@ -126,12 +126,24 @@ func (l *link) reach(ctx context.Context) time.Duration {
 	return again
 }
 
-// decide ends the moment, if there is one.
+// decide takes note of an attempt that has ended, and ends the moment, if there is one.
+// An attempt that the breaker did not let be made decides nothing.
 func (l *link) decide() {
+	if !l.trying.Load() {
+		return
+	}
 	if l.gate.Load() == nil {
-		l.failedAt.Store(l.clock.now())
+		now := l.clock.now()
+		l.failedAt.Store(now)
+		if l.undecided() && l.health().LastError != nil { // else it was joined to a cluster
+			l.plainFrom.Store(now + int64(l.opts.Timeout))
+		}
 	}
 	l.trying.Store(false)
+	l.endMoment()
+}
+
+func (l *link) endMoment() {
 	if m := l.moment.Swap(nil); m != nil {
 		m.decide()
 	}

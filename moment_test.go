@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/holdfast-cache/holdfast"
@@ -107,5 +108,44 @@ func TestASetOlderThanTimeoutIsComparedAsAnyOther(t *testing.T) {
 	drain(t, c)
 	if v := s.MustDo("GET", "k"); v == "ours" {
 		t.Fatal("a set that waited for longer than Timeout replaced another client's value")
+	}
+}
+
+// The random wait before a replay, which keeps a fleet from starting as one, is longer
+// than a short Timeout: what waits as if it were on the wire is sent before.
+func TestAWriteOfTheFirstMomentsDoesNotWaitForTheReplaysTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := context.Background()
+		v := newVirtual(t)
+		for round := range 20 {
+			v.redis.Set("k", "theirs")
+			o := v.options()
+			o.Timeout = 105 * time.Millisecond // in a bubble the first attempt is made within 100ms
+			c := open(t, o)
+			must(t, c.Set(ctx, "k", fmt.Appendf(nil, "ours %d", round), 0))
+			must(t, c.Close())
+			if got, _ := v.redis.Get("k"); got != fmt.Sprintf("ours %d", round) {
+				t.Fatalf("round %d: redis holds %q", round, got)
+			}
+		}
+	})
+}
+
+// The first attempt fails, so Redis was away: what was set meanwhile is compared with what
+// is there, however soon the next attempt comes.
+func TestASetBeforeAFirstAttemptThatFailsIsComparedAsAnyOther(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	p := redistest.NewProxy(t, s.Addr())
+	s.MustDo("SET", "k", "theirs")
+	p.SetMode(redistest.Refuse)
+	c := open(t, leisurely(p.Addr()))
+	must(t, c.Set(ctx, "k", []byte("ours"), 0))
+	redistest.WaitFor(t, patience, "the first attempt to fail", func() bool { return c.Health().LastError != nil })
+	p.SetMode(redistest.Pass)
+	ready(t, c)
+	drain(t, c)
+	if v := s.MustDo("GET", "k"); v == "ours" {
+		t.Fatal("a set of an outage replaced another client's value")
 	}
 }

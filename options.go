@@ -90,7 +90,8 @@ type Options struct {
 	// give up from starting further ones.
 	MaxLoads int
 
-	// Logger gets one line for each change of state and none for a call.
+	// Logger gets one line for each change of state, and for each new cause why Redis was
+	// not reached from the start, and none for a call.
 	// Default: nothing is logged.
 	Logger *slog.Logger
 
@@ -142,7 +143,7 @@ const (
 	ModeStandalone
 	// ModeSentinel is a master that sentinels watch; Redis.InitAddress are the
 	// sentinels. They are asked for the master before each dial and once each
-	// Breaker.MaxBackoff while the Cache is in use.
+	// Breaker.MaxBackoff while the Cache is in use; once a minute while it is not.
 	ModeSentinel
 	// ModeCluster is a Redis Cluster; Redis.InitAddress are some of its nodes.
 	// Only masters are spoken to.
@@ -186,7 +187,8 @@ type BreakerOptions struct {
 	// MinBackoff and MaxBackoff bound the time between two attempts to reach
 	// Redis, which doubles from the first to the second with 15% of jitter.
 	// Defaults 100ms and 1s. The very first attempt after a stable connection
-	// was lost is made at once.
+	// was lost is made at once. While no call has come by for ten times MaxBackoff, it
+	// doubles on to a minute.
 	MinBackoff time.Duration
 	MaxBackoff time.Duration
 

@@ -177,7 +177,7 @@ func TestHealthDoesNotCallDownWhatIsOnlyIdle(t *testing.T) {
 	c := open(t, o)
 	ready(t, c)
 	rests(t, c, 100*time.Millisecond)
-	for range 5 {
+	for range 2 {
 		dials := c.Stats().DialAttempts
 		s.MustDo("CLIENT", "KILL", "TYPE", "normal")
 		redistest.WaitFor(t, patience, "another connection", func() bool {
@@ -287,7 +287,7 @@ func TestCheckLooksForARedisThatWasAway(t *testing.T) {
 	if err := c.Check(ctx); !errors.Is(err, holdfast.ErrUnavailable) {
 		t.Fatalf("check of a dead server: %v", err)
 	}
-	noAttempt(t, c, time.Second) // the next is as far off
+	noAttempt(t, c, 500*time.Millisecond) // the next is as far off
 	s.RestartEmpty()
 	readiness := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if err := c.Check(r.Context()); err != nil {
@@ -301,4 +301,21 @@ func TestCheckLooksForARedisThatWasAway(t *testing.T) {
 	if resp.StatusCode != http.StatusOK {
 		t.Errorf("readiness %v; health %+v", resp.Status, c.Health())
 	}
+}
+
+// Who listens must hear of a connection that was lost and made anew in silence: what
+// changed in between was told to nobody.
+func TestAViewThatListensHearsOfALossThatIsOnlyIdle(t *testing.T) {
+	begin(t)
+	s := redistest.Start(t)
+	o := swift(s.Addr())
+	var h heard
+	c, cl := listening(t, s, o, h.listen)
+	defer cl.Close()
+	rests(t, c, 100*time.Millisecond)
+	before, dials := h.none(), c.Stats().DialAttempts
+	s.MustDo("CLIENT", "KILL", "TYPE", "normal")
+	redistest.WaitFor(t, patience, "two calls without keys: it went away, and is back", func() bool {
+		return h.none() >= before+2 && c.Stats().DialAttempts > dials
+	})
 }

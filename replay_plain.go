@@ -9,7 +9,7 @@ import (
 
 // sendPlain sends those tasks as the commands that their callers asked for which count
 // as if they had waited on the wire: what was accepted while the first attempt was under
-// way, and is no older than Timeout. Nothing is compared: the last writer wins, as with
+// way, and is no older than Timeout, unless that attempt has failed. Nothing is compared: the last writer wins, as with
 // any command. It notes their answers and returns the indexes of the others.
 //
 // It is so once: what gets no answer may run late, and what the key holds afterwards is
@@ -18,11 +18,12 @@ func (r *replayer) sendPlain(ctx context.Context, s *session, tasks []task, aski
 	var cmds []rueidis.Completed
 	var plain []int
 	now, b := r.clock.now(), s.client.B()
+	from := max(r.link.plainFrom.Load(), r.routes.home.plainFrom.Load())
 	others = make([]int, 0, len(tasks))
 	for i := range tasks {
 		t := &tasks[i]
 		switch {
-		case !t.plain(now):
+		case t.plainUntil <= from || !t.plain(now):
 			others = append(others, i)
 			continue
 		case t.del:

@@ -203,6 +203,8 @@ func TestWhoWasNeverConnectedKeepsWhatIsThere(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// With it what was set is no command on its way any more.
+	redistest.WaitFor(t, 10*time.Second, "the first attempt to fail", func() bool { return c.Health().LastError != nil })
 	p.SetMode(redistest.Pass)
 	if err := c.Drain(bg); err != nil {
 		t.Fatal(err)

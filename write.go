@@ -11,9 +11,9 @@ import (
 
 // Set stores value under key for ttl; 0 means Options.DefaultTTL. The value is
 // copied. While Redis is up it may wait for it, for at most Options.Timeout.
-// While Redis is away it waits for nothing, and the write is kept in the
-// journal; so it is where Redis did not answer in time. A nil value is an empty
-// one.
+// While Redis is away it waits for nothing, as Get does, and the write is kept in the
+// journal; so it is where Redis did not answer in time. What is set while Redis is
+// reached for the first time is sent as soon as it is there. A nil value is an empty one.
 //
 // A value that cannot be sent within the budget ends in the journal, and where it
 // does not fit there the key is deleted instead: give large values a larger
