@@ -20,6 +20,10 @@ type Hooks struct {
 	OnReplay func(Replay)
 	// OnDrop is called when a write could not be kept as it was.
 	OnDrop func(Drop)
+	// OnHold is called when Redis refuses a write of the journal for itself, once for
+	// each text by which it does, and not more than once a minute. Cache.Held lists what
+	// is held.
+	OnHold func(Hold)
 }
 
 // StateChange is one step of the link's life.
@@ -34,8 +38,15 @@ type StateChange struct {
 type Replay struct {
 	Replayed   int // Redis holds what was wanted
 	Superseded int // somebody else wrote meanwhile: deleted, or left alone
-	Refused    int // Redis refused the entry: a set became a delete, a delete was dropped
+	Refused    int // Redis refused the entry: it is held, or a set became a delete
 	Left       int // still to be replayed
+}
+
+// Hold says that Redis refuses writes of the journal for themselves. They are held until
+// it does not.
+type Hold struct {
+	Refusal string // what Redis says, quoted and cut; keys and numbers are left out
+	Key     string // the first such write's
 }
 
 // Drop says what became of a write that could not be kept.
@@ -58,9 +69,11 @@ const (
 	DropRefused
 	// DropSuperseded: another client wrote the key during the outage.
 	DropSuperseded
-	// DropRejected: Redis rejected the replayed write for itself, or hung up on it
-	// again and again. Where it was a set, the key is deleted instead.
+	// DropRejected: a set was too large for Redis, was refused for a minute, or Redis
+	// hung up on it again and again. The key is deleted instead.
 	DropRejected
+	// DropDiscarded: Cache.Discard gave up a write that was held.
+	DropDiscarded
 )
 
 func (r DropReason) String() string {
@@ -73,6 +86,8 @@ func (r DropReason) String() string {
 		return "superseded"
 	case DropRejected:
 		return "rejected"
+	case DropDiscarded:
+		return "discarded"
 	}
 	return fmt.Sprintf("drop(%d)", uint8(r))
 }
@@ -161,6 +176,26 @@ func (n *notifier) untracked(addr, why string, ttl time.Duration) {
 		n.log.Warn("holdfast: redis does not tell of changes, so a copy is read again after Tracking.UntrackedTTL: "+
 			"allow the user CLIENT TRACKING, on Redis 6 or later with RESP3, or set Tracking.Mode to TrackOff",
 			"addr", addr, "untracked_ttl", ttl, "error", why)
+	})
+}
+
+// scriptless tells that a server does not run the replay's script, and why.
+func (n *notifier) scriptless(addr string, why error) {
+	text := refusalOf(why, "")
+	n.post(func() {
+		n.log.Warn("holdfast: redis does not run the replay's script: a set that waits in the journal will become a delete: "+
+			"allow the user EVALSHA, SCRIPT LOAD and what the script calls", "addr", addr, "error", text)
+	})
+}
+
+// held tells that Redis refuses entries of the journal for themselves.
+func (n *notifier) held(h Hold) {
+	n.post(func() {
+		n.log.Warn("holdfast: redis refuses writes of the journal for themselves: they are held, and tried again",
+			"error", h.Refusal, "key", shortKey(h.Key))
+		if n.hooks.OnHold != nil {
+			n.hooks.OnHold(h)
+		}
 	})
 }
 

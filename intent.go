@@ -22,7 +22,9 @@ type intent struct {
 	sending   bool  // a replay of it is under way
 	done      bool  // it is done with, and leaves with the next sweep
 	cuts      uint8 // how often the connection broke while it was under way
-	lost      bool  // of a delete: it was a set, and a replay found what somebody else wrote
+	lost      bool  // of a delete: it was a set, of which a replay has told that it is given up
+
+	held *heldEntry // why it is held; nil where it is not
 }
 
 // base is what Redis was last known to hold.

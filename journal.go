@@ -25,6 +25,9 @@ type journal struct {
 
 	file *journalFile // nil: in memory only
 
+	held  heldEntries
+	retry backoff // between the canaries of a refusal
+
 	// underWay counts the intents that are being sent, and aloneUnderWay for one that
 	// is to be alone.
 	underWay atomic.Int64
@@ -202,6 +205,7 @@ func (j *journal) replaceLocked(in *intent, w write) admission {
 	}
 	in.value, in.del, in.elsewhere, in.deadline, in.seq = w.value, w.del, elsewhere, w.deadline, w.seq
 	in.undo, in.lost, in.cuts = w.undo != nil, false, 0
+	j.releaseLocked(in)
 	if in.checkAt != 0 {
 		in.checkAt = 0
 		j.queued.Add(1)
@@ -344,6 +348,7 @@ func (j *journal) flushed(owned func(key string) bool, spare map[string]uint64) 
 			}
 			j.bytes.Add(-int64(len(in.value)))
 			in.value, in.del, in.elsewhere = nil, true, false
+			j.releaseLocked(in)
 			if in.checkAt != 0 {
 				in.checkAt = 0
 				j.queued.Add(1)
@@ -403,6 +408,7 @@ func (j *journal) dropLocked(sh *journalShard, key string, in *intent) {
 	}
 	j.bytes.Add(-int64(len(key) + len(in.value)))
 	j.keys.Add(-1)
+	j.releaseLocked(in)
 	if in.checkAt == 0 {
 		j.queued.Add(-1)
 	}

@@ -735,12 +735,13 @@ func TestAbsenceIsAConflictOnlyWhereSomebodyElseMustHaveDeleted(t *testing.T) {
 		{"nothing was there", holdingNothing("here"), late{}, true},
 		{"nothing was there, on another server", holdingNothing("there"), late{}, true},
 		{"a value was there", held, late{}, false},
-		{"a value was there, with time left", holding([]byte("v0"), now+1, "here"), late{}, false},
+		{"a value was there, with time left", holding([]byte("v0"), now+clockAllowance+1, "here"), late{}, false},
+		{"a value was there, whose time has run out if our clock is behind", holding([]byte("v0"), now+clockAllowance, "here"), late{}, true},
 		{"a value was there, and its time has run out", holding([]byte("v0"), now, "here"), late{}, true},
 		{"a value was there, on another server", holding([]byte("v0"), never, "there"), late{}, true},
 		{"our own delete may have run", held, late{since: 1, gone: never, del: true}, true},
 		{"our own set may have run", held, late{since: 1, gone: never, sums: v1}, false},
-		{"our own set may have run, with time left", held, late{since: 1, gone: now + 1, sums: v1}, false},
+		{"our own set may have run, with time left", held, late{since: 1, gone: now + clockAllowance + 1, sums: v1}, false},
 		{"our own set may have run, and its time has run out", held, late{since: 1, gone: now, sums: v1}, true},
 	} {
 		in := &intent{base: tt.base, late: tt.late}

@@ -56,13 +56,17 @@ type link struct {
 
 	broken atomic.Pointer[chan struct{}] // nil while nobody waits; see stream
 
+	scripting scripting
+
 	// Of the supervisor alone.
 	session  *session
 	served   *session // the last that the gate was opened to
 	schedule backoff
 	probing  string // the probe's key
 	bare     bool   // the next session is: see session.bare
-	untold   string // why the server does not tell of changes, as last logged
+	// skipScripts: the last greeting ended where the script was asked for.
+	skipScripts bool
+	untold      string // why the server does not tell of changes, as last logged
 
 	mu struct {
 		sync.Mutex

@@ -39,6 +39,7 @@ func New(opts Options) (*Cache, error) {
 	}
 	c.notify = newNotifier(opts, &c.stats)
 	c.journal.downgraded = c.downgraded
+	c.journal.retry = backoff{min: opts.Breaker.MinBackoff, max: opts.Breaker.MaxBackoff}
 	if opts.Journal.Dir != "" && len(opts.Redis.InitAddress) > 0 {
 		if err := c.restore(); err != nil {
 			cancel()
@@ -158,6 +159,8 @@ func (c *Cache) newLink(ctx context.Context, env linkEnv, owns func(key string) 
 		doubt:   func(h keyHash) { c.local.doubt(h, sameEnd) },
 		forget:  func(h keyHash) { c.local.put(h, nil) },
 		timeout: max(c.opts.Timeout, replayTimeout),
+		maxHeld: heldSets,
+		pauses:  backoff{min: replayPause, max: c.opts.Breaker.MaxBackoff},
 		share:   c.opts.Timeout / 8,
 		rule:    c.opts.Journal.OnConflict,
 		pace:    newPace(c.opts.Journal.MaxRate, replayMost),

@@ -120,6 +120,9 @@ type session struct {
 	// lacks are the helper commands that are done without.
 	lacks lacks
 
+	// scripts says whether the server runs the replay's script; see scripting.
+	scripts atomic.Uint32
+
 	// writable: the last write that Redis decided on was accepted.
 	writable atomic.Bool
 	// deletable: where writes are refused, deletes are not.
@@ -322,6 +325,9 @@ func (s *session) greet(ctx context.Context) error {
 		mode = info["redis_mode"]
 	}
 	if err := s.link.fits(ctx, s, mode); err != nil {
+		return err
+	}
+	if err := s.greetScripts(ctx); err != nil {
 		return err
 	}
 	if track == nil {
