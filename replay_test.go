@@ -736,3 +736,46 @@ func TestWhatACallersReplayLeavesUndoneIsDoneByTheReplayer(t *testing.T) {
 		}
 	}
 }
+
+// What Redis has for a set that it refuses for good is older, and others read that.
+func TestASetThatIsRefusedForLongBecomesADelete(t *testing.T) {
+	s := redistest.Start(t)
+	s.MustDo("ACL", "SETUSER", "app", "on", ">pw", "~holdfast:*", "%R~*", "+@all")
+	s.MustDo("SET", "theirs", "old")
+	drops := make(chan Drop, 10)
+	r := newReplayed(t, s.Addr(), s.MustDo, func(o *Options) {
+		o.Redis.Username, o.Redis.Password = "app", "pw"
+		o.Hooks.OnDrop = func(d Drop) { drops <- d }
+	})
+	r.queued("theirs", 0)
+	r.c.routes.home.replayer.wake()
+	redistest.WaitFor(t, time.Minute, "it to be held", func() bool { return r.c.Health().HeldKeys == 1 })
+	if keys := r.c.journal.expireHeld(r.c.clock.now() - int64(heldSets)); len(keys) != 0 {
+		t.Errorf("it is given up at once: %q", keys)
+	}
+	sh := r.c.journal.shard(r.c.local.hash("theirs"))
+	redistest.WaitFor(t, time.Minute, "a minute", func() bool {
+		sh.mu.Lock()
+		defer sh.mu.Unlock()
+		if in := sh.intents["theirs"]; !in.sending && !in.del {
+			in.held.since -= int64(heldSets)
+		} else if in.del {
+			return true
+		}
+		return false
+	})
+	if d := <-drops; d != (Drop{"theirs", DropRejected}) {
+		t.Errorf("told of %+v", d)
+	}
+	// The delete is held as long as it is refused.
+	redistest.WaitFor(t, time.Minute, "the delete to be held", func() bool { return r.c.Health().HeldKeys == 1 })
+	r.drain()
+	if got := r.do("GET", "theirs"); got != "old" {
+		t.Errorf("it is %q", got)
+	}
+	s.MustDo("ACL", "SETUSER", "app", "~*")
+	redistest.WaitFor(t, time.Minute, "the delete", func() bool { return r.do("GET", "theirs") == nothing })
+	if st := r.c.Stats(); st.Rejected != 1 {
+		t.Errorf("%+v", st)
+	}
+}
