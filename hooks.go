@@ -60,8 +60,8 @@ type DropReason uint8
 
 const (
 	// DropDowngraded: the key will be deleted instead of set, because the value
-	// did not fit Journal.MaxBytes, because the server told that another client wrote
-	// the key, or was emptied, while the set waited, because the server runs no
+	// did not fit Journal.MaxBytes, because the server told that the key changed while
+	// the set waited, and has something else by now, because the server runs no
 	// scripts, or because what was found in Journal.Dir may be out of date.
 	DropDowngraded DropReason = iota
 	// DropRefused: the key did not fit Journal.MaxKeys or MaxBytes; the caller was

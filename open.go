@@ -143,8 +143,13 @@ func (c *Cache) connect() {
 
 // newLink makes a link and the replayer of the keys that it owns.
 func (c *Cache) newLink(ctx context.Context, env linkEnv, owns func(key string) bool) *link {
-	env.emptied = func() { c.emptied(owns) }
-	l := newLink(c.opts, env)
+	var l *link
+	env.emptied = func() {
+		if c.emptied(owns) {
+			l.replayer.wake()
+		}
+	}
+	l = newLink(c.opts, env)
 	l.owned.workers, l.owned.closed = &c.workers, c.fence.closed.Load
 	l.replayer = &replayer{
 		journal: c.journal,

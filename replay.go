@@ -84,6 +84,9 @@ func (r *replayer) run(ctx context.Context) {
 			continue
 		}
 		r.pauses.reset()
+		if s != nil {
+			r.compare(ctx, s)
+		}
 		if s == nil || !s.writable.Load() {
 			continue // what wakes the replayer is that Redis is back
 		}

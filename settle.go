@@ -263,7 +263,7 @@ func (j *journal) settleLocked(in *intent, t task, what found, session uint64, s
 	case foundRefused, foundTheirs:
 		in.base = base{}
 	}
-	in.baseSeq = 0
+	in.baseSeq, in.news = 0, 0
 	if !in.is(&t) {
 		return false // a later write took the intent over
 	}
