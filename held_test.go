@@ -382,3 +382,25 @@ func TestWhatIsHeldSurvivesTheProcess(t *testing.T) {
 	})
 	redistest.WaitFor(t, patience, "the journal", func() bool { return c.Health().HeldKeys == 0 })
 }
+
+// What a round has decided leaves the journal with that round, also where a file has to
+// forget it first, and nobody waits for it.
+func TestWhatARoundHasDecidedLeavesWithoutAnybodysAsking(t *testing.T) {
+	ctx := begin(t)
+	s, p := behind(t)
+	o := at(p.Addr())
+	o.Journal.Dir = t.TempDir()
+	c := open(t, o)
+	ready(t, c)
+	p.SetMode(redistest.Refuse)
+	p.SetMode(redistest.Cut)
+	waitState(t, c, holdfast.Down)
+	for i := range 10 {
+		must(t, c.Set(ctx, fmt.Sprint("k", i), []byte("v"), 0))
+	}
+	p.SetMode(redistest.Pass)
+	redistest.WaitFor(t, patience, "the journal to be empty", func() bool { return c.Health().JournalKeys == 0 })
+	if got := s.MustDo("GET", "k3"); got != "v" {
+		t.Errorf("k3 is %s", got)
+	}
+}
