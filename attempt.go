@@ -3,6 +3,7 @@ package holdfast
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"time"
 )
@@ -38,6 +39,7 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 	cancel()
 	switch {
 	case c == classBusy && old == nil:
+		l.busy.Store(next) // before the gate is shut
 		result = err
 		finish()
 		return l.busied(next, err)
@@ -47,6 +49,14 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 	}
 	switch c {
 	case classOK:
+		if l.served != next {
+			if err := next.greetAgain(ctx); err != nil {
+				next.close()
+				l.session = old
+				result = l.unreached(err)
+				return l.schedule.next()
+			}
+		}
 		next.writable.Store(true)
 		next.replica.Store(false)
 		result = nil
@@ -94,7 +104,6 @@ var errBusyOver = errors.New("holdfast: redis is not busy any more")
 // what Redis allows then may be sent over it. What callers have of their own stays, too.
 func (l *link) busied(s *session, err error) (again time.Duration) {
 	l.session = s
-	l.busy.Store(s) // before the gate is shut
 	l.breaker.trip()
 	l.apply(evProbeFailed, err)
 	if s.lost.Load() {
@@ -149,7 +158,10 @@ func (l *link) unanswered(next, old *session, err error) (again time.Duration, r
 	}
 	result = err
 	l.notBusy(err)
-	if old == nil {
+	if old == nil && l.gate.Load() == nil && isReply(err) && strings.HasPrefix(err.Error(), "NOAUTH") {
+		next.close() // another one logs in
+		l.session = nil
+	} else if old == nil {
 		l.session = next
 	} else {
 		next.close() // the old one goes on, such as it is

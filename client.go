@@ -49,7 +49,8 @@ type dropIn struct {
 //     sent, what the journal holds of its keys is replayed; unless it is known to change
 //     nothing, no copy of its keys is served afterwards. While Redis is away it returns
 //     ErrUnavailable at once. So it does where no answer came in time: then the command
-//     may have run, or run late. What a script writes that it does not name is read after
+//     may have run, or run late. A Redis that is busy with a script is away, but for SCRIPT
+//     KILL, FUNCTION KILL, FUNCTION STATS and SHUTDOWN, which are sent. What a script writes that it does not name is read after
 //     it, too, where the server tells of changes, but the journal is not asked for it.
 //   - MULTI up to EXEC goes to Redis so, too, in one DoMulti. Alone they are refused, and
 //     so is what would change the connection, which all callers share: SELECT, AUTH,

@@ -68,7 +68,7 @@ func (r *call) pass(first, n int) {
 		s = e.link.busy.Load()
 	}
 	if s == nil {
-		fail(ErrUnavailable)
+		fail(e.link.why())
 		return
 	}
 	for i := range e.passed {
@@ -255,7 +255,7 @@ func (r *call) hasPassed(e *errand, replies []rueidis.RedisResult, o outcome) {
 				r.emptied(e)
 			}
 			err := replies[i].Error()
-			if len(e.passed) == 1 && err != nil && classify(r.ctx, err) == classBusy {
+			if len(e.passed) == 1 && classify(r.ctx, err) == classBusy && !allowedBusy(p.args) {
 				st.fail(e.key, unavailable{err})
 			}
 			st.decide(replies[i])

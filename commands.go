@@ -163,7 +163,7 @@ func (c *Cache) decider(ctx bound, h keyHash, key string) (*session, error) {
 	l := c.routes.link(c.routes.of(key))
 	s := l.writer(false)
 	if s == nil {
-		return nil, ErrUnavailable
+		return nil, l.why()
 	}
 	if !c.journal.holds(h, key) {
 		return s, nil

@@ -92,9 +92,8 @@
 // # Values
 //
 // What Set stores is byte for byte what any other client reads, and the other way
-// round: there is no envelope, no version, no second key. The client's own key is
-// that of the write probe, which begins with Breaker.ProbePrefix and expires
-// after ten seconds. Bytes that a read returns may be shared with other readers:
+// round: there is no envelope, no version, no second key. The probe's key, which
+// begins with Breaker.ProbePrefix, is never there. Bytes that a read returns may be shared with other readers:
 // do not write to them. Bytes given to Set are copied.
 //
 // # Typed values

@@ -202,7 +202,7 @@ var commandTexts = []string{
 	"client names cannot", "auth <password> called without", "client sent auth",
 
 	// Scripts and functions. What a script met is looked at apart.
-	"error running script", "error compiling", "user_script", "script killed", "write commands are not allowed",
+	"error running script", "error compiling", "user_script", "@user_script:", "the user executing the script", "script killed", "write commands are not allowed",
 	"write commands not allowed", "function not found", "library '", "library not found", "library names can only", "engine '",
 	"function load", "function with", "function names", "no matching script", "can not execute a script", "the user executing the script", "@user_script", "acl failure in script", "unknown redis command called from", "script attempted", "wrong script",
 
@@ -280,7 +280,8 @@ func refusesCommand(err error) bool {
 		return false
 	}
 	text := err.Error()
-	return strings.Contains(text, "NOPERM") && strings.Contains(text, " to run the ") || strings.HasPrefix(text, "unknown command")
+	return strings.Contains(text, "NOPERM") && strings.Contains(text, " to run the ") ||
+		strings.Contains(text, "The user executing the script can't run") || strings.HasPrefix(text, "unknown command")
 }
 
 // tooLarge says whether Redis refused a command for the size of its key or value.

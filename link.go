@@ -274,6 +274,10 @@ func (l *link) report(s *session, c class, err error) {
 		l.breaker.success()
 		l.noteRefusal(s, err)
 	case classDown:
+		if isReply(err) {
+			l.askProbe() // whether it refuses reads, too
+			return
+		}
 		l.setError(err)
 		l.breaker.failure(err)
 	case classBusy, classUnknown:
@@ -299,10 +303,20 @@ func (l *link) setError(err error) {
 	l.mu.Unlock()
 }
 
-// unavailable is what a call gets that only this link could have served.
+// unavailable is what Check gets that only this link could have served.
 func (l *link) unavailable() error {
-	if err := l.health().LastError; err != nil {
-		return &Error{Op: "check", Tier: Remote, Err: unavailable{err}}
+	if err := l.why(); err != ErrUnavailable {
+		return &Error{Op: "check", Tier: Remote, Err: err}
+	}
+	return ErrUnavailable
+}
+
+// why is ErrUnavailable, with why the link does not serve as far as that is known.
+func (l *link) why() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.mu.health.LastError; err != nil {
+		return unavailable{err}
 	}
 	return ErrUnavailable
 }

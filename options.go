@@ -129,9 +129,9 @@ type BreakerOptions struct {
 	MinBackoff time.Duration
 	MaxBackoff time.Duration
 
-	// ProbePrefix begins the name of the one key that the write probe sets
-	// (with an expiry of 10s). Default "holdfast:probe:". The Redis user needs
-	// SET on it.
+	// ProbePrefix begins the name of the one key that the probe writes and reads.
+	// The key is never there: the write is SET with XX. Default "holdfast:probe:".
+	// The Redis user needs SET and GET on it.
 	ProbePrefix string
 }
 

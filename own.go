@@ -143,11 +143,11 @@ func (o *owned) take(ctx context.Context, fresh bool) (*ownConn, error) {
 	}
 	s := o.link.reader()
 	if s == nil {
-		return nil, o.away()
+		return nil, o.link.why()
 	}
 	p := s.period.Load()
 	if p == nil {
-		return nil, o.away()
+		return nil, o.link.why()
 	}
 	o.using.Add(1)
 	conn, err := o.takeFrom(ctx, s, p, fresh)
@@ -155,14 +155,6 @@ func (o *owned) take(ctx context.Context, fresh bool) (*ownConn, error) {
 		o.using.Add(-1)
 	}
 	return conn, err
-}
-
-// away is ErrUnavailable with why the link is down.
-func (o *owned) away() error {
-	if err := o.link.health().LastError; err != nil {
-		return unavailable{err}
-	}
-	return ErrUnavailable
 }
 
 func (o *owned) takeFrom(ctx context.Context, s *session, p *period, fresh bool) (*ownConn, error) {

@@ -49,7 +49,7 @@ func (o *owned) stream(ctx context.Context, send func(context.Context, rueidis.C
 			return o.streamBy(ctx, p, client, send)
 		}
 	}
-	return rueidis.NewErrorResultStream(o.away())
+	return rueidis.NewErrorResultStream(o.link.why())
 }
 
 // streamsOf returns the client of the period's streams.

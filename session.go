@@ -347,6 +347,20 @@ func (s *session) greet(ctx context.Context) error {
 	return nil
 }
 
+// greetAgain greets once more where the first greeting was answered in words that nobody
+// understands: a probe has shown since that the server is well, so what it says now is
+// about tracking.
+func (s *session) greetAgain(ctx context.Context) error {
+	if s.untold == nil || classify(context.Background(), s.untold) != classUnknown {
+		return nil
+	}
+	s.untold = nil
+	limit := s.link.opts.Redis.Dialer.Timeout
+	limited, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return unanswered(s.greet(limited), limit)
+}
+
 // away says that what a server said to a greeting is about the server.
 func away(err error) bool {
 	c := classify(context.Background(), err)

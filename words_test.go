@@ -34,6 +34,7 @@ func TestAProxyWhoseBackendIsGoneAnswersInItsOwnWords(t *testing.T) {
 			p := redistest.NewInjector(t, s.Addr())
 			o := tracked(p.Addr(), holdfast.TrackReads)
 			o.Breaker.MaxBackoff = 200 * time.Millisecond
+			o.Breaker.Failures = 1 << 20 // one probe that is refused says enough
 			c := open(t, o)
 			ready(t, c)
 			s.MustDo("SET", "k", "one")
@@ -208,8 +209,8 @@ func TestALoadNeverFailsBecauseRedisRefusesItsKey(t *testing.T) {
 	c := open(t, o)
 	ready(t, c)
 	s.MustDo("RPUSH", "list", "a", "b")
-	s.MustDo("ACL", "SETUSER", "app", "resetkeys", "~list", "~holdfast:*", "~wide:*")
-	for _, key := range []string{"list", "forbidden"} {
+	s.MustDo("ACL", "SETUSER", "app", "resetkeys", "~list", "~holdfast:*", "%R~readable")
+	for _, key := range []string{"list", "forbidden", "readable"} {
 		var n atomic.Int64
 		get := func() error {
 			v, err := c.GetOrLoad(ctx, key, time.Hour, func(context.Context) ([]byte, error) {
@@ -241,14 +242,14 @@ func TestALoadNeverFailsBecauseRedisRefusesItsKey(t *testing.T) {
 			t.Errorf("load %s: %+v, %v", key, e, err)
 		}
 		must(t, c.Invalidate(key))
-		if _, err := c.Get(ctx, key); !contains(fmt.Sprint(err), "WRONGTYPE", "NOPERM") {
+		if _, err := c.Get(ctx, key); !contains(fmt.Sprint(err), "WRONGTYPE", "NOPERM") && (key != "readable" || !errors.Is(err, holdfast.ErrMiss)) {
 			t.Errorf("get %s: %v", key, err)
 		}
 	}
 	if got := s.MustDo("LRANGE", "list", "0", "-1"); got != "a\nb" {
 		t.Errorf("the list is %q", got)
 	}
-	if s.MustDo("EXISTS", "forbidden") != "0" {
+	if s.MustDo("EXISTS", "forbidden", "readable") != "0" {
 		t.Error("stored what may not be")
 	}
 	if h := c.Health(); h.State != holdfast.Up || c.Stats().LoadErrors != 0 {
@@ -338,6 +339,106 @@ func TestRightsThatAreTakenAwayAndGivenBackOnALiveConnection(t *testing.T) {
 				if got := s.MustDo("GET", fmt.Sprint("k", i)); got != "kept" {
 					t.Errorf("k%d is %s at redis", i, got)
 				}
+			}
+		})
+	}
+}
+
+// What stands before Redis has forgotten who logged in, on a connection that lives. The
+// next connection logs in.
+func TestAConnectionThatIsNotLoggedInAnyMoreIsMadeAnew(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	p := redistest.NewInjector(t, s.Addr())
+	o := tracked(p.Addr(), holdfast.TrackReads)
+	o.Breaker.MaxBackoff = 200 * time.Millisecond
+	c := open(t, o)
+	ready(t, c)
+	var in atomic.Bool
+	p.Answer(func(cmd []string) string {
+		if cmd[0] == "HELLO" {
+			in.Store(true)
+		}
+		if in.Load() {
+			return ""
+		}
+		return "NOAUTH Authentication required."
+	})
+	must(t, c.Set(ctx, "k", []byte("kept"), 0))
+	waitState(t, c, holdfast.Up)
+	redistest.WaitFor(t, patience, "another connection", func() bool { return p.Accepted() > 1 && c.Health().State == holdfast.Up })
+	drain(t, c)
+	if got := s.MustDo("GET", "k"); got != "kept" {
+		t.Errorf("k is %s at redis", got)
+	}
+	if n := p.Accepted(); n > 3 {
+		t.Errorf("%d connections", n)
+	}
+}
+
+// The backend was away for a moment, and that was when the server was asked to tell of
+// changes. The answer says nothing about tracking.
+func TestAGreetingThatIsNotUnderstoodIsRepeated(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	p := redistest.NewInjector(t, s.Addr())
+	var said atomic.Bool
+	p.Answer(func(cmd []string) string {
+		if cmd[0] == "CLIENT" && len(cmd) > 1 && cmd[1] == "TRACKING" && !said.Swap(true) {
+			return "no upstream host"
+		}
+		return ""
+	})
+	c := open(t, tracked(p.Addr(), holdfast.TrackReads))
+	ready(t, c)
+	if h := c.Health(); !h.Tracking || !said.Load() {
+		t.Errorf("health %+v", h)
+	}
+	must(t, c.Set(ctx, "k", []byte("one"), 0))
+	held(t, c, "k", "one")
+
+	// There all the time, it says that the server cannot.
+	p.Answer(func(cmd []string) string {
+		if cmd[0] == "CLIENT" && len(cmd) > 1 && cmd[1] == "TRACKING" {
+			return "tracking is for paying customers"
+		}
+		return ""
+	})
+	other := open(t, tracked(p.Addr(), holdfast.TrackReads))
+	ready(t, other)
+	if h := other.Health(); h.Tracking || h.State != holdfast.Up {
+		t.Errorf("health %+v", h)
+	}
+}
+
+// The proxy is there before its backend is, and answers from the first command on.
+func TestAProxyThatHasNoBackendYetIsAnOutage(t *testing.T) {
+	for _, text := range []string{"no upstream host", "ERR Connection refused", "ERR max requests limit exceeded"} {
+		t.Run(text, func(t *testing.T) {
+			ctx := begin(t)
+			s := redistest.Start(t)
+			p := redistest.NewInjector(t, s.Addr())
+			p.Say(text)
+			o := tracked(p.Addr(), holdfast.TrackReads)
+			o.Breaker.MaxBackoff = 200 * time.Millisecond
+			c := open(t, o)
+			must(t, c.Set(ctx, "k", []byte("kept"), 0))
+			v, err := c.GetOrLoad(ctx, "cold", 0, func(context.Context) ([]byte, error) { return []byte("v"), nil })
+			if err != nil || string(v) != "v" {
+				t.Errorf("getorload: %q, %v", v, err)
+			}
+			redistest.WaitFor(t, patience, "the reason", func() bool {
+				err := c.Health().LastError
+				return err != nil && contains(err.Error(), strings.TrimPrefix(text, "ERR "))
+			})
+			p.Answer(nil)
+			ready(t, c)
+			drain(t, c)
+			if got := s.MustDo("GET", "k"); got != "kept" {
+				t.Errorf("k is %s at redis", got)
+			}
+			if h := c.Health(); !h.Tracking {
+				t.Errorf("health %+v", h)
 			}
 		})
 	}
