@@ -266,6 +266,7 @@ func (l *link) serve(s *session, ev event, err error) {
 		return
 	}
 	l.tellUntold(s)
+	s.tellScripts()
 	l.apply(ev, err)
 	if ev == evProbeOK || s.deletable.Load() {
 		l.replayer.wake()

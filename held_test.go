@@ -325,6 +325,28 @@ func TestSetsWaitWhileTheScriptIsNotPermittedForAMoment(t *testing.T) {
 	}
 }
 
+// What a way says of the script in its own words, for longer than a server would have to
+// say it to be believed, is not the server's word.
+func TestSetsWaitForAServerBehindAWayThatKnowsNoScripts(t *testing.T) {
+	redistest.Long(t)
+	begin(t)
+	s := redistest.Start(t)
+	w := newWordy(t, s.Addr())
+	o := at(w.addr)
+	o.Tracking.Mode = holdfast.TrackOff
+	c, arrived := forty(t, s, nil, o, func() { w.says("LOADING", nil); w.cut() })
+	w.says("ERR unknown command", func(cmd []string) bool { return cmd[0] != "HELLO" && cmd[0] != "CLIENT" })
+	for began := time.Now(); time.Since(began) < 13*time.Second; {
+		elapsed(t, "words", time.Now(), 500*time.Millisecond)
+		w.cut() // and it is greeted anew
+	}
+	w.says("", nil)
+	redistest.WaitFor(t, patience, "the writes", func() bool { return c.Health().JournalKeys == 0 })
+	if n := arrived(); n != 80 {
+		t.Errorf("%d of 80 writes arrived: %+v", n, c.Stats())
+	}
+}
+
 // A Close or Shutdown that leaves what is held says so.
 func TestWhatIsHeldCountsAsUndelivered(t *testing.T) {
 	ctx := begin(t)

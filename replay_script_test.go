@@ -154,10 +154,10 @@ func TestARefusalInsideAScriptIsReadWhateverTheVersion(t *testing.T) {
 // saidLongAgo has it that the server said as long ago as matters that it runs no scripts.
 func (r *replayed) saidLongAgo() {
 	k := &r.c.routes.home.scripting
-	k.mu.Lock()
-	k.mu.since -= int64(scriptsAfter)
-	k.mu.asked -= int64(scriptsAfter)
-	k.mu.Unlock()
+	k.Lock()
+	k.since -= int64(scriptsAfter)
+	k.asked -= int64(scriptsAfter)
+	k.Unlock()
 	r.c.routes.home.replayer.wake()
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -13,26 +12,27 @@ import (
 
 // Whether the server runs the replay's script is asked when it is greeted. Where it does
 // not, nothing can be compared, and the sets that wait in the journal become deletes. That
-// cannot be taken back, and a permission may be missing for a moment. So they wait until
-// the server has said so twice, the second time scriptsAfter later or on another
-// connection. What a replay meets by itself only makes it ask again.
+// cannot be taken back, and a permission may be missing for a moment. So they wait, and the
+// server is greeted once more, and only one that says no at least scriptsAfter after it
+// said so first is believed. Both times the session must serve, so that a probe has shown
+// that the server is well otherwise: what is said before that may be the way's. What a
+// replay meets by itself only makes it ask.
 //
-//	          | greeted: runs | greeted: does not                 | a replay met that
-//	runs      | runs          | awaited                           | awaited
-//	awaited   | runs          | awaited, scriptless once it lasts | awaited
-//	scriptless| runs          | scriptless                        | scriptless
+//	           | greeted: runs | greeted: does not                  | a replay met that
+//	runs       | runs          | awaited                            | awaited
+//	awaited    | runs          | awaited; scriptless if that lasted | awaited
+//	scriptless | runs          | scriptless                         | scriptless
 
 // scriptsAfter is how long a server must have said that it runs no scripts.
 const scriptsAfter = 10 * time.Second
 
 // scripting is what is known of a link's server.
 type scripting struct {
-	mu struct {
-		sync.Mutex
-		since int64 // when it said first that it does not run the script; 0 where it does
-		asked int64 // when it was asked last
-	}
-	logged atomic.Bool
+	sync.Mutex
+	since  int64 // when it said first that it does not run the script; 0 where it does
+	asked  int64 // when it was asked last
+	why    error
+	logged bool
 }
 
 // scriptState is what a session's server said.
@@ -89,31 +89,44 @@ func (s *session) askScripts(ctx context.Context) error {
 // was asked for that alone.
 func (s *session) noteScripts(err error, greeted bool) {
 	k := &s.link.scripting
-	k.mu.Lock()
+	k.Lock()
 	now := s.link.clock.now()
-	state := scriptsRun
 	if greeted {
-		k.mu.asked = now
+		k.asked = now
 	}
+	k.why = err
+	state := scriptsRun
 	switch {
 	case err == nil:
-		k.mu.since = 0
+		k.since, k.logged = 0, false
+	case s.scriptless(), greeted && k.since != 0 && now-k.since >= int64(scriptsAfter) && s.link.gate.Load() == s:
+		state = scriptsNone
 	default:
-		if state = scriptsAwaited; k.mu.since == 0 {
-			k.mu.since = now
-		}
-		if greeted && now-k.mu.since >= int64(scriptsAfter) || s.scriptless() {
-			state = scriptsNone
-		}
+		state = scriptsAwaited
 	}
 	s.scripts.Store(uint32(state))
-	k.mu.Unlock()
+	k.Unlock()
 	s.lacks.note(lackScripts, err != nil)
-	switch {
-	case err == nil:
-		k.logged.Store(false)
-	case !k.logged.Swap(true):
-		s.link.notify.scriptless(s.addr, err)
+	if s.link.gate.Load() == s {
+		s.tellScripts()
+	}
+}
+
+// tellScripts notes that a session serves whose server does not run the script, and logs it
+// once.
+func (s *session) tellScripts() {
+	if scriptState(s.scripts.Load()) == scriptsRun {
+		return
+	}
+	k := &s.link.scripting
+	k.Lock()
+	defer k.Unlock()
+	if k.since == 0 {
+		k.since = s.link.clock.now()
+	}
+	if !k.logged && k.why != nil {
+		k.logged = true
+		s.link.notify.scriptless(s.addr, k.why)
 	}
 }
 
@@ -127,9 +140,9 @@ func (r *replayer) askAgain(ctx context.Context, s *session) {
 	if err := s.askScripts(bounded); err != nil {
 		s.link.askProbe() // there is more amiss
 		k := &s.link.scripting
-		k.mu.Lock()
-		k.mu.asked = r.clock.now()
-		k.mu.Unlock()
+		k.Lock()
+		k.asked = r.clock.now()
+		k.Unlock()
 	}
 }
 
@@ -139,9 +152,9 @@ func (r *replayer) nextAsk(s *session) int64 {
 		return never
 	}
 	k := &s.link.scripting
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.mu.asked + int64(r.pauses.max)
+	k.Lock()
+	defer k.Unlock()
+	return k.asked + int64(r.pauses.max)
 }
 
 // noScripts says that the server does not run the script, now or at all: it was flushed
