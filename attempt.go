@@ -270,6 +270,7 @@ func (l *link) serve(s *session, ev event, err error) {
 	if mended {
 		l.listeners.told(nil)
 	}
+	s.tellScripts()
 	l.apply(ev, err)
 	if ev == evProbeOK || s.deletable.Load() {
 		l.replayer.wake()

@@ -71,7 +71,7 @@ func (j *journal) deliverable(way func(key string, del bool) bool) bool {
 		sh := &j.shards[i]
 		sh.mu.RLock()
 		for key, in := range sh.intents {
-			if in.undelivered() && way(key, in.del) {
+			if in.queuedLocked() && !in.done && way(key, in.del) {
 				sh.mu.RUnlock()
 				return true
 			}
@@ -81,21 +81,15 @@ func (j *journal) deliverable(way func(key string, del bool) bool) bool {
 	return false
 }
 
-// undelivered says whether Redis has not got the intent: it waits to be replayed.
-func (in *intent) undelivered() bool { return in.checkAt == 0 && !in.done }
-
-// undelivered counts the writes that Redis has not got. What waits for its second check
-// has been replayed.
-func (j *journal) undelivered() int { return int(j.queued.Load()) }
-
-// undeliveredKeys are their keys, in order.
+// undeliveredKeys are the keys of what Redis has not got, in order. What waits for its
+// second check has been replayed.
 func (j *journal) undeliveredKeys() []string {
 	var keys []string
 	for i := range j.shards {
 		sh := &j.shards[i]
 		sh.mu.RLock()
 		for key, in := range sh.intents {
-			if in.undelivered() {
+			if (in.held != nil || in.checkAt == 0) && !in.done {
 				keys = append(keys, key)
 			}
 		}
@@ -125,6 +119,9 @@ func (c *Cache) lost(why error, shutdown bool) error {
 	n := c.journal.undelivered()
 	if n == 0 || onDisk && !shutdown {
 		return nil
+	}
+	if why == nil && c.journal.queued.Load() == 0 {
+		why = errHeld
 	}
 	if why == nil {
 		why = c.routes.health().LastError

@@ -188,8 +188,13 @@ func TestTheEchoOfAReplayOverrulesNoLaterSet(t *testing.T) {
 
 func TestADeleteForAConflictIsInTheFileBeforeItIsSent(t *testing.T) {
 	for name, conflict := range map[string]func(j *journal){
-		"found":     func(j *journal) { settle(j, takeOnly(t, j, 0), foundTheirs, 1, 0) },
-		"overruled": func(j *journal) { j.overruled(hashed("k"), "k", 0) },
+		"found": func(j *journal) { settle(j, takeOnly(t, j, 0), foundTheirs, 1, 0) },
+		"overruled": func(j *journal) {
+			j.overruled(hashed("k"), "k", 0)
+			for _, s := range j.suspects(hashed, func(string) bool { return true }) {
+				j.compared(s, []byte("theirs"), true, "server")
+			}
+		},
 	} {
 		dir := t.TempDir()
 		j, _ := reopened(t, dir, roomy)

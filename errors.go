@@ -74,12 +74,8 @@ func (e *Error) Error() string {
 	b.WriteString("holdfast: ")
 	b.WriteString(e.Op)
 	if e.Key != "" {
-		key := e.Key
-		if len(key) > 64 {
-			key = key[:64] + "..."
-		}
 		b.WriteString(" ")
-		b.WriteString(strings.ToValidUTF8(key, "?"))
+		b.WriteString(shortKey(e.Key))
 	}
 	b.WriteString(": ")
 	b.WriteString(strings.TrimPrefix(describe(e.Err), "holdfast: "))
@@ -237,6 +233,14 @@ type presented struct {
 func (p *presented) Error() string { return p.text }
 func (p *presented) Unwrap() error { return p.err }
 
+// shortKey is a key as it is shown.
+func shortKey(key string) string {
+	if len(key) > 64 {
+		key = key[:64] + "..."
+	}
+	return strings.ToValidUTF8(key, "?")
+}
+
 // class is what an outcome means for the circuit and for the write that met it.
 type class uint8
 
@@ -357,7 +361,7 @@ var commandTexts = []string{
 	// Scripts and functions. What a script met is looked at apart.
 	"error running script", "error compiling", "user_script", "@user_script:", "the user executing the script", "script killed", "write commands are not allowed",
 	"write commands not allowed", "function not found", "library '", "library not found", "library names can only", "engine '",
-	"function load", "function with", "function names", "no matching script", "can not execute a script", "script attempted", "wrong script",
+	"function load", "function with", "function names", "no matching script", "can not execute a script", "the user executing the script", "@user_script", "acl failure in script", "unknown redis command called from", "script attempted", "wrong script",
 
 	// Streams.
 	"the id specified in", "the id argument", "invalid stream id", "the xgroup", "the stream has", "unbalanced xread", "unbalanced 'xread", "unbalanced list of streams",

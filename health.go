@@ -82,6 +82,12 @@ type Health struct {
 	// JournalKeys is how many keys wait to be replayed or to be checked once
 	// more after a replay.
 	JournalKeys int
+
+	// HeldKeys are those of them whose write Redis refuses for itself, while a probe
+	// succeeds; HeldSince is when the oldest of them was refused first. One of them for
+	// each text of Redis' is tried again by the back-off; Cache.Held lists them.
+	HeldKeys  int
+	HeldSince time.Time
 }
 
 // ShardHealth is the Health of one master of a cluster.

@@ -23,6 +23,10 @@ type Hooks struct {
 	OnReplay func(Replay)
 	// OnDrop is called when a write could not be kept as it was.
 	OnDrop func(Drop)
+	// OnHold is called when Redis refuses a write of the journal for itself, once for
+	// each text by which it does, and not more than once a minute. Cache.Held lists what
+	// is held.
+	OnHold func(Hold)
 }
 
 // StateChange is one step of the link's life, or a failure to reach Redis for the first
@@ -38,8 +42,15 @@ type StateChange struct {
 type Replay struct {
 	Replayed   int // Redis holds what was wanted
 	Superseded int // somebody else wrote meanwhile: deleted, or left alone
-	Refused    int // Redis refused the entry: a set became a delete, a delete was dropped
+	Refused    int // Redis refused the entry: it is held, or a set became a delete
 	Left       int // still to be replayed
+}
+
+// Hold says that Redis refuses writes of the journal for themselves. They are held until
+// it does not.
+type Hold struct {
+	Refusal string // what Redis says, quoted and cut; keys and numbers are left out
+	Key     string // the first such write's
 }
 
 // Drop says what became of a write that could not be kept.
@@ -53,8 +64,8 @@ type DropReason uint8
 
 const (
 	// DropDowngraded: the key will be deleted instead of set, because the value
-	// did not fit Journal.MaxBytes, because the server told that another client wrote
-	// the key, or was emptied, while the set waited, because the server runs no
+	// did not fit Journal.MaxBytes, because the server told that the key changed while
+	// the set waited, and has something else by now, because the server runs no
 	// scripts, or because what was found in Journal.Dir may be out of date.
 	DropDowngraded DropReason = iota
 	// DropRefused: the key did not fit Journal.MaxKeys or MaxBytes; the caller was
@@ -62,11 +73,13 @@ const (
 	DropRefused
 	// DropSuperseded: another client wrote the key during the outage.
 	DropSuperseded
-	// DropRejected: Redis rejected the replayed write for itself, or hung up on it
-	// again and again. Where it was a set, the key is deleted instead.
+	// DropRejected: a set was too large for Redis, was refused for a minute, or Redis
+	// hung up on it again and again. The key is deleted instead.
 	DropRejected
 	// DropUndelivered: the Cache was closed before Redis had the write.
 	DropUndelivered
+	// DropDiscarded: Cache.Discard gave up a write that was held.
+	DropDiscarded
 )
 
 func (r DropReason) String() string {
@@ -81,6 +94,8 @@ func (r DropReason) String() string {
 		return "rejected"
 	case DropUndelivered:
 		return "undelivered"
+	case DropDiscarded:
+		return "discarded"
 	}
 	return fmt.Sprintf("drop(%d)", uint8(r))
 }
@@ -201,19 +216,33 @@ func (n *notifier) untracked(addr, why string, ttl time.Duration) {
 
 // isolated tells of a command at which a server hangs up, and what to do.
 func (n *notifier) isolated(key, addr string) {
-	if len(key) > keyTold {
-		key = key[:keyTold] + "..."
-	}
 	n.post(func() {
 		n.log.Warn("holdfast: the connection was lost each time when a command of this key was sent, so it is answered "+
 			"as if redis were away, and tried again now and then: see whether its value is over a limit of the server's, "+
 			"such as client-output-buffer-limit, or of a proxy's",
-			"key", strings.ToValidUTF8(key, "?"), "addr", addr)
+			"key", shortKey(key), "addr", addr)
 	})
 }
 
-// keyTold is how many bytes of a key are shown.
-const keyTold = 64
+// scriptless tells that a server does not run the replay's script, and why.
+func (n *notifier) scriptless(addr string, why error) {
+	text := refusalOf(why, "")
+	n.post(func() {
+		n.log.Warn("holdfast: redis does not run the replay's script: a set that waits in the journal will become a delete: "+
+			"allow the user EVALSHA, SCRIPT LOAD and what the script calls", "addr", addr, "error", text)
+	})
+}
+
+// held tells that Redis refuses entries of the journal for themselves.
+func (n *notifier) held(h Hold) {
+	n.post(func() {
+		n.log.Warn("holdfast: redis refuses writes of the journal for themselves: they are held, and tried again",
+			"error", h.Refusal, "key", shortKey(h.Key))
+		if n.hooks.OnHold != nil {
+			n.hooks.OnHold(h)
+		}
+	})
+}
 
 // journalFile tells of a change in what the journal's file is good for.
 func (n *notifier) journalFile(format string, args ...any) {

@@ -23,8 +23,11 @@ type intent struct {
 	elsewhere bool  // of a delete: the local tier has the value: it was a set, or was loaded since
 	sending   bool  // a replay of it is under way
 	done      bool  // it is done with, and leaves with the next sweep
+	news      uint8 // of a set: how often it was told of the key, and is not yet compared; see news.go
 	cuts      uint8 // how often the connection broke while it was under way
-	lost      bool  // of a delete: it was a set, and a replay found what somebody else wrote
+	lost      bool  // of a delete: it was a set, of which a replay has told that it is given up
+
+	held *heldEntry // why it is held; nil where it is not
 }
 
 // base is what Redis was last known to hold.
@@ -69,11 +72,11 @@ func over(ends, now int64) bool { return ends != never && now >= ends-clockAllow
 
 // mayBeAbsent says whether finding nothing at server is no conflict: nothing is
 // known, or nothing was there, or a write of our own deleted it, or its time may
-// have run out, or the server is another one than the one that held it and has lost
-// it. now is the latest moment at which Redis may have been looked at.
+// have run out, unless the server told of the key before, or the server is another one
+// than the one that held it and has lost it. now is the latest moment at which Redis may have been looked at.
 func (in *intent) mayBeAbsent(server string, now int64) bool {
 	b := &in.base
-	return !b.known || !b.held || over(b.gone, now) || b.server != server || in.late.mayLeaveNothing(now)
+	return !b.known || !b.held || in.news == 0 && over(b.gone, now) || b.server != server || in.late.mayLeaveNothing(now)
 }
 
 // mayLeaveNothing says whether one of the writes may have deleted the key, or left a

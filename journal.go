@@ -28,6 +28,10 @@ type journal struct {
 
 	file *journalFile // nil: in memory only
 
+	news  atomic.Bool // there may be sets that are to be compared with what Redis holds
+	held  heldEntries
+	retry backoff // between the canaries of a refusal
+
 	// underWay counts the intents that are being sent, and aloneUnderWay for one that
 	// is to be alone.
 	underWay atomic.Int64
@@ -218,6 +222,7 @@ func (j *journal) replaceLocked(in *intent, w write) admission {
 	if w.plainUntil != 0 {
 		in.plainUntil = w.plainUntil
 	} // else the end of the earlier write that it takes the place of counts
+	j.releaseLocked(in)
 	if in.checkAt != 0 {
 		in.checkAt = 0
 		j.queued.Add(1)
@@ -288,59 +293,6 @@ func (j *journal) overtaken(h keyHash, w write, session uint64, server string) (
 	return again, saved
 }
 
-// overruled is told that somebody else wrote the key while a set of it waits: it
-// becomes a delete, for which of the two values is the newer one nobody can tell.
-// It says whether it did. Where the news may be of a write of our own that got no
-// answer, or of the end of the value that was there, the replay decides, which
-// looks at what is there. It waits for nothing.
-func (j *journal) overruled(h keyHash, key string, now int64) bool {
-	if j.keys.Load() == 0 {
-		return false
-	}
-	sh := j.shard(h)
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	in := sh.intents[key]
-	if in == nil {
-		return false
-	}
-	return j.overruleLocked(sh, key, in, now)
-}
-
-func (j *journal) overruleLocked(sh *journalShard, key string, in *intent, now int64) bool {
-	ownEnd := in.base.held && now >= in.base.gone
-	replayed := in.baseSeq == 0
-	echo := replayed || in.base.echo // what is told may be that
-	if in.del || in.sending || in.checkAt != 0 || in.late.since != 0 || ownEnd || echo {
-		return false
-	}
-	j.bytes.Add(-int64(len(in.value)))
-	in.value, in.del = nil, true
-	j.saveLocked(sh, key, in)
-	return true
-}
-
-// overruledAll is overruled for all keys that are owned: the server was emptied.
-func (j *journal) overruledAll(now int64, owned func(key string) bool) {
-	if j.keys.Load() == 0 {
-		return
-	}
-	for i := range j.shards {
-		sh := &j.shards[i]
-		var keys []string
-		sh.mu.Lock()
-		for key, in := range sh.intents {
-			if owned(key) && j.overruleLocked(sh, key, in, now) {
-				keys = append(keys, key)
-			}
-		}
-		sh.mu.Unlock()
-		for _, key := range keys {
-			j.downgraded(key)
-		}
-	}
-}
-
 // flushed is told that the server was emptied at this process' own wish, behind whatever
 // it had accepted: what waits to be written to it, or is looked at again, becomes a
 // delete, but not what spare names, which came behind that wish. It returns the keys, for
@@ -358,6 +310,7 @@ func (j *journal) flushed(owned func(key string) bool, spare map[string]uint64) 
 			}
 			j.bytes.Add(-int64(len(in.value)))
 			in.value, in.del, in.elsewhere = nil, true, false
+			j.releaseLocked(in)
 			if in.checkAt != 0 {
 				in.checkAt = 0
 				j.queued.Add(1)
@@ -414,6 +367,7 @@ func (j *journal) dropLocked(sh *journalShard, key string, in *intent) {
 	}
 	j.bytes.Add(-int64(len(key) + len(in.value)))
 	j.keys.Add(-1)
+	j.releaseLocked(in)
 	if in.checkAt == 0 {
 		j.queued.Add(-1)
 	}

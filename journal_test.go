@@ -736,12 +736,13 @@ func TestAbsenceIsAConflictOnlyWhereSomebodyElseMustHaveDeleted(t *testing.T) {
 		{"nothing was there", holdingNothing("here"), late{}, true},
 		{"nothing was there, on another server", holdingNothing("there"), late{}, true},
 		{"a value was there", held, late{}, false},
-		{"a value was there, with time left", holding([]byte("v0"), now+1, "here"), late{}, false},
+		{"a value was there, with time left", holding([]byte("v0"), now+clockAllowance+1, "here"), late{}, false},
+		{"a value was there, whose time has run out if our clock is behind", holding([]byte("v0"), now+clockAllowance, "here"), late{}, true},
 		{"a value was there, and its time has run out", holding([]byte("v0"), now, "here"), late{}, true},
 		{"a value was there, on another server", holding([]byte("v0"), never, "there"), late{}, true},
 		{"our own delete may have run", held, late{since: 1, gone: never, del: true}, true},
 		{"our own set may have run", held, late{since: 1, gone: never, sums: v1}, false},
-		{"our own set may have run, with time left", held, late{since: 1, gone: now + 1, sums: v1}, false},
+		{"our own set may have run, with time left", held, late{since: 1, gone: now + clockAllowance + 1, sums: v1}, false},
 		{"our own set may have run, and its time has run out", held, late{since: 1, gone: now, sums: v1}, true},
 	} {
 		in := &intent{base: tt.base, late: tt.late}
@@ -982,44 +983,96 @@ func TestTheJournalSettlesWhateverHappensAtOnce(t *testing.T) {
 	}
 }
 
-func TestOnlyAWaitingSetThatNobodyElseExplainsIsOverruled(t *testing.T) {
+func TestOnlyAWaitingSetThatNobodyElseExplainsIsComparedAndTheComparisonDecides(t *testing.T) {
 	at := func(b base) write { w := set("k", "v", 1); w.base = b; return w }
 	held := func(gone int64) base { return holding([]byte("base"), gone, "server") }
 	const now = 100
+	type decided struct{ absent, base, ours, other bool } // whether it is a delete then
+	any := decided{absent: false, base: true, other: true}
 	for name, tt := range map[string]struct {
 		arrange func(j *journal)
 		want    bool
+		decided decided
 	}{
-		"nothing":        {func(*journal) {}, false},
-		"a set":          {func(j *journal) { put(t, j, set("k", "v", 1), admitted) }, true},
-		"over a base":    {func(j *journal) { put(t, j, at(held(never)), admitted) }, true},
-		"over absence":   {func(j *journal) { put(t, j, at(holdingNothing("server")), admitted) }, true},
-		"the base ended": {func(j *journal) { put(t, j, at(held(now)), admitted) }, false},
-		"a delete":       {func(j *journal) { put(t, j, del("k", 1), admitted) }, false},
-		"our own, late":  {func(j *journal) { put(t, j, ambiguous(set("k", "v", 1), 3), admitted) }, false},
-		"under way":      {func(j *journal) { put(t, j, set("k", "v", 1), admitted); takeAll(j, 0) }, false},
-		"of another key": {func(j *journal) { put(t, j, set("other", "v", 1), admitted) }, false},
-		"set again":      {func(j *journal) { put(t, j, del("k", 1), admitted); put(t, j, set("k", "v", 2), admitted) }, true},
-		"before its second": {func(j *journal) {
+		"nothing":           {arrange: func(*journal) {}},
+		"a set":             {func(j *journal) { put(t, j, set("k", "v", 1), admitted) }, true, any},
+		"over a base":       {func(j *journal) { put(t, j, at(held(never)), admitted) }, true, decided{absent: true, other: true}},
+		"over absence":      {func(j *journal) { put(t, j, at(holdingNothing("server")), admitted) }, true, any},
+		"of another server": {func(j *journal) { put(t, j, at(holding([]byte("base"), never, "another")), admitted) }, true, decided{other: true}},
+		"the base ended":    {arrange: func(j *journal) { put(t, j, at(held(now)), admitted) }},
+		"a delete":          {arrange: func(j *journal) { put(t, j, del("k", 1), admitted) }},
+		"our own, late":     {arrange: func(j *journal) { put(t, j, ambiguous(set("k", "v", 1), 3), admitted) }},
+		"under way":         {arrange: func(j *journal) { put(t, j, set("k", "v", 1), admitted); takeAll(j, 0) }},
+		"of another key":    {arrange: func(j *journal) { put(t, j, set("other", "v", 1), admitted) }},
+		"set again":         {func(j *journal) { put(t, j, del("k", 1), admitted); put(t, j, set("k", "v", 2), admitted) }, true, any},
+		"before its second": {arrange: func(j *journal) {
 			put(t, j, ambiguous(set("k", "v", 1), 3), admitted)
 			settle(j, takeOnly(t, j, 0), foundOurs, 4, 0)
-		}, false},
+		}},
 	} {
-		t.Run(name, func(t *testing.T) {
-			j := roomyJournal()
-			tt.arrange(j)
-			keys, queued, size := j.keys.Load(), j.queued.Load(), j.bytes.Load()
-			if got := j.overruled(hashed("k"), "k", now); got != tt.want {
-				t.Fatalf("overruled: %v", got)
-			}
-			if tt.want {
-				size--
-				wantHolds(t, j, "k", 0, "gone")
-			}
-			wantGauges(t, j, keys, queued, size)
-			if tt.want && !takeOnly(t, j, 0).del {
-				t.Error("it is replayed as a set")
-			}
-		})
+		for what, found := range map[string]bool{"": tt.decided.absent, "base": tt.decided.base, "v": tt.decided.ours, "other": tt.decided.other} {
+			t.Run(name+", redis holds "+what, func(t *testing.T) {
+				j := roomyJournal()
+				tt.arrange(j)
+				keys, queued, size := j.keys.Load(), j.queued.Load(), j.bytes.Load()
+				if got := j.overruled(hashed("k"), "k", now); got != tt.want {
+					t.Fatalf("to be compared: %v", got)
+				}
+				wantGauges(t, j, keys, queued, size)
+				if !tt.want {
+					return
+				}
+				all := j.suspects(hashed, func(string) bool { return true })
+				if len(all) != 1 || len(j.suspects(hashed, func(string) bool { return true })) != 0 {
+					t.Fatalf("to be compared: %+v, and more", all)
+				}
+				if got := j.compared(all[0], []byte(what), what != "", "server"); got != found {
+					t.Fatalf("a delete: %v", got)
+				}
+				if found {
+					size--
+					wantHolds(t, j, "k", 0, "gone")
+				}
+				wantGauges(t, j, keys, queued, size)
+				if takeOnly(t, j, 0).del != found {
+					t.Error("it is replayed as something else")
+				}
+			})
+		}
+	}
+}
+
+// What is told while the answer is on its way is not in it.
+func TestNewsThatComesBesideAComparisonIsComparedOnceMore(t *testing.T) {
+	j := roomyJournal()
+	w := set("k", "v", 1)
+	w.base = holding([]byte("base"), never, "server")
+	put(t, j, w, admitted)
+	every := func(string) bool { return true }
+	j.overruled(hashed("k"), "k", 0)
+	first := j.suspects(hashed, every)
+	j.overruled(hashed("k"), "k", 0)
+	if j.compared(first[0], []byte("base"), true, "server") {
+		t.Error("it is what it was")
+	}
+	second := j.suspects(hashed, every)
+	if len(second) != 1 || !j.compared(second[0], nil, false, "server") {
+		t.Errorf("somebody deleted it meanwhile: %+v", second)
+	}
+}
+
+// Somebody deletes what was there, and its end comes before the replay: that does not
+// explain the absence.
+func TestADeleteThatWasToldIsNotUndoneBecauseTheValueWouldHaveEnded(t *testing.T) {
+	j := roomyJournal()
+	w := set("k", "v", 1)
+	w.base = holding([]byte("base"), int64(time.Hour), "server")
+	put(t, j, w, admitted)
+	if !j.overruled(hashed("k"), "k", 0) {
+		t.Fatal("it is not to be compared")
+	}
+	task := takeOnly(t, j, 0)
+	if task.mayBeAbsent("server", int64(2*time.Hour)) {
+		t.Error("its absence is explained by its end")
 	}
 }

@@ -26,6 +26,10 @@ func (c *Cache) Health() Health {
 	}
 	h := c.routes.health()
 	h.JournalKeys = int(c.journal.keys.Load())
+	h.HeldKeys = int(c.journal.held.n.Load())
+	if since := c.journal.heldSince(); since != 0 {
+		h.HeldSince = time.Now().Add(-time.Duration(c.clock.now() - since))
+	}
 	h.JournalError = c.journal.err()
 	return h
 }
@@ -136,8 +140,9 @@ func (c *Cache) WaitReady(ctx context.Context) error {
 	}
 }
 
-// Drain waits until everything in the journal was replayed, or until ctx ends.
-// A key whose write may still run late at Redis stays fenced a little longer and
+// Drain waits until everything in the journal was replayed, or until ctx ends. What
+// Redis refuses for itself is held, and not waited for: Health.HeldKeys counts it. A
+// key whose write may still run late at Redis stays fenced a little longer and
 // counts in Health.JournalKeys until it was checked once more.
 func (c *Cache) Drain(ctx context.Context) error {
 	if err := enterable(ctx, !c.fence.closed.Load()); err != nil {
@@ -197,6 +202,9 @@ func (c *Cache) Stats() Stats {
 		Downgraded:      n.downgraded.Load(),
 		Refused:         n.refused.Load(),
 		Rejected:        n.rejected.Load(),
+		Held:            n.held.Load(),
+		HeldKeys:        int(c.journal.held.n.Load()),
+		Discarded:       n.discarded.Load(),
 		Loads:           n.loads.Load(),
 		LoadsShared:     n.loadsShared.Load(),
 		LoadErrors:      n.loadErrors.Load(),

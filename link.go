@@ -75,18 +75,22 @@ type link struct {
 	excused  atomic.Bool // the last loss was the doing of one of them
 	flushes  flushSuspicion
 
+	scripting scripting
+
 	// Of the supervisor alone.
-	session   *session
-	served    *session // the last that the gate was opened to
-	schedule  backoff
-	excuses   int64   // up to when losses are excused already
-	resting   backoff // of a link that rests
-	causes    causes
-	probing   string    // the probe's key
-	bare      bool      // the next session is: see session.bare
-	answered  bool      // the last attempt had an answer
-	keyCounts keyCounts // of the databases, when it was last asked
-	untold    string    // why the server does not tell of changes, as last logged
+	session  *session
+	served   *session // the last that the gate was opened to
+	schedule backoff
+	excuses  int64   // up to when losses are excused already
+	resting  backoff // of a link that rests
+	causes   causes
+	probing  string // the probe's key
+	bare     bool   // the next session is: see session.bare
+	answered bool   // the last attempt had an answer
+	// skipScripts: the last greeting ended where the script was asked for.
+	skipScripts bool
+	keyCounts   keyCounts // of the databases, when it was last asked
+	untold      string    // why the server does not tell of changes, as last logged
 
 	introduction introduction
 

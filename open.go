@@ -40,6 +40,7 @@ func New(opts Options) (*Cache, error) {
 	}
 	c.notify = newNotifier(opts, &c.stats)
 	c.journal.downgraded = c.downgraded
+	c.journal.retry = backoff{min: opts.Breaker.MinBackoff, max: opts.Breaker.MaxBackoff}
 	if opts.Journal.Dir != "" && len(opts.Redis.InitAddress) > 0 {
 		if err := c.restore(); err != nil {
 			cancel()
@@ -156,8 +157,13 @@ func (c *Cache) connect() {
 
 // newLink makes a link and the replayer of the keys that it owns.
 func (c *Cache) newLink(ctx context.Context, env linkEnv, owns func(key string) bool) *link {
-	env.emptied = func() { c.emptied(owns) }
-	l := newLink(c.opts, env)
+	var l *link
+	env.emptied = func() {
+		if c.emptied(owns) {
+			l.replayer.wake()
+		}
+	}
+	l = newLink(c.opts, env)
 	l.owned.workers, l.owned.closed = &c.workers, c.fence.closed.Load
 	l.credentials.fn, l.credentials.workers = c.opts.Redis.AuthCredentialsFn, &c.workers
 	l.replayer = &replayer{
@@ -173,6 +179,8 @@ func (c *Cache) newLink(ctx context.Context, env linkEnv, owns func(key string) 
 		doubt:   func(h keyHash) { c.local.doubt(h, sameEnd) },
 		forget:  func(h keyHash) { c.local.put(h, nil) },
 		timeout: max(c.opts.Timeout, replayTimeout),
+		maxHeld: heldSets,
+		pauses:  backoff{min: replayPause, max: c.opts.Breaker.MaxBackoff},
 		share:   c.opts.Timeout / 8,
 		rule:    c.opts.Journal.OnConflict,
 		pace:    newPace(c.opts.Journal.MaxRate, replayMost),

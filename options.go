@@ -248,7 +248,8 @@ func (m TrackingMode) String() string {
 // and how it is replayed when Redis is back.
 type JournalOptions struct {
 	// MaxKeys bounds the keys. Default 65536. When reached, a write of a
-	// further key is refused with ErrJournalFull.
+	// further key is refused with ErrJournalFull. At most half of them may be writes
+	// that Redis refuses for themselves, see Cache.Held; then the replay pauses.
 	MaxKeys int
 
 	// MaxBytes bounds keys and values. Default 64 MiB. A set whose value does

@@ -3,6 +3,7 @@ package holdfast_test
 import (
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/holdfast-cache/holdfast"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
@@ -55,13 +56,16 @@ func TestWhatTheServerTellsOfOverrulesASetThatWaits(t *testing.T) {
 	}
 }
 
-func TestAFlushOverrulesEverySetThatWaits(t *testing.T) {
+// A flush is told without its database. What was known to be there decides: if it is, it
+// was another one.
+func TestAFlushOverrulesASetWhoseBaseItTook(t *testing.T) {
 	ctx := begin(t)
 	s := redistest.Start(t)
+	s.MustDo("SET", "k", "base")
 	c := open(t, tracked(s.Addr(), holdfast.TrackReads))
 	ready(t, c)
+	held(t, c, "k", "base")
 	s.MustDo("CONFIG", "SET", "maxmemory", "1")
-	// Nothing is known of it, so what it finds would be no conflict.
 	must(t, c.Set(ctx, "k", []byte("from before the flush"), 0))
 	waitState(t, c, holdfast.ReadOnly)
 	s.MustDo("FLUSHALL")
@@ -77,5 +81,45 @@ func TestAFlushOverrulesEverySetThatWaits(t *testing.T) {
 		if got := s.MustDo("GET", key); got != want {
 			t.Errorf("%s is %s, want %s", key, got, want)
 		}
+	}
+}
+
+// Tracking knows no databases. A set that waited became a delete when somebody emptied
+// another database, or wrote a key of the same name there.
+func TestAnotherDatabasesWritesAndFlushesCostAComparisonAtMost(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	s.MustDo("MSET", "written", "base", "flushed", "base")
+	c := open(t, tracked(s.Addr(), holdfast.TrackReads))
+	ready(t, c)
+	elsewhere := func(command string) {
+		s.MustDo("EVAL", "redis.call('SELECT', 1) return redis.call("+command+")", "0")
+	}
+	elsewhere("'MSET', 'x', 'x', 'written', 'theirs'")
+	held(t, c, "written", "base")
+	held(t, c, "flushed", "base")
+	s.MustDo("CONFIG", "SET", "maxmemory", "1")
+	for _, key := range []string{"written", "flushed", "unknown"} {
+		must(t, c.Set(ctx, key, []byte("ours"), 0))
+	}
+	waitState(t, c, holdfast.ReadOnly)
+	told := c.Stats().Invalidations
+	elsewhere("'DEL', 'written'")
+	redistest.WaitFor(t, patience, "it to be told", func() bool { return c.Stats().Invalidations > told })
+	elsewhere("'FLUSHDB'")
+	elapsed(t, "comparisons", time.Now(), 200*time.Millisecond)
+	for _, key := range []string{"written", "flushed", "unknown"} {
+		wantGet(t, c, key, "ours")
+	}
+	s.MustDo("CONFIG", "SET", "maxmemory", "0")
+	waitState(t, c, holdfast.Up)
+	drain(t, c)
+	for _, key := range []string{"written", "flushed", "unknown"} {
+		if got := s.MustDo("GET", key); got != "ours" {
+			t.Errorf("%s is %s", key, got)
+		}
+	}
+	if st := c.Stats(); st.Downgraded != 0 || st.Superseded != 0 {
+		t.Errorf("%+v", st)
 	}
 }

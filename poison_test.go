@@ -75,6 +75,7 @@ func TestARefusedSetLeavesNoOlderValue(t *testing.T) {
 }
 
 func TestADeleteIsDoneAlsoWhereTheScriptMayNot(t *testing.T) {
+	redistest.Long(t) // until it is certain that no script runs
 	for _, deny := range []string{"-strlen", "-get", "-getex", "-persist", "-evalsha"} {
 		t.Run(deny, func(t *testing.T) {
 			ctx := begin(t)

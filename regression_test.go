@@ -124,6 +124,7 @@ func TestShutdownLosesNothingThatWasAccepted(t *testing.T) {
 }
 
 func TestAUserWithoutScriptsStillDrains(t *testing.T) {
+	redistest.Long(t) // until it is certain
 	for _, acl := range []string{"-script", "-evalsha", "-@scripting"} {
 		t.Run(acl, func(t *testing.T) {
 			ctx := begin(t)

@@ -31,6 +31,8 @@ type replayer struct {
 	forget func(h keyHash)
 
 	timeout time.Duration
+	maxHeld time.Duration // a set is held for, before it becomes a delete
+	pauses  backoff       // after rounds that Redis did not answer
 	share   time.Duration // what one pipeline may take of a caller's budget
 	rule    ConflictRule
 	pace    pace
@@ -77,13 +79,17 @@ func (r *replayer) run(ctx context.Context) {
 		}
 		s := r.link.gate.Load()
 		if s != nil && (s.writable.Load() || s.deletable.Load()) && !r.drain(ctx, s) {
-			timer.Reset(replayPause)
+			timer.Reset(max(replayPause, r.pauses.next()))
 			continue
+		}
+		r.pauses.reset()
+		if s != nil {
+			r.compare(ctx, s)
 		}
 		if s == nil || !s.writable.Load() {
 			continue // what wakes the replayer is that Redis is back
 		}
-		if next := min(r.journal.nextCheck(r.owns), r.link.suspects.nextTrial()); next != never {
+		if next := min(r.journal.nextCheck(r.owns), r.journal.nextCanary(), r.nextAsk(s), r.link.suspects.nextTrial()); next != never {
 			timer.Reset(max(replayPause, time.Duration(next-r.clock.now())))
 		}
 	}
@@ -135,6 +141,8 @@ type draining struct {
 
 // drain replays until nothing is left; false where Redis stopped answering.
 func (r *replayer) drain(ctx context.Context, s *session) bool {
+	r.askAgain(ctx, s)
+	r.expireHeld()
 	d := &draining{replayer: r, session: s}
 	var lanes group // of this replay: a group that was waited for takes nobody
 	for range replayLanes - 1 {
@@ -156,7 +164,7 @@ func (r *replayer) drain(ctx context.Context, s *session) bool {
 func (d *draining) lane(ctx context.Context) {
 	s := d.session
 	want := func(key string, del bool) bool {
-		return (del || s.writable.Load()) && d.owns(key) && d.link.treat(key, del) != sendNot
+		return (del || s.writable.Load() && !s.scriptsAwaited()) && d.owns(key) && d.link.treat(key, del) != sendNot
 	}
 	quickest := time.Duration(never) // what is not the batch's doing
 	for batch := replayFirst; ; {
@@ -168,7 +176,10 @@ func (d *draining) lane(ctx context.Context) {
 			return
 		}
 		began := d.clock.now()
-		tasks := d.journal.take(batch, replayBytes, began, d.hash, want)
+		tasks := d.journal.canaries(began, d.hash, want)
+		if len(tasks) == 0 {
+			tasks = d.journal.take(batch, replayBytes, began, d.hash, want)
+		}
 		d.pace.refund(batch - len(tasks))
 		if len(tasks) == 0 {
 			return
@@ -273,10 +284,11 @@ type pass struct {
 	asking  bool // the server only imports the slots of the keys
 	dead    bool // the connection had ended before
 
-	round  Replay
-	failed bool
-	plain  []task              // for which the server will not run the script
-	asked  map[*session][]task // for which another server is to be asked
+	round   Replay
+	failed  bool
+	plain   []task              // for which the server will not run the script
+	against []refusedTask       // that Redis refuses, for themselves or not
+	asked   map[*session][]task // for which another server is to be asked
 }
 
 func (r *replayer) pass(parent context.Context, s *session, tasks []task, asking bool) (round Replay, ok bool) {
@@ -291,12 +303,17 @@ func (r *replayer) pass(parent context.Context, s *session, tasks []task, asking
 	for i := range tasks {
 		tasks[i].sentAt = now
 	}
-	for i, a := range r.send(ctx, s, tasks, asking) {
-		p.conclude(&tasks[i], a)
+	if s.scriptless() {
+		p.plain = tasks
+	} else {
+		for i, a := range r.send(ctx, s, tasks, asking) {
+			p.conclude(&tasks[i], a)
+		}
 	}
 	if len(p.plain) > 0 {
 		p.deletePlainly(ctx)
 	}
+	p.judge()
 	for next, tasks := range p.asked {
 		more, sent := r.pass(parent, next, tasks, true)
 		p.round.add(more)
@@ -320,14 +337,15 @@ func (p *pass) conclude(t *task, a answer) {
 	case c == classOK:
 		p.decided(t, a.verdict)
 	case noScripts(a.err):
+		if p.session.noteScripts(a.err, false); !t.del {
+			p.await(t)
+			return
+		}
 		p.plain = append(p.plain, *t)
-	case c == classCommand && t.del && !t.undo:
-		p.plain = append(p.plain, *t) // a delete is not given up because of the script
-	case c == classCommand:
-		p.refused(t)
-		// Redis closes the connection behind such an answer: what was sent next would
-		// be taken for the cause.
-		p.failed = p.failed || strings.HasPrefix(a.err.Error(), "Protocol error")
+	case (c == classCommand || c == classUnknown) && t.del && !t.undo:
+		p.plain = append(p.plain, *t) // it may be the script that is refused
+	case c == classCommand || c == classUnknown:
+		p.refused(t, c, a.err)
 	case c == classRedirect:
 		next, ask := p.routes.follow(p.session, a.err)
 		if !ask || p.asking || next == nil {
@@ -357,7 +375,7 @@ func (p *pass) decided(t *task, v verdict) {
 		// finding nothing is expected.
 		now := p.clock.now()
 		if t.mayFindNothing(p.session.server, now) {
-			p.journal.settle(*t, foundUnsent, p.session.id, p.session.server, now)
+			p.journal.settle(*t, foundAgain, p.session.id, p.session.server, now)
 			p.wake()
 			return
 		}
@@ -388,25 +406,80 @@ func (v verdict) found() found {
 	}
 }
 
-// refused drops an entry that Redis does not take for itself: trying again would
-// hold up the others for nothing.
-func (p *pass) refused(t *task) {
-	p.count(t)
-	if t.del {
-		p.settle(t, foundRefused)
-	} else {
+// await leaves a set in the journal until it is certain whether the server runs scripts.
+func (p *pass) await(t *task) {
+	p.journal.settle(*t, foundUnsent, p.session.id, p.session.server, p.clock.now())
+}
+
+// refusedTask is a task, the error by which Redis refused it, and its class.
+type refusedTask struct {
+	task
+	class class
+	err   error
+}
+
+// refused notes a task that Redis refused. A set that is too large becomes a delete at
+// once: it will never be taken.
+func (p *pass) refused(t *task, c class, err error) {
+	// Redis closes the connection behind such an answer: what was sent next would
+	// be taken for the cause.
+	p.failed = p.failed || strings.HasPrefix(err.Error(), "Protocol error")
+	if !t.del && tooLarge(err) {
+		p.round.Refused++
+		p.rejected(t)
 		p.settle(t, foundTheirs) // what is there may be older: another round deletes it
+		return
+	}
+	p.against = append(p.against, refusedTask{*t, c, err})
+}
+
+// judge decides what was refused by a probe: if that succeeds, the tasks are refused for
+// themselves, and held. Else it is the way's, or all writes are refused, and they wait.
+func (p *pass) judge() {
+	if len(p.against) == 0 {
+		return
+	}
+	why := p.session.link.judge(p.parent, p.session)
+	for i := range p.against {
+		if r := &p.against[i]; why != nil || !p.hold(r) {
+			p.postpone(&r.task, r.class, r.err)
+		}
+	}
+	if why != nil {
+		p.session.link.report(p.session, classUnknown, why)
 	}
 }
 
-// count counts a task that Redis does not take, unless it was when it was a set.
-func (p *pass) count(t *task) {
-	if t.lost {
-		return
+// hold says whether there is room among what is held.
+func (p *pass) hold(r *refusedTask) bool {
+	refusal := p.journal.refusal(refusalOf(r.err, r.key), r.class == classCommand)
+	again, news, ok := p.journal.hold(&r.task, refusal, p.clock.now())
+	if !ok {
+		return false
 	}
-	p.round.Refused++
+	if !again {
+		p.round.Refused++
+		p.stats.held.Add(1)
+	}
+	if news {
+		p.notify.held(Hold{Refusal: refusal.text, Key: r.key})
+	}
+	return true
+}
+
+// rejected tells of a set that is given up and becomes a delete.
+func (p *pass) rejected(t *task) {
 	p.stats.rejected.Add(1)
 	p.notify.drop(t.key, DropRejected)
+}
+
+// expireHeld makes deletes of the sets that Redis has refused for long.
+func (r *replayer) expireHeld() {
+	for _, key := range r.journal.expireHeld(r.clock.now() - int64(r.maxHeld)) {
+		r.forget(r.hash(key))
+		r.stats.rejected.Add(1)
+		r.notify.drop(key, DropRejected)
+	}
 }
 
 // postpone leaves the task in the journal for a later round.
@@ -431,24 +504,14 @@ func (p *pass) postpone(t *task, c class, err error) {
 	}
 	p.journal.settle(*t, what, s.id, s.server, p.clock.now())
 	if what == foundCut && t.alone && t.cuts > suspectCuts && !t.del {
-		p.count(t)
+		p.round.Refused++
+		p.rejected(t)
 		p.journal.giveUp(t)
 	}
 	s.link.report(s, c, err)
 	if !p.owns(t.key) {
 		p.routes.deliver(t.key) // it has moved, after its new owner was woken
 	}
-}
-
-// noScripts says that the server will not run the script, now or at all: it was
-// flushed between load and use, the user may not, or a proxy knows no scripts.
-func noScripts(err error) bool {
-	if classify(context.Background(), err) != classCommand {
-		return errors.Is(err, errNonsense)
-	}
-	text := err.Error()
-	return strings.HasPrefix(text, "NOSCRIPT") || strings.HasPrefix(text, "NOPERM") ||
-		strings.Contains(text, "unknown command")
 }
 
 // deletePlainly replays without the script: nothing can be compared then, so a
@@ -474,8 +537,8 @@ func (p *pass) deletePlainly(ctx context.Context) {
 				p.notify.drop(t.key, DropDowngraded)
 			}
 			p.settle(t, foundNothing)
-		case classCommand:
-			p.refused(t)
+		case classCommand, classUnknown:
+			p.refused(t, c, err)
 		default:
 			p.postpone(t, c, err)
 		}
@@ -496,4 +559,7 @@ func (p *pass) settle(t *task, what found) {
 		p.forget(t.hash)
 	}
 	p.journal.settle(*t, what, p.session.id, p.session.server, p.clock.now())
+	if t.canary != nil {
+		p.routes.wake() // what was held with it is queued again
+	}
 }

@@ -3,7 +3,10 @@ package holdfast
 import (
 	"context"
 	"fmt"
+	"runtime"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -148,7 +151,18 @@ func TestARefusalInsideAScriptIsReadWhateverTheVersion(t *testing.T) {
 	}
 }
 
-// A server that takes a script for something else is one without scripts.
+// saidLongAgo has it that the server said as long ago as matters that it runs no scripts.
+func (r *replayed) saidLongAgo() {
+	k := &r.c.routes.home.scripting
+	k.Lock()
+	k.since -= int64(scriptsAfter)
+	k.asked -= int64(scriptsAfter)
+	k.Unlock()
+	r.c.routes.home.replayer.wake()
+}
+
+// A server that takes a script for something else is one without scripts. Until that is
+// certain, a set waits.
 func TestAnAnswerThatMakesNoSenseIsNoVerdict(t *testing.T) {
 	for _, answer := range []string{"+OK\r\n", ":1\r\n", "_\r\n", "*0\r\n", "*2\r\n:1\r\n:1\r\n", "*1\r\n:9\r\n", "*1\r\n_\r\n", "*1\r\n+done\r\n"} {
 		t.Run(strings.ReplaceAll(answer, "\r\n", " "), func(t *testing.T) {
@@ -166,12 +180,19 @@ func TestAnAnswerThatMakesNoSenseIsNoVerdict(t *testing.T) {
 				return "+OK\r\n", true
 			})
 			r := newReplayed(t, l.Addr(), nil)
-			k := task{key: "k", intent: intent{value: []byte("v"), deadline: never}}
-			if got := r.replay(k); got != (Replay{}) || r.c.Stats().Downgraded != 1 {
-				t.Errorf("%+v; %+v", got, r.c.Stats())
+			r.queued("k", 0)
+			r.c.routes.home.replayer.wake()
+			redistest.WaitFor(t, time.Minute, "a greeting to be judged", func() bool { return r.session().scriptsAwaited() })
+			if got := r.c.Health(); got.JournalKeys != 1 || !slices.Contains(got.Lacks, "scripts") {
+				t.Errorf("%+v", got)
 			}
-			if got := <-deleted; got != "k" {
-				t.Errorf("deleted: %q", got)
+			if len(deleted) != 0 {
+				t.Errorf("%q was deleted, and it is not certain that there are no scripts", <-deleted)
+			}
+			r.saidLongAgo()
+			r.drain()
+			if got := <-deleted; got != "k" || r.c.Stats().Downgraded != 1 {
+				t.Errorf("deleted: %q; %+v", got, r.c.Stats())
 			}
 		})
 	}
@@ -194,5 +215,52 @@ func TestWithoutScriptsAServerThatIsToBeAskedIsAsked(t *testing.T) {
 	// runs what follows.
 	if got := s.MustDo("INFO", "commandstats"); !strings.Contains(got, "cmdstat_asking:calls=2,") {
 		t.Errorf("ASKING was not sent twice: %s", got)
+	}
+}
+
+// Two nodes may each say that the other one is to be asked, or one of itself. Who is asked
+// and sends further is not followed: the entry waits for another round.
+func TestAChainOfAsksEndsWithTheSecond(t *testing.T) {
+	var addr atomic.Pointer[string]
+	var asked atomic.Int64
+	var well atomic.Bool
+	f := redistest.Respond(t, func(_ int, cmd []string) (string, bool) {
+		for addr.Load() == nil {
+			time.Sleep(time.Millisecond)
+		}
+		host, port, _ := strings.Cut(*addr.Load(), ":")
+		switch {
+		case cmd[0] == "HELLO":
+			return "%2\r\n+proto\r\n:3\r\n+mode\r\n+cluster\r\n", true
+		case cmd[0] == "INFO":
+			return "$0\r\n\r\n", true
+		case cmd[0] == "CLUSTER":
+			return fmt.Sprintf("*1\r\n*3\r\n:0\r\n:16383\r\n*2\r\n$%d\r\n%s\r\n:%s\r\n", len(host), host, port), true
+		case cmd[0] == "EVALSHA" && cmd[3] == "k" && !well.Load():
+			asked.Add(1)
+			return fmt.Sprintf("-ASK %d %s\r\n", slotOf("k"), *addr.Load()), true
+		case cmd[0] == "EVALSHA":
+			return "*1\r\n:1\r\n", true
+		}
+		return "+OK\r\n", true
+	})
+	a := f.Addr()
+	addr.Store(&a)
+	r := newReplayed(t, a, nil, func(o *Options) { o.Mode = ModeCluster })
+	l := r.c.routes.link(r.c.routes.of("k"))
+	r.queued("k", 0)
+	l.replayer.wake()
+	redistest.WaitFor(t, time.Minute, "two rounds", func() bool { return asked.Load() >= 4 })
+	for began := time.Now(); time.Since(began) < 500*time.Millisecond; {
+		runtime.Gosched()
+		time.Sleep(time.Millisecond)
+	}
+	if n := asked.Load(); n > 40 { // a pause, and two, for each round
+		t.Errorf("it was sent %d times in half a second", n)
+	}
+	well.Store(true)
+	r.drain()
+	if st := r.c.Stats(); st.Replayed != 1 || st.Superseded != 0 {
+		t.Errorf("%+v", st)
 	}
 }

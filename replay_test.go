@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -126,7 +127,7 @@ func (r *replayed) ended(t *task) bool {
 	switch {
 	case in == nil:
 		return true
-	case in.checkAt <= r.c.clock.now():
+	case in.held == nil && in.checkAt <= r.c.clock.now():
 		return false
 	}
 	j.dropLocked(sh, t.key, in)
@@ -442,6 +443,13 @@ func TestWithoutScriptsAReplayDeletes(t *testing.T) {
 				login = append(login, func(o *Options) { o.Redis.Username, o.Redis.Password = "app", "pw" })
 			}
 			r := newReplayed(t, s.Addr(), s.MustDo, login...)
+			if lacks := r.c.Health().Lacks; !slices.Contains(lacks, "scripts") {
+				t.Errorf("the greeting has told of no lack: %q", lacks)
+			}
+			r.saidLongAgo()
+			if err := r.session().askScripts(context.Background()); err != nil {
+				t.Fatal(err)
+			}
 			for _, key := range []string{"set", "deleted", "untouched"} {
 				r.do("SET", key, "v0")
 			}
@@ -478,16 +486,15 @@ func TestWithoutScriptsAReplayDeletes(t *testing.T) {
 	}
 }
 
-// Redis refuses one entry for itself: it is tried once and does not hold up the
-// others.
-func TestAnEntryThatRedisRefusesIsTriedOnce(t *testing.T) {
+// Redis refuses one entry for itself: it is held and does not hold up the others.
+func TestAnEntryThatRedisRefusesIsHeldAndHoldsUpNobody(t *testing.T) {
 	s := redistest.Start(t)
 	s.MustDo("ACL", "SETUSER", "app", "on", ">pw", "~holdfast:*", "~ours:*", "+@all")
-	var dropped []string
-	drops := make(chan Drop, 10)
+	holds := make(chan Hold, 10)
 	r := newReplayed(t, s.Addr(), s.MustDo, func(o *Options) {
 		o.Redis.Username, o.Redis.Password = "app", "pw"
-		o.Hooks.OnDrop = func(d Drop) { drops <- d }
+		o.Hooks.OnHold = func(h Hold) { holds <- h }
+		o.Hooks.OnDrop = func(d Drop) { t.Errorf("dropped: %+v", d) }
 	})
 	var tasks []task
 	for _, key := range []string{"ours:1", "theirs:1", "ours:2"} {
@@ -499,20 +506,26 @@ func TestAnEntryThatRedisRefusesIsTriedOnce(t *testing.T) {
 	if want := (Replay{Replayed: 2, Refused: 1}); round != want || !ok {
 		t.Errorf("%+v, %v; want %+v", round, ok, want)
 	}
-	redistest.WaitFor(t, time.Minute, "the refused one to leave", func() bool { return r.c.Stats().JournalKeys == 0 })
-	if st := r.c.Stats(); st.Rejected != 1 || st.Replayed != 2 {
+	r.drain() // is not held up by that
+	if st := r.c.Stats(); st.Rejected != 0 || st.Replayed != 2 || st.Held != 1 || st.HeldKeys != 1 {
 		t.Errorf("stats %+v", st)
 	}
 	if r.do("GET", "ours:1") != "v" || r.do("GET", "ours:2") != "v" || r.do("GET", "theirs:1") != nothing {
 		t.Error("redis does not hold the others")
 	}
-	select {
-	case d := <-drops:
-		dropped = append(dropped, fmt.Sprint(d.Key, " ", d.Reason))
-	case <-time.After(10 * time.Second):
+	if h := r.c.Health(); h.JournalKeys != 1 || h.HeldKeys != 1 || time.Since(h.HeldSince) > time.Minute {
+		t.Errorf("health %+v", h)
 	}
-	if len(dropped) != 1 || dropped[0] != "theirs:1 rejected" {
-		t.Errorf("dropped: %q", dropped)
+	if got, err := r.c.Get(context.Background(), "theirs:1"); err != nil || string(got) != "v" {
+		t.Errorf("what is held is read as %q, %v", got, err)
+	}
+	select {
+	case h := <-holds:
+		if h.Key != "theirs:1" || !strings.Contains(h.Refusal, "permission") {
+			t.Errorf("told of %+v", h)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("not told")
 	}
 }
 
@@ -721,5 +734,48 @@ func TestWhatACallersReplayLeavesUndoneIsDoneByTheReplayer(t *testing.T) {
 		if r.c.journal.holds(r.c.local.hash(key), key) {
 			t.Errorf("%s is fenced for ever; redis holds %q", key, r.do("GET", key))
 		}
+	}
+}
+
+// What Redis has for a set that it refuses for good is older, and others read that.
+func TestASetThatIsRefusedForLongBecomesADelete(t *testing.T) {
+	s := redistest.Start(t)
+	s.MustDo("ACL", "SETUSER", "app", "on", ">pw", "~holdfast:*", "%R~*", "+@all")
+	s.MustDo("SET", "theirs", "old")
+	drops := make(chan Drop, 10)
+	r := newReplayed(t, s.Addr(), s.MustDo, func(o *Options) {
+		o.Redis.Username, o.Redis.Password = "app", "pw"
+		o.Hooks.OnDrop = func(d Drop) { drops <- d }
+	})
+	r.queued("theirs", 0)
+	r.c.routes.home.replayer.wake()
+	redistest.WaitFor(t, time.Minute, "it to be held", func() bool { return r.c.Health().HeldKeys == 1 })
+	if keys := r.c.journal.expireHeld(r.c.clock.now() - int64(heldSets)); len(keys) != 0 {
+		t.Errorf("it is given up at once: %q", keys)
+	}
+	sh := r.c.journal.shard(r.c.local.hash("theirs"))
+	redistest.WaitFor(t, time.Minute, "a minute", func() bool {
+		sh.mu.Lock()
+		defer sh.mu.Unlock()
+		if in := sh.intents["theirs"]; !in.sending && !in.del {
+			in.held.since -= int64(heldSets)
+		} else if in.del {
+			return true
+		}
+		return false
+	})
+	if d := <-drops; d != (Drop{"theirs", DropRejected}) {
+		t.Errorf("told of %+v", d)
+	}
+	// The delete is held as long as it is refused.
+	redistest.WaitFor(t, time.Minute, "the delete to be held", func() bool { return r.c.Health().HeldKeys == 1 })
+	r.drain()
+	if got := r.do("GET", "theirs"); got != "old" {
+		t.Errorf("it is %q", got)
+	}
+	s.MustDo("ACL", "SETUSER", "app", "~*")
+	redistest.WaitFor(t, time.Minute, "the delete", func() bool { return r.do("GET", "theirs") == nothing })
+	if st := r.c.Stats(); st.Rejected != 1 {
+		t.Errorf("%+v", st)
 	}
 }

@@ -134,6 +134,9 @@ type session struct {
 	// lacks are the helper commands that are done without.
 	lacks lacks
 
+	// scripts says whether the server runs the replay's script; see scripting.
+	scripts atomic.Uint32
+
 	// writable: the last write that Redis decided on was accepted.
 	writable atomic.Bool
 	// deletable: where writes are refused, deletes are not.
@@ -374,6 +377,9 @@ func (s *session) greet(ctx context.Context) error {
 		mode = cmp.Or(mode, told["redis_mode"], told["server_mode"]) // the latter is Valkey's
 	}
 	if err := s.link.fits(ctx, s, mode); err != nil {
+		return err
+	}
+	if err := s.greetScripts(ctx); err != nil {
 		return err
 	}
 	switch {

@@ -13,6 +13,8 @@ type task struct {
 	check bool // the second look at an ambiguous write
 	alone bool // nothing else is under way
 
+	canary *objection // not nil: it is held, and tried for all that are held for that
+
 	// sentAt is when it was sent: it did not run before. It ran no later than its
 	// answer came.
 	sentAt int64
@@ -34,7 +36,7 @@ func (j *journal) take(n, bytes int, now int64, hash func(string) keyHash, want 
 		sh := &j.shards[at]
 		sh.mu.Lock()
 		for key, in := range sh.intents {
-			if in.sending || in.checkAt > now || !want(key, in.del) {
+			if in.sending || in.held != nil || in.checkAt > now || !want(key, in.del) {
 				continue
 			}
 			if in.cuts >= suspectCuts || j.suspect(key, in.del) {
@@ -88,7 +90,7 @@ func (j *journal) takeSuspect(sh *journalShard, key string, hash func(string) ke
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	in := sh.intents[key]
-	if in == nil || in.sending || in.cuts < suspectCuts && !j.suspect(key, in.del) {
+	if in == nil || in.sending || in.held != nil || in.cuts < suspectCuts && !j.suspect(key, in.del) {
 		j.underWay.Add(-aloneUnderWay)
 		return nil
 	}
@@ -108,7 +110,7 @@ func (j *journal) takeOne(h keyHash, key string) []task {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	in := sh.intents[key]
-	if in == nil || in.sending || in.checkAt != 0 {
+	if in == nil || in.sending || !in.queuedLocked() {
 		return nil
 	}
 	return []task{j.takeLocked(sh, key, in, h)}
@@ -137,14 +139,14 @@ type sent struct {
 // nextCheck is when the next second check of a key that is owned is due, or never.
 func (j *journal) nextCheck(owned func(key string) bool) int64 {
 	next := int64(never)
-	if j.keys.Load() == j.queued.Load() {
+	if j.keys.Load() == j.queued.Load()+j.held.n.Load() {
 		return next
 	}
 	for i := range j.shards {
 		sh := &j.shards[i]
 		sh.mu.RLock()
 		for key, in := range sh.intents {
-			if in.checkAt > 0 && owned(key) {
+			if in.checkAt > 0 && in.held == nil && owned(key) {
 				next = min(next, in.checkAt)
 			}
 		}
@@ -162,10 +164,14 @@ const (
 	foundNothing              // the key is absent, and that was not what was wanted
 	foundTheirs               // somebody else wrote, and that is still there
 	foundRefused              // Redis does not take it: what it holds is not known
+	foundAgain                // nothing was done, and it is to be sent again
 	foundNoReply              // it may or may not have run
 	foundCut                  // that, for the connection broke
-	foundUnsent               // it did not run, or did nothing
+	foundUnsent               // it did not run
 )
+
+// answered says whether Redis decided.
+func (f found) answered() bool { return f != foundNoReply && f != foundCut && f != foundUnsent }
 
 // lateAfter is how long after a replay a server may still run a command that an
 // earlier connection left behind: a stopped server was seen to do so 0.7s after
@@ -177,6 +183,25 @@ const lateAfter = 2 * time.Second
 // write of an earlier session may still run late: then it is checked once more. now
 // is the latest moment at which the task may have run.
 func (j *journal) settle(t task, what found, session uint64, server string, now int64) {
+	j.returned(&t, func(sh *journalShard, in *intent) {
+		if what.answered() {
+			j.releaseLocked(in)
+		}
+		if j.settleLocked(in, t, what, session, server, now) {
+			j.leaveLocked(sh, t.key, in)
+		} else if what != foundUnsent && what != foundAgain {
+			j.saveLocked(sh, t.key, in)
+		}
+	})
+	j.tried(t.canary, what.answered(), now)
+	if j.file == nil {
+		j.announce() // else sweep does, once the file knows
+	}
+}
+
+// returned ends the sending of a task, and calls f with what became of its intent, under
+// the lock of its shard, if there is one.
+func (j *journal) returned(t *task, f func(sh *journalShard, in *intent)) {
 	if t.alone {
 		j.underWay.Add(-aloneUnderWay)
 	} else {
@@ -184,18 +209,11 @@ func (j *journal) settle(t task, what found, session uint64, server string, now 
 	}
 	sh := j.shard(t.hash)
 	sh.mu.Lock()
+	defer sh.mu.Unlock()
 	if in := sh.intents[t.key]; in != nil {
 		in.sending = false
 		delete(sh.sent, in)
-		if j.settleLocked(in, t, what, session, server, now) {
-			j.leaveLocked(sh, t.key, in)
-		} else if what != foundUnsent {
-			j.saveLocked(sh, t.key, in)
-		}
-	}
-	sh.mu.Unlock()
-	if j.file == nil {
-		j.announce() // else sweep does, once the file knows
+		f(sh, in)
 	}
 }
 
@@ -228,7 +246,7 @@ func (in *intent) is(t *task) bool {
 // settleLocked says whether the intent is done with.
 func (j *journal) settleLocked(in *intent, t task, what found, session uint64, server string, now int64) bool {
 	switch what {
-	case foundUnsent:
+	case foundUnsent, foundAgain:
 		return false
 	case foundNoReply, foundCut:
 		in.late.unanswered(session, t.value, t.deletesAt(t.sentAt), t.deadline)
@@ -246,7 +264,7 @@ func (j *journal) settleLocked(in *intent, t task, what found, session uint64, s
 	case foundRefused, foundTheirs:
 		in.base = base{}
 	}
-	in.baseSeq = 0
+	in.baseSeq, in.news = 0, 0
 	if !in.is(&t) {
 		return false // a later write took the intent over
 	}

@@ -40,7 +40,10 @@ type Stats struct {
 	Superseded   uint64 // another client wrote during the outage
 	Downgraded   uint64 // sets turned into deletes: see DropDowngraded
 	Refused      uint64 // ErrJournalFull
-	Rejected     uint64 // Redis rejected the replayed entry for itself
+	Rejected     uint64 // sets that Redis refused for themselves for long, or hung up on: they became deletes
+	Held         uint64 // entries that Redis refused for themselves; see Cache.Held
+	HeldKeys     int    // gauge: of JournalKeys, those that are held now
+	Discarded    uint64 // by Cache.Discard
 
 	// The local tier.
 	LocalBytes     int64 // gauge, with about 250 bytes of bookkeeping an entry
@@ -60,7 +63,7 @@ type counters struct {
 
 	undecodable, batchHits, dials, timeouts, bulkheadRefused, hooksDropped atomic.Uint64
 
-	journaled, restored, replayed, superseded, downgraded, refused, rejected atomic.Uint64
+	journaled, restored, replayed, superseded, downgraded, refused, rejected, held, discarded atomic.Uint64
 
 	loads, loadsShared, loadErrors, negativeHits, earlyRefreshes, leaseWaits atomic.Uint64
 

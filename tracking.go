@@ -86,7 +86,7 @@ func (l *link) invalidated(s *session, keys []rueidis.RedisMessage) {
 }
 
 // told takes a key out of the local tier that somebody else changed, or it is the
-// echo of our own write, and out of the journal what would overwrite the change.
+// echo of our own write, and has what waits in the journal compared with what is there.
 // What came over a session that has ended may be older than what is there.
 func (c *Cache) told(key string, serving bool) {
 	h, now := c.local.hash(key), c.clock.now()
@@ -95,13 +95,12 @@ func (c *Cache) told(key string, serving bool) {
 	c.flights.tell(h)
 	c.local.invalidate(h, now)
 	if serving && c.opts.Journal.OnConflict == ConflictDelete && c.journal.overruled(h, key, now) {
-		c.downgraded(key)
+		c.routes.link(c.routes.of(key)).replayer.wake()
 	}
 }
 
-// emptied is told for all keys that are owned.
-func (c *Cache) emptied(owned func(key string) bool) {
-	if c.opts.Journal.OnConflict == ConflictDelete {
-		c.journal.overruledAll(c.clock.now(), owned)
-	}
+// emptied is told for all keys that are owned. It says whether there is something to
+// compare.
+func (c *Cache) emptied(owned func(key string) bool) bool {
+	return c.opts.Journal.OnConflict == ConflictDelete && c.journal.overruledAll(c.clock.now(), owned)
 }

@@ -124,7 +124,7 @@ func (p printer) row(r row) {
 		return percent(float64(n) / float64(reads))
 	}
 	line := fmt.Sprintf(rowFormat,
-		fmt.Sprintf("%.1fs", r.at.Seconds()), r.script, short(r.state),
+		elapsed(r.at), r.script, short(r.state),
 		thousands(int64(float64(t.calls)/r.length.Seconds())),
 		share(t.reads[fromLocal]+t.reads[fromJournal]), share(t.reads[fromRedis]), share(t.reads[fromNowhere]),
 		millis(t.latency.quantile(0.5)), millis(t.latency.longest),
@@ -148,6 +148,14 @@ func (p printer) style(escape, line string) {
 }
 
 func (p printer) say(format string, args ...any) { fmt.Fprintf(p.out, format+"\n", args...) }
+
+// elapsed writes a time in at most five letters.
+func elapsed(d time.Duration) string {
+	if d >= 100*time.Second {
+		return fmt.Sprintf("%.0fs", d.Seconds())
+	}
+	return fmt.Sprintf("%.1fs", d.Seconds())
+}
 
 // short is the state in at most eight letters.
 func short(state string) string {
