@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -35,7 +37,8 @@ import (
 //   - counted: INCR through Client(). The server counts each one that was
 //     acknowledged, and no more than were tried.
 //
-// HOLDFAST_CHAOS is how long it lasts, HOLDFAST_SEED which faults come.
+// HOLDFAST_CHAOS is how long it lasts, HOLDFAST_SEED which faults come, and
+// HOLDFAST_FAULTS, a regular expression, from which they are taken.
 func TestFaultsInARowLoseNothingAndServeNothingOld(t *testing.T) {
 	redistest.Long(t)
 	ctx := begin(t)
@@ -47,6 +50,7 @@ func TestFaultsInARowLoseNothingAndServeNothingOld(t *testing.T) {
 	s.MustDo("ACL", "SETUSER", "app", "on", ">secret", "allkeys", "allchannels", "allcommands")
 	p := redistest.NewProxy(t, s.Addr())
 	x := &chaos{t: t, ctx: ctx, server: s, proxy: p}
+	x.story.Store(new(string))
 	for i := range x.caches {
 		x.caches[i] = x.open(p.Addr())
 	}
@@ -102,7 +106,8 @@ type chaos struct {
 	proxy  *redistest.Proxy
 	caches [2]*chaosCache
 
-	noScripts atomic.Bool // permission for scripts was taken away at some time
+	noScripts atomic.Bool            // permission for scripts was taken away at some time
+	story     atomic.Pointer[string] // the last faults
 
 	counted, tried atomic.Int64
 	owned          sync.Map // key -> what the server must hold in the end, nothing for no value
@@ -114,14 +119,20 @@ type chaos struct {
 // chaosCache is a cache, and what its hooks told.
 type chaosCache struct {
 	*holdfast.Cache
-	drops sync.Map // key -> holdfast.DropReason
+	drops sync.Map // key -> chaosDrop
+}
+
+// chaosDrop is what a hook told, and in which fault.
+type chaosDrop struct {
+	reason holdfast.DropReason
+	fault  string
 }
 
 func (x *chaos) open(addr string) *chaosCache {
 	o := at(addr)
 	o.Redis.Username, o.Redis.Password = "app", "secret"
 	c := &chaosCache{}
-	o.Hooks.OnDrop = func(d holdfast.Drop) { c.drops.Store(d.Key, d.Reason) }
+	o.Hooks.OnDrop = func(d holdfast.Drop) { c.drops.Store(d.Key, chaosDrop{d.Reason, *x.story.Load()}) }
 	c.Cache = open(x.t, o)
 	return c
 }
@@ -388,13 +399,18 @@ func (x *chaos) faults(rnd *rand.Rand, length time.Duration) {
 		timer := time.NewTimer(time.Duration(rnd.Int64N(int64(most))))
 		<-timer.C
 	}
+	wanted := regexp.MustCompile(os.Getenv("HOLDFAST_FAULTS"))
+	faults := slices.DeleteFunc(slices.Clone(chaosFaults), func(f fault) bool { return !wanted.MatchString(f.name) })
 	n, until := map[string]int{}, time.Now().Add(length)
 	for time.Now().Before(until) && x.violations.Load() == 0 {
-		f := chaosFaults[rnd.IntN(len(chaosFaults))]
+		f := faults[rnd.IntN(len(faults))]
 		n[f.name]++
+		during, after := "during "+f.name, "after "+f.name
+		x.story.Store(&during)
 		f.begin(x)
 		pause(2 * time.Second)
 		f.end(x)
+		x.story.Store(&after)
 		// Nobody puts anything right but the caches.
 		for i, c := range x.caches {
 			redistest.WaitFor(x.t, patience, fmt.Sprintf("cache %d to be up after %q", i, f.name), func() bool {
@@ -448,9 +464,10 @@ func (x *chaos) judge() {
 	}
 	for i, c := range x.caches {
 		x.t.Logf("cache %d: %+v", i, c.Stats())
-		c.drops.Range(func(key, reason any) bool {
-			if strings.HasPrefix(key.(string), "own:") && !(reason == holdfast.DropDowngraded && x.noScripts.Load()) {
-				x.violated("cache %d dropped %v: %v, and nobody else wrote it", i, key, reason)
+		c.drops.Range(func(key, v any) bool {
+			d := v.(chaosDrop)
+			if strings.HasPrefix(key.(string), "own:") && !(d.reason == holdfast.DropDowngraded && x.noScripts.Load()) {
+				x.violated("cache %d dropped %v: %v %s, and nobody else wrote it", i, key, d.reason, d.fault)
 			}
 			return true
 		})
@@ -460,7 +477,7 @@ func (x *chaos) judge() {
 // explained says that a set may have become a delete: there were no scripts.
 func (x *chaos) explained(key string) bool {
 	for _, c := range x.caches {
-		if reason, ok := c.drops.Load(key); ok && reason == holdfast.DropDowngraded && x.noScripts.Load() {
+		if v, ok := c.drops.Load(key); ok && v.(chaosDrop).reason == holdfast.DropDowngraded && x.noScripts.Load() {
 			return true
 		}
 	}

@@ -33,7 +33,7 @@ type intent struct {
 // base is what Redis was last known to hold.
 type base struct {
 	known  bool
-	held   bool   // it held a value; else nothing
+	held   bool   // it held a value; else nothing, or, where it is not known, anything
 	echo   bool   // of that the server may still tell, for we wrote it
 	sum    digest // of that value
 	gone   int64  // from then on that value's own time has run out; never for never
@@ -58,6 +58,12 @@ func holding(value []byte, expires int64, server string) base {
 	return base{known: true, held: true, sum: sha1.Sum(value), gone: expires, server: server}
 }
 
+// perhapsHolding is the base of a key that had this value once, and of which the server
+// has told since: it may hold that, another value, or nothing.
+func perhapsHolding(value []byte, server string) base {
+	return base{held: true, sum: sha1.Sum(value), gone: never, server: server}
+}
+
 // holdingNothing is the base of a key that was last seen to be absent.
 func holdingNothing(server string) base { return base{known: true, server: server} }
 
@@ -73,10 +79,11 @@ func over(ends, now int64) bool { return ends != never && now >= ends-clockAllow
 // mayBeAbsent says whether finding nothing at server is no conflict: nothing is
 // known, or nothing was there, or a write of our own deleted it, or its time may
 // have run out, unless the server told of the key before, or the server is another one
-// than the one that held it and has lost it. now is the latest moment at which Redis may have been looked at.
+// than the one that held it and has lost it. now is the latest moment at which Redis may
+// have been looked at.
 func (in *intent) mayBeAbsent(server string, now int64) bool {
 	b := &in.base
-	return !b.known || !b.held || in.news == 0 && over(b.gone, now) || b.server != server || in.late.mayLeaveNothing(now)
+	return !b.held || in.news == 0 && (!b.known || over(b.gone, now)) || b.server != server || in.late.mayLeaveNothing(now)
 }
 
 // mayLeaveNothing says whether one of the writes may have deleted the key, or left a

@@ -52,6 +52,10 @@ type loadProgram struct {
 
 	keys [3]loadedKey
 
+	// What was written in the first moments is sent as an ordinary command, and may come
+	// over what somebody else writes meanwhile. So nobody else does.
+	pastFirst sync.Once
+
 	began time.Time
 	mu    sync.Mutex
 	trace []string
@@ -212,6 +216,10 @@ func (p *loadProgram) write(k *loadedKey, write func(version int) error) {
 // foreign is somebody else's write. That it is seen is another test's; here it must not
 // be overwritten by what is older.
 func (p *loadProgram) foreign(k *loadedKey) {
+	p.pastFirst.Do(func() {
+		ready(p.t, p.c)
+		drain(p.t, p.c)
+	})
 	k.write <- struct{}{}
 	defer func() { <-k.write }()
 	k.mu.Lock()

@@ -113,7 +113,7 @@ func (j *journal) compared(s suspected, value []byte, found bool, server string)
 	switch {
 	case found && (b.held && b.sum == sum || bytes.Equal(value, in.value)):
 		return false
-	case !found && (!b.known || !b.held || b.server != server):
+	case !found && (!b.held || b.server != server):
 		return false
 	}
 	j.bytes.Add(-int64(len(in.value)))

@@ -291,14 +291,20 @@ func (c *Cache) downgraded(key string) {
 	c.notify.drop(key, DropDowngraded)
 }
 
-// baseOf is what Redis was last known to hold, going by the local copy.
+// baseOf is what Redis was last known to hold, going by the local copy. Of a copy that
+// the server has told of since, the value is what Redis may still hold: what was told may
+// be about a key of that name in another database, or the server may have dropped the key
+// from its tracking table.
 func (w *change) baseOf() base {
-	if w.old == nil || w.old.refuted() || w.old.grace()&ungiven != 0 {
+	if w.old == nil || w.old.fresh.Load() < asIs || w.old.grace()&ungiven != 0 {
 		return base{}
 	}
 	server := w.link.server()
 	if w.old.ofEarlierServer() {
 		server = earlierServer
+	}
+	if w.old.refuted() {
+		return perhapsHolding(w.old.bytes(), server)
 	}
 	b := holding(w.old.bytes(), w.old.expires.Load(), server)
 	b.echo = w.old.fresh.Load() == unread
