@@ -416,7 +416,7 @@ func (p *pass) hold(r *refusedTask) bool {
 		p.stats.held.Add(1)
 	}
 	if news {
-		p.notify.held(Hold{Refusal: refusal.text, Key: r.key})
+		p.notify.held(HeldWrite{Key: r.key, Delete: r.del, Bytes: len(r.value), Since: time.Now(), Refusal: refusal.text})
 	}
 	return true
 }

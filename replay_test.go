@@ -490,10 +490,10 @@ func TestWithoutScriptsAReplayDeletes(t *testing.T) {
 func TestAnEntryThatRedisRefusesIsHeldAndHoldsUpNobody(t *testing.T) {
 	s := redistest.Start(t)
 	s.MustDo("ACL", "SETUSER", "app", "on", ">pw", "~holdfast:*", "~ours:*", "+@all")
-	holds := make(chan Hold, 10)
+	holds := make(chan HeldWrite, 10)
 	r := newReplayed(t, s.Addr(), s.MustDo, func(o *Options) {
 		o.Redis.Username, o.Redis.Password = "app", "pw"
-		o.Hooks.OnHold = func(h Hold) { holds <- h }
+		o.Hooks.OnHold = func(h HeldWrite) { holds <- h }
 		o.Hooks.OnDrop = func(d Drop) { t.Errorf("dropped: %+v", d) }
 	})
 	var tasks []task
