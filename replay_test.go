@@ -779,3 +779,19 @@ func TestASetThatIsRefusedForLongBecomesADelete(t *testing.T) {
 		t.Errorf("%+v", st)
 	}
 }
+
+// The greeting does not have the script call everything. What is refused then is refused
+// to that entry, or the server would be asked again for ever.
+func TestACommandOfTheScriptsThatFewEntriesNeedHoldsUpThose(t *testing.T) {
+	s := redistest.Start(t)
+	s.MustDo("ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all", "-persist")
+	s.MustDo("SET", "k", "v") // what is wanted is there already
+	r := newReplayed(t, s.Addr(), s.MustDo, func(o *Options) { o.Redis.Username, o.Redis.Password = "app", "pw" })
+	r.queued("k", 0)
+	r.queued("other", 0)
+	r.c.routes.home.replayer.wake()
+	r.drain()
+	if h := r.c.Health(); h.HeldKeys != 1 || len(h.Lacks) != 0 || r.do("GET", "other") != "v" {
+		t.Errorf("%+v", h)
+	}
+}
