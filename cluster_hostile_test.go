@@ -66,6 +66,8 @@ func (f *fakeNode) answer(args []string) string {
 		return ":-1\r\n"
 	case name == "EXISTS", name == "DEL", name == "UNLINK":
 		return ":1\r\n"
+	case name == "EVALSHA":
+		return "*1\r\n:1\r\n" // the replay's script, of one key in a cluster
 	}
 	return "+OK\r\n"
 }

@@ -362,15 +362,16 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 		c.local.doubt(h, func(old int64) int64 { return min(old, deadline) })
 		return c.decided("touch", key, o)
 	}
-	c.local.retime(h, was, deadline)
 	n, err := replies[1].AsInt64()
 	s.lacks.note(lackExists, err != nil)
 	if err != nil && ttl > 0 {
 		n, err = replies[0].AsInt64() // PEXPIRE tells, too; PERSIST does not
 	}
 	if err == nil && n == 0 {
+		c.local.retime(h, was, now) // a copy that is over must not live again
 		return ErrMiss
 	}
+	c.local.retime(h, was, deadline)
 	return nil
 }
 

@@ -191,7 +191,7 @@ func TestADeleteForAConflictIsInTheFileBeforeItIsSent(t *testing.T) {
 		"found": func(j *journal) { settle(j, takeOnly(t, j, 0), foundTheirs, 1, 0) },
 		"overruled": func(j *journal) {
 			j.overruled(hashed("k"), "k", 0)
-			for _, s := range j.suspects(hashed, func(string) bool { return true }) {
+			for _, s := range j.uncompared(hashed, func(string) bool { return true }) {
 				j.compared(s, []byte("theirs"), true, "server")
 			}
 		},

@@ -124,7 +124,10 @@ func (j *journal) hold(t *task, r *objection, now int64) (again, news, ok bool) 
 			was = *in.held
 		}
 		switch {
-		case !in.is(t) || was.objection == r:
+		case !in.is(t):
+			again = true // it is not held at all
+			return
+		case was.objection == r:
 			return
 		case again:
 			was.keys.Add(-1)

@@ -26,7 +26,7 @@ type Hooks struct {
 	// OnHold is called when Redis refuses a write of the journal for itself, once for
 	// each text by which it does, and not more than once a minute. Cache.Held lists what
 	// is held.
-	OnHold func(Hold)
+	OnHold func(HeldWrite)
 }
 
 // StateChange is one step of the link's life, or a failure to reach Redis for the first
@@ -44,13 +44,6 @@ type Replay struct {
 	Superseded int // somebody else wrote meanwhile: deleted, or left alone
 	Refused    int // Redis refused the entry: it is held, or a set became a delete
 	Left       int // still to be replayed
-}
-
-// Hold says that Redis refuses writes of the journal for themselves. They are held until
-// it does not.
-type Hold struct {
-	Refusal string // what Redis says, quoted and cut; keys and numbers are left out
-	Key     string // the first such write's
 }
 
 // Drop says what became of a write that could not be kept.
@@ -234,7 +227,7 @@ func (n *notifier) scriptless(addr string, why error) {
 }
 
 // held tells that Redis refuses entries of the journal for themselves.
-func (n *notifier) held(h Hold) {
+func (n *notifier) held(h HeldWrite) {
 	n.post(func() {
 		n.log.Warn("holdfast: redis refuses writes of the journal for themselves: they are held, and tried again",
 			"error", h.Refusal, "key", shortKey(h.Key))

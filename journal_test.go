@@ -1022,8 +1022,8 @@ func TestOnlyAWaitingSetThatNobodyElseExplainsIsComparedAndTheComparisonDecides(
 				if !tt.want {
 					return
 				}
-				all := j.suspects(hashed, func(string) bool { return true })
-				if len(all) != 1 || len(j.suspects(hashed, func(string) bool { return true })) != 0 {
+				all := j.uncompared(hashed, func(string) bool { return true })
+				if len(all) != 1 || len(j.uncompared(hashed, func(string) bool { return true })) != 0 {
 					t.Fatalf("to be compared: %+v, and more", all)
 				}
 				if got := j.compared(all[0], []byte(what), what != "", "server"); got != found {
@@ -1050,12 +1050,12 @@ func TestNewsThatComesBesideAComparisonIsComparedOnceMore(t *testing.T) {
 	put(t, j, w, admitted)
 	every := func(string) bool { return true }
 	j.overruled(hashed("k"), "k", 0)
-	first := j.suspects(hashed, every)
+	first := j.uncompared(hashed, every)
 	j.overruled(hashed("k"), "k", 0)
 	if j.compared(first[0], []byte("base"), true, "server") {
 		t.Error("it is what it was")
 	}
-	second := j.suspects(hashed, every)
+	second := j.uncompared(hashed, every)
 	if len(second) != 1 || !j.compared(second[0], nil, false, "server") {
 		t.Errorf("somebody deleted it meanwhile: %+v", second)
 	}

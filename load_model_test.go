@@ -52,10 +52,6 @@ type loadProgram struct {
 
 	keys [3]loadedKey
 
-	// What was written in the first moments is sent as an ordinary command, and may come
-	// over what somebody else writes meanwhile. So nobody else does.
-	pastFirst sync.Once
-
 	began time.Time
 	mu    sync.Mutex
 	trace []string
@@ -108,6 +104,9 @@ func (p *loadProgram) log(format string, args ...any) {
 }
 
 func (p *loadProgram) run() {
+	// What is written in the first moments is sent as an ordinary command, and may come
+	// over what somebody else writes meanwhile.
+	ready(p.t, p.c)
 	var users, faults sync.WaitGroup
 	stop := make(chan struct{})
 	for user := range 5 {
@@ -216,10 +215,6 @@ func (p *loadProgram) write(k *loadedKey, write func(version int) error) {
 // foreign is somebody else's write. That it is seen is another test's; here it must not
 // be overwritten by what is older.
 func (p *loadProgram) foreign(k *loadedKey) {
-	p.pastFirst.Do(func() {
-		ready(p.t, p.c)
-		drain(p.t, p.c)
-	})
 	k.write <- struct{}{}
 	defer func() { <-k.write }()
 	k.mu.Lock()

@@ -56,6 +56,7 @@ const (
 	opHoldReplay
 	opSlow
 	opReadOnly
+	opForbid // a key, to replays
 	opHeal
 	opForgetScripts
 	opSave
@@ -71,13 +72,13 @@ var modelWeights = map[modelKind]int{
 	opSet: 26, opSetMany: 4, opDelete: 10, opAdd: 4, opTouch: 4,
 	opGet: 14, opGetMany: 4, opGetBeside: 6, opSetHurried: 2,
 	opOther: 10, opOtherLater: 4, opWait: 18,
-	opCut: 4, opCutSoon: 3, opRefuse: 4, opHold: 5, opDeafen: 3, opHoldReplay: 1, opSlow: 1, opReadOnly: 2, opHeal: 8,
+	opCut: 4, opCutSoon: 3, opRefuse: 4, opHold: 5, opDeafen: 3, opHoldReplay: 1, opSlow: 1, opReadOnly: 2, opForbid: 2, opHeal: 8,
 	opForgetScripts: 1, opSave: 2, opReplaceEmpty: 1, opReplaceOld: 1, opReplaceSame: 1, opReopen: 2, opSettle: 2,
 }
 
 var modelNames = [...]string{
 	"set", "setmany", "delete", "add", "touch", "get", "getmany", "get beside", "set hurried", "other", "other later",
-	"wait", "cut", "cut soon", "refuse", "hold", "deafen", "hold replay", "slow", "readonly", "heal",
+	"wait", "cut", "cut soon", "refuse", "hold", "deafen", "hold replay", "slow", "readonly", "forbid", "heal",
 	"forget scripts", "save", "replace empty", "replace old", "replace same", "reopen", "settle",
 }
 
@@ -215,7 +216,7 @@ func (g *modelGenerator) op(kind modelKind) modelOp {
 		}
 	case opTouch:
 		op.keys, op.ttl = []string{key}, g.ttl()
-	case opGet, opGetBeside:
+	case opGet, opGetBeside, opForbid:
 		op.keys = []string{key}
 	case opOther, opOtherLater:
 		op.keys = []string{key}

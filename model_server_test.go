@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,17 +29,18 @@ type modelServer struct {
 	mu   sync.Mutex
 	cond *sync.Cond // anything below has changed
 
-	run      int  // tells servers apart
-	away     bool // dials are refused
-	held     bool // commands are taken and not run
-	holdNext bool // so it will be from the next replay on
-	deaf     bool // commands are run and not answered
-	readonly bool
-	tracking bool          // it tells of changes, as Redis does
-	slow     time.Duration // what a command takes to arrive
-	endsLate time.Duration // a script is run only once its keys' values have ended, if they do within
-	cutAfter int           // so many commands from now the connections are cut, 0 for not
-	closed   bool
+	run       int  // tells servers apart
+	away      bool // dials are refused
+	held      bool // commands are taken and not run
+	holdNext  bool // so it will be from the next replay on
+	deaf      bool // commands are run and not answered
+	readonly  bool
+	forbidden map[string]bool // keys that no script may touch
+	tracking  bool            // it tells of changes, as Redis does
+	slow      time.Duration   // what a command takes to arrive
+	endsLate  time.Duration   // a script is run only once its keys' values have ended, if they do within
+	cutAfter  int             // so many commands from now the connections are cut, 0 for not
+	closed    bool
 
 	conns  []*modelConn
 	newest int // the youngest connection on which something ran
@@ -69,7 +71,7 @@ type modelConn struct {
 const lateMost = 1500 * time.Millisecond
 
 func newModelServer(t *testing.T, tracking bool) *modelServer {
-	s := &modelServer{redis: miniredis.NewMiniRedis(), began: time.Now(), tracking: tracking, sent: map[string]bool{}}
+	s := &modelServer{redis: miniredis.NewMiniRedis(), began: time.Now(), tracking: tracking, sent: map[string]bool{}, forbidden: map[string]bool{}}
 	s.cond = sync.NewCond(&s.mu)
 	s.redis.ClockTTL(true)
 	t.Cleanup(func() {
@@ -194,7 +196,7 @@ func (c *modelConn) take() {
 		if len(cmd) > 2 && cmd[0] == "SET" {
 			c.s.sent[cmd[1]+" "+cmd[2]] = true
 		}
-		if s := c.s; s.holdNext && cmd[0] == "EVALSHA" {
+		if s := c.s; s.holdNext && cmd[0] == "EVALSHA" && !strings.HasPrefix(cmd[3], "holdfast:") {
 			s.held, s.holdNext = true, false
 		}
 		c.commands = append(c.commands, cmd)
@@ -312,6 +314,8 @@ func (c *modelConn) replyLocked(cmd []string) string {
 	case cmd[0] == "CLIENT" && len(cmd) > 2 && cmd[1] == "TRACKING" && c.s.tracking:
 		c.tracked = map[string]bool{}
 		return "+OK\r\n"
+	case cmd[0] == "EVALSHA" && slices.ContainsFunc(keysOf(cmd), func(key string) bool { return c.s.forbidden[key] }):
+		return "-NOPERM No permissions to access a key\r\n"
 	case c.s.readonly && modelWrites[cmd[0]]:
 		return "-READONLY You can't write against a read only replica.\r\n"
 	}

@@ -188,6 +188,8 @@ func (r *modelRun) fault(op modelOp) {
 		r.s.change(func() { r.s.slow = time.Duration(random.IntN(30)) * time.Millisecond })
 	case opReadOnly:
 		r.s.change(func() { r.s.readonly = true })
+	case opForbid:
+		r.s.change(func() { r.s.forbidden[op.keys[0]] = true })
 	case opHeal:
 		r.heal()
 	case opForgetScripts:
@@ -216,6 +218,7 @@ func (r *modelRun) heal() {
 	r.s.change(func() {
 		r.s.away, r.s.held, r.s.holdNext, r.s.deaf, r.s.readonly = false, false, false, false, false
 		r.s.slow, r.s.cutAfter = 0, 0
+		clear(r.s.forbidden)
 	})
 }
 

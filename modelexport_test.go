@@ -5,13 +5,13 @@ import "fmt"
 // What the model test in holdfast_test asks of the inside, and nothing else does.
 
 // Journaled says whether the journal has the key, and whether it waits there to be
-// replayed, rather than for its second check.
+// replayed, rather than for its second check or to be taken back.
 func (c *Cache) Journaled(key string) (fenced, queued bool) {
 	sh := c.journal.shard(c.local.hash(key))
 	sh.mu.RLock()
 	defer sh.mu.RUnlock()
 	in := sh.intents[key]
-	return in != nil, in != nil && in.checkAt == 0
+	return in != nil, in != nil && in.checkAt == 0 && !in.undo
 }
 
 // Replaying is how many intents are on their way to Redis.

@@ -66,16 +66,16 @@ func (j *journal) overruledAll(now int64, owned func(key string) bool) (some boo
 	return some
 }
 
-// suspected is a set that is to be compared, as it was when that was noticed.
-type suspected struct {
+// waitingSet is a set that is to be compared, as it was when that was noticed.
+type waitingSet struct {
 	key  string
 	hash keyHash
 	seq  uint64
 	news uint8
 }
 
-// suspects returns some of the sets that are to be compared and are owned.
-func (j *journal) suspects(hash func(string) keyHash, owned func(key string) bool) (all []suspected) {
+// uncompared returns some of the sets that are to be compared and are owned.
+func (j *journal) uncompared(hash func(string) keyHash, owned func(key string) bool) (all []waitingSet) {
 	if !j.news.Swap(false) {
 		return nil
 	}
@@ -90,7 +90,7 @@ func (j *journal) suspects(hash func(string) keyHash, owned func(key string) boo
 				j.news.Store(true) // for the next round, or for another link
 				continue
 			}
-			all = append(all, suspected{key, hash(key), in.seq, in.news})
+			all = append(all, waitingSet{key, hash(key), in.seq, in.news})
 		}
 		sh.mu.RUnlock()
 	}
@@ -99,7 +99,7 @@ func (j *journal) suspects(hash func(string) keyHash, owned func(key string) boo
 
 // compared takes what the server holds for a set that waits, and says whether it became a
 // delete.
-func (j *journal) compared(s suspected, value []byte, found bool, server string) bool {
+func (j *journal) compared(s waitingSet, value []byte, found bool, server string) bool {
 	sum := sha1.Sum(value)
 	sh := j.shard(s.hash)
 	sh.mu.Lock()
@@ -128,15 +128,15 @@ func (j *journal) compared(s suspected, value []byte, found bool, server string)
 // the replay.
 func (r *replayer) compare(ctx context.Context, s *session) {
 	for {
-		suspects := r.journal.suspects(r.hash, r.owns)
-		if len(suspects) == 0 {
+		sets := r.journal.uncompared(r.hash, r.owns)
+		if len(sets) == 0 {
 			return
 		}
 		bounded, cancel := context.WithTimeout(ctx, r.timeout)
 		b := s.client.B()
-		cmds := make([]rueidis.Completed, len(suspects))
-		for i := range suspects {
-			cmds[i] = b.Get().Key(suspects[i].key).Build()
+		cmds := make([]rueidis.Completed, len(sets))
+		for i := range sets {
+			cmds[i] = b.Get().Key(sets[i].key).Build()
 		}
 		deletes := false
 		for i, reply := range r.do(bounded, s, cmds, false) {
@@ -144,8 +144,8 @@ func (r *replayer) compare(ctx context.Context, s *session) {
 			switch absent := rueidis.IsRedisNil(err); {
 			case err != nil && !absent:
 				continue
-			case r.journal.compared(suspects[i], value, !absent, s.server):
-				r.journal.downgraded(suspects[i].key)
+			case r.journal.compared(sets[i], value, !absent, s.server):
+				r.journal.downgraded(sets[i].key)
 				deletes = true
 			}
 		}
@@ -153,7 +153,7 @@ func (r *replayer) compare(ctx context.Context, s *session) {
 		if deletes {
 			r.wake()
 		}
-		if len(suspects) < compareMost {
+		if len(sets) < compareMost {
 			return
 		}
 	}

@@ -309,6 +309,7 @@ func TestNoOptionIsForgotten(t *testing.T) {
 		"Hooks.OnStateChange": "any function, or none",
 		"Hooks.OnReplay":      "any function, or none",
 		"Hooks.OnDrop":        "any function, or none",
+		"Hooks.OnHold":        "any function, or none",
 		"Redis":               "rueidis' own fields: TestNewRefusesWhatCannotBeMeant has those that are refused",
 	}
 	var zero, defaults Options

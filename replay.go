@@ -336,11 +336,10 @@ func (p *pass) conclude(t *task, a answer) {
 	switch c := classify(context.Background(), a.err); {
 	case c == classOK:
 		p.decided(t, a.verdict)
-	case noScripts(a.err):
-		if p.session.noteScripts(a.err, false); !t.del {
-			p.await(t)
-			return
-		}
+	case noScripts(a.err) && !withinScript(a.err) && !t.del:
+		p.session.noteScripts(a.err, false)
+		p.await(t)
+	case noScripts(a.err) && t.del:
 		p.plain = append(p.plain, *t)
 	case (c == classCommand || c == classUnknown) && t.del && !t.undo:
 		p.plain = append(p.plain, *t) // it may be the script that is refused
@@ -462,7 +461,7 @@ func (p *pass) hold(r *refusedTask) bool {
 		p.stats.held.Add(1)
 	}
 	if news {
-		p.notify.held(Hold{Refusal: refusal.text, Key: r.key})
+		p.notify.held(HeldWrite{Key: r.key, Delete: r.del, Bytes: len(r.value), Since: time.Now(), Refusal: refusal.text})
 	}
 	return true
 }

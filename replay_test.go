@@ -490,10 +490,10 @@ func TestWithoutScriptsAReplayDeletes(t *testing.T) {
 func TestAnEntryThatRedisRefusesIsHeldAndHoldsUpNobody(t *testing.T) {
 	s := redistest.Start(t)
 	s.MustDo("ACL", "SETUSER", "app", "on", ">pw", "~holdfast:*", "~ours:*", "+@all")
-	holds := make(chan Hold, 10)
+	holds := make(chan HeldWrite, 10)
 	r := newReplayed(t, s.Addr(), s.MustDo, func(o *Options) {
 		o.Redis.Username, o.Redis.Password = "app", "pw"
-		o.Hooks.OnHold = func(h Hold) { holds <- h }
+		o.Hooks.OnHold = func(h HeldWrite) { holds <- h }
 		o.Hooks.OnDrop = func(d Drop) { t.Errorf("dropped: %+v", d) }
 	})
 	var tasks []task
@@ -777,5 +777,21 @@ func TestASetThatIsRefusedForLongBecomesADelete(t *testing.T) {
 	redistest.WaitFor(t, time.Minute, "the delete", func() bool { return r.do("GET", "theirs") == nothing })
 	if st := r.c.Stats(); st.Rejected != 1 {
 		t.Errorf("%+v", st)
+	}
+}
+
+// The greeting does not have the script call everything. What is refused then is refused
+// to that entry, or the server would be asked again for ever.
+func TestACommandOfTheScriptsThatFewEntriesNeedHoldsUpThose(t *testing.T) {
+	s := redistest.Start(t)
+	s.MustDo("ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all", "-persist")
+	s.MustDo("SET", "k", "v") // what is wanted is there already
+	r := newReplayed(t, s.Addr(), s.MustDo, func(o *Options) { o.Redis.Username, o.Redis.Password = "app", "pw" })
+	r.queued("k", 0)
+	r.queued("other", 0)
+	r.c.routes.home.replayer.wake()
+	r.drain()
+	if h := r.c.Health(); h.HeldKeys != 1 || len(h.Lacks) != 0 || r.do("GET", "other") != "v" {
+		t.Errorf("%+v", h)
 	}
 }

@@ -44,6 +44,7 @@ func (j *journal) take(n, bytes int, now int64, hash func(string) keyHash, want 
 				continue
 			}
 			t := j.takeLocked(sh, key, in, hash(key))
+			t.sentAt = now
 			tasks = append(tasks, t)
 			bytes -= len(t.key) + len(t.value)
 			if len(tasks) == n || bytes <= 0 {

@@ -432,3 +432,18 @@ func TestAHotKeyAfterATimeoutIsReplayed(t *testing.T) {
 		}
 	})
 }
+
+// A copy outlives its end, in case that it may be served stale. A Touch that found no key
+// gave it a new one, and the next outage served it.
+func TestATouchOfWhatIsGoneDoesNotReviveItsCopy(t *testing.T) {
+	inBubble(t, nil, func(ctx context.Context, c *holdfast.Cache, v *virtual) {
+		must(t, c.Set(ctx, "k", []byte("v"), time.Second))
+		time.Sleep(2 * time.Second)
+		if err := c.Touch(ctx, "k", time.Hour); !errors.Is(err, holdfast.ErrMiss) {
+			t.Errorf("touch: %v", err)
+		}
+		v.set(true, false, true)
+		time.Sleep(time.Second)
+		wantGet(t, c, "k", "")
+	})
+}
