@@ -237,11 +237,16 @@ func TestAClosedJournalThatWasCutShortRestoresNoReplacedValue(t *testing.T) {
 	})
 }
 
+// removeAll removes the directory beside a cache that may be writing to it.
+func removeAll(t *testing.T, dir string) {
+	redistest.WaitFor(t, patience, "the directory to be gone", func() bool { return os.RemoveAll(dir) == nil })
+}
+
 // The directory is changed under a running cache: Health says so, and everything is
 // written anew.
 func TestADirectoryThatIsChangedUnderARunningCacheIsNoticedAndWrittenAnew(t *testing.T) {
 	for name, change := range map[string]func(t *testing.T, dir string){
-		"removed": func(t *testing.T, dir string) { must(t, os.RemoveAll(dir)) },
+		"removed": removeAll,
 		"emptied": func(t *testing.T, dir string) {
 			for _, name := range files(t, dir, "*") {
 				must(t, os.Remove(name))
@@ -303,7 +308,7 @@ func TestAJournalWhoseDirectoryWasRemovedIsWrittenByClose(t *testing.T) {
 	o := in(redistest.FreeAddr(t), dir)
 	c := open(t, o)
 	must(t, c.Set(ctx, "k", []byte("v"), 0))
-	must(t, os.RemoveAll(dir))
+	removeAll(t, dir)
 	must(t, c.Close())
 	c = open(t, o)
 	wantGet(t, c, "k", "v")

@@ -231,7 +231,7 @@ func TestTheBoundOfTheJournalHoldsWhoeverWritesAtOnce(t *testing.T) {
 			if n := c.Stats().JournalBytes; n > most || n == 0 {
 				t.Errorf("%s: %d bytes are kept of %d", name, n, most)
 			}
-			must(t, c.Close())
+			closed(t, c)
 		}
 	}
 }

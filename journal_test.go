@@ -841,7 +841,7 @@ func TestAJournalOfItsDefaultSizeCostsLittleBesideKeysAndValues(t *testing.T) {
 		runtime.ReadMemStats(&m)
 		return int64(m.HeapAlloc)
 	}
-	const n, size, most = 65536, 100, 250
+	const n, size, most = 65536, 100, 265
 	before := heap()
 	j := newJournal(JournalOptions{MaxKeys: n, MaxBytes: 1 << 30})
 	var keys int64

@@ -467,7 +467,6 @@ func TestOpenRefusesABadURLWithoutShowingThePassword(t *testing.T) {
 		"redis://app:hunter2@localhost:6379?write_timeout=x",
 		"redis://app:hunter2@localhost:6379?dial_timeout=-1s",
 		"rediss://app:hunter2@localhost:6379?skip_verify=x",
-		"redis://app:hunter2@a:1/1?addr=b:1", // a cluster has one database
 		"unix://app:hunter2@",
 
 		// What url.Parse does not take, among it passwords that should have been

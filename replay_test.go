@@ -38,7 +38,8 @@ func newReplayed(t *testing.T, addr string, do func(args ...string) string, set 
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := c.Close(); err != nil {
+		var u *Undelivered // some tests end with what Redis refuses
+		if err := c.Close(); err != nil && !errors.As(err, &u) {
 			t.Errorf("close: %v", err)
 		}
 	})
@@ -494,7 +495,11 @@ func TestAnEntryThatRedisRefusesIsHeldAndHoldsUpNobody(t *testing.T) {
 	r := newReplayed(t, s.Addr(), s.MustDo, func(o *Options) {
 		o.Redis.Username, o.Redis.Password = "app", "pw"
 		o.Hooks.OnHold = func(h HeldWrite) { holds <- h }
-		o.Hooks.OnDrop = func(d Drop) { t.Errorf("dropped: %+v", d) }
+		o.Hooks.OnDrop = func(d Drop) {
+			if d.Reason != DropUndelivered { // by Close, at the end
+				t.Errorf("dropped: %+v", d)
+			}
+		}
 	})
 	var tasks []task
 	for _, key := range []string{"ours:1", "theirs:1", "ours:2"} {
