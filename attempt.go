@@ -83,6 +83,7 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 	case classWriteRefused:
 		// In whatever words: a user without permission for the probe's key, too.
 		// Whether anything can be written is not known, and is not claimed.
+		l.setError(err) // before Health can show that writes are refused
 		next.refuse(err)
 		result = nil
 		finish()
