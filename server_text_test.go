@@ -317,3 +317,39 @@ func hunted(text string) bool {
 	return strings.Contains(text, "hunter") || strings.Contains(text, fmt.Sprintf("%x", "hunter")) ||
 		strings.Contains(text, fmt.Sprintf("% x", "hunter")) || strings.Contains(text, fmt.Sprintf("%X", "hunter"))
 }
+
+// A text where a number belongs was repeated whole, for rueidis' error has all of it.
+func TestATextWhereANumberBelongsIsCutToo(t *testing.T) {
+	ctx := begin(t)
+	l := redistest.Respond(t, func(_ int, cmd []string) (string, bool) {
+		switch strings.ToUpper(cmd[0]) {
+		case "HELLO":
+			return "%2\r\n$6\r\nserver\r\n$5\r\nredis\r\n$5\r\nproto\r\n:3\r\n", true
+		case "PTTL", "PEXPIRE", "PERSIST", "EXISTS":
+			return fmt.Sprintf("$%d\r\n%s\r\n", len(shout), shout), true
+		case "GET":
+			return "_\r\n", true
+		case "INFO":
+			return "$0\r\n\r\n", true
+		}
+		return "+OK\r\n", true
+	})
+	o := at(l.Addr())
+	o.Timeout = patience
+	c := open(t, o)
+	ready(t, c)
+	var shown texts
+	_, err := c.TTL(ctx, "k")
+	shown.err("ttl", err)
+	shown.err("touch", c.Touch(ctx, "k", time.Minute))
+	shown.err("persist", c.Touch(ctx, "k", 0))
+	shown.check(t, "a number")
+	for _, text := range shown.seen {
+		if len(text) > 600 {
+			t.Errorf("%d bytes: %.100q", len(text), text)
+		}
+	}
+	if len(shown.seen) == 0 {
+		t.Error("nothing was shown")
+	}
+}
