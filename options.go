@@ -654,6 +654,8 @@ func validateRedis(r rueidis.ClientOption) []error {
 			// for one.
 			if at := strings.LastIndexByte(addr, '@'); at >= 0 {
 				addr = "..." + addr[at:] // a URL, with a password maybe
+			} else if scheme, _, isURL := strings.Cut(addr, "://"); isURL {
+				addr = scheme + "://..."
 			}
 			bad(field, fmt.Sprintf("is %q: it must be host:port", addr))
 		}

@@ -305,7 +305,10 @@ func TestPasswordsAreNotPrinted(t *testing.T) {
 	// A URL where an address belongs, and one that cannot be read.
 	_, err := holdfast.New(at("redis://alice:hunter2@127.0.0.1"))
 	_, err2 := holdfast.Open("redis://alice:hunter2@127.0.0.1:port")
-	for _, err := range []error{err, err2} {
+	_, err3 := holdfast.Open("redis://alice:hunter2%40127.0.0.1:6379/0")
+	_, err4 := holdfast.Open("redis://alice:hunter2")
+	_, err5 := holdfast.New(at("redis://alice:hunter2"))
+	for _, err := range []error{err, err2, err3, err4, err5} {
 		if err == nil || hunted(err.Error()) {
 			t.Errorf("%v", err)
 		}
