@@ -272,6 +272,7 @@ func TestPasswordsAreNotPrinted(t *testing.T) {
 	for _, v := range []any{
 		o, &o, c.Options(), []holdfast.Options{o}, map[string]holdfast.Options{"a": o}, c, nested{"n", o, &o, []holdfast.Options{o}, map[string]any{"o": o}},
 		struct{ o holdfast.Options }{c.Options()}, fmt.Errorf("options %v", o),
+		c.Client(), holdfast.NewTyped(c, holdfast.String()), struct{ c *holdfast.Cache }{c}, &struct{ c *holdfast.Cache }{c},
 	} {
 		verbs := []string{"%v", "%+v", "%#v", "%s", "%q", "%d", "%x", "% x"}
 		if _, ok := v.(struct{ o holdfast.Options }); ok {
