@@ -125,12 +125,18 @@ func (d *dialer) streams() {
 
 // explain says in which step a connection failed, and what the server said last.
 func (d *dialer) explain(err error) error {
-	if err == nil || errors.Is(err, errNoPermit) {
-		return err
-	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	conn := d.mu.conn
+	if errors.Is(err, errNoPermit) && conn != nil && conn.Ended() {
+		err = errConnClosed // between two commands, and rueidis wanted another one
+		if cause := conn.Err(); cause != nil {
+			err = cause
+		}
+	}
+	if err == nil || errors.Is(err, errNoPermit) {
+		return err
+	}
 	if conn == nil {
 		if d.mu.step == "" || strings.HasPrefix(err.Error(), d.mu.step) {
 			return err // net's errors say "dial"

@@ -113,7 +113,7 @@ func TestLastErrorSaysInWhichStepAConnectionFailed(t *testing.T) {
 		{"hangs up at HELLO", serve(t, loopback(t), hangsUp), nil, []string{": HELLO: the server hung up without an answer"}},
 		{"hangs up behind HELLO", serve(t, loopback(t), answers(1, "")), nil, []string{": CLIENT SETINFO: the server hung up: "}},
 		{"no such database", real.Addr(), func(o *holdfast.Options) { o.Redis.SelectDB = 99 }, []string{": SELECT: DB index is out of range"}},
-		{"hangs up at the greeting", serve(t, loopback(t), answers(3, "")), nil, []string{": greeting: HELLO: the server hung up: "}},
+		{"hangs up at the greeting", serve(t, loopback(t), answers(3, "")), nil, []string{": greeting: ", ": the server hung up: "}},
 		{"says why at the greeting", serve(t, loopback(t), answers(4, "-ERR server is shutting down\r\n")), nil,
 			[]string{`: greeting: INFO: the server said "ERR server is shutting down" and hung up: `}},
 		{"cut off at the greeting", serve(t, loopback(t), answers(4, "-ERR server is shut")), nil,
