@@ -10,7 +10,7 @@ import (
 // Cache is a cache of two tiers. It is safe for concurrent use. Close stops
 // every goroutine that it started and waits for them.
 type Cache struct {
-	opts  Options
+	opts  Options // without passwords
 	clock clock
 	stats counters
 	fence fence
@@ -39,6 +39,10 @@ type Cache struct {
 	dropIn  dropIn
 
 	listeners listeners
+
+	// dialled is the options with the passwords. fmt prints what the fields of a caller's
+	// struct point to, for some verbs, and calls no methods there; but it goes no further.
+	dialled *Options
 
 	foreign  foreign       // the user's code that runs now
 	shutting atomic.Bool   // a Shutdown drains

@@ -228,7 +228,7 @@ func (c *Cache) decided(op, key string, o outcome) error {
 // unavailable is ErrUnavailable with its cause.
 type unavailable struct{ cause error }
 
-func (u unavailable) Error() string        { return ErrUnavailable.Error() + ": " + describe(u.cause) }
+func (u unavailable) Error() string        { return ErrUnavailable.Error() + ": " + shown(u.cause) }
 func (u unavailable) Is(target error) bool { return target == ErrUnavailable }
 func (u unavailable) Unwrap() error        { return u.cause }
 

@@ -222,7 +222,9 @@ func (w *wire) Write(p []byte) (int, error) {
 		return len(p), nil
 	}
 	if d := w.shaking.Load(); d != nil {
-		d.sends(p)
+		if !w.Conn.Ended() { // else it is the PING by which rueidis ends
+			d.sends(p)
+		}
 		n, err := w.Conn.Write(p)
 		if err != nil {
 			d.lastWords(w)

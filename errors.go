@@ -78,7 +78,13 @@ func (e *Error) Error() string {
 		b.WriteString(shortKey(e.Key))
 	}
 	b.WriteString(": ")
-	b.WriteString(strings.TrimPrefix(describe(e.Err), "holdfast: "))
+	text := ""
+	if e.Tier == Remote {
+		text = shown(e.Err)
+	} else {
+		text = describe(e.Err)
+	}
+	b.WriteString(strings.TrimPrefix(text, "holdfast: "))
 	return b.String()
 }
 
@@ -189,8 +195,11 @@ func describe(err error) string {
 }
 
 func eachServerError(err error, f func(text string)) {
-	if re, ok := err.(*rueidis.RedisError); ok { // not errors.As: there may be several
-		f(re.Error())
+	switch e := err.(type) { // not errors.As: there may be several
+	case *rueidis.RedisError:
+		f(e.Error())
+	case *strconv.NumError:
+		f(strconv.Quote(e.Num)) // where a number was expected
 	}
 	switch e := err.(type) {
 	case interface{ Unwrap() error }:
@@ -214,14 +223,20 @@ func presentable(err error) error {
 	if err == nil {
 		return nil
 	}
-	text := escape(strings.ReplaceAll(describe(err), "\n", "; "))
-	if len(text) > maxTold {
-		text = strings.ToValidUTF8(text[:maxTold], "") + "..."
-	}
+	text := shown(err)
 	if text == err.Error() {
 		return err
 	}
 	return &presented{text, err}
+}
+
+// shown is the text of an error as presentable shows it.
+func shown(err error) string {
+	text := escape(strings.ReplaceAll(describe(err), "\n", "; "))
+	if len(text) > maxTold {
+		text = strings.ToValidUTF8(text[:maxTold], "") + "..."
+	}
+	return text
 }
 
 // presented is an error with a text that can be shown.

@@ -83,7 +83,12 @@ func (d *dialer) lastWords(w *wire) {
 		return
 	}
 	p := make([]byte, 512)
-	n, err := raw.Read(p)
+	n, err := 0, error(nil)
+	for n < len(p) && err == nil && !bytes.Contains(p[:n], []byte("\r\n")) {
+		var more int
+		more, err = raw.Read(p[n:])
+		n += more
+	}
 	words := ""
 	line, _, _ := bytes.Cut(p[:n], []byte("\r\n"))
 	switch {
@@ -120,12 +125,18 @@ func (d *dialer) streams() {
 
 // explain says in which step a connection failed, and what the server said last.
 func (d *dialer) explain(err error) error {
-	if err == nil || errors.Is(err, errNoPermit) {
-		return err
-	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	conn := d.mu.conn
+	if errors.Is(err, errNoPermit) && conn != nil && conn.Ended() {
+		err = errConnClosed // between two commands, and rueidis wanted another one
+		if cause := conn.Err(); cause != nil {
+			err = cause
+		}
+	}
+	if err == nil || errors.Is(err, errNoPermit) {
+		return err
+	}
 	if conn == nil {
 		if d.mu.step == "" || strings.HasPrefix(err.Error(), d.mu.step) {
 			return err // net's errors say "dial"
@@ -147,9 +158,9 @@ func (d *dialer) explain(err error) error {
 	switch {
 	case len(said) > 0:
 		last := said[len(said)-1]
-		return fmt.Errorf("%s: the server said %q and hung up: %w", d.commandLocked(last.Reply), printable(last.Text), err)
+		return fmt.Errorf("%s: the server said \"%s\" and hung up: %w", d.commandLocked(last.Reply), printable(last.Text), err)
 	case d.mu.words != "":
-		return fmt.Errorf("%s: the server said %q and hung up: %w", d.commandLocked(replies+1), printable(d.mu.words), err)
+		return fmt.Errorf("%s: the server said \"%s\" and hung up: %w", d.commandLocked(replies+1), printable(d.mu.words), err)
 	case replies > 0:
 		return fmt.Errorf("%s: the server hung up: %w", d.commandLocked(replies+1), err)
 	case d.mu.secure:

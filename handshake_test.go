@@ -95,14 +95,29 @@ func TestLastErrorSaysInWhichStepAConnectionFailed(t *testing.T) {
 		{"nobody there", redistest.FreeAddr(t), nil, []string{": dial ", "refused"}},
 		{"too many clients", serve(t, loopback(t), says("-ERR max number of clients reached\r\n")), nil,
 			[]string{`: HELLO: the server said "ERR max number of clients reached" and hung up: `}},
+		{"cut off in its last words", serve(t, loopback(t), says("-ERR max number of cli")), nil,
+			[]string{`: HELLO: the server said "ERR max number of cli" and hung up: `}},
+		{"cut off in a blob error", serve(t, loopback(t), says("!33\r\nERR max number of cli")), nil,
+			[]string{`: HELLO: the server said "ERR max number of cli" and hung up: `}},
+		{"words that a terminal would obey", serve(t, loopback(t), says("-ERR \x1b[31m \"no\"\r\n")), nil,
+			[]string{`: HELLO: the server said "ERR \x1b[31m "no"" and hung up: `}},
+		{"its last words in pieces", serve(t, loopback(t), func(c net.Conn) {
+			_, _ = io.WriteString(c, "-ERR max num")
+			time.Sleep(5 * time.Millisecond)
+			_, _ = io.WriteString(c, "ber of clients reached\r\n")
+			_ = c.(*net.TCPConn).CloseWrite()
+			_, _ = io.Copy(io.Discard, c)
+		}), nil, []string{`: HELLO: the server said "ERR max number of clients reached" and hung up: `}},
 		{"protected mode", serve(t, loopback(t), says("-DENIED Redis is running in protected mode\r\n")), nil,
 			[]string{`: HELLO: the server said "DENIED Redis is running in protected mode" and hung up: `}},
 		{"hangs up at HELLO", serve(t, loopback(t), hangsUp), nil, []string{": HELLO: the server hung up without an answer"}},
 		{"hangs up behind HELLO", serve(t, loopback(t), answers(1, "")), nil, []string{": CLIENT SETINFO: the server hung up: "}},
 		{"no such database", real.Addr(), func(o *holdfast.Options) { o.Redis.SelectDB = 99 }, []string{": SELECT: DB index is out of range"}},
-		{"hangs up at the greeting", serve(t, loopback(t), answers(3, "")), nil, []string{": greeting: HELLO: the server hung up: "}},
+		{"hangs up at the greeting", serve(t, loopback(t), answers(3, "")), nil, []string{": greeting: ", ": the server hung up: "}},
 		{"says why at the greeting", serve(t, loopback(t), answers(4, "-ERR server is shutting down\r\n")), nil,
 			[]string{`: greeting: INFO: the server said "ERR server is shutting down" and hung up: `}},
+		{"cut off at the greeting", serve(t, loopback(t), answers(4, "-ERR server is shut")), nil,
+			[]string{`: greeting: INFO: the server said "ERR server is shut" and hung up: `}},
 		{"a TLS port, spoken plain", serve(t, loopback(t), handshake(secure)), nil, []string{": HELLO: ", "TLS port"}},
 		{"a plain port, spoken TLS", real.Addr(), func(o *holdfast.Options) { o.Redis.TLSConfig = trusting }, []string{": TLS handshake: "}},
 		{"a wanted certificate", serve(t, loopback(t), handshake(picky)), func(o *holdfast.Options) { o.Redis.TLSConfig = trusting },
@@ -197,3 +212,28 @@ func TestAnotherConnectionSaysInWhichStepItFailed(t *testing.T) {
 		t.Errorf("%v is taken for the command's answer", err)
 	}
 }
+
+// A write that fails finds what the server had said before, also where it comes in pieces.
+func TestTheLastWordsOfAServerThatIsNotWrittenToAreReadToTheirEnd(t *testing.T) {
+	begin(t)
+	o := at("127.0.0.1:1")
+	o.Redis.DialCtxFn = func(context.Context, string, *net.Dialer, *tls.Config) (net.Conn, error) {
+		ours, theirs := net.Pipe()
+		go func() {
+			for _, piece := range []string{"-ERR max num", "ber of cli", "ents reached\r", "\n"} {
+				_, _ = io.WriteString(theirs, piece)
+			}
+		}()
+		return deafConn{ours}, nil
+	}
+	c := open(t, o)
+	redistest.WaitFor(t, patience, "the failure", func() bool { return c.Health().LastError != nil })
+	if text := c.Health().LastError.Error(); !strings.Contains(text, `HELLO: the server said "ERR max number of clients reached" and hung up: `) {
+		t.Errorf("%q", text)
+	}
+}
+
+// deafConn cannot be written to.
+type deafConn struct{ net.Conn }
+
+func (deafConn) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }

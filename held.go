@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"iter"
 	"math/rand/v2"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -52,9 +51,10 @@ type heldEntries struct {
 }
 
 const (
-	// refusalTexts bounds the texts that are told apart, and refusalText each of them.
+	// refusalTexts bounds the texts that are told apart, and refusalRead how much is read
+	// of each of them, but for the key.
 	refusalTexts = 64
-	refusalText  = 256
+	refusalRead  = 4 << 10
 	// refusalNews is how often a refusal is logged, if it comes and goes.
 	refusalNews = time.Minute
 	// heldSets is how long a set is held before it becomes a delete.
@@ -69,27 +69,51 @@ func (j *journal) undelivered() int { return int(j.queued.Load() + j.held.n.Load
 // heldMost is how many entries may be held: if Redis refuses more, it is not about them.
 func (j *journal) heldMost() int64 { return int64(j.maxKeys+1) / 2 }
 
-// refusalOf is the text of an error as it is shown and compared: quoted, cut, and without
+// refusalOf is the text of an error as it is shown and compared: printable, and without
 // what differs from key to key.
 func refusalOf(err error, key string) string {
 	text := err.Error()
-	if key != "" {
-		text = strings.ReplaceAll(text, key, "*")
+	if len(text) > refusalRead+len(key) {
+		text = text[:refusalRead+len(key)]
 	}
-	if len(text) > refusalText {
-		text = text[:refusalText] + "..."
+	if key != "" {
+		text = withoutKey(text, key)
 	}
 	var b strings.Builder
 	digits := false
-	for _, r := range text {
-		if digit := '0' <= r && r <= '9'; !digit {
-			b.WriteRune(r)
+	for i := range len(text) {
+		digit := '0' <= text[i] && text[i] <= '9'
+		if !digit {
+			b.WriteByte(text[i])
 		} else if !digits {
 			b.WriteByte('#')
 		}
-		digits = '0' <= r && r <= '9'
+		digits = digit
 	}
-	return strconv.Quote(strings.ToValidUTF8(b.String(), "?"))
+	return printable(b.String())
+}
+
+// withoutKey replaces a key in a text, but not where it is a part of a word: a short one
+// may be in any.
+func withoutKey(text, key string) string {
+	inWord := func(i int) bool {
+		return i >= 0 && i < len(text) && (text[i]|0x20 >= 'a' && text[i]|0x20 <= 'z')
+	}
+	var b strings.Builder
+	done := 0
+	for at := 0; ; {
+		i := strings.Index(text[at:], key)
+		if i < 0 {
+			return b.String() + text[done:]
+		}
+		i += at
+		if at = i + len(key); inWord(i-1) && inWord(i) || inWord(at-1) && inWord(at) {
+			at = i + 1
+			continue
+		}
+		b.WriteString(text[done:i] + "*")
+		done = at
+	}
 }
 
 // refusal is the one of this text. Texts beyond the bound share one.
@@ -329,7 +353,7 @@ type HeldWrite struct {
 	Delete  bool      // of a set Bytes is the length of the value
 	Bytes   int       //
 	Since   time.Time // when Redis refused it first
-	Refusal string    // what Redis said, quoted and cut; keys and numbers are left out
+	Refusal string    // what Redis said, printable and cut; the key and numbers are left out
 }
 
 func (w HeldWrite) String() string {
@@ -337,7 +361,7 @@ func (w HeldWrite) String() string {
 	if w.Delete {
 		what = "delete"
 	}
-	return fmt.Sprintf("%q: %s, held since %v: %s", w.Key, what, w.Since.Format(time.RFC3339), w.Refusal)
+	return fmt.Sprintf("%q: %s, held since %v: %s", shortKey(w.Key), what, w.Since.Format(time.RFC3339), w.Refusal)
 }
 
 // Held lists the writes of the journal that Redis refuses for themselves while a probe

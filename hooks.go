@@ -152,6 +152,7 @@ const (
 	onState      = "Hooks.OnStateChange"
 	onReplayHook = "Hooks.OnReplay"
 	onDropHook   = "Hooks.OnDrop"
+	onHoldHook   = "Hooks.OnHold"
 )
 
 // in runs some of the user's code.
@@ -210,29 +211,29 @@ func (n *notifier) untracked(addr, why string, ttl time.Duration) {
 // isolated tells of a command at which a server hangs up, and what to do.
 func (n *notifier) isolated(key, addr string) {
 	n.post(func() {
-		n.log.Warn("holdfast: the connection was lost each time when a command of this key was sent, so it is answered "+
+		n.logs(slog.LevelWarn, "holdfast: the connection was lost each time when a command of this key was sent, so it is answered "+
 			"as if redis were away, and tried again now and then: see whether its value is over a limit of the server's, "+
 			"such as client-output-buffer-limit, or of a proxy's",
-			"key", shortKey(key), "addr", addr)
+			slog.String("key", shortKey(key)), slog.String("addr", addr))
 	})
 }
 
 // scriptless tells that a server does not run the replay's script, and why.
 func (n *notifier) scriptless(addr string, why error) {
-	text := refusalOf(why, "")
+	text := shown(why)
 	n.post(func() {
-		n.log.Warn("holdfast: redis does not run the replay's script: a set that waits in the journal will become a delete: "+
-			"allow the user EVALSHA, SCRIPT LOAD and what the script calls", "addr", addr, "error", text)
+		n.logs(slog.LevelWarn, "holdfast: redis does not run the replay's script: a set that waits in the journal will become a delete: "+
+			"allow the user EVALSHA, SCRIPT LOAD and what the script calls", slog.String("addr", addr), slog.String("error", text))
 	})
 }
 
 // held tells that Redis refuses entries of the journal for themselves.
 func (n *notifier) held(h HeldWrite) {
 	n.post(func() {
-		n.log.Warn("holdfast: redis refuses writes of the journal for themselves: they are held, and tried again",
-			"error", h.Refusal, "key", shortKey(h.Key))
+		n.logs(slog.LevelWarn, "holdfast: redis refuses writes of the journal for themselves: they are held, and tried again",
+			slog.String("error", h.Refusal), slog.String("key", shortKey(h.Key)))
 		if n.hooks.OnHold != nil {
-			n.hooks.OnHold(h)
+			n.in(onHoldHook, func() { n.hooks.OnHold(h) })
 		}
 	})
 }

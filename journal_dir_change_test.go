@@ -271,6 +271,18 @@ func TestADirectoryThatIsChangedUnderARunningCacheIsNoticedAndWrittenAnew(t *tes
 			must(t, os.Remove(name))
 			must(t, os.WriteFile(name, data, 0o600))
 		},
+		"the marker cut to nothing": func(t *testing.T, dir string) { must(t, os.Truncate(filepath.Join(dir, "TRUSTED"), 0)) },
+		"the marker damaged": func(t *testing.T, dir string) {
+			name := filepath.Join(dir, "TRUSTED")
+			data, err := os.ReadFile(name)
+			must(t, err)
+			data[len(data)-1] ^= 1
+			must(t, os.WriteFile(name, data, 0o600))
+		},
+		"the marker replaced by a directory": func(t *testing.T, dir string) {
+			must(t, os.Remove(filepath.Join(dir, "TRUSTED")))
+			must(t, os.Mkdir(filepath.Join(dir, "TRUSTED"), 0o700))
+		},
 		"the marker removed": func(t *testing.T, dir string) { must(t, os.Remove(filepath.Join(dir, "TRUSTED"))) },
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"strings"
 	"time"
 
@@ -336,9 +337,10 @@ func (c *Cache) Shutdown(ctx context.Context) error {
 }
 
 // urlError is what was wrong with a URL. Parsers quote what they stumble on, and
-// in a URL with a user part that may be the password.
+// in a URL with a user part that may be the password; so it may in one that is no URL,
+// where the @ may be missing, or written as %40.
 func urlError(text string, err error) error {
-	if strings.Contains(text, "@") {
+	if malformed := (*url.Error)(nil); strings.Contains(text, "@") || errors.As(err, &malformed) {
 		return errors.New("holdfast: open: malformed URL: want redis://user:password@host:port/db (it is not shown, for it may hold a password)")
 	}
 	return fmt.Errorf("holdfast: open: %w", err)

@@ -34,6 +34,8 @@ func New(opts Options) (*Cache, error) {
 		closed:  make(chan struct{}),
 	}
 	c.opts.Redis = c.foreign.watch(opts.Redis)
+	full := c.opts
+	c.dialled, c.opts = &full, c.opts.withoutPasswords()
 	c.flights, c.holder = newFlights(), rand.Text()
 	if opts.MaxLoads > 0 {
 		c.places = make(chan struct{}, opts.MaxLoads)
@@ -136,7 +138,7 @@ func (c *Cache) connect() {
 	}
 	switch c.opts.mode() {
 	case ModeSentinel:
-		s := newSentinels(c.life, c.opts, c.clock, func() { c.stats.dials.Add(1) })
+		s := newSentinels(c.life, *c.dialled, c.clock, func() { c.stats.dials.Add(1) })
 		home.where, home.leave, home.disbelieve = s.where, s.close, s.disbelieve
 	default:
 		s := &seeds{
@@ -163,7 +165,7 @@ func (c *Cache) newLink(ctx context.Context, env linkEnv, owns func(key string) 
 			l.replayer.wake()
 		}
 	}
-	l = newLink(c.opts, env)
+	l = newLink(*c.dialled, env)
 	l.owned.workers, l.owned.closed = &c.workers, c.fence.closed.Load
 	l.credentials.fn, l.credentials.workers = c.opts.Redis.AuthCredentialsFn, &c.workers
 	l.replayer = &replayer{

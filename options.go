@@ -101,8 +101,12 @@ type Options struct {
 
 // withoutSecrets is a copy that hands out no password, and nothing that gives one.
 func (o Options) withoutSecrets() Options {
-	o.Redis.Password, o.Redis.Sentinel.Password = "", ""
 	o.Redis.AuthCredentialsFn = nil
+	return o.withoutPasswords()
+}
+
+func (o Options) withoutPasswords() Options {
+	o.Redis.Password, o.Redis.Sentinel.Password = "", ""
 	return o
 }
 
@@ -111,6 +115,8 @@ type plainOptions Options
 
 // Format implements fmt.Formatter: it prints the fields, passwords apart, as %v, %+v or
 // %#v does, whatever the verb: for another one fmt would print what pointers point to.
+// It is not asked where a struct has Options in a field that is not exported: there fmt
+// prints everything.
 func (o Options) Format(f fmt.State, _ rune) {
 	for _, secret := range []*string{&o.Redis.Password, &o.Redis.Sentinel.Password} {
 		if *secret != "" {
@@ -654,6 +660,8 @@ func validateRedis(r rueidis.ClientOption) []error {
 			// for one.
 			if at := strings.LastIndexByte(addr, '@'); at >= 0 {
 				addr = "..." + addr[at:] // a URL, with a password maybe
+			} else if scheme, _, isURL := strings.Cut(addr, "://"); isURL {
+				addr = scheme + "://..."
 			}
 			bad(field, fmt.Sprintf("is %q: it must be host:port", addr))
 		}

@@ -389,7 +389,7 @@ func TestOpenTakesTheURLsOfRedis(t *testing.T) {
 			t.Errorf("%s: %v", tt.url, err)
 			continue
 		}
-		r := c.opts.Redis
+		r := c.dialled.Redis
 		if err := c.Close(); err != nil {
 			t.Errorf("%s: close: %v", tt.url, err)
 		}

@@ -272,6 +272,7 @@ func TestPasswordsAreNotPrinted(t *testing.T) {
 	for _, v := range []any{
 		o, &o, c.Options(), []holdfast.Options{o}, map[string]holdfast.Options{"a": o}, c, nested{"n", o, &o, []holdfast.Options{o}, map[string]any{"o": o}},
 		struct{ o holdfast.Options }{c.Options()}, fmt.Errorf("options %v", o),
+		c.Client(), holdfast.NewTyped(c, holdfast.String()), struct{ c *holdfast.Cache }{c}, &struct{ c *holdfast.Cache }{c},
 	} {
 		verbs := []string{"%v", "%+v", "%#v", "%s", "%q", "%d", "%x", "% x"}
 		if _, ok := v.(struct{ o holdfast.Options }); ok {
@@ -305,7 +306,10 @@ func TestPasswordsAreNotPrinted(t *testing.T) {
 	// A URL where an address belongs, and one that cannot be read.
 	_, err := holdfast.New(at("redis://alice:hunter2@127.0.0.1"))
 	_, err2 := holdfast.Open("redis://alice:hunter2@127.0.0.1:port")
-	for _, err := range []error{err, err2} {
+	_, err3 := holdfast.Open("redis://alice:hunter2%40127.0.0.1:6379/0")
+	_, err4 := holdfast.Open("redis://alice:hunter2")
+	_, err5 := holdfast.New(at("redis://alice:hunter2"))
+	for _, err := range []error{err, err2, err3, err4, err5} {
 		if err == nil || hunted(err.Error()) {
 			t.Errorf("%v", err)
 		}
@@ -316,4 +320,40 @@ func TestPasswordsAreNotPrinted(t *testing.T) {
 func hunted(text string) bool {
 	return strings.Contains(text, "hunter") || strings.Contains(text, fmt.Sprintf("%x", "hunter")) ||
 		strings.Contains(text, fmt.Sprintf("% x", "hunter")) || strings.Contains(text, fmt.Sprintf("%X", "hunter"))
+}
+
+// A text where a number belongs was repeated whole, for rueidis' error has all of it.
+func TestATextWhereANumberBelongsIsCutToo(t *testing.T) {
+	ctx := begin(t)
+	l := redistest.Respond(t, func(_ int, cmd []string) (string, bool) {
+		switch strings.ToUpper(cmd[0]) {
+		case "HELLO":
+			return "%2\r\n$6\r\nserver\r\n$5\r\nredis\r\n$5\r\nproto\r\n:3\r\n", true
+		case "PTTL", "PEXPIRE", "PERSIST", "EXISTS":
+			return fmt.Sprintf("$%d\r\n%s\r\n", len(shout), shout), true
+		case "GET":
+			return "_\r\n", true
+		case "INFO":
+			return "$0\r\n\r\n", true
+		}
+		return "+OK\r\n", true
+	})
+	o := at(l.Addr())
+	o.Timeout = patience
+	c := open(t, o)
+	ready(t, c)
+	var shown texts
+	_, err := c.TTL(ctx, "k")
+	shown.err("ttl", err)
+	shown.err("touch", c.Touch(ctx, "k", time.Minute))
+	shown.err("persist", c.Touch(ctx, "k", 0))
+	shown.check(t, "a number")
+	for _, text := range shown.seen {
+		if len(text) > 600 {
+			t.Errorf("%d bytes: %.100q", len(text), text)
+		}
+	}
+	if len(shown.seen) == 0 {
+		t.Error("nothing was shown")
+	}
 }

@@ -93,6 +93,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 			}
 		}
 		if err != nil {
+			c.unfinished()
 			c.failed(err)
 		}
 		if n > 0 || err != nil || len(p) == 0 {
@@ -132,7 +133,8 @@ func (c *Conn) Streams() { c.in.streams = true }
 // Settled says that Said is not asked for any more.
 func (c *Conn) Settled() { c.settled.Store(true) }
 
-// Said returns the first error replies that came before Settled, and the last one.
+// Said returns the first error replies that came before Settled, and the last one, which
+// may be one that had begun when the connection ended.
 func (c *Conn) Said() []Said {
 	if all := c.said.Load(); all != nil {
 		return *all
@@ -148,6 +150,14 @@ func (c *Conn) note() {
 	}
 	all := slices.Clone(c.in.said)
 	c.said.Store(&all)
+}
+
+// unfinished takes note of an error reply of which no more will come.
+func (c *Conn) unfinished() {
+	if text := c.in.unfinished(); text != "" && !c.settled.Load() {
+		all := append(slices.Clone(c.in.said), Said{c.in.replies + 1, text})
+		c.said.Store(&all)
+	}
 }
 
 // Write sends requests to the peer. Anything but requests closes the

@@ -529,8 +529,12 @@ func (f *Framer) enter(b []byte, i int) {
 			f.weigh(i, n, 0)
 		}
 		f.remain = n
-		if f.requests && f.ledger != nil && f.stack[0].missing == f.arity && n > 0 && n <= maxPushKind {
-			f.capture, f.text = maxPushKind, f.text[:0]
+		if f.requests && f.ledger != nil && f.stack[0].missing == f.arity {
+			if n > 0 && n <= maxPushKind {
+				f.capture, f.text = maxPushKind, f.text[:0]
+			} else {
+				f.ledger.named(nil, 0) // no subscription has such a name
+			}
 		}
 	case '*', '~', '%', '>', '|':
 		if f.typ == '%' || f.typ == '|' {

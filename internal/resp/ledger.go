@@ -37,6 +37,7 @@ type ledger struct {
 		entries []entry
 		head    int
 		chaser  bool // the next request is the PING behind an unsubscription
+		unnamed bool // what the last request is, is not known yet: nothing can answer it
 	}
 }
 
@@ -71,6 +72,7 @@ const (
 func (l *ledger) began() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.mu.unnamed = true
 	if l.mu.chaser {
 		l.mu.chaser = false
 		l.mu.entries = append(l.mu.entries, entry{kind: reqChaser})
@@ -100,20 +102,21 @@ func among(names []string, name []byte) string {
 	return ""
 }
 
-// named says what the request that began last is, before its name is sent.
+// named says what the request that began last is, before the end of its name is sent.
 func (l *ledger) named(name []byte, args int64) {
-	if len(name) < len("subscribe") {
-		return
-	}
-	kind, n := reqSubscribe, among(subscriptions, name)
-	if n == "" {
-		kind, n = reqUnsubscribe, among(unsubscriptions, name)
-	}
-	if n == "" {
-		return
+	kind, n := reqSubscribe, ""
+	if len(name) >= len("subscribe") {
+		n = among(subscriptions, name)
+		if n == "" {
+			kind, n = reqUnsubscribe, among(unsubscriptions, name)
+		}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.mu.unnamed = false
+	if n == "" {
+		return
+	}
 	last := &l.mu.entries[len(l.mu.entries)-1]
 	if last.kind != reqPlain {
 		return // rueidis sends nothing else there
@@ -137,11 +140,20 @@ func (l *ledger) oldestLocked() *entry {
 	return &l.mu.entries[l.mu.head]
 }
 
+// askedLocked is oldestLocked for a reply: nil also where what is oldest was not sent yet.
+func (l *ledger) askedLocked() *entry {
+	e := l.oldestLocked()
+	if e != nil && l.mu.unnamed && l.mu.head == len(l.mu.entries)-1 && (e.kind != reqPlain || e.count == 1) {
+		return nil
+	}
+	return e
+}
+
 // reply takes the beginning of a reply, and says what it must be, or why it may not be.
 func (l *ledger) reply(isError bool) (must demand, reason string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	e := l.oldestLocked()
+	e := l.askedLocked()
 	if e == nil {
 		return anyReply, "a reply nobody asked for"
 	}
@@ -161,7 +173,7 @@ func (l *ledger) reply(isError bool) (must demand, reason string) {
 			return otherReply, ""
 		}
 		// It was done, so this is the answer to the PING behind it.
-		if e = l.oldestLocked(); e == nil {
+		if e = l.askedLocked(); e == nil {
 			return anyReply, "a reply nobody asked for"
 		}
 		l.mu.head++

@@ -135,6 +135,7 @@ func TestAWaitingRequestCostsLittle(t *testing.T) {
 	l := &ledger{}
 	for range 100_000 {
 		l.began()
+		l.named([]byte("get"), 1)
 	}
 	if n := cap(l.mu.entries); n > 8 {
 		t.Errorf("%d entries for plain requests in a row", n)
@@ -149,6 +150,7 @@ func TestAWaitingRequestCostsLittle(t *testing.T) {
 		l.named([]byte("subscribe"), 1)
 		l.began()
 		l.confirmed([]byte("subscribe"))
+		l.named(nil, 0)
 		if _, reason := l.reply(false); reason != "" {
 			t.Fatal(reason)
 		}
@@ -187,4 +189,54 @@ func TestSubscribingAndReadingMayRunConcurrently(t *testing.T) {
 		t.Error(err)
 	}
 	all.Wait()
+}
+
+// A hostile server's reply came while the request was being written, between its
+// beginning and its name: the program ended, or rueidis got a reply to a subscription.
+func TestAReplyToWhatWasNotSentYetIsAViolation(t *testing.T) {
+	for _, tt := range []struct{ before, answered, begins, ends string }{
+		{"", "", "*2\r\n$9\r\nSUBS", "CRIBE\r\n$1\r\na\r\n"},
+		{ping, "+PONG\r\n", "*2\r\n$9\r\nSUBS", "CRIBE\r\n$1\r\na\r\n"},
+		{"", "", "*2\r\n", "$9\r\nSUBSCRIBE\r\n$1\r\na\r\n"},
+		{"", "", "*2\r\n$11\r\nUNSUBSCRI", "BE\r\n$1\r\na\r\n" + ping},
+		{"", "", "*1\r\n$4\r\nPI", "NG\r\n"},
+		{"*1\r\n$11\r\nUNSUBSCRIBE\r\n", ">3\r\n$11\r\nunsubscribe\r\n$-1\r\n:0\r\n", "*1\r\n$4\r\nPI", "NG\r\n"},
+		{ping + ping, "+PONG\r\n+PONG\r\n", "*1\r\n$10\r\nSSUBSCRI", "BE"},
+	} {
+		for _, reply := range []string{"+PONG\r\n", "-BUSY\r\n", ":1\r\n"} {
+			both := &ledger{}
+			in, out := newFramer(DefaultLimits), newRequestFramer()
+			in.AllowPubSub, in.ledger, out.ledger = true, both, both
+			if err := out.Feed([]byte(tt.before)); err != nil {
+				t.Fatal(err)
+			}
+			if err := in.Feed([]byte(tt.answered)); err != nil {
+				t.Fatal(err)
+			}
+			if err := out.Feed([]byte(tt.begins)); err != nil {
+				t.Fatal(err)
+			}
+			err := in.Feed([]byte(reply))
+			if err == nil {
+				t.Errorf("%q was accepted behind %q", reply, tt.begins)
+			}
+			if err := out.Feed([]byte(tt.ends)); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	// What was sent is answered though the next one is being written, whatever its name.
+	for _, name := range []string{"$9\r\nSUBSCRIBE", "$3\r\nGET", "$0\r\n", "$20\r\nAVERYLONGCOMMANDNAME"} {
+		both := &ledger{}
+		in, out := newFramer(DefaultLimits), newRequestFramer()
+		in.AllowPubSub, in.ledger, out.ledger = true, both, both
+		for _, step := range []struct {
+			f    *Framer
+			text string
+		}{{&out, ping + "*1\r\n"}, {&in, "+PONG\r\n"}, {&out, name + "\r\n"}, {&in, "-ERR wrong number of arguments\r\n"}} {
+			if err := step.f.Feed([]byte(step.text)); err != nil {
+				t.Errorf("%q: %v", step.text, err)
+			}
+		}
+	}
 }

@@ -1,5 +1,7 @@
 package resp
 
+import "strings"
+
 // Said is an error reply.
 type Said struct {
 	Reply int64  // which reply of the connection it was, from 1
@@ -22,4 +24,15 @@ func (f *Framer) note() {
 		f.said = f.said[:mostSaid-1]
 	}
 	f.said = append(f.said, Said{f.replies, string(f.text[:min(len(f.text), maxSaid)])})
+}
+
+// unfinished is how the error begins that is being received, "" where none is.
+func (f *Framer) unfinished() string {
+	if len(f.stack) > 0 || f.typ == '-' && f.state != stLine || f.typ == '!' && f.state != stBody && f.state != stCR {
+		return ""
+	}
+	if f.typ != '-' && f.typ != '!' {
+		return ""
+	}
+	return strings.TrimSuffix(string(f.text[:min(len(f.text), maxSaid)]), "\r")
 }

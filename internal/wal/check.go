@@ -6,7 +6,8 @@ import (
 )
 
 // Check compares the directory with what the Log has written there: it may have been
-// removed or replaced, and a file may have been removed, replaced or cut short. A LOCK
+// removed or replaced, and a file may have been removed, replaced or cut short, the marker
+// damaged in any way. A LOCK
 // that was removed alone is made anew. Where something else is not as it should be,
 // Check returns why, and so does Err until a Compact has written everything anew. It
 // blocks on the disk. Where nothing is written anyhow, and after Close, it does nothing.
@@ -73,8 +74,28 @@ func (l *Log) missing() error {
 			return err
 		}
 	}
-	if l.files.marker == stands && !l.fs.exists(markerName) {
+	if l.files.marker == stands {
+		return l.markerMissing()
+	}
+	return nil
+}
+
+// markerMissing says why the next Open would not believe the marker that stands.
+func (l *Log) markerMissing() error {
+	if !l.fs.exists(markerName) {
 		return fmt.Errorf("%s was removed from outside", markerName)
+	}
+	entries, err := l.fs.list()
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.name != markerName {
+			continue
+		}
+		if m := readMarker(l.fs, e.regular); m.reason != "" {
+			return fmt.Errorf("%s was changed from outside: %s", markerName, m.reason)
+		}
 	}
 	return nil
 }
