@@ -65,6 +65,8 @@ type link struct {
 	moment     atomic.Pointer[moment] // in which calls wait for an attempt, nil for none
 	trying     atomic.Bool            // an attempt is under way
 	failedAt   atomic.Int64           // when the last one that failed did
+	failedFrom atomic.Int64           // and when that had begun
+	lostAt     atomic.Int64           // when the last connection was lost that served
 	// plainFrom: what counts as on the wire until then, or not so long, does not any
 	// more, for the first attempt has failed; see write.plainUntil.
 	plainFrom atomic.Int64
@@ -260,6 +262,7 @@ func (l *link) lostSession(s *session) {
 		l.doubt() // as in shut
 	}
 	if l.gate.CompareAndSwap(s, nil) {
+		l.lostAt.Store(l.clock.now())
 		l.doubt()
 		if l.quiet.Load() && !l.used.Load() {
 			l.openMoment()
@@ -438,6 +441,7 @@ func (l *link) supervise(ctx context.Context) {
 		l.busy.Store(nil)
 		l.doubt()
 		l.failedAt.Store(never) // nobody waits for another attempt
+		l.failedFrom.Store(never)
 		l.endMoment()
 		l.discard()
 		l.leave()
@@ -494,7 +498,7 @@ func (l *link) supervise(ctx context.Context) {
 		switch {
 		case wanted && resting:
 			due = min(due, begun+int64(l.schedule.max))
-		case !wanted && !resting && l.gate.Load() != nil:
+		case !wanted && !resting && l.gate.Load() != nil && l.state() == Up:
 			due = max(due, begun+int64(l.resting.max))
 		}
 		if resting = !wanted; wanted {
@@ -570,8 +574,8 @@ func (l *link) wakened() {
 // one in use would wait for the interval.
 func (l *link) restFor(interval time.Duration) time.Duration {
 	switch {
-	case l.gate.Load() == nil:
-		return max(interval, l.resting.next())
+	case l.gate.Load() == nil, l.state() != Up:
+		return max(interval, l.resting.next()) // what takes no writes may take them soon
 	case interval <= l.schedule.min:
 		return interval // a probe without an answer is repeated soon
 	}
