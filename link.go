@@ -28,8 +28,9 @@ import (
 // The gate is open in Up and ReadOnly, for as long as the session lives and the
 // breaker is closed. Attempts are made when the schedule says that one is due.
 // Where nobody wants Redis, for no call came by lately, the journal is empty and
-// nobody is in WaitReady, the link rests: what serves is probed once a restMost, and
-// what is lost is made anew at once and then by a back-off that grows to that.
+// nobody is in WaitReady, the link rests: what serves is probed once a restMost, what
+// is lost is made anew at once and then by a back-off that grows to that, and by the same
+// back-off what takes no writes is looked at again.
 // For which attempts calls wait: see moment.
 type link struct {
 	opts    Options
