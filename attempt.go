@@ -239,8 +239,9 @@ func (l *link) replace(ctx context.Context, old, next *session) {
 	next.inherit(old)
 	l.gate.CompareAndSwap(old, next)
 	l.doubt() // what the old one told may not be what the new one holds
-	for deadline := l.clock.now() + int64(l.opts.Timeout); old.used.Load() > 0 && l.clock.now() < deadline; {
-		if !sleep(ctx, time.Millisecond) {
+	// Once at least: a call may have asked the gate before, and have no slot yet.
+	for deadline := l.clock.now() + int64(l.opts.Timeout); ; {
+		if !sleep(ctx, time.Millisecond) || old.used.Load() == 0 || l.clock.now() >= deadline {
 			break
 		}
 	}

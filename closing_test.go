@@ -367,3 +367,40 @@ func TestDrainBesideCloseEndsInPeace(t *testing.T) {
 		users.Wait()
 	}
 }
+
+// A job computes for a while, and a load balancer ends its connection meanwhile, or just
+// now: its last write finds out, waits in the journal for the connection that is made anew
+// at once, and Close, which came next, gave it up.
+func TestCloseDeliversWhatFoundTheConnectionLostJustNow(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	for round := range 12 {
+		o := leisurely(s.Addr())
+		o.CloseTimeout = patience
+		c := open(t, o)
+		ready(t, c)
+		want := fmt.Sprint("round ", round)
+		must(t, c.SetMany(ctx, map[string][]byte{"a": nil, "b": nil}, 0))
+		s.MustDo("CLIENT", "KILL", "TYPE", "normal")
+		must(t, c.SetMany(ctx, map[string][]byte{"a": []byte(want), "b": []byte(want)}, 0))
+		must(t, c.Delete(ctx, "c"))
+		if err := c.Close(); err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+		if a, b := s.MustDo("GET", "a"), s.MustDo("GET", "b"); a != want || b != want {
+			t.Fatalf("round %d: redis holds %q and %q", round, a, b)
+		}
+	}
+	// Where the attempt to make it anew fails, Redis is away, and nobody waits.
+	o := leisurely(s.Addr())
+	o.CloseTimeout = patience
+	c := open(t, o)
+	ready(t, c)
+	s.Kill()
+	must(t, c.Set(ctx, "a", nil, 0))
+	began := time.Now()
+	var u *holdfast.Undelivered
+	if err := c.Close(); !asUndelivered(err, &u) || time.Since(began) > patience/2 {
+		t.Errorf("close took %v: %v", time.Since(began), err)
+	}
+}

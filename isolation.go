@@ -379,6 +379,9 @@ func (r *remote) ask(ctx bound, s *session, who subject, cmds ...rueidis.Complet
 		}
 	}
 	replies, o := r.do(ctx, s, how == sendAlone, cmds...)
+	if o.session != nil {
+		s = o.session // it may be another one
+	}
 	switch {
 	case o.class == classOK && id[0] != 0:
 		s.link.suspects.clear(id[:]...)

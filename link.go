@@ -28,8 +28,9 @@ import (
 // The gate is open in Up and ReadOnly, for as long as the session lives and the
 // breaker is closed. Attempts are made when the schedule says that one is due.
 // Where nobody wants Redis, for no call came by lately, the journal is empty and
-// nobody is in WaitReady, the link rests: what serves is probed once a restMost, and
-// what is lost is made anew at once and then by a back-off that grows to that.
+// nobody is in WaitReady, the link rests: what serves is probed once a restMost, what
+// is lost is made anew at once and then by a back-off that grows to that, and by the same
+// back-off what takes no writes is looked at again.
 // For which attempts calls wait: see moment.
 type link struct {
 	opts    Options
@@ -65,6 +66,8 @@ type link struct {
 	moment     atomic.Pointer[moment] // in which calls wait for an attempt, nil for none
 	trying     atomic.Bool            // an attempt is under way
 	failedAt   atomic.Int64           // when the last one that failed did
+	failedFrom atomic.Int64           // and when that had begun
+	lostAt     atomic.Int64           // when the last connection was lost that served
 	// plainFrom: what counts as on the wire until then, or not so long, does not any
 	// more, for the first attempt has failed; see write.plainUntil.
 	plainFrom atomic.Int64
@@ -264,6 +267,7 @@ func (l *link) lostSession(s *session) {
 		l.doubt() // as in shut
 	}
 	if l.gate.CompareAndSwap(s, nil) {
+		l.lostAt.Store(l.clock.now())
 		l.doubt()
 		if l.quiet.Load() && !l.used.Load() {
 			l.openMoment()
@@ -442,6 +446,7 @@ func (l *link) supervise(ctx context.Context) {
 		l.busy.Store(nil)
 		l.doubt()
 		l.failedAt.Store(never) // nobody waits for another attempt
+		l.failedFrom.Store(never)
 		l.endMoment()
 		l.discard()
 		l.leave()
@@ -498,7 +503,7 @@ func (l *link) supervise(ctx context.Context) {
 		switch {
 		case wanted && resting:
 			due = min(due, begun+int64(l.schedule.max))
-		case !wanted && !resting && l.gate.Load() != nil:
+		case !wanted && !resting && l.gate.Load() != nil && l.state() == Up:
 			due = max(due, begun+int64(l.resting.max))
 		}
 		if resting = !wanted; wanted {
@@ -574,8 +579,8 @@ func (l *link) wakened() {
 // one in use would wait for the interval.
 func (l *link) restFor(interval time.Duration) time.Duration {
 	switch {
-	case l.gate.Load() == nil:
-		return max(interval, l.resting.next())
+	case l.gate.Load() == nil, l.state() != Up:
+		return max(interval, l.resting.next()) // what takes no writes may take them soon
 	case interval <= l.schedule.min:
 		return interval // a probe without an answer is repeated soon
 	}

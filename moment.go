@@ -115,6 +115,7 @@ func (l *link) forced() *moment {
 // reach makes an attempt, and tells who waits for it.
 func (l *link) reach(ctx context.Context) time.Duration {
 	l.trying.Store(true)
+	began := l.clock.now()
 	if l.quiet.Load() && l.gate.Load() == nil {
 		l.openMoment() // a call that comes by joins
 	}
@@ -122,6 +123,9 @@ func (l *link) reach(ctx context.Context) time.Duration {
 		m.timer.Reset(l.opts.Timeout) // from its beginning
 	}
 	again := l.attempt(ctx)
+	if l.trying.Load() && l.gate.Load() == nil {
+		l.failedFrom.Store(began)
+	}
 	l.decide()
 	return again
 }
@@ -155,9 +159,10 @@ func (l *link) undecided() bool {
 	return m != nil && m.first
 }
 
-// hopeful says whether the link serves, or may do so soon.
+// hopeful says whether the link serves, or may do so soon: no attempt that began since it
+// was lost has failed.
 func (l *link) hopeful() bool {
-	return l.gate.Load() != nil || l.undecided() || l.mending()
+	return l.gate.Load() != nil || l.undecided() || l.mending() || l.lostAt.Load() > l.failedFrom.Load()
 }
 
 // awaitLink waits until the link that find names has a session, as long as an attempt to

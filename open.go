@@ -90,6 +90,7 @@ func (c *Cache) connect() {
 	c.remote = &remote{
 		routes: r, hops: c.opts.Redis.ClusterOption.MaxMovedRedirections,
 		budget: newBudget(c.opts.Timeout, c.clock), clock: c.clock, stats: &c.stats,
+		fenced: func() bool { return c.journal.keys.Load() != 0 },
 	}
 	probe := c.opts.Breaker.ProbePrefix + rand.Text()
 	sessions := new(atomic.Uint64)

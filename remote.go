@@ -20,7 +20,8 @@ type remote struct {
 	budget  *budget
 	clock   clock
 	stats   *counters
-	callers group // of the parts of a batch that go to several servers
+	fenced  func() bool // whether there is anything in the journal
+	callers group       // of the parts of a batch that go to several servers
 }
 
 // outcome is what became of one command.
@@ -32,8 +33,10 @@ type outcome struct {
 	// it. A reply of any kind, and a command that was never sent, are known.
 	unknown bool
 
-	// lost: the connection was lost while the command was under way.
-	lost bool
+	// lost: the connection was lost while the command was under way. tooLate: it was lost
+	// before, so nothing was sent.
+	lost    bool
+	tooLate bool
 
 	// session is the one that answered, or did not. asked: its server does not
 	// own the slot, only imports it, so what it says is an answer and no more.
@@ -68,8 +71,51 @@ func (r *remote) bound(ctx context.Context, now int64) (b bound, cancel context.
 
 // do sends the commands in one pipeline and waits for their replies until the
 // call's budget or the caller's context ends; alone, if they are to be the only ones
-// under way. The replies are nil where none came.
+// under way. The replies are nil where none came. Where the session had ended before
+// anything was sent, and its link has another one by now, that one is asked: once.
 func (r *remote) do(ctx bound, s *session, alone bool, cmds ...rueidis.Completed) ([]rueidis.RedisResult, outcome) {
+	replies, o := r.doOn(ctx, s, alone, cmds)
+	if o.tooLate {
+		if next := r.successor(ctx, s); next != nil && r.mayFollow(cmds) {
+			return r.doOn(ctx, next, alone, cmds)
+		}
+		s.link.report(s, o.class, o.err)
+	}
+	return replies, o
+}
+
+// mayFollow says whether the commands, which were not sent, may be sent to another session
+// than was meant, which serves by now. What came in between may be in the journal, and
+// would find there what is older.
+func (r *remote) mayFollow(cmds []rueidis.Completed) bool {
+	return !r.fenced() || !slices.ContainsFunc(cmds, func(cmd rueidis.Completed) bool { return !cmd.IsReadOnly() })
+}
+
+// successor is the session that serves in place of one that has ended: it was replaced,
+// or lost, between a call's asking for it and its sending. Where nobody used the link, it
+// may be waited for: see moment.
+func (r *remote) successor(ctx bound, s *session) *session {
+	next := s.link.gate.Load()
+	if next == nil {
+		m := s.link.window(false)
+		if m == nil {
+			return nil
+		}
+		select {
+		case <-m.over:
+		case <-ctx.Done():
+			return nil
+		}
+		next = s.link.gate.Load()
+	}
+	if next == s || ctx.Err() != nil {
+		return nil
+	}
+	return next
+}
+
+// doOn is do on this session.
+func (r *remote) doOn(ctx bound, s *session, alone bool, cmds []rueidis.Completed) ([]rueidis.RedisResult, outcome) {
 	if ctx.Err() != nil {
 		return nil, unsent(ctx) // says nothing about Redis: it was not asked
 	}
@@ -104,6 +150,10 @@ func (r *remote) do(ctx bound, s *session, alone bool, cmds ...rueidis.Completed
 	if err == nil {
 		s.answered(ticket)
 		return replies, outcome{session: s}
+	}
+	if !gaveUp(err) && (dead || errors.Is(err, errNoPermit)) {
+		// A connection is closed before it is told to be lost, and then takes nothing.
+		return replies, outcome{class: classDown, err: err, session: s, tooLate: true}
 	}
 	o := r.unanswered(ctx, s, completed, err)
 	o.lost = o.unknown && !gaveUp(err) && !dead && !s.ended.Load()
@@ -168,7 +218,7 @@ func (r *remote) get(ctx bound, s *session, key string) (value, outcome) {
 	if o.class != classOK {
 		return value{}, o
 	}
-	o = r.reply(s, replies[0])
+	o = r.reply(o.session, replies[0])
 	if o.class == classRedirect {
 		replies, o = r.elsewhere(ctx, item{key: key, session: s, outcome: o}, 2, readCommands)
 	}
@@ -188,7 +238,7 @@ func (r *remote) one(ctx bound, s *session, key string, stride int, build comman
 	it := item{key: key, session: s}
 	replies, o := r.ask(ctx, s, subject{it: &it, build: build}, build(s.client.B(), &it, nil)...)
 	if o.class == classOK {
-		o = r.reply(s, replies[0])
+		o = r.reply(o.session, replies[0])
 	}
 	if o.class == classRedirect {
 		it.outcome = o
@@ -405,6 +455,9 @@ func (r *remote) part(ctx bound, items []item, group []int, stride int, build co
 		if from > 0 && errors.Is(o.err, errBulkhead) && s.completed.Load() != completed {
 			to = from // its turn has yet to come, and Redis answers those before it
 			continue
+		}
+		if o.session != nil {
+			s = o.session // it may be another one, which is to have what is left, too
 		}
 		if asking {
 			replies = withoutAsking(replies)
