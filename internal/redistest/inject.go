@@ -161,10 +161,12 @@ func (j *Injector) commands(client, server net.Conn, order chan<- string) {
 func (j *Injector) replies(client, server net.Conn, order <-chan string) {
 	fromServer := make(chan []byte)
 	gone := make(chan struct{})
-	defer close(gone)
 	var reader sync.WaitGroup
-	defer reader.Wait()
-	defer server.Close()
+	defer func() {
+		close(gone) // first: the reader may be waiting to hand over a reply
+		server.Close()
+		reader.Wait()
+	}()
 	reader.Go(func() {
 		defer close(fromServer)
 		in := bufio.NewReader(server)
