@@ -411,6 +411,34 @@ func TestWhatMakesNoSenseEndsNoEntry(t *testing.T) {
 	}
 }
 
+// It may have run all the same. Then what Redis holds is ours, and no reason to give up
+// what was set later.
+func TestWhatMakesNoSenseMayHaveRun(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	w := newWordy(t, s.Addr())
+	o := at(w.addr)
+	o.Tracking.Mode = holdfast.TrackOff
+	c, _ := forty(t, s, nil, o, func() { w.says("LOADING", nil); w.cut() })
+	w.answers("+OK\r\n", func(cmd []string) bool {
+		if cmd[0] != "EVALSHA" || !slices.Contains(cmd, "set:7") {
+			return false
+		}
+		if slices.Contains(cmd, "ours") {
+			s.MustDo("SET", "set:7", "ours")
+		}
+		return true
+	})
+	waitState(t, c, holdfast.Up)
+	redistest.WaitFor(t, patience, "it to be held", func() bool { return c.Health().JournalKeys == 1 && c.Health().HeldKeys == 1 })
+	must(t, c.Set(ctx, "set:7", []byte("later"), 0))
+	w.says("", nil)
+	redistest.WaitFor(t, patience, "the writes", func() bool { return c.Health().JournalKeys == 0 })
+	if got, st := s.MustDo("GET", "set:7"), c.Stats(); got != "later" || st.Superseded != 0 {
+		t.Errorf("it is %s: %+v", got, st)
+	}
+}
+
 // What is refused in words that nobody understands is held alone. The others of its script
 // were held with it, and came after it one by one.
 func TestWhatIsRefusedHoldsNoNeighbour(t *testing.T) {

@@ -452,7 +452,11 @@ func (p *pass) judge() {
 // hold says whether there is room among what is held.
 func (p *pass) hold(r *refusedTask) bool {
 	refusal := p.journal.refusal(refusalOf(r.err, r.key), r.class == classCommand)
-	again, news, ok := p.journal.hold(&r.task, refusal, p.clock.now())
+	var ran uint64
+	if errors.Is(r.err, errNonsense) {
+		ran = p.session.id
+	}
+	again, news, ok := p.journal.hold(&r.task, refusal, ran, p.clock.now())
 	if !ok {
 		return false
 	}
