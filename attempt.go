@@ -83,6 +83,7 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 	case classWriteRefused:
 		// In whatever words: a user without permission for the probe's key, too.
 		// Whether anything can be written is not known, and is not claimed.
+		l.setError(err) // before Health can show that writes are refused
 		next.refuse(err)
 		result = nil
 		finish()
@@ -250,8 +251,11 @@ func (l *link) replace(ctx context.Context, old, next *session) {
 func (l *link) serve(s *session, ev event, err error) {
 	// As one step with the breaker's being closed: a gate that is open beside
 	// an open breaker would never close again, for nobody reports to it.
-	if l.served != s && (s.server == "" || l.server() != s.server) {
-		l.domains((*domain).otherServer) // before anything that is read there is kept
+	switch { // before anything that is read there is kept
+	case l.served != s && (s.server == "" || l.server() != s.server):
+		l.domains((*domain).otherServer)
+	case l.gate.Load() == nil:
+		l.domains((*domain).doubt) // what a loader said meanwhile may not hold any more
 	}
 	mended := l.served != s && l.state() == Up // see mending: no change tells of it
 	l.served, l.answered = s, true

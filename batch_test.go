@@ -291,7 +291,9 @@ func TestOthersAreServedBesideALargeBatch(t *testing.T) {
 	redistest.Long(t)
 	ctx := begin(t)
 	s := redistest.Start(t)
-	c := open(t, at(s.Addr()))
+	o := at(s.Addr())
+	o.Timeout = 2 * time.Second // so that a stall of the machine is no outage
+	c := open(t, o)
 	ready(t, c)
 	_, items := many(100_000)
 	stop := make(chan struct{})

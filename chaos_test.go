@@ -48,8 +48,9 @@ func TestFaultsInARowLoseNothingAndServeNothingOld(t *testing.T) {
 	// A key in the AOF is safe from SIGKILL once write(2) has returned.
 	s := redistest.Start(t, durable...)
 	s.MustDo("ACL", "SETUSER", "app", "on", ">secret", "allkeys", "allchannels", "allcommands")
-	p := redistest.NewProxy(t, s.Addr())
-	x := &chaos{t: t, ctx: ctx, server: s, proxy: p}
+	words := redistest.NewInjector(t, s.Addr())
+	p := redistest.NewProxy(t, words.Addr())
+	x := &chaos{t: t, ctx: ctx, server: s, proxy: p, words: words}
 	x.story.Store(new(string))
 	for i := range x.caches {
 		x.caches[i] = x.open(p.Addr())
@@ -104,6 +105,7 @@ type chaos struct {
 	ctx    context.Context
 	server *redistest.Server
 	proxy  *redistest.Proxy
+	words  *redistest.Injector // behind the proxy: answers in words of its own
 	caches [2]*chaosCache
 
 	noScripts atomic.Bool            // permission for scripts was taken away at some time
@@ -351,6 +353,21 @@ func rights(taken, given string) fault {
 		func(x *chaos) { x.acl(strings.Fields(given)...) }}
 }
 
+// wordsOf is a way that answers commands in its own words: all of them, those that have one
+// of the names, or one in so many.
+func wordsOf(text string, oneIn int, names ...string) fault {
+	what := fmt.Sprintf("says %q to %v, one in %d", text, names, oneIn)
+	return fault{what, func(x *chaos) {
+		var n atomic.Int64
+		x.words.Answer(func(cmd []string) string {
+			if len(names) > 0 && !slices.Contains(names, strings.ToUpper(cmd[0])) || n.Add(1)%int64(oneIn) != 0 {
+				return ""
+			}
+			return text
+		})
+	}, func(x *chaos) { x.words.Answer(nil) }}
+}
+
 func setting(name, bad, good string) fault {
 	return fault{name + " " + bad,
 		func(x *chaos) { x.server.MustDo("CONFIG", "SET", name, bad) },
@@ -388,6 +405,15 @@ var chaosFaults = []fault{
 		x.server.MustDo("SWAPDB", "7", "8")
 		x.server.Do("EVAL", "redis.call('SELECT', 9) redis.call('SET', 'x', 'y') redis.call('FLUSHDB')", "0")
 	}, func(*chaos) {}},
+	wordsOf("no upstream host", 1),
+	wordsOf("ERR Connection refused", 1),
+	wordsOf("ERR max requests limit exceeded", 3),
+	wordsOf("ERR backend is in maintenance", 1, "SET", "DEL", "EVALSHA"),
+	wordsOf("ERR backend is in maintenance", 1, "GET", "PTTL"),
+	wordsOf("NOPERM not now", 1, "EVALSHA", "DEL"),
+	wordsOf("OOM command not allowed when used memory > 'maxmemory'.", 2, "SET", "EVALSHA"),
+	wordsOf("LOADING Redis is loading the dataset in memory", 1),
+	wordsOf("BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.", 1),
 	{"scripts forgotten", func(x *chaos) { x.server.MustDo("SCRIPT", "FLUSH") }, func(*chaos) {}},
 	{"tracking table of one key", func(x *chaos) { x.server.MustDo("CONFIG", "SET", "tracking-table-max-keys", "1") },
 		func(x *chaos) { x.server.MustDo("CONFIG", "SET", "tracking-table-max-keys", "1000000") }},

@@ -76,25 +76,12 @@ func TestTheQuickstartOfTheReadmeStoresItsValue(t *testing.T) {
 	s := redistest.Start(t)
 	readme, err := os.ReadFile("README.md")
 	must(t, err)
-	fence := regexp.MustCompile("(?s)```go Example\n(.*?)```").FindSubmatch(readme)
+	fence := regexp.MustCompile("(?s)```go import\n(.*?)```.*?```go Example\n(.*?)```").FindSubmatch(readme)
 	if fence == nil {
 		t.Fatal("the README has no quickstart")
 	}
-	source := `package main
-
-import (
-	"context"
-	"errors"
-	"fmt"
-	"os"
-	"time"
-
-	"github.com/holdfast-cache/holdfast"
-)
-
-func main() {
-	addr := os.Args[1]
-` + string(fence[1]) + "}\n"
+	source := "package main\n\nimport \"os\"\n" + string(fence[1]) +
+		"\nfunc main() {\n\taddr := os.Args[1]\n" + string(fence[2]) + "}\n"
 	dir := t.TempDir()
 	main, program := filepath.Join(dir, "main.go"), filepath.Join(dir, "quickstart")
 	must(t, os.WriteFile(main, []byte(source), 0o600))

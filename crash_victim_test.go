@@ -251,11 +251,16 @@ func (p *victimProcess) line() string {
 // restored waits until the victim has its Cache, and returns what New found.
 func (p *victimProcess) restored() int {
 	p.t.Helper()
-	var n int
-	if _, err := fmt.Sscanf(p.line(), "restored %d", &n); err != nil {
-		p.t.Fatalf("the victim did not begin: %q; %s", p.said, p.stderr.String())
+	for {
+		var n int
+		line := p.line()
+		if _, err := fmt.Sscanf(line, "restored %d", &n); err == nil {
+			return n
+		}
+		if !strings.HasPrefix(line, "state ") { // a hook may come first
+			p.t.Fatalf("the victim did not begin: %q", p.said)
+		}
 	}
-	return n
 }
 
 // do has the victim do something, and returns its answer.

@@ -6,15 +6,27 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/holdfast-cache/holdfast"
 	"github.com/redis/rueidis"
 )
+
+// shutdown is how a program ends: Redis gets what is still kept, within a bound that is
+// less than what the program is given to end.
+func shutdown(cache *holdfast.Cache) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := cache.Shutdown(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, err) // says how many writes did not reach Redis
+	}
+}
 
 // unused returns an address where nothing listens.
 func unused() string {
@@ -127,6 +139,7 @@ func ExampleOptions() {
 			ServeFor:      time.Hour,
 			ServeStaleFor: 5 * time.Minute,
 		},
+		Logger: slog.Default(), // one line for each change of state, none for a call
 		Hooks: holdfast.Hooks{
 			OnStateChange: func(c holdfast.StateChange) {
 				if c.To == holdfast.Up {
@@ -144,7 +157,7 @@ func ExampleOptions() {
 	if err := cache.WaitReady(ready); err != nil {
 		panic(err)
 	}
-	cache.Close()
+	shutdown(cache)
 	// Output:
 	// redis was connecting and is up
 }
@@ -170,7 +183,7 @@ func ExampleCache_Drain() {
 	if err != nil {
 		panic(err)
 	}
-	defer cache.Close()
+	defer shutdown(cache)
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	if err := cache.Set(ctx, "k", []byte("v"), 0); err != nil {
@@ -191,6 +204,31 @@ func ExampleCache_Drain() {
 }
 
 func ExampleCache_Shutdown() {
+	server, err := miniredis.Run()
+	if err != nil {
+		panic(err)
+	}
+	defer server.Close()
+	cache, err := holdfast.Open("redis://" + server.Addr())
+	if err != nil {
+		panic(err)
+	}
+	if err := cache.Set(context.Background(), "k", []byte("v"), 0); err != nil {
+		panic(err)
+	}
+
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	err = cache.Shutdown(ctx)
+	fmt.Println(err)
+	fmt.Println(server.Get("k"))
+	// Output:
+	// <nil>
+	// v <nil>
+}
+
+// What Redis did not get is counted.
+func ExampleUndelivered() {
 	cache, err := holdfast.Open("redis://" + unused())
 	if err != nil {
 		panic(err)
@@ -233,7 +271,7 @@ func ExampleCache_GetOrLoad() {
 	if err != nil {
 		panic(err)
 	}
-	defer cache.Close()
+	defer shutdown(cache)
 	ctx, db := context.Background(), table{7: "Ada"}
 
 	user, err := cache.GetOrLoad(ctx, "user:7", 10*time.Minute, func(ctx context.Context) ([]byte, error) {
@@ -271,7 +309,7 @@ func ExampleCache_Load() {
 	if err != nil {
 		panic(err)
 	}
-	defer cache.Close()
+	defer shutdown(cache)
 	ctx := context.Background()
 
 	fetch := func(ctx context.Context, had holdfast.Entry) (holdfast.Loaded, error) {
@@ -322,7 +360,7 @@ func ExampleCache_GetOrLoadMany() {
 	if err != nil {
 		panic(err)
 	}
-	defer cache.Close()
+	defer shutdown(cache)
 	ctx := context.Background()
 	rows := map[string]string{"user:1": "Ada", "user:2": "Grace", "user:3": "Mary"}
 
@@ -359,7 +397,7 @@ func ExampleCache_Client() {
 	if err != nil {
 		panic(err)
 	}
-	defer cache.Close()
+	defer shutdown(cache)
 	ctx := context.Background()
 
 	var client rueidis.Client = cache.Client()

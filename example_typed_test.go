@@ -55,7 +55,7 @@ func ExampleTyped_GetOrLoad() {
 	if err != nil {
 		panic(err)
 	}
-	defer cache.Close()
+	defer shutdown(cache)
 	ctx := context.Background()
 	db := &accountTable{rows: map[string]account{"7": {7, "Ada"}}}
 
@@ -106,7 +106,7 @@ func ExampleTyped_Load() {
 	if err != nil {
 		panic(err)
 	}
-	defer cache.Close()
+	defer shutdown(cache)
 
 	type page struct{ ETag, Body string }
 	pages := holdfast.NewTyped(cache, holdfast.JSON[page](), holdfast.WithPrefix("page:"))
@@ -164,7 +164,7 @@ func ExampleTyped_GetOrLoadMany() {
 	if err != nil {
 		panic(err)
 	}
-	defer cache.Close()
+	defer shutdown(cache)
 	ctx := context.Background()
 	db := &accountTable{rows: map[string]account{"1": {1, "Ada"}, "2": {2, "Bob"}, "3": {3, "Eve"}}}
 
@@ -197,7 +197,7 @@ func ExampleCodecFuncs() {
 	if err != nil {
 		panic(err)
 	}
-	defer cache.Close()
+	defer shutdown(cache)
 	ctx := context.Background()
 
 	// JSON that refuses fields which this version of the program does not know.

@@ -246,6 +246,10 @@ func (l *link) look() {
 
 // shut closes the gate: the breaker opened. It runs under gobreaker's lock.
 func (l *link) shut() {
+	if l.gate.Load() == nil {
+		l.look() // an attempt failed: nothing was served since the gate was shut
+		return
+	}
 	l.doubt() // before anybody can see that the circuit is open
 	if s := l.gate.Swap(nil); s != nil && l.busy.Load() != s {
 		s.endPeriod(errTripped)

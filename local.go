@@ -281,21 +281,33 @@ func (l *local) open(h keyHash, late *atomic.Bool, what func(old *entry) *entry)
 // the given time, or as long as it was (asIs), unless the server told of the key
 // meanwhile.
 func (l *local) end(h keyHash, keep bool, fresh int64) {
-	l.closeWrite(h, fresh, func(e *entry) *entry {
+	l.closeWrite(h, fresh, func(p *pending) *entry {
 		if keep {
-			return e
+			return p.entry
 		}
 		return nil
+	})
+}
+
+// endRefused closes what begin opened, where Redis has refused the write: it holds what it
+// held, so what was there takes its place again, as it was. Where the server told of the
+// key meanwhile, nothing does.
+func (l *local) endRefused(h keyHash, was *entry) {
+	l.closeWrite(h, asIs, func(p *pending) *entry {
+		if p.told {
+			return nil
+		}
+		return was
 	})
 }
 
 // endAs closes what hold opened, and e takes the place of what was there, as with
 // end.
 func (l *local) endAs(h keyHash, e *entry, fresh int64) {
-	l.closeWrite(h, fresh, func(*entry) *entry { return e })
+	l.closeWrite(h, fresh, func(*pending) *entry { return e })
 }
 
-func (l *local) closeWrite(h keyHash, fresh int64, what func(*entry) *entry) {
+func (l *local) closeWrite(h keyHash, fresh int64, what func(*pending) *entry) {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -305,7 +317,7 @@ func (l *local) closeWrite(h keyHash, fresh int64, what func(*entry) *entry) {
 		return // another key of the same place took it
 	}
 	p.writers--
-	e := what(p.entry)
+	e := what(p)
 	if p.overlap {
 		e = nil
 	}

@@ -407,7 +407,11 @@ func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o o
 			c.local.endAs(w.hash, c.entryOf(w, now, &w.place.domain, until), until)
 			return saving{}, o.err
 		}
-		c.local.end(w.hash, false, unread)
+		if w.flight != nil {
+			c.local.end(w.hash, false, unread)
+		} else {
+			c.local.endRefused(w.hash, w.old)
+		}
 		return saving{}, o.err
 	}
 	if w.flight != nil {
