@@ -282,6 +282,9 @@ func classify(ctx context.Context, err error) class {
 	if errors.As(err, &re) {
 		return classifyReply(re.Error())
 	}
+	if errors.Is(err, errNonsense) {
+		return classUnknown
+	}
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		if ctx.Err() != nil {
 			return classCanceled

@@ -139,10 +139,14 @@ func (j *journal) refusal(text string, command bool) *objection {
 // hold ends a task that Redis refuses for itself: it is held for that refusal, unless a
 // later write of the key came in meanwhile. It says whether it was held already, and
 // whether that refusal is news. ok is false where too many are held: then it stays queued.
-func (j *journal) hold(t *task, r *objection, now int64) (again, news, ok bool) {
+// ran, if not 0, is the session on which it may have run all the same.
+func (j *journal) hold(t *task, r *objection, ran uint64, now int64) (again, news, ok bool) {
 	ok = true
 	first := false
 	j.returned(t, func(_ *journalShard, in *intent) {
+		if ran != 0 {
+			in.late.unanswered(ran, t.value, t.deletesAt(t.sentAt), t.deadline)
+		}
 		was := heldEntry{since: now}
 		if again = in.held != nil; again {
 			was = *in.held

@@ -110,6 +110,18 @@ func (w *wordy) says(text string, only func(cmd []string) bool) {
 	}
 }
 
+// answers has it answer the commands of which only is true with these bytes.
+func (w *wordy) answers(raw string, only func(cmd []string) bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.words = func(cmd []string) string {
+		if !only(cmd) {
+			return ""
+		}
+		return raw
+	}
+}
+
 // cut ends the connections that there are.
 func (w *wordy) cut() {
 	w.mu.Lock()
@@ -342,6 +354,138 @@ func TestSetsWaitForAServerBehindAWayThatKnowsNoScripts(t *testing.T) {
 	}
 	w.says("", nil)
 	redistest.WaitFor(t, patience, "the writes", func() bool { return c.Health().JournalKeys == 0 })
+	if n := arrived(); n != 80 {
+		t.Errorf("%d of 80 writes arrived: %+v", n, c.Stats())
+	}
+}
+
+// Scripts alone are answered in words that nobody understands, or in none, for longer than
+// a server would have to say that it runs none. The sets became deletes.
+func TestWhatIsNoWordOnScriptsMakesNoDeleteOfASet(t *testing.T) {
+	redistest.Long(t)
+	for name, raw := range map[string]string{"words": "-no upstream host\r\n", "nonsense": "+OK\r\n"} {
+		t.Run(name, func(t *testing.T) {
+			begin(t)
+			s := redistest.Start(t)
+			w := newWordy(t, s.Addr())
+			o := at(w.addr)
+			o.Tracking.Mode = holdfast.TrackOff
+			c, arrived := forty(t, s, nil, o, func() { w.says("LOADING", nil); w.cut() })
+			w.answers(raw, func(cmd []string) bool { return cmd[0] == "EVALSHA" || cmd[0] == "SCRIPT" })
+			waitState(t, c, holdfast.Up)
+			elapsed(t, "words", time.Now(), 13*time.Second)
+			if h := c.Health(); h.HeldKeys != 40 || h.JournalKeys != 40 {
+				t.Errorf("%+v", h)
+			}
+			w.says("", nil)
+			redistest.WaitFor(t, patience, "the writes", func() bool { return c.Health().JournalKeys == 0 })
+			if n := arrived(); n != 80 {
+				t.Errorf("%d of 80 writes arrived: %+v", n, c.Stats())
+			}
+		})
+	}
+}
+
+// An answer that Redis does not give to a delete, or to the script, is none, though it is
+// no error either. A delete left the journal over it.
+func TestWhatMakesNoSenseEndsNoEntry(t *testing.T) {
+	for name, raw := range map[string]string{"OK": "+OK\r\n", "null": "_\r\n", "nil": "$-1\r\n", "a list": "*0\r\n", "text": "$1\r\n1\r\n"} {
+		t.Run(name, func(t *testing.T) {
+			begin(t)
+			s := redistest.Start(t)
+			w := newWordy(t, s.Addr())
+			o := at(w.addr)
+			o.Tracking.Mode = holdfast.TrackOff
+			c, arrived := forty(t, s, nil, o, func() { w.says("LOADING", nil); w.cut() })
+			w.answers(raw, func(cmd []string) bool {
+				return (cmd[0] == "DEL" || cmd[0] == "EVALSHA") && !slices.ContainsFunc(cmd, func(arg string) bool { return strings.HasPrefix(arg, "holdfast:") })
+			})
+			waitState(t, c, holdfast.Up)
+			redistest.WaitFor(t, patience, "all to be held", func() bool { return c.Health().HeldKeys == 80 })
+			w.says("", nil)
+			redistest.WaitFor(t, patience, "the writes", func() bool { return c.Health().JournalKeys == 0 })
+			if n := arrived(); n != 80 {
+				t.Errorf("%d of 80 writes arrived: %+v", n, c.Stats())
+			}
+		})
+	}
+}
+
+// It may have run all the same. Then what Redis holds is ours, and no reason to give up
+// what was set later.
+func TestWhatMakesNoSenseMayHaveRun(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	w := newWordy(t, s.Addr())
+	o := at(w.addr)
+	o.Tracking.Mode = holdfast.TrackOff
+	c, _ := forty(t, s, nil, o, func() { w.says("LOADING", nil); w.cut() })
+	w.answers("+OK\r\n", func(cmd []string) bool {
+		if cmd[0] != "EVALSHA" || !slices.Contains(cmd, "set:7") {
+			return false
+		}
+		if slices.Contains(cmd, "ours") {
+			s.MustDo("SET", "set:7", "ours")
+		}
+		return true
+	})
+	waitState(t, c, holdfast.Up)
+	redistest.WaitFor(t, patience, "it to be held", func() bool { return c.Health().JournalKeys == 1 && c.Health().HeldKeys == 1 })
+	must(t, c.Set(ctx, "set:7", []byte("later"), 0))
+	w.says("", nil)
+	redistest.WaitFor(t, patience, "the writes", func() bool { return c.Health().JournalKeys == 0 })
+	if got, st := s.MustDo("GET", "set:7"), c.Stats(); got != "later" || st.Superseded != 0 {
+		t.Errorf("it is %s: %+v", got, st)
+	}
+}
+
+// What is refused in words that nobody understands is held alone. The others of its script
+// were held with it, and came after it one by one.
+func TestWhatIsRefusedHoldsNoNeighbour(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	w := newWordy(t, s.Addr())
+	o := at(w.addr)
+	o.Tracking.Mode = holdfast.TrackOff
+	c, arrived := forty(t, s, nil, o, func() { w.says("LOADING", nil); w.cut() })
+	must(t, c.Set(ctx, "poison:set", []byte("v"), 0))
+	must(t, c.Delete(ctx, "poison:deleted"))
+	w.says("shard 7 is being moved", func(cmd []string) bool {
+		return slices.ContainsFunc(cmd, func(arg string) bool { return strings.HasPrefix(arg, "poison:") })
+	})
+	waitState(t, c, holdfast.Up)
+	drain(t, c)
+	if n, st := arrived(), c.Stats(); n != 80 || st.HeldKeys != 2 || st.Held != 2 {
+		t.Errorf("%d of 80 writes arrived: %+v", n, st)
+	}
+}
+
+// A permission is missing for a moment, nothing waits, so nobody asks again; and much later
+// it is missing for a moment again. That is not to have been without it all the time.
+func TestTwoMomentsWithoutThePermissionForScriptsAreNotOneLongOne(t *testing.T) {
+	redistest.Long(t)
+	begin(t)
+	s := redistest.Start(t)
+	may := func(rules ...string) {
+		s.MustDo(append([]string{"ACL", "SETUSER", "app", "on", "nopass", "~*", "&*", "+@all"}, rules...)...)
+	}
+	may()
+	w := newWordy(t, s.Addr())
+	o := at(w.addr)
+	o.Redis.Username, o.Redis.Password, o.Tracking.Mode = "app", "any", holdfast.TrackOff
+	c, arrived := forty(t, s, func(c *holdfast.Cache) {
+		may("-evalsha")
+		w.cut()
+		redistest.WaitFor(t, patience, "health to say so", func() bool { return slices.Contains(c.Health().Lacks, "scripts") })
+		may()
+		elapsed(t, "nothing to do", time.Now(), 10500*time.Millisecond)
+	}, o, func() { w.says("LOADING", nil); w.cut() })
+	may("-evalsha")
+	w.says("", nil)
+	waitState(t, c, holdfast.Up)
+	elapsed(t, "without a permission", time.Now(), 2500*time.Millisecond)
+	may()
+	drain(t, c)
 	if n := arrived(); n != 80 {
 		t.Errorf("%d of 80 writes arrived: %+v", n, c.Stats())
 	}

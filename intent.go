@@ -24,6 +24,7 @@ type intent struct {
 	sending   bool  // a replay of it is under way
 	done      bool  // it is done with, and leaves with the next sweep
 	news      uint8 // of a set: how often it was told of the key, and is not yet compared; see news.go
+	looked    bool  // of a base that is not known: what the server holds was asked for
 	cuts      uint8 // how often the connection broke while it was under way
 	lost      bool  // of a delete: it was a set, of which a replay has told that it is given up
 
@@ -62,6 +63,12 @@ func holding(value []byte, expires int64, server string) base {
 // has told since: it may hold that, another value, or nothing.
 func perhapsHolding(value []byte, server string) base {
 	return base{held: true, sum: sha1.Sum(value), gone: never, server: server}
+}
+
+// unsure says whether it is to be asked for what the server holds, while one serves: the
+// base is of a copy that the server has told of.
+func (in *intent) unsure() bool {
+	return in.base.held && !in.base.known && !in.looked && !in.del && in.late.since == 0
 }
 
 // holdingNothing is the base of a key that was last seen to be absent.

@@ -193,7 +193,7 @@ func (j *journal) putLocked(sh *journalShard, w write) (admission, saving) {
 	if w.seq < in.baseSeq {
 		// It began earlier and comes later: what it found was there before what
 		// the others found, which may have been its own.
-		in.base, in.baseSeq = w.base, w.seq
+		in.base, in.baseSeq, in.looked = w.base, w.seq, false
 	}
 	switch {
 	case verdict == rejected:
@@ -202,6 +202,9 @@ func (j *journal) putLocked(sh *journalShard, w write) (admission, saving) {
 		in.undo = true
 	case w.seq >= in.seq:
 		verdict = j.replaceLocked(in, w)
+	}
+	if in.unsure() {
+		j.news.Store(true)
 	}
 	return verdict, j.saveLocked(sh, w.key, in)
 }

@@ -17,6 +17,9 @@ import (
 // newer one nobody can tell. The replay would mostly find out by itself, but not where
 // what was there ended after it was deleted, and until then the older value would be
 // served.
+//
+// A set in place of a copy that the server had told of before is compared, too: if nothing
+// is there, that is how it was, and the next flush of another database takes nothing away.
 
 // compareMost is how many keys are compared at once.
 const compareMost = 64
@@ -83,11 +86,15 @@ func (j *journal) uncompared(hash func(string) keyHash, owned func(key string) b
 		sh := &j.shards[i]
 		sh.mu.RLock()
 		for key, in := range sh.intents {
-			if in.news == 0 || in.del || in.sending {
+			if in.news == 0 && !in.unsure() || in.del || in.sending {
 				continue
 			}
-			if len(all) == compareMost || !owned(key) {
-				j.news.Store(true) // for the next round, or for another link
+			if len(all) == compareMost {
+				j.news.Store(true) // for the next round
+				break
+			}
+			if !owned(key) {
+				j.news.Store(true) // for another link
 				continue
 			}
 			all = append(all, waitingSet{key, hash(key), in.seq, in.news})
@@ -108,12 +115,18 @@ func (j *journal) compared(s waitingSet, value []byte, found bool, server string
 	if in == nil || in.seq != s.seq || in.news != s.news || in.del || in.sending {
 		return false // there is more news, or a replay decides
 	}
-	in.news = 0
-	b := &in.base
+	b, unsure := &in.base, in.unsure()
+	in.news, in.looked = 0, true
 	switch {
 	case found && (b.held && b.sum == sum || bytes.Equal(value, in.value)):
 		return false
 	case !found && (!b.held || b.server != server):
+		return false
+	case unsure && !found: // as it was when the server told, perhaps
+		in.base = holdingNothing(server)
+		j.saveLocked(sh, s.key, in)
+		return false
+	case unsure && s.news == 0:
 		return false
 	}
 	j.bytes.Add(-int64(len(in.value)))

@@ -84,6 +84,46 @@ func TestAFlushOverrulesASetWhoseBaseItTook(t *testing.T) {
 	}
 }
 
+// What was read here was deleted by somebody, and set again by us while no sets are taken.
+// That nothing is there is how it was, whatever is told of another database then.
+func TestAFlushElsewhereTakesNothingFromASetOfWhatWasGoneBefore(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	s.MustDo("MSET", "gone", "base", "there", "base")
+	s.MustDo("EVAL", "redis.call('SELECT', 1) return redis.call('SET', 'x', 'x')", "0")
+	c := open(t, tracked(s.Addr(), holdfast.TrackReads))
+	ready(t, c)
+	for _, key := range []string{"gone", "there"} {
+		held(t, c, key, "base")
+	}
+	s.MustDo("DEL", "gone")
+	s.MustDo("SET", "there", "base") // of both it is told
+	told(t, c)
+	s.MustDo("CONFIG", "SET", "maxmemory", "1")
+	for _, key := range []string{"gone", "there"} {
+		must(t, c.Set(ctx, key, []byte("ours"), 0))
+	}
+	waitState(t, c, holdfast.ReadOnly)
+	elapsed(t, "a comparison", time.Now(), 200*time.Millisecond)
+	s.MustDo("EVAL", "redis.call('SELECT', 1) return redis.call('FLUSHDB')", "0")
+	elapsed(t, "comparisons", time.Now(), 200*time.Millisecond)
+	wantGet(t, c, "gone", "ours")
+	wantGet(t, c, "there", "ours")
+	s.MustDo("DEL", "there") // and this is somebody's, of what is here
+	redistest.WaitFor(t, patience, "the set to be overruled", func() bool {
+		_, err := c.Get(ctx, "there")
+		return errors.Is(err, holdfast.ErrMiss)
+	})
+	s.MustDo("CONFIG", "SET", "maxmemory", "0")
+	waitState(t, c, holdfast.Up)
+	drain(t, c)
+	for key, want := range map[string]string{"gone": "ours", "there": "(nil)"} {
+		if got := s.MustDo("GET", key); got != want {
+			t.Errorf("%s is %s, want %s: %+v", key, got, want, c.Stats())
+		}
+	}
+}
+
 // Tracking knows no databases. A set that waited became a delete when somebody emptied
 // another database, or wrote a key of the same name there.
 func TestAnotherDatabasesWritesAndFlushesCostAComparisonAtMost(t *testing.T) {

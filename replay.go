@@ -452,7 +452,11 @@ func (p *pass) judge() {
 // hold says whether there is room among what is held.
 func (p *pass) hold(r *refusedTask) bool {
 	refusal := p.journal.refusal(refusalOf(r.err, r.key), r.class == classCommand)
-	again, news, ok := p.journal.hold(&r.task, refusal, p.clock.now())
+	var ran uint64
+	if errors.Is(r.err, errNonsense) {
+		ran = p.session.id
+	}
+	again, news, ok := p.journal.hold(&r.task, refusal, ran, p.clock.now())
 	if !ok {
 		return false
 	}
@@ -491,6 +495,8 @@ func (p *pass) postpone(t *task, c class, err error) {
 	what := foundNoReply
 	if _, answered := rueidis.IsRedisErr(err); answered {
 		what = foundUnsent // a reply says that it did not run
+	} else if errors.Is(err, errNonsense) {
+		// A reply, but not one that says that.
 	} else if gaveUp(err) {
 		err = errBudget
 	} else if p.dead {
@@ -523,7 +529,7 @@ func (p *pass) deletePlainly(ctx context.Context) {
 		cmds[i] = b.Del().Key(p.plain[i].key).Build()
 	}
 	for i, reply := range p.do(ctx, p.session, cmds, p.asking) {
-		t, err := &p.plain[i], reply.Error()
+		t, err := &p.plain[i], numberReply(reply)
 		switch c := classify(context.Background(), err); c {
 		case classOK:
 			switch {

@@ -41,7 +41,11 @@ func (r *replayer) sendPlain(ctx context.Context, s *session, tasks []task, aski
 		return others
 	}
 	for k, reply := range r.do(ctx, s, cmds, asking) {
-		answers[plain[k]] = answer{verdict: verdictDone, err: reply.Error()}
+		what := okReply
+		if tasks[plain[k]].del {
+			what = numberReply
+		}
+		answers[plain[k]] = answer{verdict: verdictDone, err: what(reply)}
 	}
 	return others
 }

@@ -160,9 +160,32 @@ type answer struct {
 	err     error
 }
 
-// errNonsense comes of something that is no Redis and takes the script for something
-// else.
-var errNonsense = errors.New("holdfast: the answer to the replay's script makes no sense")
+// errNonsense is an answer that Redis does not give to what was sent, though it is no error:
+// from something that is no Redis, or in place of another answer. Like a text that nobody
+// understands it says nothing about the command; the command may have run.
+var errNonsense = errors.New("holdfast: the answer to a replay makes no sense")
+
+// numberReply returns the error of a reply that must be a number.
+func numberReply(reply rueidis.RedisResult) error {
+	if err := reply.Error(); err != nil && !rueidis.IsRedisNil(err) {
+		return err
+	}
+	if _, err := reply.ToInt64(); err != nil {
+		return errNonsense
+	}
+	return nil
+}
+
+// okReply returns the error of a reply that must be OK.
+func okReply(reply rueidis.RedisResult) error {
+	if err := reply.Error(); err != nil && !rueidis.IsRedisNil(err) {
+		return err
+	}
+	if text, err := reply.ToString(); err != nil || text != "OK" {
+		return errNonsense
+	}
+	return nil
+}
 
 // send has the tasks done and returns an answer for each.
 //
@@ -248,7 +271,7 @@ func (p *scripts) sendOnce(ctx context.Context, at []int, together int) (missing
 			switch {
 			case strings.HasPrefix(err.Error(), "NOSCRIPT"):
 				missing = append(missing, group...)
-			case len(group) > 1 && classify(context.Background(), err) == classCommand:
+			case len(group) > 1 && refusesSome(err):
 				alone = append(alone, group...)
 			}
 			continue
@@ -260,6 +283,12 @@ func (p *scripts) sendOnce(ctx context.Context, at []int, together int) (missing
 		}
 	}
 	return missing, alone
+}
+
+// refusesSome says whether an error may be about one of the keys of a script.
+func refusesSome(err error) bool {
+	c := classify(context.Background(), err)
+	return c == classCommand || c == classUnknown
 }
 
 func readAnswer(m rueidis.RedisMessage) answer {

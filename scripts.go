@@ -14,9 +14,11 @@ import (
 // not, nothing can be compared, and the sets that wait in the journal become deletes. That
 // cannot be taken back, and a permission may be missing for a moment. So they wait, and the
 // server is greeted once more, and only one that says no at least scriptsAfter after it
-// said so first is believed. Both times the session must serve, so that a probe has shown
+// said so first, and at no time nothing for as long, is believed. Both times the session
+// must serve, so that a probe has shown
 // that the server is well otherwise: what is said before that may be the way's. What a
-// replay meets by itself only makes it ask.
+// replay meets by itself only makes it ask. A text that nobody understands, and an answer
+// that makes no sense, say nothing of scripts, however long: sets that are refused so are held.
 //
 //	           | greeted: runs | greeted: does not                  | a replay met that
 //	runs       | runs          | awaited                            | awaited
@@ -29,10 +31,12 @@ const scriptsAfter = 10 * time.Second
 // scripting is what is known of a link's server.
 type scripting struct {
 	sync.Mutex
-	since  int64 // when it said first that it does not run the script; 0 where it does
-	asked  int64 // when it was asked last
-	why    error
-	logged bool
+	since    int64 // when it said first that it does not run the script; 0 where it does
+	last     int64 // when it said so last
+	asked    int64 // when it was asked last
+	why      error
+	logged   bool
+	believed bool // since then it was scriptless
 }
 
 // scriptState is what a session's server said.
@@ -77,10 +81,14 @@ func (s *session) askScripts(ctx context.Context) error {
 	switch {
 	case err == nil:
 		s.noteScripts(nil, true)
-	case noScripts(err), classify(ctx, err) == classUnknown:
+	case noScripts(err):
 		s.noteScripts(err, true)
 	case away(err):
 		return err
+	default: // in words of the way, or none: what is refused so is judged, and held
+		s.link.scripting.Lock()
+		s.link.scripting.asked = s.link.clock.now()
+		s.link.scripting.Unlock()
 	}
 	return nil
 }
@@ -96,11 +104,17 @@ func (s *session) noteScripts(err error, greeted bool) {
 	}
 	k.why = err
 	state := scriptsRun
+	if err != nil && !k.believed && now-k.last >= int64(scriptsAfter) {
+		k.since = 0 // it was not asked meanwhile, and may have been without a permission twice
+	}
+	if err != nil {
+		k.last = now
+	}
 	switch {
 	case err == nil:
-		k.since, k.logged = 0, false
+		k.since, k.logged, k.believed = 0, false, false
 	case s.scriptless(), greeted && k.since != 0 && now-k.since >= int64(scriptsAfter) && s.link.gate.Load() == s:
-		state = scriptsNone
+		state, k.believed = scriptsNone, true
 	default:
 		state = scriptsAwaited
 	}
@@ -167,13 +181,22 @@ func (r *replayer) nextAsk(s *session) int64 {
 // between load and use, the user may not run it or a command in it, or a proxy knows no
 // scripts.
 func noScripts(err error) bool {
-	if errors.Is(err, errNonsense) {
-		return true
-	}
 	if err == nil || !isReply(err) {
 		return false
 	}
-	return strings.HasPrefix(err.Error(), "NOSCRIPT") || refusesCommand(err) || withinScript(err)
+	return strings.HasPrefix(err.Error(), "NOSCRIPT") || refusesCommand(err) || withinScript(err) || otherwiseNoScripts(err)
+}
+
+// otherwiseNoScripts knows the words of other makes: Pika's, Garnet's, those of services.
+func otherwiseNoScripts(err error) bool {
+	text := strings.ToLower(strings.TrimPrefix(err.Error(), "ERR "))
+	for _, t := range []string{"unknown command", "unknown or unsupported command", "unsupported command"} {
+		if strings.HasPrefix(text, t) {
+			return true
+		}
+	}
+	return (strings.Contains(text, "scripting") || strings.Contains(text, "scripts") || strings.Contains(text, "lua")) &&
+		(strings.Contains(text, "disabled") || strings.Contains(text, "not supported") || strings.Contains(text, "not support "))
 }
 
 // withinScript says that a command is refused that the script calls. What the greeting has
