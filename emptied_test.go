@@ -96,3 +96,38 @@ func TestAFlushOfThisDatabaseLeavesNoFallback(t *testing.T) {
 		})
 	}
 }
+
+// The client's own SWAPDB of two other databases made all its copies wrong.
+func TestOwnSWAPDBOfOtherDatabasesCostsNoFallback(t *testing.T) {
+	for _, tt := range []struct {
+		swap []string
+		kept bool
+	}{
+		{[]string{"SWAPDB", "5", "6"}, true},
+		{[]string{"swapdb", "0", "6"}, true},
+		{[]string{"SWAPDB", "3", "6"}, false},
+		{[]string{"SWAPDB", "6", "3"}, false},
+	} {
+		t.Run(strings.Join(tt.swap, " "), func(t *testing.T) {
+			ctx := begin(t)
+			s := redistest.Start(t)
+			o := tracked(s.Addr(), holdfast.TrackReads)
+			o.Redis.SelectDB = 3
+			c := open(t, o)
+			ready(t, c)
+			must(t, c.Set(ctx, "k", []byte("v"), 0))
+			held(t, c, "k", "v")
+			wantSay(t, c.Client(), "OK", tt.swap...)
+			if tt.kept {
+				held(t, c, "k", "v")
+			} else {
+				wantGet(t, c, "k", "")
+			}
+			s.Kill()
+			waitState(t, c, holdfast.Down)
+			if e, err := c.Lookup(ctx, "k"); (err == nil && string(e.Value) == "v") != tt.kept {
+				t.Errorf("in the outage: %+v, %v", e, err)
+			}
+		})
+	}
+}
