@@ -9,6 +9,7 @@ import (
 
 	"github.com/holdfast-cache/holdfast"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
+	"github.com/redis/rueidis"
 )
 
 // endless runs a script at the server until it is killed, and returns once the server
@@ -190,4 +191,60 @@ func TestFUNCTIONKILLReachesAServerThatIsBusyWithAFunction(t *testing.T) {
 	must(t, client.Do(ctx, client.B().FunctionKill().Build()).Error())
 	<-done
 	waitState(t, c, holdfast.Up)
+}
+
+// Who calls first, right after New, or has yet to dial a connection of its own, is the one
+// who would end the script.
+func TestSCRIPTKILLReachesABusyServerByTheFirstCallAndByANewDedicate(t *testing.T) {
+	for _, db := range []int{0, 3} {
+		for name, kill := range map[string]func(ctx context.Context, c *holdfast.Cache) error{
+			"Do": func(ctx context.Context, c *holdfast.Cache) error {
+				return c.Client().Do(ctx, c.Client().B().ScriptKill().Build()).Error()
+			},
+			"Dedicated": func(ctx context.Context, c *holdfast.Cache) error {
+				return c.Client().Dedicated(func(d rueidis.DedicatedClient) error {
+					if err := d.Do(ctx, d.B().FunctionStats().Build()).Error(); !contains(fmt.Sprint(err), "BUSY") || errors.Is(err, holdfast.ErrUnavailable) {
+						t.Errorf("function stats: %v", err)
+					}
+					if err := d.Do(ctx, d.B().Get().Key("k").Build()).Error(); !errors.Is(err, holdfast.ErrUnavailable) {
+						t.Errorf("get: %v", err)
+					}
+					if err := d.DoMulti(ctx, d.B().ScriptKill().Build())[0].Error(); err != nil {
+						return err
+					}
+					redistest.WaitFor(t, patience, "the connection to serve for all", func() bool {
+						return d.Do(ctx, d.B().Set().Key("k").Value(fmt.Sprint("of ", db)).Build()).Error() == nil
+					})
+					return nil
+				})
+			},
+		} {
+			for _, known := range []bool{true, false} {
+				t.Run(fmt.Sprint(name, ", database ", db, ", known to be busy: ", known), func(t *testing.T) {
+					ctx := begin(t)
+					s := redistest.Start(t, "--busy-reply-threshold", "50")
+					o := at(s.Addr())
+					o.Redis.SelectDB, o.Timeout = db, 5*time.Second
+					if !known {
+						endless(t, s)
+					}
+					c := open(t, o)
+					if known {
+						ready(t, c)
+						endless(t, s)
+						redistest.WaitFor(t, patience, "busy", isBusy(c))
+					}
+					must(t, kill(ctx, c))
+					waitState(t, c, holdfast.Up)
+					if name == "Dedicated" {
+						must(t, s.Inside(db, func(do func(...string) string) {
+							if got := do("GET", "k"); got != fmt.Sprint("of ", db) {
+								t.Errorf("redis has %q", got)
+							}
+						}))
+					}
+				})
+			}
+		}
+	}
 }

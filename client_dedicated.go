@@ -3,6 +3,7 @@ package holdfast
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 
@@ -140,7 +141,31 @@ func (d *dedicated) DoMulti(ctx context.Context, multi ...rueidis.Completed) []r
 	if err != nil {
 		return failures(len(multi), err)
 	}
+	if d.toBusy(ctx, args) {
+		return d.cl.DoMulti(ctx, multi...)
+	}
 	return d.run(ctx, multi, args)
+}
+
+// toBusy says whether the commands are to end a script, or to tell of it, where one runs and
+// no connection was dialled for them yet. They go by that of the link then, for a server
+// that is busy shakes no hands; and they need no state of a connection.
+func (d *dedicated) toBusy(ctx context.Context, args [][]string) bool {
+	for _, a := range args {
+		if !allowedBusy(a) {
+			return false
+		}
+	}
+	d.mu.Lock()
+	mayDial := d.mu.conn == nil && d.mu.dialling == nil && !d.mu.released
+	d.mu.Unlock()
+	lane, open := d.cl.c.fence.enter()
+	defer lane.leave()
+	if !mayDial || d.cl.usable(ctx, open) != nil {
+		return false
+	}
+	d.cl.awaitOwn(ctx, args)
+	return slices.ContainsFunc(d.cl.c.routes.links(), func(l *link) bool { return l.busy.Load() != nil })
 }
 
 // run sends the commands in one pipeline.

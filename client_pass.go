@@ -2,6 +2,7 @@ package holdfast
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/redis/rueidis"
@@ -182,6 +183,7 @@ func (cl *client) over(p *passed, l *link) {
 	case p.reads:
 	case p.verb != verbFlush && p.verb != verbUnsettle:
 		cl.c.invalidate(p.keys)
+	case p.swapsOthers(cl.c.opts.Redis.SelectDB):
 	case l != nil:
 		l.doubt()
 	default:
@@ -205,6 +207,14 @@ func (r *call) emptied(e *errand) {
 		r.c.downgraded(key)
 		r.c.routes.deliver(key)
 	}
+}
+
+// swapsOthers says whether it is SWAPDB of databases of which none is this one.
+func (p *passed) swapsOthers(db int) bool {
+	return len(p.args) == 3 && upper(p.args[0]) == "SWAPDB" && !slices.ContainsFunc(p.args[1:], func(arg string) bool {
+		n, err := strconv.Atoi(arg)
+		return err != nil || n == db
+	})
 }
 
 func (e *errand) passCommands(b rueidis.Builder, cmds []rueidis.Completed) []rueidis.Completed {
@@ -247,7 +257,7 @@ func (r *call) hasPassed(e *errand, replies []rueidis.RedisResult, o outcome) {
 			// The connection broke within a transaction.
 			st.fail(e.key, unavailable{replies[i].NonRedisError()})
 		default:
-			if p.verb == verbFlush && len(e.passed) == 1 && replies[i].Error() == nil {
+			if p.verb == verbFlush && len(e.passed) == 1 && replies[i].Error() == nil && !p.swapsOthers(r.c.opts.Redis.SelectDB) {
 				r.emptied(e)
 			}
 			err := replies[i].Error()

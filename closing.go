@@ -224,12 +224,20 @@ func (f *foreign) names() []string {
 	return slices.Sorted(maps.Keys(f.mu.running))
 }
 
-// watch has foreign know of the functions that the options bring for the connection.
-func (f *foreign) watch(o rueidis.ClientOption) rueidis.ClientOption {
+// watch has foreign know of the functions that the options bring for the connection. The
+// one that dials runs on a goroutine of its own, of the workers': if it ends its
+// goroutine, that is not the supervisor's.
+func (f *foreign) watch(o rueidis.ClientOption, workers *group) rueidis.ClientOption {
 	if dial := o.DialCtxFn; dial != nil {
-		o.DialCtxFn = func(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (net.Conn, error) {
-			defer f.enter("the dial function (Redis.DialCtxFn)")()
-			return dial(ctx, addr, nd, cfg)
+		o.DialCtxFn = func(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (conn net.Conn, err error) {
+			const what = "Redis.DialCtxFn"
+			if ended := workers.call("dial", what, func() {
+				defer f.enter("the dial function (" + what + ")")()
+				conn, err = dial(ctx, addr, nd, cfg)
+			}); ended != nil {
+				return nil, ended
+			}
+			return conn, err
 		}
 	}
 	if credentials := o.AuthCredentialsFn; credentials != nil {

@@ -154,20 +154,70 @@ func (d *dialer) connect(ctx context.Context, addr string, nd *net.Dialer, cfg *
 }
 
 // connectByUser calls the user's function, which may do anything.
-func (d *dialer) connectByUser(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (conn net.Conn, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			conn, err = nil, fmt.Errorf("holdfast: Redis.DialCtxFn panicked: %.200v", r)
-		}
-	}()
-	conn, err = d.user(ctx, addr, nd, cfg)
+func (d *dialer) connectByUser(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (net.Conn, error) {
+	conn, err := d.user(ctx, addr, nd, cfg)
 	if err != nil {
 		return nil, err
 	}
 	if v := reflect.ValueOf(conn); !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
 		return nil, errNoConn // rueidis would end the program
 	}
-	return conn, nil
+	return userConn{conn}, nil
+}
+
+// userConn is a connection of the user's making, whose methods may panic: one that was
+// wrapped around nothing does. They run on goroutines of rueidis', where nobody could
+// recover.
+type userConn struct{ net.Conn }
+
+func (c userConn) Read(p []byte) (n int, err error) {
+	defer connPanicked(&err)
+	return c.Conn.Read(p)
+}
+
+func (c userConn) Write(p []byte) (n int, err error) {
+	defer connPanicked(&err)
+	return c.Conn.Write(p)
+}
+
+// Close closes what is below TLS first; see resp.Conn.Close.
+func (c userConn) Close() (err error) {
+	defer connPanicked(&err)
+	if t, ok := c.Conn.(interface{ NetConn() net.Conn }); ok {
+		_ = t.NetConn().Close()
+	}
+	return c.Conn.Close()
+}
+
+func (c userConn) SetDeadline(t time.Time) (err error) {
+	defer connPanicked(&err)
+	return c.Conn.SetDeadline(t)
+}
+
+func (c userConn) SetReadDeadline(t time.Time) (err error) {
+	defer connPanicked(&err)
+	return c.Conn.SetReadDeadline(t)
+}
+
+func (c userConn) SetWriteDeadline(t time.Time) (err error) {
+	defer connPanicked(&err)
+	return c.Conn.SetWriteDeadline(t)
+}
+
+func (c userConn) RemoteAddr() (addr net.Addr) {
+	defer func() { _ = recover() }()
+	return c.Conn.RemoteAddr()
+}
+
+func (c userConn) LocalAddr() (addr net.Addr) {
+	defer func() { _ = recover() }()
+	return c.Conn.LocalAddr()
+}
+
+func connPanicked(err *error) {
+	if r := recover(); r != nil {
+		*err = fmt.Errorf("holdfast: the connection of Redis.DialCtxFn panicked: %.200v", r)
+	}
 }
 
 var errNoConn = errors.New("holdfast: Redis.DialCtxFn returned neither a connection nor an error")

@@ -30,8 +30,9 @@ type victimOptions struct {
 	Dir      string
 	Fsync    holdfast.FsyncPolicy
 	MaxKeys  int
-	Defaults bool  // the breaker's
-	FileSize int64 // no file may grow over it; 0 for any size
+	Defaults bool     // the breaker's
+	FileSize int64    // no file may grow over it; 0 for any size
+	Prefixes []string // tracked; nil for what is read
 
 	// Life is not 0 for a victim that writes by itself, with so many writers.
 	Life, Writers int
@@ -67,6 +68,9 @@ func victim(file string) error {
 	var lines logLines
 	opts := at(o.Addr)
 	opts.Local.MaxBytes = 1 << 20
+	if o.Prefixes != nil {
+		opts.Tracking.Mode, opts.Tracking.Prefixes = holdfast.TrackPrefixes, o.Prefixes
+	}
 	if !o.Defaults {
 		opts.Breaker.MinBackoff, opts.Breaker.MaxBackoff = time.Millisecond, 20*time.Millisecond
 	}

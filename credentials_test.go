@@ -169,6 +169,9 @@ func TestADialFunctionThatReturnsNothingIsNamed(t *testing.T) {
 		{"a nil pointer", func() (net.Conn, error) { return (*net.TCPConn)(nil), nil }, "neither a connection nor an error"},
 		{"a nil TLS connection", func() (net.Conn, error) { return (*tls.Conn)(nil), nil }, "neither a connection nor an error"},
 		{"a panic", func() (net.Conn, error) { panic("no network") }, "DialCtxFn panicked: no network"},
+		{"its goroutine's end", func() (net.Conn, error) { runtime.Goexit(); return nil, nil }, "DialCtxFn ended without returning"},
+		{"something around nothing", func() (net.Conn, error) { return around{}, nil }, "DialCtxFn panicked"},
+		{"a TLS connection around nothing", func() (net.Conn, error) { return tls.Client(nil, &tls.Config{InsecureSkipVerify: true}), nil }, "DialCtxFn panicked"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			for _, sentinel := range []bool{false, true} {
@@ -214,5 +217,52 @@ func TestADialFunctionThatReturnsNothingIsNamed(t *testing.T) {
 			}
 			must(t, c.Set(ctx, "k", []byte("v"), 0))
 		})
+	}
+}
+
+// around is a connection that a program has wrapped, to count its bytes or the like.
+type around struct{ net.Conn }
+
+// A function that ended its goroutine, as a test's FailNow does, ended the supervisor: the
+// Cache said that it was closed, and never reached for Redis again.
+func TestAFunctionThatEndsItsGoroutineEndsNoSupervisor(t *testing.T) {
+	s := redistest.Start(t)
+	sentinel := sentinelFor(t, s.Addr()).Addr()
+	for _, tt := range []struct {
+		name string
+		o    holdfast.Options
+		set  func(o *holdfast.Options, end func())
+	}{
+		{"DialCtxFn", at(s.Addr()), endingDial},
+		{"DialCtxFn, behind sentinels", watched(sentinel), endingDial},
+		{"AllowAddress", watched(sentinel), func(o *holdfast.Options, end func()) {
+			o.AllowAddress = func(string) bool { end(); return true }
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			ctx := begin(t)
+			var n atomic.Int64
+			o := tt.o
+			tt.set(&o, func() {
+				if n.Add(1) <= 2 {
+					runtime.Goexit()
+				}
+			})
+			c := open(t, o)
+			must(t, c.Set(ctx, "k", []byte(tt.name), time.Hour))
+			ready(t, c)
+			drain(t, c)
+			if got := s.MustDo("GET", "k"); got != tt.name {
+				t.Errorf("redis has %q", got)
+			}
+			s.MustDo("FLUSHALL")
+		})
+	}
+}
+
+func endingDial(o *holdfast.Options, end func()) {
+	o.Redis.DialCtxFn = func(ctx context.Context, addr string, d *net.Dialer, _ *tls.Config) (net.Conn, error) {
+		end()
+		return d.DialContext(ctx, "tcp", addr)
 	}
 }

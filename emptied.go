@@ -45,7 +45,11 @@ func (l *link) resolveFlush(ctx context.Context) {
 	}
 	before, now := l.keyCounts, keyCounts(nil)
 	if l.gate.Load() == by { // another server's numbers say nothing
-		now = l.countKeys(ctx, by)
+		late := false
+		if now, late = l.countKeys(ctx, by); late && l.gate.Load() == by {
+			l.asked.Store(true)
+			return // it is asked again after the next attempt, which comes soon
+		}
 	}
 	l.flushes.Lock()
 	defer l.flushes.Unlock()
@@ -53,7 +57,7 @@ func (l *link) resolveFlush(ctx context.Context) {
 		l.look() // it has said so again
 		return
 	}
-	l.flushes.resolved, l.keyCounts = made, now
+	l.flushes.resolved, l.keyCounts, l.keyCountsOf = made, now, by
 	if emptied(before, now, l.opts.Redis.SelectDB, l.copies()) {
 		l.domains((*domain).confirmFlush)
 	} else {
@@ -65,13 +69,17 @@ func (l *link) resolveFlush(ctx context.Context) {
 // server has said something meanwhile, for then those are not the numbers from before.
 func (l *link) noteKeyCounts(ctx context.Context) {
 	var now keyCounts
-	if s := l.gate.Load(); s != nil && s.tracked {
-		now = l.countKeys(ctx, s)
+	s, late := l.gate.Load(), false
+	if s != nil && s.tracked {
+		now, late = l.countKeys(ctx, s)
+	}
+	if late && l.keyCountsOf == s {
+		return // those from before are better than none
 	}
 	l.flushes.Lock()
 	defer l.flushes.Unlock()
 	if l.flushes.seen == l.flushes.resolved {
-		l.keyCounts = now
+		l.keyCounts, l.keyCountsOf = now, s
 	}
 }
 
@@ -94,19 +102,19 @@ func emptied(before, now keyCounts, db int, copies int64) bool {
 	return now[db] == 0 || now[db] < want-want/8
 }
 
-// countKeys asks the server for them. INFO is what the greeting asks for, too, and more users
-// have the right to it than to DBSIZE.
-func (l *link) countKeys(ctx context.Context, s *session) keyCounts {
+// countKeys asks the server for them; late where it does not answer in time. INFO is what
+// the greeting asks for, too, and more users have the right to it than to DBSIZE.
+func (l *link) countKeys(ctx context.Context, s *session) (counts keyCounts, late bool) {
 	if s.server == "" {
-		return nil // the greeting's INFO was refused, and this one would be in ACL LOG, too
+		return nil, false // the greeting's INFO was refused, and this one would be in ACL LOG, too
 	}
 	budget, cancel := context.WithTimeout(ctx, l.opts.Timeout)
 	defer cancel()
 	text, err := s.aside(budget, s.client.B().Info().Section("keyspace").Build()).ToString()
 	if err != nil {
-		return nil
+		return nil, gaveUp(err)
 	}
-	return readKeyCounts(text)
+	return readKeyCounts(text), false
 }
 
 // readKeyCounts reads what INFO says: lines such as "db0:keys=7,expires=0".

@@ -1,10 +1,16 @@
 package holdfast_test
 
 import (
+	"bytes"
+	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/holdfast-cache/holdfast"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
@@ -95,4 +101,99 @@ func TestAFlushOfThisDatabaseLeavesNoFallback(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The client's own SWAPDB of two other databases made all its copies wrong.
+func TestOwnSWAPDBOfOtherDatabasesCostsNoFallback(t *testing.T) {
+	for _, tt := range []struct {
+		swap []string
+		kept bool
+	}{
+		{[]string{"SWAPDB", "5", "6"}, true},
+		{[]string{"swapdb", "0", "6"}, true},
+		{[]string{"SWAPDB", "3", "6"}, false},
+		{[]string{"SWAPDB", "6", "3"}, false},
+	} {
+		t.Run(strings.Join(tt.swap, " "), func(t *testing.T) {
+			ctx := begin(t)
+			s := redistest.Start(t)
+			o := tracked(s.Addr(), holdfast.TrackReads)
+			o.Redis.SelectDB = 3
+			c := open(t, o)
+			ready(t, c)
+			must(t, c.Set(ctx, "k", []byte("v"), 0))
+			held(t, c, "k", "v")
+			wantSay(t, c.Client(), "OK", tt.swap...)
+			if tt.kept {
+				held(t, c, "k", "v")
+			} else {
+				wantGet(t, c, "k", "")
+			}
+			s.Kill()
+			waitState(t, c, holdfast.Down)
+			if e, err := c.Lookup(ctx, "k"); (err == nil && string(e.Value) == "v") != tt.kept {
+				t.Errorf("in the outage: %+v, %v", e, err)
+			}
+		})
+	}
+}
+
+// The server stood still for longer than Timeout just when it was asked which database it
+// was: the fallbacks were given up, though it could be asked again.
+func TestAServerThatIsSlowBehindAFlushIsAskedAgain(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	o := tracked(s.Addr(), holdfast.TrackReads)
+	o.Redis.SelectDB = 3
+	o.Breaker.Failures = 1000 // it is not given up for that
+	var armed atomic.Bool
+	o.Redis.DialCtxFn = func(ctx context.Context, addr string, d *net.Dialer, _ *tls.Config) (net.Conn, error) {
+		conn, err := d.DialContext(ctx, "tcp", addr)
+		return &slowInfo{Conn: conn, armed: &armed}, err
+	}
+	c := open(t, o)
+	ready(t, c)
+	for i := range 10 {
+		must(t, c.Set(ctx, fmt.Sprint("k", i), []byte("v"), 0))
+		held(t, c, fmt.Sprint("k", i), "v")
+	}
+	told(t, c)
+	other := rawClient(t, rueidis.ClientOption{InitAddress: []string{s.Addr()}, SelectDB: 5})
+	armed.Store(true)
+	must(t, other.Do(ctx, other.B().Flushdb().Build()).Error())
+	redistest.WaitFor(t, patience, "it to be asked", func() bool { return !armed.Load() })
+	// It is asked again with the attempts that follow.
+	for range 3 {
+		time.Sleep(200 * time.Millisecond)
+		told(t, c)
+	}
+	told(t, c)
+	s.Kill()
+	waitState(t, c, holdfast.Down)
+	for i := range 10 {
+		if e, err := c.Lookup(ctx, fmt.Sprint("k", i)); err != nil || string(e.Value) != "v" {
+			t.Errorf("k%d in the outage: %+v, %v", i, e, err)
+		}
+	}
+}
+
+// slowInfo has the answer to a question for the number of keys wait, once it is armed.
+type slowInfo struct {
+	net.Conn
+	armed *atomic.Bool
+	until atomic.Int64
+}
+
+func (c *slowInfo) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte("keyspace")) && c.armed.Load() {
+		c.until.Store(time.Now().Add(200 * time.Millisecond).UnixNano())
+		c.armed.Store(false)
+	}
+	return c.Conn.Write(p)
+}
+
+func (c *slowInfo) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	time.Sleep(time.Until(time.Unix(0, c.until.Load())))
+	return n, err
 }

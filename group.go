@@ -2,6 +2,7 @@ package holdfast
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"runtime/pprof"
 	"slices"
@@ -55,6 +56,28 @@ func (g *group) leave(name string) {
 	if g.mu.count == 0 && g.mu.ended != nil {
 		close(g.mu.ended)
 	}
+}
+
+// call runs f, the user's code that what names, on a goroutine of its own and waits for
+// it. The error is for one that did not return: it panicked, or ended its goroutine, which
+// must not be one of ours. It is ErrClosed once the group is waited for.
+func (g *group) call(name, what string, f func()) (err error) {
+	done := make(chan struct{})
+	err = fmt.Errorf("holdfast: %s ended without returning", what)
+	if !g.spawn(name, func() {
+		defer close(done)
+		defer func() {
+			if r := recover(); r != nil {
+				err = fmt.Errorf("holdfast: %s panicked: %.200v", what, r)
+			}
+		}()
+		f()
+		err = nil
+	}) {
+		return ErrClosed
+	}
+	<-done
+	return err
 }
 
 // wait returns when all have ended, or after limit; it says which. From its

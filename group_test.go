@@ -82,14 +82,14 @@ func TestAStarvedCloseBlamesNoneOfTheUsersCode(t *testing.T) {
 	if err := late.err(); err == nil || err.Error() != want {
 		t.Errorf("%v", err)
 	}
-	if o := f.watch(rueidis.ClientOption{}); o.DialCtxFn != nil || o.AuthCredentialsFn != nil {
+	if o := f.watch(rueidis.ClientOption{}, new(group)); o.DialCtxFn != nil || o.AuthCredentialsFn != nil {
 		t.Error("functions were set that the user did not set")
 	}
 	dials := 0
 	o := f.watch(rueidis.ClientOption{DialCtxFn: func(context.Context, string, *net.Dialer, *tls.Config) (net.Conn, error) {
 		dials = len(f.names())
 		return nil, net.ErrClosed
-	}})
+	}}, new(group))
 	if _, err := o.DialCtxFn(context.Background(), "", nil, nil); err != net.ErrClosed || dials != 1 || len(f.names()) != 0 {
 		t.Errorf("%v, %d names within the dial function, %d behind it", err, dials, len(f.names()))
 	}

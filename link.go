@@ -93,6 +93,7 @@ type link struct {
 	// skipScripts: the last greeting ended where the script was asked for.
 	skipScripts bool
 	keyCounts   keyCounts // of the databases, when it was last asked
+	keyCountsOf *session  // which told them
 	untold      string    // why the server does not tell of changes, as last logged
 
 	introduction introduction

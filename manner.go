@@ -97,20 +97,16 @@ func (p *pipe) turnedAway(err error) turnedAway {
 }
 
 // introduce opens a session in the manner that is next. It makes one dial, and a second
-// one where a session without HELLO stands: whether the server can do more after all.
+// one where a session without HELLO stands: whether the server can do more after all; or
+// where the server is busy: who calls now may want to end its script.
 func (l *link) introduce(life context.Context, addr string) (*session, error) {
 	if l.bare {
-		s, _, err := l.openSession(life, addr, mannerFull, true)
-		l.bare = err == nil || isBusy(life, err)
-		return s, err
+		return l.introduceBare(life, addr)
 	}
 	m := l.introduction.next()
 	s, how, err := l.openSession(life, addr, m, false)
 	if isBusy(life, err) {
-		// A server that is busy shakes no hands. The next try asks for no more than what
-		// is allowed then.
-		l.bare = true
-		return nil, err
+		return l.introduceBare(life, addr)
 	}
 	if m == mannerFull {
 		l.introduction.note(how)
@@ -128,6 +124,14 @@ func (l *link) introduce(life context.Context, addr string) (*session, error) {
 	l.introduction = introduction{}
 	s.close()
 	return full, err
+}
+
+// introduceBare opens a session to a server that is busy, which shakes no hands: it asks for
+// no more than what is allowed then.
+func (l *link) introduceBare(life context.Context, addr string) (*session, error) {
+	s, _, err := l.openSession(life, addr, mannerFull, true)
+	l.bare = err == nil || isBusy(life, err)
+	return s, err
 }
 
 func isBusy(ctx context.Context, err error) bool {

@@ -2,6 +2,7 @@ package holdfast_test
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -157,6 +158,41 @@ func TestAProxyWhoseBackendWasAwayIsNotTakenForAnOldServer(t *testing.T) {
 				p.SetBackend(away.Addr())
 				p.CutAll()
 				redistest.WaitFor(t, patience, "down", func() bool { return c.Stats().BreakerOpens > opens })
+			}
+		})
+	}
+}
+
+// The same of a sentinel: the master was never found.
+func TestASentinelThatRefusesHelloInItsOwnWordsIsAskedWithoutIt(t *testing.T) {
+	for _, rule := range []redistest.Rule{
+		{Command: "HELLO", Manner: redistest.Unknown},
+		{Command: "HELLO", Manner: redistest.Says, Text: "ERR Unsupported"},
+		{Command: "HELLO", Manner: redistest.Denied},
+		{Command: "HELLO", Manner: redistest.HangUp},
+		{Command: "CLIENT", Manner: redistest.HangUp},
+	} {
+		t.Run(fmt.Sprint(rule), func(t *testing.T) {
+			ctx := begin(t)
+			s := redistest.Start(t)
+			f := redistest.NewFilter(t, sentinelFor(t, s.Addr()).Addr(), makeOf(t, "Redis 7.0"), rule)
+			p := redistest.NewProxy(t, f.Addr())
+			o := watched(p.Addr())
+			o.Redis.Sentinel.Password = "secret"
+			c := open(t, o)
+			ready(t, c)
+			if !c.Health().Tracking {
+				t.Error("the server speaks RESP3, whatever its sentinels do")
+			}
+			// The connection to the sentinel is made anew where it is lost.
+			p.SetMode(redistest.Cut)
+			s.Restart()
+			p.SetMode(redistest.Pass)
+			must(t, c.Set(ctx, "k", []byte("v"), time.Hour))
+			waitState(t, c, holdfast.Up)
+			drain(t, c)
+			if got := s.MustDo("GET", "k"); got != "v" {
+				t.Errorf("redis has %q", got)
 			}
 		})
 	}

@@ -33,7 +33,7 @@ func New(opts Options) (*Cache, error) {
 		journal: newJournal(opts.Journal),
 		closed:  make(chan struct{}),
 	}
-	c.opts.Redis = c.foreign.watch(opts.Redis)
+	c.opts.Redis = c.foreign.watch(opts.Redis, &c.workers)
 	full := c.opts
 	c.dialled, c.opts = &full, c.opts.withoutPasswords()
 	c.flights, c.holder = newFlights(), rand.Text()
@@ -139,7 +139,7 @@ func (c *Cache) connect() {
 	}
 	switch c.opts.mode() {
 	case ModeSentinel:
-		s := newSentinels(c.life, *c.dialled, c.clock, func() { c.stats.dials.Add(1) })
+		s := newSentinels(c.life, *c.dialled, c.clock, &c.workers, func() { c.stats.dials.Add(1) })
 		home.where, home.leave, home.disbelieve = s.where, s.close, s.disbelieve
 	default:
 		s := &seeds{
@@ -224,7 +224,7 @@ func (c *Cache) settleMode(ctx context.Context, s *session, mode string, found f
 func (c *Cache) newCluster(env linkEnv, probe string) *cluster {
 	cl := &cluster{
 		routes:  c.routes,
-		allow:   allowed{ask: c.opts.AllowAddress, anyway: c.opts.Redis.InitAddress},
+		allow:   allowed{ask: c.opts.AllowAddress, anyway: c.opts.Redis.InitAddress, workers: &c.workers},
 		refresh: c.opts.Redis.ClusterOption.ShardsRefreshInterval,
 		backoff: c.opts.Breaker.MaxBackoff,
 		signal:  make(chan struct{}, 1),

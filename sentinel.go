@@ -26,6 +26,7 @@ type sentinels struct {
 	clock   clock
 	dials   func()
 	allow   allowed
+	manners []introduction // to each address
 
 	next int // the address to try next
 	pipe *pipe
@@ -35,7 +36,7 @@ type sentinels struct {
 	}
 }
 
-func newSentinels(life context.Context, o Options, clk clock, dials func()) *sentinels {
+func newSentinels(life context.Context, o Options, clk clock, workers *group, dials func()) *sentinels {
 	option, s := o.Redis, o.Redis.Sentinel
 	option.Username, option.Password, option.ClientName = s.Username, s.Password, s.ClientName
 	option.AuthCredentialsFn = nil
@@ -45,7 +46,8 @@ func newSentinels(life context.Context, o Options, clk clock, dials func()) *sen
 		life: life, addrs: o.Redis.InitAddress, option: option, name: s.MasterSet,
 		timeout: o.Timeout, every: s.TopologyRefreshInterval, clock: clk, dials: dials,
 		// A sentinel is no master: its address is not one that may be dialled as one.
-		allow: allowed{ask: o.AllowAddress},
+		allow:   allowed{ask: o.AllowAddress, workers: workers},
+		manners: make([]introduction, len(o.Redis.InitAddress)),
 	}
 }
 
@@ -128,12 +130,22 @@ func (s *sentinels) disbelieve() {
 	}
 }
 
-// dial connects to the sentinel whose turn it is.
+// dial connects to the sentinel whose turn it is. One that turned HELLO away in words of
+// its own, or hung up at it, is spoken to without, as in manner.go, for as long as that
+// works: it has nothing to tell that RESP2 has not.
 func (s *sentinels) dial(ctx context.Context) error {
+	at := s.next % len(s.addrs)
+	m := s.manners[at].next()
 	p := &pipe{}
 	err := p.dial(s.life, plan{
-		addr: s.addrs[s.next%len(s.addrs)], option: s.option, within: ctx, attempt: s.dials, lost: func() {},
+		addr: s.addrs[at], option: s.option, manner: m, within: ctx, attempt: s.dials, lost: func() {},
 	})
+	switch {
+	case m == mannerFull && ctx.Err() == nil:
+		s.manners[at].note(p.turnedAway(err))
+	case err != nil:
+		s.manners[at] = introduction{}
+	}
 	if err == nil {
 		p.dialer.settled()
 		s.pipe = p

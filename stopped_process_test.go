@@ -4,6 +4,7 @@ package holdfast_test
 
 import (
 	"fmt"
+	"net"
 	"syscall"
 	"testing"
 	"time"
@@ -19,14 +20,29 @@ func TestAProcessThatStoodStillServesNothingAsFreshThatItCouldNotHearAbout(t *te
 	for _, tt := range []struct {
 		name string
 		mode redistest.Mode // of the path, from when the process stands still
+
+		prefixes []string
+		cluster  bool
 	}{
-		{"the path is silent", redistest.Hang},
-		{"the path is well", redistest.Pass},
+		{name: "the path is silent", mode: redistest.Hang},
+		{name: "the path is well", mode: redistest.Pass},
+		{name: "the path is silent, and prefixes are tracked", mode: redistest.Hang, prefixes: []string{"k"}},
+		{name: "the path to a cluster is silent", mode: redistest.Hang, cluster: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			begin(t)
-			s, p := behind(t)
-			v := startVictim(t, victimOptions{Addr: p.Addr(), Defaults: true})
+			var s *redistest.Server
+			var p *redistest.Proxy
+			if tt.cluster {
+				r := redistest.StartCluster(t, 1, 0)
+				s = r.Nodes()[0]
+				p = redistest.NewProxy(t, s.Addr())
+				_, port, _ := net.SplitHostPort(p.Addr())
+				r.Configure("cluster-announce-port", port)
+			} else {
+				s, p = behind(t)
+			}
+			v := startVictim(t, victimOptions{Addr: p.Addr(), Defaults: true, Prefixes: tt.prefixes})
 			v.restored()
 			s.MustDo("SET", "k", "one")
 			redistest.WaitFor(t, patience, "the victim to be up", func() bool {

@@ -30,6 +30,7 @@ type spec struct {
 	class class
 	shape shape // of the reply, where it is served
 	write bool  // it may change its keys
+	tells bool  // Redis runs it while it is busy with a script
 	keys  keySpec
 	moved func(args []string) []string // finds the keys where their places vary
 }
@@ -118,6 +119,18 @@ func specOf(name string) spec {
 		return s
 	}
 	return unknown
+}
+
+// ofSubcommand is what there is to know of SCRIPT and FUNCTION with a subcommand. What ends
+// a script goes by the cache, which has a way to a server that is busy.
+func ofSubcommand(s spec, name, sub string) spec {
+	switch {
+	case strings.EqualFold(sub, "kill"):
+		s.class, s.shape = served, status
+	case name == "function" && strings.EqualFold(sub, "stats"):
+		s.tells = true
+	}
+	return s
 }
 
 // telling is how many of n arguments are enough to find the keys.

@@ -20,6 +20,10 @@
 // holdfast.ErrUnavailable, and nothing is dialled. Where Redis does not answer within the
 // cache's Options.Timeout it fails with the same error: then it may have run, or run late.
 //
+// SCRIPT KILL and FUNCTION KILL go by the cache, too, which has a way to a server that is
+// busy with a script, and FUNCTION STATS is sent to it; on a client of another database than
+// 0 it may need a connection that the pool has already.
+//
 // An error of Redis' own is a redis.Error with Redis' words, whichever way the command
 // went.
 //

@@ -58,8 +58,10 @@ func (h *hook) process(ctx context.Context, cmd redis.Cmder, next redis.ProcessH
 	}
 	bounded, cancel := h.bound(ctx, c.class == waiting)
 	defer cancel()
-	if err := h.before(bounded, ctx, c.keys(), c.write); err != nil {
-		return err
+	if !h.reachesBusy(c) {
+		if err := h.before(bounded, ctx, c.keys(), c.write); err != nil {
+			return err
+		}
 	}
 	err = next(bounded, cmd)
 	h.after(c)
@@ -80,6 +82,10 @@ func (c *command) keys() []string { return c.find(c.args) }
 func (h *hook) read(cmd redis.Cmder, all bool) (command, error) {
 	name, args := cmd.Name(), cmd.Args()
 	c := command{spec: specOf(name)}
+	if len(args) > 1 && (name == "script" || name == "function") {
+		sub, _ := encodeArg(args[1])
+		c.spec = ofSubcommand(c.spec, name, sub)
+	}
 	if c.class == served && !c.shape.fits(cmd) {
 		c.class = through
 	}
@@ -142,6 +148,27 @@ func (h *hook) before(bounded, ctx context.Context, keys []string, write bool) e
 	return nil
 }
 
+// reachesBusy says whether a command is sent though the cache has shut its gate: one that
+// tells of the script with which Redis is busy, or is part of a handshake for it.
+func (h *hook) reachesBusy(c command) bool {
+	return (c.class == session || c.tells) && !up(h.cache.Health(), "") && busy(h.cache.Health())
+}
+
+// busy says whether a server is busy with a script, as far as is known.
+func busy(health holdfast.Health) bool {
+	for _, s := range health.Shards {
+		if busyError(s.LastError) && !answers(s.State) {
+			return true
+		}
+	}
+	return len(health.Shards) == 0 && busyError(health.LastError) && !answers(health.State)
+}
+
+func busyError(err error) bool {
+	var said *rueidis.RedisError
+	return errors.As(err, &said) && strings.HasPrefix(said.Error(), "BUSY ")
+}
+
 // there returns nil where Redis is there for the keys. Should the cache be about to
 // connect for the first time, it is given the budget of one call, once, to do so.
 func (h *hook) there(ctx context.Context, keys []string) error {
@@ -182,7 +209,8 @@ func (g dialGuard) DialHook(next redis.DialHook) redis.DialHook {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		// Not by Settle, which would keep the cache looking for a Redis that nobody but a
 		// pool asks for.
-		if !up(g.hook.cache.Health(), addr) {
+		// One that is busy is there; no command is sent to it that it would not run.
+		if h := g.hook.cache.Health(); !up(h, addr) && !busy(h) {
 			return nil, holdfast.ErrUnavailable
 		}
 		return next(ctx, network, addr)

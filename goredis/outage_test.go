@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -436,4 +437,63 @@ func TestAPipelineWaitsForOnePartOfARedisThatHangs(t *testing.T) {
 			t.Fatalf("command %d: %v", i, cmd.Err())
 		}
 	}
+}
+
+// While a script ran everything got ErrUnavailable, also what would have ended it.
+func TestSCRIPTKILLReachesAServerThatIsBusy(t *testing.T) {
+	for _, db := range []int{0, 3} {
+		for what, kill := range map[string]func(ctx context.Context, rdb *redis.Client) error{
+			"the client": func(ctx context.Context, rdb *redis.Client) error { return rdb.ScriptKill(ctx).Err() },
+			"Do":         func(ctx context.Context, rdb *redis.Client) error { return rdb.Do(ctx, "SCRIPT", "kill").Err() },
+			"a Conn":     func(ctx context.Context, rdb *redis.Client) error { return rdb.Conn().ScriptKill(ctx).Err() },
+			"a pipeline": func(ctx context.Context, rdb *redis.Client) error {
+				_, err := rdb.Pipelined(ctx, scriptKill(ctx))
+				return err
+			},
+			"FUNCTION KILL": func(ctx context.Context, rdb *redis.Client) error { return rdb.FunctionKill(ctx).Err() },
+		} {
+			t.Run(fmt.Sprint(what, ", database ", db), func(t *testing.T) {
+				ctx := begin(t)
+				s := redistest.Start(t, "--busy-reply-threshold", "50")
+				o := calm(s.Addr())
+				o.Redis.SelectDB = db
+				rdb, c := attached(t, o)
+				must(t, rdb.Set(ctx, "k", "v", 0).Err())
+				done := make(chan struct{})
+				spin := []string{"EVAL", "while true do end", "0"}
+				if what == "FUNCTION KILL" {
+					s.MustDo("FUNCTION", "LOAD", "#!lua name=l\nredis.register_function{function_name='spin', callback=function() while true do end end, flags={'no-writes'}}")
+					spin = []string{"FCALL", "spin", "0"}
+				}
+				go func() {
+					defer close(done)
+					_, _ = s.Do(spin...)
+				}()
+				defer func() { <-done }()
+				redistest.WaitFor(t, patience, "busy", func() bool {
+					h := c.Health()
+					return h.State == holdfast.Down && h.LastError != nil && strings.Contains(h.LastError.Error(), "BUSY")
+				})
+				if err := rdb.Incr(ctx, "n").Err(); !errors.Is(err, holdfast.ErrUnavailable) {
+					t.Errorf("incr: %v", err)
+				}
+				if db == 0 || what == "FUNCTION KILL" {
+					stats, err := rdb.FunctionStats(ctx).Result()
+					if what == "FUNCTION KILL" && db == 0 && (err != nil || !stats.Running()) {
+						t.Errorf("function stats: %+v, %v", stats, err)
+					}
+					if errors.Is(err, holdfast.ErrUnavailable) {
+						t.Errorf("function stats: %v", err)
+					}
+				}
+				must(t, kill(ctx, rdb))
+				<-done
+				redistest.WaitFor(t, patience, "an end", func() bool { return rdb.Incr(ctx, "n").Err() == nil })
+			})
+		}
+	}
+}
+
+func scriptKill(ctx context.Context) func(redis.Pipeliner) error {
+	return func(p redis.Pipeliner) error { p.ScriptKill(ctx); return nil }
 }

@@ -63,6 +63,10 @@ func (p *pipeline) run(ctx context.Context, next redis.ProcessPipelineHook) erro
 		return p.first
 	}
 	rest := p.read[from:]
+	if !slices.ContainsFunc(rest, func(c command) bool { return !p.reachesBusy(c) }) {
+		p.send(ctx, from, next)
+		return p.first
+	}
 	if err := p.before(bounded, ctx, keysOf(rest, false), false); err != nil {
 		if p.whole || bounded.Err() != nil {
 			return p.fail(from, err)
