@@ -45,7 +45,7 @@ func TestWhatWasLostTwiceIsTriedAloneAndWhatWasLostAloneIsIsolated(t *testing.T)
 			}
 			time.Sleep(d*time.Second - 1)
 			want("just before its time is up", 1, sendNot)
-			time.Sleep(1)
+			time.Sleep(time.Nanosecond)
 			want("its time is up", 1, sendAlone)
 		}
 		s.clear(1)

@@ -118,7 +118,6 @@ func (c *Conn) keep(p, b []byte) (n int) {
 		hold, b = 0, b[hold:]
 	}
 	if hold < 0 {
-		hold = len(b)
 		l.ready = l.size
 	} else if hold > 0 {
 		l.ready = l.size - (len(b) - hold)
