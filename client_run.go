@@ -242,6 +242,11 @@ func (r *call) store(st *turn) bool {
 		if len(args) != 2 {
 			return false
 		}
+		if r.c.routes != nil {
+			// Its answer is what Redis holds, and it takes that away: what was written a
+			// moment ago to be read once is not to be lost in the first moments.
+			r.c.awaitKey(r.ctx, r.now, true, args[1])
+		}
 		r.write(st, r.deleting(args))
 		return true
 	}

@@ -149,3 +149,22 @@ func TestASetBeforeAFirstAttemptThatFailsIsComparedAsAnyOther(t *testing.T) {
 		t.Fatal("a set of an outage replaced another client's value")
 	}
 }
+
+// A token that is to be read once: GETDEL answered nil while Redis had it, and the delete
+// ran all the same.
+func TestGETDELRightAfterNewIsAnsweredByRedis(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	for i := range 10 {
+		s.MustDo("SET", "token", "once")
+		c := open(t, leisurely(s.Addr()))
+		client := c.Client()
+		if v, err := client.Do(ctx, client.B().Getdel().Key("token").Build()).ToString(); err != nil || v != "once" {
+			t.Fatalf("round %d: %q, %v", i, v, err)
+		}
+		closed(t, c)
+		if got := s.MustDo("EXISTS", "token"); got != "0" {
+			t.Fatal("the token is still there")
+		}
+	}
+}
