@@ -196,6 +196,7 @@ func TestFUNCTIONKILLReachesAServerThatIsBusyWithAFunction(t *testing.T) {
 // Who calls first, right after New, or has yet to dial a connection of its own, is the one
 // who would end the script.
 func TestSCRIPTKILLReachesABusyServerByTheFirstCallAndByANewDedicate(t *testing.T) {
+	redistest.Long(t)
 	for _, db := range []int{0, 3} {
 		for name, kill := range map[string]func(ctx context.Context, c *holdfast.Cache) error{
 			"Do": func(ctx context.Context, c *holdfast.Cache) error {

@@ -202,6 +202,7 @@ func TestWhatAWayAnswersForTwoSecondsCostsNoWriteOfTheJournal(t *testing.T) {
 
 // As above, but only the replay is answered so, or a part of it: the probe succeeds.
 func TestWhatIsRefusedWhileAProbeSucceedsIsHeldUntilItIsNot(t *testing.T) {
+	redistest.Long(t)
 	replayed := func(cmd []string) bool {
 		return (cmd[0] == "EVALSHA" || cmd[0] == "DEL") && slices.ContainsFunc(cmd, func(arg string) bool {
 			return strings.HasPrefix(arg, "set:") || strings.HasPrefix(arg, "deleted:")
@@ -306,6 +307,7 @@ func TestNoMoreThanHalfTheJournalIsHeld(t *testing.T) {
 // A second and a half without the script's permission turned every set that waited into
 // a delete.
 func TestSetsWaitWhileTheScriptIsNotPermittedForAMoment(t *testing.T) {
+	redistest.Long(t)
 	for name, deny := range map[string][]string{
 		"EVALSHA": {"-evalsha"}, "a command of the script's": {"-get"}, "EVALSHA and SCRIPT": {"-evalsha", "-script"},
 	} {

@@ -3,6 +3,7 @@ package holdfast_test
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -86,6 +87,9 @@ func TestAServerThatRefusesHelloInItsOwnWordsIsUsedWithoutIt(t *testing.T) {
 		{"it hangs up at INFO", []redistest.Rule{{Command: "INFO", Manner: redistest.HangUp}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			if strings.HasPrefix(tt.name, "it hangs up") {
+				redistest.Long(t) // whether it runs scripts is asked again for ten seconds
+			}
 			ctx := begin(t)
 			s := redistest.Start(t, "--requirepass", "secret")
 			f := redistest.NewFilter(t, s.Addr(), makeOf(t, "Redis 7.0"), tt.rules...)

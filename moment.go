@@ -196,8 +196,9 @@ func (c *Cache) awaitLink(ctx context.Context, now int64, first bool, find func(
 	return l, true
 }
 
-// awaitKey is awaitLink for the link of a key.
-func (c *Cache) awaitKey(ctx context.Context, now int64, first bool, key string) (waited bool) {
-	_, waited = c.awaitLink(ctx, now, first, func() *link { return c.routes.link(c.routes.of(key)) })
-	return waited
+// awaitKey is awaitLink for the link of a key, for a call that found no session. It says
+// whether to look again: there is one by now, or it waited.
+func (c *Cache) awaitKey(ctx context.Context, now int64, first bool, key string) (again bool) {
+	l, waited := c.awaitLink(ctx, now, first, func() *link { return c.routes.link(c.routes.of(key)) })
+	return waited || l.gate.Load() != nil
 }
