@@ -261,6 +261,7 @@ func TestPasswordsAreNotPrinted(t *testing.T) {
 	o.Redis.TLSConfig = &tls.Config{SessionTicketsDisabled: true, KeyLogWriter: nil, ServerName: "hunter5"}
 	o.Breaker.Failures = 77
 	c := open(t, o)
+	closed(t, c) // fmt reads all of what it cannot call methods of, beside who writes there
 	type nested struct {
 		Name string
 		Opts holdfast.Options
