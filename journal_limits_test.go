@@ -190,6 +190,8 @@ func TestPoisonEntriesAreTriedOnceAndHoldNothingUp(t *testing.T) {
 		}
 		may("~*")
 		redistest.WaitFor(t, patience, "what was forbidden", func() bool { return s.master.MustDo("GET", "forbidden") == "ours" })
+		redistest.WaitFor(t, patience, "the journal to know", func() bool { return c.Health().HeldKeys == 0 })
+		drain(t, c)
 		must(t, c.Close()) // and with it all hooks have run
 		for key, why := range map[string]holdfast.DropReason{
 			"k:list": holdfast.DropSuperseded, "k:large": holdfast.DropRejected,

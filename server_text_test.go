@@ -261,7 +261,7 @@ func TestPasswordsAreNotPrinted(t *testing.T) {
 	o.Redis.TLSConfig = &tls.Config{SessionTicketsDisabled: true, KeyLogWriter: nil, ServerName: "hunter5"}
 	o.Breaker.Failures = 77
 	c := open(t, o)
-	closed(t, c) // fmt reads all of what it cannot call methods of, beside who writes there
+	closed(t, c)
 	type nested struct {
 		Name string
 		Opts holdfast.Options
@@ -270,11 +270,16 @@ func TestPasswordsAreNotPrinted(t *testing.T) {
 		Map  map[string]any
 	}
 	var logged bytes.Buffer
-	for _, v := range []any{
+	values := []any{
 		o, &o, c.Options(), []holdfast.Options{o}, map[string]holdfast.Options{"a": o}, c, nested{"n", o, &o, []holdfast.Options{o}, map[string]any{"o": o}},
 		struct{ o holdfast.Options }{c.Options()}, fmt.Errorf("options %v", o),
-		c.Client(), holdfast.NewTyped(c, holdfast.String()), struct{ c *holdfast.Cache }{c}, &struct{ c *holdfast.Cache }{c},
-	} {
+	}
+	if raceFactor == 1 {
+		// fmt reads through these, down to the mutexes, which a goroutine that has ended
+		// its work may just be leaving.
+		values = append(values, c.Client(), holdfast.NewTyped(c, holdfast.String()), struct{ c *holdfast.Cache }{c}, &struct{ c *holdfast.Cache }{c})
+	}
+	for _, v := range values {
 		verbs := []string{"%v", "%+v", "%#v", "%s", "%q", "%d", "%x", "% x"}
 		if _, ok := v.(struct{ o holdfast.Options }); ok {
 			verbs = verbs[:3] // fmt cannot call methods there
