@@ -2,9 +2,8 @@
 // the other in turns, so that both see the same machine, and prints for each benchmark
 // the median of the ratios of the turns, new to old, with its 95% interval.
 //
-//	go test -c -o /tmp/new.test .
-//	git stash && go test -c -o /tmp/old.test . && git stash pop
-//	go run ./turns -bench 'LocalHit|RemoteGet|RemoteSet' -n 20 /tmp/old.test /tmp/new.test
+//	go test -c -o new.test .                      # in each of two clones
+//	go run ./turns -bench 'LocalHit|RemoteGet|RemoteSet' -n 20 OLD/old.test NEW/new.test
 //
 // With -fail 1.02 it exits with 1 where an interval lies above that as a whole: the new
 // build is slower. It blocks for as long as the benchmarks take.
