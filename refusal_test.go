@@ -310,3 +310,29 @@ func TestWhatARefusedWriteWouldHaveReplacedIsStillKnown(t *testing.T) {
 		})
 	}
 }
+
+// A key of the same name changes in another database: the server tells of it, for it knows
+// no databases there. A set in the next outage found our own value in Redis, did not know
+// it any more, and became a delete.
+func TestAKeyThatTheServerToldOfBeforeTheOutageIsStillKnown(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	p := redistest.NewProxy(t, s.Addr())
+	c := open(t, at(p.Addr()))
+	ready(t, c)
+	must(t, c.Set(ctx, "k", []byte("old"), 0))
+	wantGet(t, c, "k", "old") // from here on the server tells of it
+	before := c.Stats().Invalidations
+	s.MustDo("EVAL", "redis.call('SELECT', 9) redis.call('SET', 'k', 'another')", "0")
+	redistest.WaitFor(t, patience, "the server to tell", func() bool { return c.Stats().Invalidations > before })
+
+	p.SetMode(redistest.Cut)
+	waitState(t, c, holdfast.Down)
+	must(t, c.Set(ctx, "k", []byte("new"), 0))
+	p.SetMode(redistest.Pass)
+	waitState(t, c, holdfast.Up)
+	drain(t, c)
+	if got := s.MustDo("GET", "k"); got != "new" {
+		t.Errorf("redis holds %q, want what was set in the outage; stats %+v", got, c.Stats())
+	}
+}
