@@ -339,3 +339,27 @@ func TestNotFoundIsRememberedThoughRedisIsAway(t *testing.T) {
 	s.Resume()
 	waitState(t, c, holdfast.Up)
 }
+
+// What a loader said in an outage is not Redis' word: another client may have written the
+// key meanwhile, and the server tells only of what was read.
+func TestNotFoundOfAnOutageEndsWithTheOutage(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	p := redistest.NewProxy(t, s.Addr())
+	o := at(p.Addr())
+	o.Load.NotFoundTTL = time.Hour
+	c := open(t, o)
+	ready(t, c)
+	p.SetMode(redistest.Cut)
+	waitState(t, c, holdfast.Down)
+	load := func(context.Context) ([]byte, error) { return nil, holdfast.ErrNotFound }
+	if _, err := c.GetOrLoad(ctx, "k", 0, load); !errors.Is(err, holdfast.ErrNotFound) {
+		t.Fatal(err)
+	}
+	s.MustDo("SET", "k", "theirs")
+	p.SetMode(redistest.Pass)
+	waitState(t, c, holdfast.Up)
+	if v, err := c.GetOrLoad(ctx, "k", 0, load); err != nil || string(v) != "theirs" {
+		t.Errorf("%q, %v", v, err)
+	}
+}
