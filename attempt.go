@@ -81,7 +81,7 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 		l.replace(ctx, old, next)
 		return l.schedule.min
 	case classWriteRefused:
-		// In whatever words: a user without permission for the probe's key, too.
+		// The refusal may have any text: a user without permission for the probe's key is one case.
 		// Whether anything can be written is not known, and is not claimed.
 		l.setError(err) // before Health can show that writes are refused
 		next.refuse(err)
