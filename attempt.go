@@ -28,30 +28,30 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 		return l.schedule.next()
 	}
 	var (
-		once   sync.Once
-		result = errNoProbe
-		finish = func() { once.Do(func() { done(result) }) }
+		once     sync.Once
+		reported = errNoProbe
+		finish   = func() { once.Do(func() { done(reported) }) }
 	)
 	defer finish()
 
 	next, old, err := l.candidate(ctx)
 	if err != nil {
-		result = l.unreached(err)
+		reported = l.unreached(err)
 		return l.schedule.next()
 	}
 
-	budget, cancel := context.WithTimeout(ctx, l.opts.Timeout)
+	bounded, cancel := context.WithTimeout(ctx, l.opts.Timeout)
 	l.probing = l.probeKey(l.probing)
-	c, err := next.probe(budget, l.probing)
+	c, err := next.probe(bounded, l.probing)
 	cancel()
 	switch {
 	case c == classBusy && old == nil:
 		l.busy.Store(next) // before the gate is shut
-		result = err
+		reported = err
 		finish()
 		return l.busied(next, err)
 	case next.bare:
-		result = errBusyOver
+		reported = errBusyOver
 		return l.bared(next, c, err)
 	}
 	switch c {
@@ -60,13 +60,13 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 			if err := next.greetAgain(ctx); err != nil {
 				next.close()
 				l.session = old
-				result = l.unreached(err)
+				reported = l.unreached(err)
 				return l.schedule.next()
 			}
 		}
 		next.writable.Store(true)
 		next.replica.Store(false)
-		result = nil
+		reported = nil
 		finish()
 		l.replace(ctx, old, next)
 		l.serve(next, evProbeOK, nil)
@@ -77,7 +77,7 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 		l.redirected(next, err)
 		l.probing = ""
 		l.setError(err)
-		result = nil
+		reported = nil
 		l.replace(ctx, old, next)
 		return l.schedule.min
 	case classWriteRefused:
@@ -85,7 +85,7 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 		// Whether anything can be written is not known, and is not claimed.
 		l.setError(err) // before Health can show that writes are refused
 		next.refuse(err)
-		result = nil
+		reported = nil
 		finish()
 		l.replace(ctx, old, next)
 		l.serve(next, evProbeRefused, err)
@@ -95,8 +95,8 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 		return l.schedule.next()
 	default:
 		var again time.Duration
-		again, result = l.unanswered(next, old, err)
-		if isReply(result) && l.gate.Load() != nil {
+		again, reported = l.unanswered(next, old, err)
+		if isReply(reported) && l.gate.Load() != nil {
 			finish()
 			l.breaker.trip() // it is there, and refuses reads and writes alike: no call fares better
 		}
@@ -160,11 +160,11 @@ func (l *link) unreached(err error) error {
 // unanswered takes note of a probe that got no answer, or one by which the server
 // refuses everything, and returns how long to wait, and what the breaker is to be
 // told.
-func (l *link) unanswered(next, old *session, err error) (again time.Duration, result error) {
+func (l *link) unanswered(next, old *session, err error) (again time.Duration, reported error) {
 	if gaveUp(err) {
 		err = errBudget
 	}
-	result = err
+	reported = err
 	l.notBusy(err)
 	if old == nil && l.gate.Load() == nil && isReply(err) && strings.HasPrefix(err.Error(), "NOAUTH") {
 		next.close() // another one logs in
@@ -173,7 +173,7 @@ func (l *link) unanswered(next, old *session, err error) (again time.Duration, r
 		l.session = next
 	} else {
 		next.close() // the old one goes on, such as it is
-		result = nil
+		reported = nil
 	}
 	switch {
 	case l.gate.Load() == nil:
@@ -184,9 +184,9 @@ func (l *link) unanswered(next, old *session, err error) (again time.Duration, r
 		// One failure among calls that may fare better. But the stream may be
 		// silent, so whether it is must be known soon.
 		l.setError(err)
-		return l.schedule.min, result
+		return l.schedule.min, reported
 	}
-	return l.schedule.next(), result
+	return l.schedule.next(), reported
 }
 
 // candidate returns the session to probe: the present one, or, beside it as old,

@@ -124,7 +124,7 @@ func (c *cluster) learn(ranges []slotRange) {
 // whether there are others without one. Until then calls may be under way there,
 // and whoever names such a node again, a map that is behind or a redirection, would
 // have it begin its back-off anew.
-func (c *cluster) letGo() (left bool) {
+func (c *cluster) letGo() (more bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for addr, l := range c.mu.nodes {
@@ -135,10 +135,10 @@ func (c *cluster) letGo() (left bool) {
 			c.mu.opens += l.breaker.opens.Load()
 			l.retire()
 		default:
-			left = true
+			more = true
 		}
 	}
-	return left
+	return more
 }
 
 // nodeLocked returns the link to the node, nil where there are too many already.
@@ -213,15 +213,15 @@ func (c *cluster) probeKey(l *link, prefix, last string) string {
 	if l.slots.Load() == 0 {
 		return ""
 	}
-	owned := func(key string) bool { return c.slots[slotOf(key)].link.Load() == l }
-	if last != "" && owned(last) {
+	owns := func(key string) bool { return c.slots[slotOf(key)].link.Load() == l }
+	if last != "" && owns(last) {
 		return last
 	}
 	// A tag leads to a given slot with one chance in 16,384. From anywhere, so that
 	// a slot on its way, which takes no new key, is not hit upon again.
 	from := rand.IntN(slotCount)
 	for i := range 16 * slotCount {
-		if key := prefix + "{" + strconv.Itoa(from+i) + "}"; owned(key) {
+		if key := prefix + "{" + strconv.Itoa(from+i) + "}"; owns(key) {
 			return key
 		}
 	}

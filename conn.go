@@ -58,7 +58,7 @@ func (d *dialer) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls
 	if !d.permit.CompareAndSwap(true, false) {
 		return nil, errNoPermit
 	}
-	login, err := d.credentials.login(d.life, addr)
+	auth, err := d.credentials.login(d.life, addr)
 	if err != nil {
 		return nil, err
 	}
@@ -76,8 +76,8 @@ func (d *dialer) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls
 	if d.own != nil {
 		guard = resp.GuardPubSub
 	}
-	lost := func(cause error) { d.lost(login.lost(cause)) }
-	conn := &wire{Conn: guard(raw, resp.DefaultLimits, lost), own: d.own, login: login, plain: d.plain, hearing: d.hearing}
+	lost := func(cause error) { d.lost(auth.lost(cause)) }
+	conn := &wire{Conn: guard(raw, resp.DefaultLimits, lost), own: d.own, login: auth, plain: d.plain, hearing: d.hearing}
 	conn.shaking.Store(d)
 	d.mu.Lock()
 	closed := d.mu.closed

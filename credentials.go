@@ -88,12 +88,12 @@ func (l *login) lost(cause error) error {
 }
 
 func (c *credentials) ask(ctx context.Context, addr string) (rueidis.AuthCredentials, error) {
-	call := c.call(addr)
+	asking := c.call(addr)
 	limit := time.NewTimer(credentialsLimit)
 	defer limit.Stop()
 	select {
-	case <-call.done:
-		return call.result, call.err
+	case <-asking.done:
+		return asking.result, asking.err
 	case <-ctx.Done():
 		return rueidis.AuthCredentials{}, ctx.Err()
 	case <-limit.C:
@@ -105,24 +105,24 @@ func (c *credentials) ask(ctx context.Context, addr string) (rueidis.AuthCredent
 func (c *credentials) call(addr string) *credentialsCall {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if call := c.mu.asking[addr]; call != nil {
-		return call
+	if asking := c.mu.asking[addr]; asking != nil {
+		return asking
 	}
 	// What a function that panics or ends its goroutine leaves behind.
-	call := &credentialsCall{done: make(chan struct{}), err: errors.New("holdfast: Redis.AuthCredentialsFn ended without returning")}
+	asking := &credentialsCall{done: make(chan struct{}), err: errors.New("holdfast: Redis.AuthCredentialsFn ended without returning")}
 	if c.mu.asking == nil {
 		c.mu.asking = make(map[string]*credentialsCall)
 	}
-	c.mu.asking[addr] = call
+	c.mu.asking[addr] = asking
 	if !c.workers.spawn("credentials", func() {
 		defer func() {
 			if r := recover(); r != nil {
-				call.err = fmt.Errorf("holdfast: Redis.AuthCredentialsFn panicked: %.200v", r)
+				asking.err = fmt.Errorf("holdfast: Redis.AuthCredentialsFn panicked: %.200v", r)
 			}
 			c.mu.Lock()
 			delete(c.mu.asking, addr)
 			c.mu.Unlock()
-			close(call.done)
+			close(asking.done)
 		}()
 		got, err := c.fn(rueidis.AuthCredentialsContext{Address: dialledAddr(addr)})
 		if err != nil {
@@ -133,13 +133,13 @@ func (c *credentials) call(addr string) *credentialsCall {
 		} else {
 			got.RefreshAfter = renewedAfter(got.RefreshAfter)
 		}
-		call.result, call.err = got, err
+		asking.result, asking.err = got, err
 	}) {
 		delete(c.mu.asking, addr)
-		call.err = ErrClosed
-		close(call.done)
+		asking.err = ErrClosed
+		close(asking.done)
 	}
-	return call
+	return asking
 }
 
 // renewedAfter is when rueidis asks anew. Told a time that is past it would ask without

@@ -45,8 +45,8 @@ func (l *link) resolveFlush(ctx context.Context) {
 	}
 	before, now := l.keyCounts, keyCounts(nil)
 	if l.gate.Load() == by { // another server's numbers say nothing
-		late := false
-		if now, late = l.countKeys(ctx, by); late && l.gate.Load() == by {
+		tooLate := false
+		if now, tooLate = l.countKeys(ctx, by); tooLate && l.gate.Load() == by {
 			l.asked.Store(true)
 			return // it is asked again after the next attempt, which comes soon
 		}
@@ -69,11 +69,11 @@ func (l *link) resolveFlush(ctx context.Context) {
 // server has said something meanwhile, for then those are not the numbers from before.
 func (l *link) noteKeyCounts(ctx context.Context) {
 	var now keyCounts
-	s, late := l.gate.Load(), false
+	s, tooLate := l.gate.Load(), false
 	if s != nil && s.tracked {
-		now, late = l.countKeys(ctx, s)
+		now, tooLate = l.countKeys(ctx, s)
 	}
-	if late && l.keyCountsOf == s {
+	if tooLate && l.keyCountsOf == s {
 		return // those from before are better than none
 	}
 	l.flushes.Lock()
@@ -104,13 +104,13 @@ func emptied(before, now keyCounts, db int, copies int64) bool {
 
 // countKeys asks the server for them; late where it does not answer in time. INFO is what
 // the greeting asks for, too, and more users have the right to it than to DBSIZE.
-func (l *link) countKeys(ctx context.Context, s *session) (counts keyCounts, late bool) {
+func (l *link) countKeys(ctx context.Context, s *session) (counts keyCounts, tooLate bool) {
 	if s.server == "" {
 		return nil, false // the greeting's INFO was refused, and this one would be in ACL LOG, too
 	}
-	budget, cancel := context.WithTimeout(ctx, l.opts.Timeout)
+	bounded, cancel := context.WithTimeout(ctx, l.opts.Timeout)
 	defer cancel()
-	text, err := s.aside(budget, s.client.B().Info().Section("keyspace").Build()).ToString()
+	text, err := s.aside(bounded, s.client.B().Info().Section("keyspace").Build()).ToString()
 	if err != nil {
 		return nil, gaveUp(err)
 	}
@@ -128,9 +128,9 @@ func readKeyCounts(info string) keyCounts {
 		if !ok {
 			continue
 		}
-		number, _, _ := strings.Cut(fields, ",")
+		count, _, _ := strings.Cut(fields, ",")
 		db, err1 := strconv.Atoi(strings.TrimPrefix(name, "db"))
-		keys, err2 := strconv.ParseInt(number, 10, 64)
+		keys, err2 := strconv.ParseInt(count, 10, 64)
 		if err1 != nil || err2 != nil || keys < 0 {
 			return nil
 		}

@@ -26,9 +26,9 @@ const (
 const mostSent = 32
 
 // began says what the dialer is doing.
-func (d *dialer) began(step string, secure bool) {
+func (d *dialer) began(name string, secure bool) {
 	d.mu.Lock()
-	d.mu.step, d.mu.secure = step, secure
+	d.mu.step, d.mu.secure = name, secure
 	d.mu.Unlock()
 }
 

@@ -56,15 +56,15 @@ func (s *session) hears(at int64) {
 // least: a link of a cluster has thousands of domains.
 const hearingStep = 16
 
-// hear has the copies count as fresh for as long as the server, which was heard, may be
+// hear has the copies count as end for as long as the server, which was heard, may be
 // silent. Where it tells of nothing, nothing is missed while it is.
 func (l *link) hear(s *session) {
-	until := int64(never)
+	end := int64(never)
 	if s.tracked {
-		until = s.heard.Load() + l.silence
+		end = s.heard.Load() + l.silence
 	}
-	l.heardUntil.Store(until)
-	l.domains(func(d *domain) { d.until.Store(until) })
+	l.heardUntil.Store(end)
+	l.domains(func(d *domain) { d.until.Store(end) })
 }
 
 // silence is how long a server that is to tell of changes may be silent until no copy

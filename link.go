@@ -9,11 +9,11 @@ import (
 	"time"
 )
 
-// link is the way to Redis. One goroutine, the supervisor, builds sessions,
-// probes them with a write, replaces and closes them; everybody else asks the
-// gate, one atomic load, and gets a session or nil.
+// link is the connection to one Redis server. One goroutine, the supervisor, builds sessions,
+// probes them with a write, replaces and closes them. All other goroutines read the gate, one
+// atomic load, and get a session or nil.
 //
-// A first connect that fails is no case of its own: the circuit starts open.
+// A first connect that fails is not a special case: the circuit starts open.
 //
 //	state      | probed: ok | probed: no write | probed: failed | lost, tripped | refused  | close
 //	Connecting | Up         | ReadOnly         | Connecting     | Connecting    | -        | Closed
@@ -22,79 +22,79 @@ import (
 //	Down       | Up         | ReadOnly         | Down           | Down          | -        | Closed
 //	Closed     | -          | -                | -              | -             | -        | Closed
 //
-// A server that is busy with a script is Down, with BUSY as the reason. Its session is
-// kept, in busy, for the commands that end the script.
+// A server that is busy with a script is Down, with BUSY as the reason. Its session is kept in
+// busy, for the commands that end the script.
 //
-// The gate is open in Up and ReadOnly, for as long as the session lives and the
-// breaker is closed. Attempts are made when the schedule says that one is due.
-// Where nobody wants Redis, for no call came by lately, the journal is empty and
-// nobody is in WaitReady, the link rests: what serves is probed once a restMost, what
-// is lost is made anew at once and then by a back-off that grows to that, and by the same
-// back-off what takes no writes is looked at again.
-// For which attempts calls wait: see moment.
+// The gate is open in Up and ReadOnly, while the session lives and the breaker is closed. An
+// attempt is made when the schedule says that one is due.
+//
+// A link rests when no call came recently, the journal is empty and no caller is in WaitReady. A
+// resting link that is Up is probed once every restMost. A lost connection is replaced at once, and
+// after a failure by a back-off that grows to restMost. A link that is ReadOnly is probed by the
+// same back-off. For the attempts that calls wait for, see moment.
 type link struct {
 	opts    Options
 	breaker *breaker
-	idle    time.Duration // how long after its last use a link is kept up
+	idle    time.Duration // time after the last use until the link rests
 	linkEnv
 
-	replayer *replayer // carries what the journal has for this link
-	owned    *owned    // the connections that callers have of their own
+	replayer *replayer // replays the journal's intents for this link
+	owned    *owned    // dedicated connections of callers
 
 	credentials credentials
 
-	// Of a node of a cluster; see cluster, which guards mapped.
+	// For a node of a cluster. The mutex of cluster guards mapped.
 	addr   string
 	slots  atomic.Int32
-	mapped bool // a map of the cluster named it
+	mapped bool // a cluster map named this node
 	retire context.CancelFunc
 
 	gate   atomic.Pointer[session]
-	busy   atomic.Pointer[session] // where a script runs and runs, beside a shut gate
-	last   atomic.Pointer[string]  // run id of the server last spoken to
-	signal chan struct{}           // one slot: look around
+	busy   atomic.Pointer[session] // session of a server that is busy with a script; the gate is shut
+	last   atomic.Pointer[string]  // run id of the last server that served
+	signal chan struct{}           // wakes the supervisor; capacity 1
 
-	used    atomic.Bool // a call wanted Redis since the supervisor last looked
-	parked  atomic.Bool // the link rests, and the supervisor sleeps until used
-	quiet   atomic.Bool // no call came by for MaxBackoff, as the supervisor last looked
-	refused atomic.Bool // a write was refused
-	asked   atomic.Bool // for a probe
-	vouched atomic.Bool // the stream was held to be unbroken
+	used    atomic.Bool // a call needed Redis since the supervisor last checked
+	parked  atomic.Bool // the supervisor sleeps until a use
+	quiet   atomic.Bool // no call for MaxBackoff, at the supervisor's last check
+	refused atomic.Bool // a write was refused since the supervisor last checked
+	asked   atomic.Bool // a probe was requested
+	vouched atomic.Bool // the invalidation stream was unbroken
 
-	silence    int64                  // how long the server may be silent until no copy is fresh
-	heardUntil atomic.Int64           // when that is; of the domains, too
-	moment     atomic.Pointer[moment] // in which calls wait for an attempt, nil for none
-	trying     atomic.Bool            // an attempt is under way
-	failedAt   atomic.Int64           // when the last one that failed did
-	failedFrom atomic.Int64           // and when that had begun
-	lostAt     atomic.Int64           // when the last connection was lost that served
-	// plainFrom: what counts as on the wire until then, or not so long, does not any
-	// more, for the first attempt has failed; see write.plainUntil.
+	silence    int64                  // silence of the server, in ns, after which no copy is fresh
+	heardUntil atomic.Int64           // when that silence ends; copied to the epoch scopes
+	moment     atomic.Pointer[moment] // window in which calls wait for an attempt; nil for none
+	trying     atomic.Bool            // an attempt is running
+	failedAt   atomic.Int64           // end of the last failed attempt
+	failedFrom atomic.Int64           // beginning of that attempt
+	lostAt     atomic.Int64           // when a serving connection was last lost
+	// plainFrom is set when the first attempt has failed. An intent whose plainUntil is not later
+	// than plainFrom no longer counts as on the wire; see write.plainUntil.
 	plainFrom atomic.Int64
 
-	broken atomic.Pointer[chan struct{}] // nil while nobody waits; see stream
+	broken atomic.Pointer[chan struct{}] // nil while no goroutine waits; see stream
 
-	suspects suspects    // what may be why connections are lost
-	excused  atomic.Bool // the last loss was the doing of one of them
+	suspects suspects    // commands that may cause the loss of connections
+	excused  atomic.Bool // a suspect command caused the last loss
 	flushes  flushSuspicion
 
 	scripting scripting
 
-	// Of the supervisor alone.
+	// The supervisor alone uses these fields.
 	session  *session
-	served   *session // the last that the gate was opened to
+	served   *session // the last session that the gate was opened to
 	schedule backoff
-	excuses  int64   // up to when losses are excused already
-	resting  backoff // of a link that rests
+	excuses  int64   // time up to which losses are already excused
+	resting  backoff // back-off while the link rests
 	causes   causes
-	probing  string // the probe's key
-	bare     bool   // the next session is: see session.bare
-	answered bool   // the last attempt had an answer
-	// skipScripts: the last greeting ended where the script was asked for.
+	probing  string // key of the probe
+	bare     bool   // open the next session bare; see session.bare
+	answered bool   // the current attempt's probe was answered and its session serves
+	// skipScripts: the last greeting ended at the question whether the server runs the script.
 	skipScripts bool
-	keyCounts   keyCounts // of the databases, when it was last asked
-	keyCountsOf *session  // which told them
-	untold      string    // why the server does not tell of changes, as last logged
+	keyCounts   keyCounts // keys in each database, at the last count
+	keyCountsOf *session  // the session that counted them
+	untold      string    // why the server does not track, as last logged
 
 	introduction introduction
 
@@ -104,52 +104,51 @@ type link struct {
 	}
 }
 
-// linkEnv is what a link needs of the other rooms. The functions do not block,
-// but for where, and may be called from any goroutine, but for where and fits,
-// which are the supervisor's.
+// linkEnv holds the link's dependencies. Only the supervisor calls where, fits, disbelieve and
+// leave; only where and fits may block. All other functions return at once and are safe from any
+// goroutine.
 type linkEnv struct {
 	clock    clock
 	stats    *counters
 	notify   *notifier
 	sessions *atomic.Uint64 // numbers the sessions of all links
 
-	// where names the server to speak to. It may ask for it, for longer where
-	// nothing is served meanwhile.
+	// where returns the address of the server. It may ask the network for it, and may take longer
+	// while no session serves.
 	where func(ctx context.Context, serving bool) (addr string, err error)
-	// disbelieve says that where named a server that is no master, or not there.
+	// disbelieve reports that the server named by where is no master or is unreachable.
 	disbelieve func()
-	// leave ends what where holds open.
+	// leave closes the connections that where holds open.
 	leave func()
-	// fits says whether a server of this mode is one to speak to, and may ask it.
+	// fits checks whether a server of this mode may be used. It may send commands to it.
 	fits func(ctx context.Context, s *session, mode string) error
-	// redirected learns from a probe that another node has the key.
+	// redirected learns from a probe's error that another node has the key.
 	redirected func(s *session, err error)
-	// probeKey is a key that the server takes, last if it still does, and "" where
-	// it takes none: a node without slots.
+	// probeKey returns a key that the server accepts: last if it is still accepted, and "" for a
+	// node without slots.
 	probeKey func(last string) string
-	// wanted says that somebody waits for Redis: WaitReady, or the journal.
-	// needless says that there is nothing for this link to do, whoever waits.
+	// wanted reports that Redis is needed without a call: for WaitReady, the journal or a listener.
+	// needless reports that this link has nothing to do, even if Redis is needed.
 	wanted   func() bool
 	needless func() bool
-	// hits counts the answers of the local tier, which are uses, too: they are
-	// fresh only because the link watches over them.
+	// hits counts the answers of the local tier. They are uses of the link, too: they are fresh
+	// only because the link receives invalidations.
 	hits func() uint64
-	// domains are what the link vouches for.
+	// domains calls each for the epoch scopes that this link keeps valid.
 	domains func(each func(*domain))
-	// told hears of the key of which the server told that it changed, and whether
-	// that came over the session that serves.
+	// told handles an invalidation of key. serving: it came over the session that serves.
 	told func(key string, serving bool)
-	// listeners are told what the server tells.
+	// listeners receive the server's invalidations.
 	listeners *listeners
-	// emptied hears that the server that serves was.
+	// emptied handles a flush that the serving server reported.
 	emptied func()
-	// copies is how many there may be, at least, of what the server's database holds.
+	// copies returns a lower bound for the number of local copies of keys in the server's database.
 	copies func() int64
-	// changed is told of a step.
+	// changed handles a change of state.
 	changed func(StateChange)
 }
 
-// event is what the supervisor met.
+// event is an input of the state machine.
 type event uint8
 
 const (
@@ -161,7 +160,7 @@ const (
 	evClose
 )
 
-// step is the table above.
+// step is the table in the comment of link.
 func step(s State, ev event) State {
 	switch {
 	case ev == evClose || s == Closed:
@@ -182,8 +181,8 @@ func step(s State, ev event) State {
 	}
 }
 
-// restMost is the time between two attempts of a link that nobody uses, at most: so old
-// may Health be.
+// restMost is the longest time between two attempts of a resting link, and so the greatest age of
+// Health.
 const restMost = time.Minute
 
 func newLink(o Options, env linkEnv) *link {
@@ -202,19 +201,19 @@ func newLink(o Options, env linkEnv) *link {
 	l.mu.health = Health{State: Connecting, Since: time.Now()}
 	l.breaker = newBreaker(o.Breaker.Failures, l.shut)
 	l.breaker.trip()
-	l.breaker.opens.Store(0) // it starts open; that is no outage
+	l.breaker.opens.Store(0) // the initial open state is no outage
 	return l
 }
 
-// reader returns the session that may be read from, or nil at once.
+// reader returns the session to read from, or nil. It does not block.
 func (l *link) reader() *session {
 	s := l.gate.Load()
 	l.use()
 	return s
 }
 
-// writer returns the session that may be written to, or nil at once. A server
-// that is out of memory takes deletes, of which it needs every one.
+// writer returns the session to write to, or nil. It does not block. A server that is out of memory
+// accepts deletes, and needs every one.
 func (l *link) writer(del bool) *session {
 	s := l.reader()
 	if s == nil || !s.takes(del) {
@@ -223,18 +222,18 @@ func (l *link) writer(del bool) *session {
 	return s
 }
 
-// takes says whether the server takes a write, which may be a delete.
+// takes reports whether the server accepts a write; del: the write is a delete.
 func (s *session) takes(del bool) bool {
 	return s.writable.Load() || del && s.deletable.Load()
 }
 
-// use notes that somebody wants Redis. It costs an atomic load, mostly.
+// use notes that a caller needs Redis. Usually it costs two atomic loads.
 func (l *link) use() {
 	if !l.used.Load() {
 		l.used.Store(true)
 	}
-	// Also where it was noted before: the supervisor may have gone to sleep over
-	// it, because there was nothing for it to do then.
+	// Check parked even if used was set before: the supervisor may have gone to sleep without
+	// clearing it, because it had nothing to do then.
 	if l.parked.Load() {
 		l.look()
 	}
@@ -248,21 +247,21 @@ func (l *link) look() {
 	}
 }
 
-// shut closes the gate: the breaker opened. It runs under gobreaker's lock.
+// shut closes the gate when the breaker opens. It runs under gobreaker's lock.
 func (l *link) shut() {
 	if l.gate.Load() == nil {
-		l.look() // an attempt failed: nothing was served since the gate was shut
+		l.look() // an attempt failed: the gate was shut already
 		return
 	}
-	l.doubt() // before anybody can see that the circuit is open
+	l.doubt() // before any caller can see that the circuit is open
 	if s := l.gate.Swap(nil); s != nil && l.busy.Load() != s {
 		s.endPeriod(errTripped)
 	}
-	l.doubt() // what was read in between
+	l.doubt() // entries filled in between
 	l.look()
 }
 
-// lostSession runs on whatever goroutine found the connection gone.
+// lostSession runs on the goroutine that detects the loss, which can be any.
 func (l *link) lostSession(s *session) {
 	if l.gate.Load() == s {
 		l.doubt() // as in shut
@@ -280,8 +279,8 @@ func (l *link) lostSession(s *session) {
 	l.look()
 }
 
-// doubt says that the stream of invalidations is broken, or that nobody watches
-// over it: what was filled from it must be read again. It is where law 5 is kept.
+// doubt notes that the invalidation stream is broken or unwatched: every entry filled from it
+// becomes suspect and must be read again. This keeps law 5.
 func (l *link) doubt() {
 	if l.vouched.Swap(false) {
 		l.stats.streamLosses.Add(1)
@@ -290,9 +289,9 @@ func (l *link) doubt() {
 	l.interrupt()
 }
 
-// stream returns a channel that is closed when what the server is to tell of may never
-// come: the stream is broken, or it told of all keys at once. Who means to wait for
-// news takes the channel first, and then asks the server.
+// stream returns a channel that is closed when an invalidation may never arrive: the stream broke,
+// or the server invalidated all keys at once. A goroutine that waits for an invalidation takes the
+// channel before it sends its command to the server.
 func (l *link) stream() <-chan struct{} {
 	for {
 		if ch := l.broken.Load(); ch != nil {
@@ -305,7 +304,7 @@ func (l *link) stream() <-chan struct{} {
 	}
 }
 
-// interrupt wakes who waits on the stream. It takes no lock: the gate is shut under
+// interrupt closes the channel of stream. It takes no lock, because the gate is shut under
 // gobreaker's.
 func (l *link) interrupt() {
 	if ch := l.broken.Swap(nil); ch != nil {
@@ -313,8 +312,8 @@ func (l *link) interrupt() {
 	}
 }
 
-// report tells the breaker of a call's outcome. One that began on an earlier
-// session, or before the circuit opened, says nothing about the present.
+// report passes a call's outcome to the breaker. A failure is dropped if the call's session is no
+// longer at the gate: it says nothing about the present.
 func (l *link) report(s *session, c class, err error) {
 	if c == classOK || c == classCommand || c == classRedirect {
 		l.breaker.success()
@@ -329,7 +328,7 @@ func (l *link) report(s *session, c class, err error) {
 		l.noteRefusal(s, err)
 	case classDown:
 		if isReply(err) {
-			l.askProbe() // whether it refuses reads, too
+			l.askProbe() // does it refuse reads, too?
 			return
 		}
 		l.setError(err)
@@ -339,12 +338,12 @@ func (l *link) report(s *session, c class, err error) {
 	}
 }
 
-// noteRefusal stops writes until a probe is let through.
+// noteRefusal stops writes until a probe succeeds.
 func (l *link) noteRefusal(s *session, err error) {
 	l.setError(err)
 	if s.refuse(err) {
 		if s.replica.Load() {
-			l.doubt() // the copies are of what its master held
+			l.doubt() // the server is a replica: its copies may be stale
 		}
 		l.refused.Store(true)
 		l.look()
@@ -358,7 +357,7 @@ func (l *link) setError(err error) {
 	l.mu.Unlock()
 }
 
-// unavailable is what Check gets that only this link could have served.
+// unavailable is the error of a Check that needs this link.
 func (l *link) unavailable() error {
 	if err := l.why(); err != ErrUnavailable {
 		return &Error{Op: "check", Tier: Remote, Err: err}
@@ -366,7 +365,7 @@ func (l *link) unavailable() error {
 	return ErrUnavailable
 }
 
-// why is ErrUnavailable, with why the link does not serve as far as that is known.
+// why returns ErrUnavailable, wrapped with the link's last error if there is one.
 func (l *link) why() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -380,7 +379,7 @@ func (l *link) health() Health {
 	l.mu.Lock()
 	h := l.mu.health
 	l.mu.Unlock()
-	// Between an event and the supervisor's looking at it the gate knows more.
+	// The gate is newer than the state until the supervisor has handled an event.
 	s := l.gate.Load()
 	h.Writable = s != nil && s.writable.Load()
 	h.Tracking = s != nil && s.tracked
@@ -396,14 +395,15 @@ func (l *link) health() Health {
 	return h
 }
 
-// mending says whether a connection that nobody used was lost just now, and is being
-// made anew: that is not Down until the attempt has failed.
+// mending reports that a connection was lost while unused and is being replaced. The state is not
+// Down until that attempt has failed or Timeout has passed.
 func (l *link) mending() bool {
 	m := l.moment.Load()
 	return m != nil && !m.first && !m.isOver()
 }
 
-// apply takes the step, and tells of it.
+// apply performs one step of the state machine and reports it to changed. In Connecting, a failed
+// probe with a new cause is reported although the state stays.
 func (l *link) apply(ev event, err error) {
 	err = presentable(err)
 	l.mu.Lock()
@@ -424,29 +424,28 @@ func (l *link) apply(ev event, err error) {
 	if from == to && !(ev == evProbeFailed && to == Connecting && l.newCause(err)) {
 		return
 	}
-	change := StateChange{From: from, To: to, At: h.Since}
+	transition := StateChange{From: from, To: to, At: h.Since}
 	if from == to {
-		change.At = time.Now()
+		transition.At = time.Now()
 	}
 	if to != Up && to != Closed {
-		change.Err = h.LastError
+		transition.Err = h.LastError
 	}
-	l.changed(change)
+	l.changed(transition)
 }
 
-// newCause says whether it is to be told why an attempt failed, of a link that was never
-// up.
+// newCause reports whether the failure of an attempt has a cause that must be reported; see causes.
 func (l *link) newCause(err error) bool {
 	return err != nil && !errors.Is(err, errAllKnown) && l.causes.news(err.Error(), l.clock.now())
 }
 
-// supervise is the supervisor's life. It ends with ctx and leaves nothing open.
+// supervise is the supervisor's loop. It returns when ctx ends, with every connection closed.
 func (l *link) supervise(ctx context.Context) {
 	defer func() {
 		l.gate.Store(nil)
 		l.busy.Store(nil)
 		l.doubt()
-		l.failedAt.Store(never) // nobody waits for another attempt
+		l.failedAt.Store(never) // no call waits for another attempt
 		l.failedFrom.Store(never)
 		l.endMoment()
 		l.discard()
@@ -456,11 +455,11 @@ func (l *link) supervise(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var (
-		due     = l.clock.now() // the next attempt
-		begun   = due           // the last one
-		lastUse = due           // New is a use
-		resting bool
-		doubted bool  // since it rests
+		due     = l.clock.now() // when the next attempt is due
+		begun   = due           // when the last attempt began
+		lastUse = due           // New counts as a use
+		atRest  bool
+		doubted bool  // doubt was called since the link rests
 		stable  int64 // when the link came up
 		hits    uint64
 	)
@@ -474,15 +473,15 @@ func (l *link) supervise(ctx context.Context) {
 			l.quiet.Store(true)
 		}
 		if l.observe() {
-			// It broke. A link that was up for a while starts its schedule anew;
-			// one that flaps goes on backing off.
+			// The link broke. If it was up for MaxBackoff or more, its schedule starts again; a
+			// link that flaps keeps backing off.
 			if now-stable >= int64(l.schedule.max) {
 				l.schedule.reset()
 			}
 			due = now + int64(l.schedule.next())
 		}
 		if l.excused.Swap(false) && l.excuse(now) {
-			// Not the fault of who was merely beside it.
+			// One command caused the loss; the other calls must not wait for it.
 			l.schedule.reset()
 			if l.session == nil {
 				due = now
@@ -502,12 +501,12 @@ func (l *link) supervise(ctx context.Context) {
 
 		wanted := now-lastUse < int64(l.idle) || l.wanted() || l.owned.inUse()
 		switch {
-		case wanted && resting:
+		case wanted && atRest:
 			due = min(due, begun+int64(l.schedule.max))
-		case !wanted && !resting && l.gate.Load() != nil && l.state() == Up:
+		case !wanted && !atRest && l.gate.Load() != nil && l.state() == Up:
 			due = max(due, begun+int64(l.resting.max))
 		}
-		if resting = !wanted; wanted {
+		if atRest = !wanted; wanted {
 			l.resting.reset()
 			doubted = false
 		}
@@ -521,7 +520,7 @@ func (l *link) supervise(ctx context.Context) {
 			if !up && l.state() == Up {
 				stable = l.clock.now()
 			}
-			if resting {
+			if atRest {
 				interval = l.restFor(interval)
 			}
 			due = max(now+int64(interval), l.clock.now())
@@ -536,15 +535,14 @@ func (l *link) supervise(ctx context.Context) {
 		} else {
 			timer.Reset(time.Duration(due - now))
 		}
-		if resting || l.needless() {
+		if atRest || l.needless() {
 			l.parked.Store(true)
 			if (l.used.Load() || l.wanted() || l.owned.inUse()) && !l.needless() {
-				l.parked.Store(false) // came by just now
+				l.parked.Store(false) // a use arrived just now
 				continue
 			}
-			// Probes are rare from here on, so a stream that breaks in silence would
-			// not be missed soon. The next reader asks Redis, and that wakes the
-			// supervisor.
+			// Probes are rare from here on, so a silent break of the stream would stay unnoticed
+			// for long. After doubt the next reader asks Redis, which wakes the supervisor.
 			if s := l.gate.Load(); s != nil && s.tracked && !doubted {
 				l.doubt()
 				doubted = true
@@ -560,9 +558,8 @@ func (l *link) supervise(ctx context.Context) {
 	}
 }
 
-// wakened takes note of a call: the link is not quiet any more. Where a call has found
-// it lost, the attempt that it causes may be waited for; it must be seen before quiet is
-// cleared, see window.
+// wakened ends the quiet time after a call. If the link has no session, calls may wait for the
+// attempt that follows. The moment must be visible before quiet is cleared; see window.
 func (l *link) wakened() {
 	if !l.quiet.Load() {
 		return
@@ -576,14 +573,14 @@ func (l *link) wakened() {
 	l.quiet.Store(false)
 }
 
-// restFor is how long a link that rests waits from the beginning of an attempt, where
-// one in use would wait for the interval.
+// restFor returns the wait of a resting link, from the beginning of an attempt. interval is the
+// wait of a link in use.
 func (l *link) restFor(interval time.Duration) time.Duration {
 	switch {
 	case l.gate.Load() == nil, l.state() != Up:
-		return max(interval, l.resting.next()) // what takes no writes may take them soon
+		return max(interval, l.resting.next()) // a ReadOnly server may soon accept writes
 	case interval <= l.schedule.min:
-		return interval // a probe without an answer is repeated soon
+		return interval // repeat an unanswered probe soon
 	}
 	l.resting.reset()
 	return l.resting.max
@@ -595,8 +592,7 @@ func (l *link) state() State {
 	return l.mu.health.State
 }
 
-// observe takes note of a session that was lost and of a circuit that opened;
-// it says whether the link broke just now.
+// observe handles a lost session or an open circuit. It reports whether the link broke just now.
 func (l *link) observe() bool {
 	s := l.session
 	lost := s != nil && s.lost.Load()
@@ -612,8 +608,8 @@ func (l *link) observe() bool {
 	l.breaker.trip() // a lost connection opens the circuit at once
 	if lost && serving && l.mending() {
 		l.setError(err)
-		l.listeners.told(nil) // no change of state will tell them
-		return true           // it is Down once it could not be made anew at once
+		l.listeners.told(nil) // the state does not change, so nothing else informs them
+		return true           // it becomes Down only if the new attempt fails
 	}
 	l.apply(evLost, err)
 	return serving
@@ -627,7 +623,7 @@ func (l *link) discard() {
 	}
 }
 
-// server is the run id of the server that was last spoken to, "" if unknown.
+// server returns the run id of the last server that served, or "" if unknown.
 func (l *link) server() string {
 	if id := l.last.Load(); id != nil {
 		return *id
@@ -635,8 +631,8 @@ func (l *link) server() string {
 	return ""
 }
 
-// refuse notes why the server takes no writes, and says whether it took them
-// until now.
+// refuse notes why the server refuses writes. It reports whether the server accepted them until
+// now.
 func (s *session) refuse(err error) bool {
 	s.replica.Store(strings.Contains(err.Error(), "READONLY"))
 	s.deletable.Store(strings.HasPrefix(err.Error(), "OOM"))

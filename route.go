@@ -54,8 +54,8 @@ func (r *routes) deliver(key string) {
 
 // hurry has replays begin at once until then: what was accepted during the first attempt
 // is to be sent while it counts as an ordinary command.
-func (r *routes) hurry(until int64) {
-	for old := r.urgent.Load(); old < until && !r.urgent.CompareAndSwap(old, until); old = r.urgent.Load() {
+func (r *routes) hurry(deadline int64) {
+	for old := r.urgent.Load(); old < deadline && !r.urgent.CompareAndSwap(old, deadline); old = r.urgent.Load() {
 	}
 }
 

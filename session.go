@@ -316,8 +316,8 @@ func (s *session) inherit(old *session) {
 		return
 	}
 	if p := old.period.Swap(nil); p != nil {
-		if own := s.period.Swap(p); own != nil {
-			own.end(errConnClosed)
+		if mine := s.period.Swap(p); mine != nil {
+			mine.end(errConnClosed)
 		}
 		if s.lost.Load() {
 			s.endPeriod(errConnClosed)
@@ -439,8 +439,8 @@ func infoFields(reply rueidis.RedisResult) map[string]string {
 	fields := map[string]string{}
 	if text, err := reply.ToString(); err == nil {
 		for line := range strings.Lines(text) {
-			name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
-			fields[name] = value
+			name, content, _ := strings.Cut(strings.TrimSpace(line), ":")
+			fields[name] = content
 		}
 	}
 	return fields

@@ -63,8 +63,8 @@ func readSlots(reply rueidis.RedisResult, host string) ([]slotRange, error) {
 	}
 	var ranges []slotRange
 	slots, nodes := 0, map[string]bool{}
-	for _, row := range rows {
-		r, err := readRange(row, host)
+	for _, line := range rows {
+		r, err := readRange(line, host)
 		if err != nil {
 			return nil, err
 		}
@@ -85,9 +85,9 @@ func readSlots(reply rueidis.RedisResult, host string) ([]slotRange, error) {
 	return ranges, nil
 }
 
-func readRange(row rueidis.RedisMessage, host string) (r slotRange, err error) {
+func readRange(line rueidis.RedisMessage, host string) (r slotRange, err error) {
 	bad := errBadMap
-	fields, err := row.ToArray()
+	fields, err := line.ToArray()
 	if err != nil || len(fields) < 3 {
 		return r, bad
 	}

@@ -101,6 +101,6 @@ func (c *Cache) told(key string, serving bool) {
 
 // emptied is told for all keys that are owned. It says whether there is something to
 // compare.
-func (c *Cache) emptied(owned func(key string) bool) bool {
-	return c.opts.Journal.OnConflict == ConflictDelete && c.journal.overruledAll(c.clock.now(), owned)
+func (c *Cache) emptied(owns func(key string) bool) bool {
+	return c.opts.Journal.OnConflict == ConflictDelete && c.journal.overruledAll(c.clock.now(), owns)
 }
