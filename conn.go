@@ -16,41 +16,40 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// errNoPermit is what rueidis gets when it wants to dial on a caller's behalf.
+// errNoPermit is the result of a dial that rueidis attempts on a caller's behalf.
 var errNoPermit = errors.New("holdfast: the connection was lost; only the supervisor dials")
 
-// dialer is the DialCtxFn of one session. It has one permit: rueidis redials
-// whenever a command finds its connection gone, on the caller's goroutine, with
-// no back-off; here that fails at once, and the supervisor builds another
-// session when its schedule says so.
+// dialer is the DialCtxFn of one session. It has one permit. rueidis redials on the caller's
+// goroutine, without a back-off, whenever a command finds the connection gone. Here such a dial
+// fails at once, and the supervisor opens another session when its schedule says so.
 type dialer struct {
 	user    func(context.Context, string, *net.Dialer, *tls.Config) (net.Conn, error)
 	life    context.Context // ends with the session
 	permit  atomic.Bool
-	attempt func()      // counts
-	lost    func(error) // the connection closed, for whatever reason
+	attempt func()      // counts a dial
+	lost    func(error) // called when the connection has closed, for any reason
 
-	// own is set for a connection of a caller's own, which may subscribe: what its
-	// reads and writes fail with. keepAlive takes the place of rueidis'.
+	// own is set for a caller's dedicated connection, which may subscribe. It maps the errors of
+	// its reads and writes. keepAlive is its TCP keep-alive instead of rueidis' PING.
 	own       func(error) error
 	keepAlive time.Duration
 
-	hearing     *hearing // of a session; nil for a connection of a caller's own
+	hearing     *hearing // of a session; nil for a dedicated connection
 	plain       bool     // no HELLO: see manner.go
 	credentials *credentials
 
-	// late is set when the handshake was cut short for taking too long.
+	// late is set when the handshake was cut short by its time limit.
 	late  atomic.Bool
-	watch *time.Timer // written before the dial returns, stopped by shaken
+	watch *time.Timer // written before dial returns, stopped by shaken
 
 	mu struct {
 		sync.Mutex
 		conn   *wire
 		closed bool
-		secure bool     // it speaks TLS
-		step   string   // what came before the first command
-		sent   []string // the names of the commands, until settled
-		words  string   // what the server had said when it could not be written to
+		secure bool     // the connection uses TLS
+		step   string   // the step before the first command
+		sent   []string // names of the commands sent, until settled
+		words  string   // the server's last words before a write failed
 	}
 }
 
@@ -63,7 +62,7 @@ func (d *dialer) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls
 		return nil, err
 	}
 	d.attempt()
-	// rueidis passes a background context: the bound and the end are ours.
+	// rueidis passes a background context, so the limit and the cancellation are set here.
 	ctx, cancel := context.WithTimeout(ctx, nd.Timeout)
 	defer cancel()
 	stop := context.AfterFunc(d.life, cancel)
@@ -87,8 +86,8 @@ func (d *dialer) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls
 		conn.Close()
 		return nil, net.ErrClosed
 	}
-	// rueidis bounds the handshake too, and then waits another second for a mute
-	// server to take its goodbye.
+	// rueidis limits the handshake too, but then waits another second to say goodbye to a server
+	// that does not answer.
 	d.watch = time.AfterFunc(nd.Timeout, func() {
 		d.late.Store(true)
 		conn.Close()
@@ -96,7 +95,7 @@ func (d *dialer) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls
 	return conn, nil
 }
 
-// patient is the dialer with the keep-alive that was asked for.
+// patient returns the dialer with keepAlive, if it is set.
 func (d *dialer) patient(nd *net.Dialer) *net.Dialer {
 	if d.keepAlive == 0 {
 		return nd
@@ -106,20 +105,20 @@ func (d *dialer) patient(nd *net.Dialer) *net.Dialer {
 	return &other
 }
 
-// connection is what was dialled; nil before.
+// connection returns the dialled connection, nil before the dial has succeeded.
 func (d *dialer) connection() *wire {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.mu.conn
 }
 
-// ended says whether the connection has ended, also where lost is yet to be told.
+// ended reports that the connection has ended, even before lost was called.
 func (d *dialer) ended() bool {
 	conn := d.connection()
 	return conn == nil || conn.Ended()
 }
 
-// shaken says that the handshake is over, one way or the other.
+// shaken notes that the handshake is over, successful or not.
 func (d *dialer) shaken() {
 	if d.watch != nil {
 		d.watch.Stop()
@@ -135,8 +134,8 @@ func (d *dialer) connect(ctx context.Context, addr string, nd *net.Dialer, cfg *
 	if err != nil || cfg == nil {
 		return conn, err
 	}
-	// A DialCtxFn replaces rueidis' own TLS as well. This is tls.Dialer in two steps, so
-	// that it is known which of them failed.
+	// A DialCtxFn replaces rueidis' TLS as well. This is tls.Dialer in two steps, so that an error
+	// names the step that failed.
 	d.began(stepTLS, true)
 	if cfg.ServerName == "" {
 		cfg = cfg.Clone()
@@ -153,21 +152,20 @@ func (d *dialer) connect(ctx context.Context, addr string, nd *net.Dialer, cfg *
 	return secure, nil
 }
 
-// connectByUser calls the user's function, which may do anything.
+// connectByUser calls the user's dial function.
 func (d *dialer) connectByUser(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (net.Conn, error) {
 	conn, err := d.user(ctx, addr, nd, cfg)
 	if err != nil {
 		return nil, err
 	}
 	if v := reflect.ValueOf(conn); !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
-		return nil, errNoConn // rueidis would end the program
+		return nil, errNoConn // a nil connection would make rueidis panic
 	}
 	return userConn{conn}, nil
 }
 
-// userConn is a connection of the user's making, whose methods may panic: one that was
-// wrapped around nothing does. They run on goroutines of rueidis', where nobody could
-// recover.
+// userConn guards a user's connection whose methods may panic, as they do if it wraps nil. They run
+// on rueidis' goroutines, where no caller could recover.
 type userConn struct{ net.Conn }
 
 func (c userConn) Read(p []byte) (n int, err error) {
@@ -180,7 +178,7 @@ func (c userConn) Write(p []byte) (n int, err error) {
 	return c.Conn.Write(p)
 }
 
-// Close closes what is below TLS first; see resp.Conn.Close.
+// Close closes the connection below TLS first; see resp.Conn.Close.
 func (c userConn) Close() (err error) {
 	defer connPanicked(&err)
 	if t, ok := c.Conn.(interface{ NetConn() net.Conn }); ok {
@@ -222,26 +220,25 @@ func connPanicked(err *error) {
 
 var errNoConn = errors.New("holdfast: Redis.DialCtxFn returned neither a connection nor an error")
 
-// wire is the guarded connection, whose writer lets others go first. rueidis
-// flushes as soon as it finds no further command, so of forty callers who were
-// answered at once the first two pay for a system call of 10 us each, and the
-// others after them. Yielding twice lets those who are ready to run add their
-// commands: five times as many go out with one write.
+// wire is the guarded connection. Its writer yields the processor before a write. rueidis flushes
+// as soon as it finds no further command: of forty callers that were answered at once, the first
+// two pay for a system call of 10 us each, and the others after them. Two yields let the goroutines
+// that are ready add their commands, so one write carries five times as many.
 //
-// Where nobody is ready it costs next to nothing. Where it took long it is not
-// done for a while: among goroutines that compute rather than wait, the writer
-// would stand behind all of them.
+// If no goroutine is ready, a yield costs next to nothing. If it took longer than yieldTooLong,
+// there is none for yieldHurry: beside goroutines that compute rather than wait, the writer would
+// queue behind all of them.
 type wire struct {
 	*resp.Conn
 	own     func(error) error
 	hearing *hearing
-	hurried time.Time              // until then it does not yield
-	shaking atomic.Pointer[dialer] // who wants to know what is sent, nil once settled
+	hurried time.Time              // no yield before this time
+	shaking atomic.Pointer[dialer] // records the commands sent; nil once settled
 
-	// Of the handshake, which one goroutine makes before any other comes.
+	// For the handshake, which a single goroutine performs before all others.
 	login *login
-	plain bool // its HELLO is not sent
-	first byte // of what came: the type of its first reply
+	plain bool // leave out the HELLO
+	first byte // first byte received: the type of the first reply
 }
 
 const (
@@ -272,7 +269,7 @@ func (w *wire) Write(p []byte) (int, error) {
 		return len(p), nil
 	}
 	if d := w.shaking.Load(); d != nil {
-		if !w.Conn.Ended() { // else it is the PING by which rueidis ends
+		if !w.Conn.Ended() { // else it is the PING that rueidis sends when it closes
 			d.sends(p)
 		}
 		n, err := w.Conn.Write(p)
@@ -285,7 +282,7 @@ func (w *wire) Write(p []byte) (int, error) {
 		return n, err
 	}
 	if w.own != nil {
-		n, err := w.Conn.Write(p) // nobody shares it
+		n, err := w.Conn.Write(p) // no other caller uses it, so no yield
 		if err != nil {
 			err = w.own(err)
 		}
@@ -305,7 +302,7 @@ func (w *wire) Write(p []byte) (int, error) {
 	return w.Conn.Write(p)
 }
 
-// RemoteAddr is the login, where the user's function was asked for one.
+// RemoteAddr returns the login if the connection has one: rueidis passes it to AuthCredentialsFn.
 func (w *wire) RemoteAddr() net.Addr {
 	if w.login != nil {
 		return w.login
@@ -313,11 +310,11 @@ func (w *wire) RemoteAddr() net.Addr {
 	return w.Conn.RemoteAddr()
 }
 
-// speaksRESP3 says whether the handshake was answered in RESP3: HELLO with a map.
+// speaksRESP3 reports that HELLO was answered with a map, so the connection speaks RESP3.
 func (w *wire) speaksRESP3() bool { return w.first == '%' }
 
-// close ends the connection, and one that is being dialled as soon as it is
-// there. Everything that waits on it fails at once, also a handshake.
+// close ends the connection; one that is still being dialled is closed once it stands. Everything
+// that waits on it fails at once, including a handshake.
 func (d *dialer) close() {
 	d.permit.Store(false)
 	d.mu.Lock()
@@ -329,17 +326,17 @@ func (d *dialer) close() {
 	}
 }
 
-// connection is the configuration of a connection to Redis. rueidis gives one up whose
-// PING is not answered within ConnWriteTimeout: that must not come before the end of
-// the budget of any call that was sent by then, nor, for the server may have fallen
-// silent just before, of one that was sent within a budget after it.
+// connection returns the configuration of a connection to Redis. rueidis gives up a connection
+// whose PING is not answered within ConnWriteTimeout. That must not happen before the end of the
+// budget of a call sent by then, nor of a call sent within one budget after it, because the server
+// may have fallen silent just before. So ConnWriteTimeout is at least twice Timeout.
 func (o *Options) connection() rueidis.ClientOption {
 	c := o.Redis
 	c.ConnWriteTimeout = max(c.ConnWriteTimeout, time.Duration(saturated(int64(o.Timeout), int64(o.Timeout))))
 	return c
 }
 
-// clientOption is the rueidis configuration of one pipe.
+// clientOption returns the rueidis configuration of one pipe.
 func clientOption(pl plan, d *dialer) rueidis.ClientOption {
 	o := pl.option
 	if pl.manner != mannerFull {
@@ -353,20 +350,19 @@ func clientOption(pl plan, d *dialer) rueidis.ClientOption {
 		o.AuthCredentialsFn = d.credentials.answer
 	}
 	o.OnInvalidations = pl.invalidated
-	// Without it rueidis asks the server what it is by trying cluster commands,
-	// and takes miniredis for a cluster.
+	// Without it rueidis detects a cluster by trying cluster commands, and takes miniredis for one.
 	o.ForceSingleClient = true
-	// One wire: replies then come in the order in which the writes were sent.
-	// More wires bring nothing on loopback and cost the order.
+	// One wire: replies then arrive in the order in which the writes were sent. More wires gain
+	// nothing on loopback and lose the order.
 	o.PipelineMultiplex = -1
-	// Without it a call whose context ends closes the connection of all.
+	// Without it a call whose context ends closes the connection of all calls.
 	o.AlwaysPipelining = true
-	// A retry would outlive the budget; with the permit gone it would spin.
+	// A retry would outlive the budget; without a permit it would spin.
 	o.DisableRetry = true
-	// 2,000 commands in one pipeline would make rueidis dial a connection.
+	// Without it rueidis dials another connection for a pipeline of 2,000 commands.
 	o.BlockingPipeline = -1
-	// The local tier is the cache. Tracking is asked for once the connection
-	// stands: rueidis takes every failure of it for a server that cannot track.
+	// The local tier is the cache. Tracking is enabled after the handshake: rueidis treats every
+	// failure of it as a server that cannot track.
 	o.DisableCache = true
 	return o
 }

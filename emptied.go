@@ -7,24 +7,24 @@ import (
 	"sync"
 )
 
-// A server that empties a database tells all who read from it, whichever database they
-// read, and does not say which one it was. What was read before is not fresh any more
-// then. But it is wrong only if it was of that database: else it is what an outage lives
-// on. So the copies are suspect, and taken for wrong, until the supervisor has asked how
-// many keys each database holds.
+// When a server empties a database it sends a flush to all clients that read from any database, and
+// does not say which database it was. Copies read before it are no longer fresh. But they are
+// invalid only if they came from that database; otherwise an outage may serve them. So the copies
+// are suspect, and not served, until the supervisor has asked how many keys each database holds.
 //
-// The numbers before are from the last attempt, MaxBackoff ago at most. So a database that
-// was emptied and filled again at once may be taken for one that was not: then its copies
-// are in doubt, as after any loss of the stream, and are read again while Redis is there.
+// The counts to compare with are from the last attempt: at most MaxBackoff ago, or restMost if the
+// link rests. A database that was emptied and filled again at once may be taken for one that was
+// not emptied. Its copies are then suspect as after any loss of the stream, and are read again
+// while Redis answers.
 
-// flushSuspicion counts what the server said of that kind, and what of it was resolved.
+// flushSuspicion counts the flushes that the server sent, and those that were resolved.
 type flushSuspicion struct {
 	sync.Mutex
 	seen, resolved uint64
-	by             *session // said it last
+	by             *session // session of the last flush
 }
 
-// suspectFlush is told on the goroutine that reads the connection.
+// suspectFlush notes a flush. It runs on the goroutine that reads the connection.
 func (l *link) suspectFlush(by *session) {
 	l.flushes.Lock()
 	l.flushes.seen++
@@ -34,8 +34,8 @@ func (l *link) suspectFlush(by *session) {
 	l.look()
 }
 
-// resolveFlush asks whether it was this database, if the server said something. It waits for no
-// longer than Timeout.
+// resolveFlush finds out whether a flush emptied our database, if one is unresolved. It blocks for
+// at most Timeout.
 func (l *link) resolveFlush(ctx context.Context) {
 	l.flushes.Lock()
 	made, by, open := l.flushes.seen, l.flushes.by, l.flushes.seen != l.flushes.resolved
@@ -44,17 +44,17 @@ func (l *link) resolveFlush(ctx context.Context) {
 		return
 	}
 	before, now := l.keyCounts, keyCounts(nil)
-	if l.gate.Load() == by { // another server's numbers say nothing
+	if l.gate.Load() == by { // counts of another server cannot be compared
 		tooLate := false
 		if now, tooLate = l.countKeys(ctx, by); tooLate && l.gate.Load() == by {
 			l.asked.Store(true)
-			return // it is asked again after the next attempt, which comes soon
+			return // retried after the next attempt, which comes soon
 		}
 	}
 	l.flushes.Lock()
 	defer l.flushes.Unlock()
 	if l.flushes.seen != made {
-		l.look() // it has said so again
+		l.look() // another flush arrived meanwhile
 		return
 	}
 	l.flushes.resolved, l.keyCounts, l.keyCountsOf = made, now, by
@@ -65,8 +65,8 @@ func (l *link) resolveFlush(ctx context.Context) {
 	}
 }
 
-// noteKeyCounts takes note of how many keys there are, so that resolveFlush knows it later; unless the
-// server has said something meanwhile, for then those are not the numbers from before.
+// noteKeyCounts stores the number of keys of each database for resolveFlush. It stores nothing
+// while a flush is unresolved: the counts would not be those from before the flush.
 func (l *link) noteKeyCounts(ctx context.Context) {
 	var now keyCounts
 	s, tooLate := l.gate.Load(), false
@@ -74,7 +74,7 @@ func (l *link) noteKeyCounts(ctx context.Context) {
 		now, tooLate = l.countKeys(ctx, s)
 	}
 	if tooLate && l.keyCountsOf == s {
-		return // those from before are better than none
+		return // keep the older counts
 	}
 	l.flushes.Lock()
 	defer l.flushes.Unlock()
@@ -83,12 +83,13 @@ func (l *link) noteKeyCounts(ctx context.Context) {
 	}
 }
 
-// keyCounts are how many keys each database holds that holds any; nil where that is unknown.
+// keyCounts is the number of keys of each database that is not empty; nil if unknown.
 type keyCounts map[int]int64
 
-// emptied says whether it must be taken for this database that was emptied. It was not if
-// it has lost next to nothing; and where no other one is seen to have lost everything,
-// it must also hold as many keys as there are copies, for the numbers before are old.
+// emptied reports whether a flush must be assumed to have emptied database db. It was not emptied
+// if both counts are known, db holds keys and db lost at most an eighth of them. If no other
+// database is seen to have become empty, db must also hold seven eighths of the number of local
+// copies, because the counts before are old.
 func emptied(before, now keyCounts, db int, copies int64) bool {
 	if now == nil || before == nil {
 		return true
@@ -102,11 +103,11 @@ func emptied(before, now keyCounts, db int, copies int64) bool {
 	return now[db] == 0 || now[db] < want-want/8
 }
 
-// countKeys asks the server for them; late where it does not answer in time. INFO is what
-// the greeting asks for, too, and more users have the right to it than to DBSIZE.
+// countKeys asks the server for the number of keys; tooLate reports that it did not answer within
+// Timeout. It uses INFO: the greeting uses it, too, and more users may call it than DBSIZE.
 func (l *link) countKeys(ctx context.Context, s *session) (counts keyCounts, tooLate bool) {
 	if s.server == "" {
-		return nil, false // the greeting's INFO was refused, and this one would be in ACL LOG, too
+		return nil, false // the greeting's INFO was refused; another would only add to ACL LOG
 	}
 	bounded, cancel := context.WithTimeout(ctx, l.opts.Timeout)
 	defer cancel()
@@ -117,7 +118,7 @@ func (l *link) countKeys(ctx context.Context, s *session) (counts keyCounts, too
 	return readKeyCounts(text), false
 }
 
-// readKeyCounts reads what INFO says: lines such as "db0:keys=7,expires=0".
+// readKeyCounts parses INFO's lines such as "db0:keys=7,expires=0".
 func readKeyCounts(info string) keyCounts {
 	if !strings.Contains(info, "# Keyspace") {
 		return nil

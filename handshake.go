@@ -12,28 +12,26 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// What a connection failed at is told by the dialer, which sees the commands of the
-// handshake go out and the errors come in: rueidis sends them in one pipeline, and where
-// the server hangs up, it tells of the end of the connection and not of what was said
-// before it.
+// The dialer explains why a connection failed: it sees the commands of the handshake go out and the
+// errors come in. rueidis sends the handshake in one pipeline, and if the server hangs up it
+// returns the end of the connection without the error reply before it.
 
 const (
 	stepDial = "dial"
 	stepTLS  = "TLS handshake"
 )
 
-// mostSent is how many commands are remembered until a connection is settled.
+// mostSent bounds the number of commands remembered until a connection is settled.
 const mostSent = 32
 
-// began says what the dialer is doing.
+// began notes the current step of the dial.
 func (d *dialer) began(name string, secure bool) {
 	d.mu.Lock()
 	d.mu.step, d.mu.secure = name, secure
 	d.mu.Unlock()
 }
 
-// sends takes note of the commands in p, by their names only: their arguments may be
-// passwords.
+// sends notes the commands in p by name only: their arguments may be passwords.
 func (d *dialer) sends(p []byte) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -50,8 +48,8 @@ func (d *dialer) sends(p []byte) {
 	}
 }
 
-// nextCommand returns the arguments of the command that p begins with, nil if it does
-// not begin with a whole one, and what is behind it.
+// nextCommand returns the arguments of the first command in p and the bytes after it. args is nil
+// if p does not begin with a complete command.
 func nextCommand(p []byte) (args []string, rest []byte) {
 	length := func(typ byte) int {
 		end := bytes.Index(p, []byte("\r\n"))
@@ -75,8 +73,8 @@ func nextCommand(p []byte) (args []string, rest []byte) {
 	return args, p
 }
 
-// lastWords reads what the server had to say before it would not be written to: that it
-// has too many clients, or wants a certificate.
+// lastWords reads the server's error from before the failed write, such as too many clients or a
+// missing certificate. It blocks for at most 50 ms.
 func (d *dialer) lastWords(w *wire) {
 	raw := w.NetConn()
 	if raw.SetReadDeadline(time.Now().Add(50*time.Millisecond)) != nil {
@@ -95,14 +93,14 @@ func (d *dialer) lastWords(w *wire) {
 	case len(line) > 1 && line[0] == '-':
 		words = string(line[1:])
 	case n == 0 && err != nil && strings.Contains(err.Error(), "tls: "):
-		words = err.Error() // an alert
+		words = err.Error() // a TLS alert
 	}
 	d.mu.Lock()
 	d.mu.words = words
 	d.mu.Unlock()
 }
 
-// settled says that the handshake, and what follows it at once, is over.
+// settled notes that the handshake, and the greeting after it, are over.
 func (d *dialer) settled() {
 	d.mu.Lock()
 	conn := d.mu.conn
@@ -114,7 +112,7 @@ func (d *dialer) settled() {
 	}
 }
 
-// streams says that what comes from now on is read in pieces.
+// streams notes that replies are read in pieces from now on.
 func (d *dialer) streams() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -123,13 +121,13 @@ func (d *dialer) streams() {
 	}
 }
 
-// explain says in which step a connection failed, and what the server said last.
+// explain adds to err the step in which the connection failed and the server's last error.
 func (d *dialer) explain(err error) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	conn := d.mu.conn
 	if errors.Is(err, errNoPermit) && conn != nil && conn.Ended() {
-		err = errConnClosed // between two commands, and rueidis wanted another one
+		err = errConnClosed // it ended between two commands, and rueidis tried to redial
 		if cause := conn.Err(); cause != nil {
 			err = cause
 		}
@@ -139,7 +137,7 @@ func (d *dialer) explain(err error) error {
 	}
 	if conn == nil {
 		if d.mu.step == "" || strings.HasPrefix(err.Error(), d.mu.step) {
-			return err // net's errors say "dial"
+			return err // errors of package net begin with "dial"
 		}
 		return fmt.Errorf("%s: %w", d.mu.step, err)
 	}
@@ -169,7 +167,7 @@ func (d *dialer) explain(err error) error {
 	return fmt.Errorf("%s: the server hung up without an answer: it may be a TLS port (rediss://): %w", d.commandLocked(1), err)
 }
 
-// commandLocked is the name of the n-th command, from 1.
+// commandLocked returns the name of the n-th command sent, counted from 1.
 func (d *dialer) commandLocked(n int64) string {
 	if n < 1 || n > int64(len(d.mu.sent)) {
 		return "handshake"

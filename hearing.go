@@ -5,24 +5,23 @@ import (
 	"time"
 )
 
-// hearing finds out when the server at the other end of a connection was there: not
-// when its bytes were read, for they may have lain in the socket while the process
-// stood still, but when a request was sent that it has answered. Replies and what is
-// told of keys come in one order. So once a request is answered, everything was told
-// that had changed before it was sent.
+// hearing measures when the server of a connection was last known to be alive. The time at which
+// its bytes were read proves nothing: they may have waited in the socket while the process stood
+// still. The proof is the time at which an answered request was sent. Replies and invalidations
+// arrive in one order, so once a request is answered, every invalidation of a change made before it
+// was sent has arrived.
 //
-// One request at a time is watched, the first of a write to the socket: so the price
-// is an atomic load for each system call.
+// One request at a time is watched, the first of a write to the socket, so the cost is an atomic
+// load for each system call.
 type hearing struct {
 	clock clock
-	told  func(at int64) // on the goroutine that reads the connection
+	told  func(at int64) // runs on the goroutine that reads the connection
 
-	nth atomic.Int64 // the request that is watched; 0: none. It guards at
-	at  atomic.Int64 // when it was sent, at the earliest
+	nth atomic.Int64 // number of the watched request, 0 for none; guards at
+	at  atomic.Int64 // earliest time at which it was sent
 }
 
-// sends is called before something is written to the connection, over which so many
-// requests have gone until now.
+// sends is called before a write to the connection. requests is the number of requests sent so far.
 func (h *hearing) sends(requests int64, now time.Time) {
 	if h.nth.Load() == 0 {
 		h.at.Store(h.clock.at(now))
@@ -30,8 +29,8 @@ func (h *hearing) sends(requests int64, now time.Time) {
 	}
 }
 
-// reads is called before something is read from the connection, over which so many
-// replies have come: what came with them has been done by now, also what was told.
+// reads is called before a read of the connection. replies is the number of replies received so
+// far. Everything received with them, including invalidations, has been processed.
 func (h *hearing) reads(replies int64) {
 	nth := h.nth.Load()
 	if nth == 0 || replies < nth {
@@ -42,22 +41,22 @@ func (h *hearing) reads(replies int64) {
 	h.told(at)
 }
 
-// hears is told that the server was there at that time.
+// hears notes that the server was alive at the given time.
 func (s *session) hears(at int64) {
 	s.heard.Store(at)
 	l := s.link
-	// The gate before what is known of the session: it may still be greeting.
+	// Check the gate before the session's fields: a greeting may still be writing them.
 	if l.gate.Load() == s && s.tracked && at+l.silence-l.heardUntil.Load() > l.silence/hearingStep {
 		l.hear(s)
 	}
 }
 
-// hearingStep is the part of the silence, one in so many, by which its end is moved at
-// least: a link of a cluster has thousands of domains.
+// hearingStep limits how often the end of freshness is moved: only by steps of more than one
+// hearingStep-th of the silence. A link of a cluster has thousands of epoch scopes.
 const hearingStep = 16
 
-// hear has the copies count as end for as long as the server, which was heard, may be
-// silent. Where it tells of nothing, nothing is missed while it is.
+// hear extends the freshness of local copies to the last time the server was heard plus the
+// silence. Without tracking, freshness does not depend on the server.
 func (l *link) hear(s *session) {
 	end := int64(never)
 	if s.tracked {
@@ -67,9 +66,8 @@ func (l *link) hear(s *session) {
 	l.domains(func(d *domain) { d.until.Store(end) })
 }
 
-// silence is how long a server that is to tell of changes may be silent until no copy
-// counts as fresh: until the circuit would be open, but no longer than it takes to give
-// a connection up where Timeout is short.
+// silence returns how long a tracking server may be silent until no copy counts as fresh: until the
+// circuit would have opened, but at most the time after which the connection is given up.
 func (o *Options) silence() time.Duration {
 	gap := int64(o.Redis.Dialer.KeepAlive)
 	most := saturated(saturated(gap, gap), int64(o.Redis.ConnWriteTimeout))

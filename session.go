@@ -12,9 +12,8 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// pipe is one connection and the rueidis client around it. It is never dialled
-// again: once the connection is lost, whoever still holds the pipe fails in less
-// than a microsecond.
+// pipe is one connection with its rueidis client. It is never dialled again: once the connection is
+// lost, every call that still holds the pipe fails in less than a microsecond.
 type pipe struct {
 	client rueidis.Client
 	addr   string
@@ -23,28 +22,28 @@ type pipe struct {
 
 	lost    atomic.Bool
 	lostErr atomic.Pointer[error]
-	ended   atomic.Bool // closed here, before it was lost
+	ended   atomic.Bool // closed by us before it was lost
 }
 
-// plan is what a pipe is to be.
+// plan describes the pipe to open.
 type plan struct {
 	addr   string
-	option rueidis.ClientOption // the user's
+	option rueidis.ClientOption // as the user gave it
 	manner manner
-	// credentials are asked for the login, where the option has a function for that.
+	// credentials provide the login, if option has an AuthCredentialsFn.
 	credentials *credentials
 
 	hearing *hearing        // nil for none
-	within  context.Context // bounds the dial and the handshake; nil for no bound beside the user's
+	within  context.Context // bounds dial and handshake beside life; may be nil
 	attempt func()          // counts a dial
-	lost    func()          // called once, when the connection ends, on whatever goroutine finds out
-	// invalidated gets the keys that the server tells of, none for all, on the
+	lost    func()          // called once when the connection ends, on any goroutine
+	// invalidated gets the keys that the server invalidates, nil for all keys. It runs on the
 	// goroutine that reads the connection.
 	invalidated func([]rueidis.RedisMessage)
 }
 
-// dial dials once and shakes hands. It blocks for at most twice Dialer.Timeout,
-// and less once life ends.
+// dial dials once and performs the handshake. After AuthCredentialsFn has returned (10 s at most)
+// it blocks for at most twice Dialer.Timeout, and less if life ends.
 func (p *pipe) dial(life context.Context, pl plan) (err error) {
 	ctx, cancel := context.WithCancel(life)
 	p.addr, p.end = pl.addr, cancel
@@ -63,11 +62,10 @@ func (p *pipe) dial(life context.Context, pl plan) (err error) {
 	p.dialer.permit.Store(true)
 	stop := context.AfterFunc(ctx, p.dialer.close)
 	if pl.within != nil {
-		defer context.AfterFunc(pl.within, cancel)() // also a dial that goes nowhere
+		defer context.AfterFunc(pl.within, cancel)() // cancels a hanging dial, too
 	}
 	defer func() {
-		// What rueidis makes of a handshake's replies it makes on this
-		// goroutine, and it trusts their types.
+		// rueidis parses the handshake's replies on this goroutine, and trusts their types.
 		if r := recover(); r != nil {
 			err = fmt.Errorf("the handshake made no sense: %v", r)
 		}
@@ -86,7 +84,7 @@ func (p *pipe) dial(life context.Context, pl plan) (err error) {
 
 var errConnClosed = errors.New("holdfast: the connection was closed")
 
-// unanswered words a timeout of the handshake so that it names its cause.
+// unanswered makes the error of a timeout name the timeout.
 func unanswered(err error, limit time.Duration) error {
 	if gaveUp(err) {
 		return fmt.Errorf("no answer within %v: %w", limit, err)
@@ -98,8 +96,8 @@ func gaveUp(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
 }
 
-// close ends the pipe and everything that waits on it. The connection goes
-// first: rueidis alone would wait a second for a mute server.
+// close ends the pipe and everything that waits on it. The connection is closed first: rueidis
+// alone would wait a second for a server that does not answer.
 func (p *pipe) close() {
 	if !p.lost.Load() {
 		p.ended.Store(true)
@@ -111,66 +109,65 @@ func (p *pipe) close() {
 	}
 }
 
-// session is a pipe to the server that a link is for. It is built by the
-// link's supervisor and serves until its connection is lost.
+// session is a pipe to the server of a link. The link's supervisor opens it, and it serves until
+// its connection is lost.
 type session struct {
 	*pipe
 	link   *link
 	manner manner
 
-	// server is the run id of the process behind the connection, "" if unknown.
-	// A server that came back empty has another one.
+	// server is the run id of the server process, or "" if unknown. A server that restarted,
+	// perhaps without its data, has another one.
 	server string
 
-	// tracked: the server tells of every change to what was read here. untold is
-	// why it does not, where it was asked to.
+	// tracked: the server sends an invalidation for every change of a key read on this session.
+	// untold is the reason if it was asked to and does not.
 	tracked bool
 	untold  error
 
-	// bare: it was opened to a server that is busy with a script, without what Redis
-	// refuses then, such as the choice of the database. It is for what ends the script.
+	// bare: the session was opened to a server that is busy with a script. Commands that such a
+	// server refuses, like SELECT, were left out. It serves the commands that end the script.
 	bare bool
 
-	// lacks are the helper commands that are done without.
+	// lacks are the helper commands that the server refuses; the session does without them.
 	lacks lacks
 
 	// scripts says whether the server runs the replay's script; see scripting.
 	scripts atomic.Uint32
 
-	// writable: the last write that Redis decided on was accepted.
+	// writable: the last write that Redis answered was accepted.
 	writable atomic.Bool
-	// deletable: where writes are refused, deletes are not.
+	// deletable: deletes are accepted although other writes are refused.
 	deletable atomic.Bool
-	// replica: writes are refused because this is a replica. What it answers
-	// may be older than what its master holds.
+	// replica: writes are refused because the server is a replica. Its answers may be older than
+	// its master's data.
 	replica atomic.Bool
 
-	heard atomic.Int64 // when the server was last known to be there
+	heard atomic.Int64 // when the server was last known to be alive
 
-	// period is the stretch of time in which it serves, nil between two. None outlives
-	// the supervisor's life.
+	// period is the context of the time in which the session serves, nil outside that time. It ends
+	// at the latest with the supervisor.
 	period atomic.Pointer[period]
 	life   context.Context
 
-	// id tells sessions apart: commands of one run in the order they were sent,
-	// those of an earlier one may still run late.
+	// id numbers sessions. Commands of one session run in the order in which they were sent;
+	// commands of an earlier session may still run late.
 	id uint64
 
-	// valueSize is about how large the values are that batches read, 0 while that is
-	// not known.
+	// valueSize is an estimate of the size in bytes of the values that batches read, 0 if unknown.
 	valueSize atomic.Int64
 
 	bulkhead
 }
 
-// bulkhead bounds the calls that wait in rueidis' ring: its PutOne ignores the
-// context, so on a mute server a full ring would hold callers for seconds. A
-// call that gave up leaves its command in the ring, so it keeps its slot, until
-// a command that was sent later is answered: replies come in order.
+// bulkhead bounds the calls that wait in rueidis' ring. rueidis' PutOne ignores the context, so
+// with a server that does not answer a full ring would hold callers for seconds. A call that gave
+// up leaves its command in the ring, so it keeps its slot until a later command is answered:
+// replies arrive in order.
 type bulkhead struct {
 	used    atomic.Int64
 	waiting atomic.Int64
-	freed   chan struct{} // a token for each slot freed while somebody waited
+	freed   chan struct{} // a token for each slot freed while a call waited
 
 	tickets   atomic.Uint64
 	completed atomic.Uint64
@@ -179,15 +176,15 @@ type bulkhead struct {
 	lastAbandon atomic.Uint64
 	left        abandonedCalls
 
-	solo    atomic.Bool  // somebody is alone, or about to be
-	replays atomic.Int64 // pipelines of the replay that are under way, which have no slot
+	solo    atomic.Bool  // a command is sent alone, or soon will be
+	replays atomic.Int64 // the replay's pipelines in flight, which have no slot
 }
 
 // bulkheadSlots is half of rueidis' ring of 1,024.
 const bulkheadSlots = 512
 
-// acquire takes a slot, waiting until ctx ends if there is none. The ticket
-// orders calls as they are sent, nearly.
+// acquire takes a slot. If none is free it waits until ctx ends. Tickets follow the order in which
+// calls are sent, approximately.
 func (b *bulkhead) acquire(ctx context.Context) (ticket uint64, err error) {
 	if !b.tryAcquire() {
 		if err := b.acquireSlow(ctx); err != nil {
@@ -208,8 +205,7 @@ func (b *bulkhead) tryAcquire() bool {
 func (b *bulkhead) acquireSlow(ctx context.Context) error {
 	b.waiting.Add(1)
 	defer b.waiting.Add(-1)
-	// Whoever frees a slot from here on leaves a token; who freed one before is
-	// found by trying again.
+	// A slot freed from here on leaves a token; a slot freed before is found by the next try.
 	for !b.tryAcquire() {
 		select {
 		case <-b.freed:
@@ -230,7 +226,7 @@ func (b *bulkhead) release() {
 	}
 }
 
-// answered says that Redis answered the command with this ticket.
+// answered notes that Redis answered the command with this ticket.
 func (b *bulkhead) answered(ticket uint64) {
 	b.completed.Add(1)
 	if b.abandoned.Load() != 0 && ticket > b.lastAbandon.Load() {
@@ -250,12 +246,11 @@ func (b *bulkhead) abandon(ticket uint64) {
 	b.abandoned.Add(1)
 }
 
-// openSession makes a session of the link's with the server at addr. It blocks
-// for at most three times Dialer.Timeout, after what Redis.AuthCredentialsFn takes, and
-// less once life ends. It makes one dial. Where it fails, how is what it was about the
-// manner.
+// openSession opens a session with the server at addr, with one dial. After AuthCredentialsFn has
+// returned (10 s at most) it blocks for at most three times Dialer.Timeout, and less if life ends.
+// If it fails, how says whether the server refused the manner of the introduction.
 func (l *link) openSession(life context.Context, addr string, m manner, bare bool) (s *session, how turnedAway, err error) {
-	// Not the named result: what the connection tells may come after the return.
+	// Not the named result: callbacks of the connection may run after the return.
 	next := &session{pipe: &pipe{}, link: l, manner: m, bare: bare, life: life, id: l.sessions.Add(1)}
 	next.freed = make(chan struct{}, bulkheadSlots)
 	option := l.opts.connection()
@@ -293,14 +288,14 @@ func (l *link) openSession(life context.Context, addr string, m manner, bare boo
 	return next, notTurnedAway, nil
 }
 
-// period is a stretch of time in which a session serves: from the opening of the gate
-// to its closing. Connections that callers have of their own end with it.
+// period is the context of the time in which a session serves: from the opening of the gate to its
+// closing. Callers' dedicated connections end with it.
 type period struct {
 	context.Context
 	end context.CancelCauseFunc
 }
 
-// beginPeriod begins one, if none is.
+// beginPeriod starts a period unless one is running.
 func (s *session) beginPeriod() {
 	if s.period.Load() == nil {
 		p := &period{}
@@ -309,8 +304,8 @@ func (s *session) beginPeriod() {
 	}
 }
 
-// inherit takes over the period of a session with the same server, which this one
-// replaces: what callers have beside it is as good as before.
+// inherit takes over the period of old, a session that this one replaces, if both are with the same
+// server: callers' dedicated connections to it stay valid.
 func (s *session) inherit(old *session) {
 	if s.server == "" || s.server != old.server {
 		return
@@ -325,17 +320,17 @@ func (s *session) inherit(old *session) {
 	}
 }
 
-// endPeriod ends it. It runs under gobreaker's lock: what ends with the period does
-// so on goroutines of its own.
+// endPeriod ends the period. It may run under gobreaker's lock, so everything that ends with the
+// period does so on other goroutines.
 func (s *session) endPeriod(cause error) {
 	if p := s.period.Swap(nil); p != nil {
 		p.end(cause)
 	}
 }
 
-// greet learns who the server is and asks it to tell of changes. What the server
-// speaks the handshake has shown: a HELLO without arguments, which would tell, is an
-// error to Redis 6.0.
+// greet identifies the server, checks that it fits the options and whether it runs the replay's
+// script, and enables tracking. The RESP version is known from the handshake: a HELLO without
+// arguments, which would return it, is an error in Redis 6.0.
 func (s *session) greet(ctx context.Context) error {
 	b, three := s.client.B(), s.dialer.connection().speaksRESP3()
 	var cmds []rueidis.Completed
@@ -366,7 +361,7 @@ func (s *session) greet(ctx context.Context) error {
 			return err
 		}
 	}
-	// A server that does not tell is taken as it is.
+	// A server that does not report its mode is accepted.
 	mode := ""
 	if hello >= 0 {
 		mode = helloMode(replies[hello])
@@ -374,7 +369,7 @@ func (s *session) greet(ctx context.Context) error {
 	if info >= 0 {
 		told := infoFields(replies[info])
 		s.server = told["run_id"]
-		mode = cmp.Or(mode, told["redis_mode"], told["server_mode"]) // the latter is Valkey's
+		mode = cmp.Or(mode, told["redis_mode"], told["server_mode"]) // server_mode is Valkey's name
 	}
 	if err := s.link.fits(ctx, s, mode); err != nil {
 		return err
@@ -388,7 +383,7 @@ func (s *session) greet(ctx context.Context) error {
 		s.untold = errNoRESP3
 	default:
 		if err := replies[tracking].Error(); err != nil && away(err) {
-			return err // it says nothing about tracking: the server is busy, or loads
+			return err // the server is busy or loading; this says nothing about tracking
 		} else if err != nil {
 			s.untold = err
 		} else {
@@ -398,9 +393,8 @@ func (s *session) greet(ctx context.Context) error {
 	return nil
 }
 
-// greetAgain greets once more where the first greeting was answered in words that nobody
-// understands: a probe has shown since that the server is well, so what it says now is
-// about tracking.
+// greetAgain repeats the greeting if the first one got an error of an unknown text. A probe has
+// since shown that the server is well, so an error now is about tracking.
 func (s *session) greetAgain(ctx context.Context) error {
 	if s.untold == nil || classify(context.Background(), s.untold) != classUnknown {
 		return nil
@@ -412,7 +406,7 @@ func (s *session) greetAgain(ctx context.Context) error {
 	return unanswered(s.greet(limited), limit)
 }
 
-// away says that what a server said to a greeting is about the server.
+// away reports that an error reply to a greeting is about the server's state.
 func away(err error) bool {
 	c := classify(context.Background(), err)
 	return c == classDown || c == classBusy
@@ -420,7 +414,7 @@ func away(err error) bool {
 
 var errNoRESP3 = errors.New("holdfast: the server does not speak RESP3")
 
-// helloMode is what HELLO tells of the server's mode.
+// helloMode returns the server's mode from HELLO's reply, or "".
 func helloMode(reply rueidis.RedisResult) string {
 	fields, err := reply.AsMap()
 	if err != nil {
@@ -434,7 +428,7 @@ func helloMode(reply rueidis.RedisResult) string {
 	return text
 }
 
-// infoFields are the lines of INFO.
+// infoFields parses the lines of INFO.
 func infoFields(reply rueidis.RedisResult) map[string]string {
 	fields := map[string]string{}
 	if text, err := reply.ToString(); err == nil {
@@ -446,7 +440,7 @@ func infoFields(reply rueidis.RedisResult) map[string]string {
 	return fields
 }
 
-// aside sends a command of the supervisor's own, beside the bulkhead.
+// aside sends one of the supervisor's own commands. It takes no slot of the bulkhead.
 func (s *session) aside(ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
 	ticket := s.tickets.Add(1)
 	res := s.client.Do(ctx, cmd)

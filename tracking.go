@@ -6,19 +6,18 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// Tracking: the server tells of every change to a key that was read on the
-// session, over the session. So what is read and what is told come in the order
-// in which they happened, and as long as the connection stands, nothing is missed.
+// With tracking the server sends an invalidation for every change of a key that was read on the
+// session, over the same session. So replies and invalidations arrive in the order of the events,
+// and none is lost while the connection stands.
 //
-// The server forgets a key as soon as it has told of it. It tells of what this
-// client writes, too. It could be asked not to (NOLOOP), but then it does not tell
-// either of what it drops while it works on a command of this client's, to make
-// room for its data or for its table of readers, and forgets it all the same: of
-// 200 copies 165 to 200 were stale for good. So a message may be the echo of a
-// write of ours, and only a copy that was read since is refuted by it; see
-// local.invalidate. With prefixes the server has no such table, and NOLOOP is safe.
+// The server forgets a key once it has sent its invalidation. It also sends invalidations for this
+// client's own writes. NOLOOP would suppress those, but with NOLOOP the server is also silent about
+// keys that it evicts, from its data or from its table of readers, while it executes a command of
+// this client, and it forgets them all the same: of 200 copies 165 to 200 were stale for good. So
+// an invalidation may be the echo of our own write, and it invalidates only a copy that was read
+// since; see local.invalidate. In prefix mode the server has no such table, and NOLOOP is safe.
 
-// command asks the server to tell of changes; nil for no such wish.
+// command returns the command that enables tracking, or nil if it is off.
 func (t TrackingOptions) command() []string {
 	switch t.Mode {
 	case TrackReads:
@@ -33,7 +32,7 @@ func (t TrackingOptions) command() []string {
 	return nil
 }
 
-// covers says whether the server, if it tracks, tells of this key.
+// covers reports whether a tracking server sends invalidations for key.
 func (t *TrackingOptions) covers(key string) bool {
 	if t.Mode == TrackReads {
 		return true
@@ -46,25 +45,24 @@ func (t *TrackingOptions) covers(key string) bool {
 	return false
 }
 
-// tells says whether the server tells of changes to the key.
+// tells reports whether the server sends invalidations for key on this session.
 func (s *session) tells(key string) bool {
 	return s.tracked && s.link.opts.Tracking.covers(key)
 }
 
-// invalidated takes what the server tells, on the goroutine that reads the
-// connection. No keys means all of them, of this database or another one (see
-// flushSuspicion), or that the connection is gone: rueidis says both in the same way, and the
-// loss has its own path.
+// invalidated handles an invalidation on the goroutine that reads the connection. keys is nil for a
+// flush, of this database or another one (see flushSuspicion), and also when the connection is
+// gone: rueidis reports both in the same way. The loss is handled by lostSession.
 func (l *link) invalidated(s *session, keys []rueidis.RedisMessage) {
-	// A panic here would end the program, for the goroutine is rueidis'.
+	// A panic here would end the program: the goroutine belongs to rueidis.
 	defer func() {
 		if recover() != nil {
 			l.doubt()
 		}
 	}()
 	if keys == nil {
-		// Two goroutines of rueidis close the connection, and the one that comes
-		// second calls here while the first is still closing.
+		// Two goroutines of rueidis close the connection. The second one calls here while the first
+		// is still closing.
 		if !s.dialer.ended() {
 			l.suspectFlush(s)
 			l.interrupt()
@@ -85,13 +83,14 @@ func (l *link) invalidated(s *session, keys []rueidis.RedisMessage) {
 	l.listeners.told(keys)
 }
 
-// told takes a key out of the local tier that somebody else changed, or it is the
-// echo of our own write, and has what waits in the journal compared with what is there.
-// What came over a session that has ended may be older than what is there.
+// told handles an invalidation of key, which may also be the echo of our own write. The local copy
+// is invalidated, and a set of the key that waits in the journal is compared with the value in
+// Redis. An invalidation over a session that no longer serves (serving is false) may be older than
+// that value, so it causes no comparison.
 func (c *Cache) told(key string, serving bool) {
 	h, now := c.local.hash(key), c.clock.now()
-	// The flights first: what is being stored is put in its place and then looks whether
-	// its flight was told. If it was not, invalidate comes after, and finds it there.
+	// Flights first: a load that is storing puts its entry in place and then checks whether its
+	// flight was invalidated. If it was not, local.invalidate runs later and finds the entry.
 	c.flights.tell(h)
 	c.local.invalidate(h, now)
 	if serving && c.opts.Journal.OnConflict == ConflictDelete && c.journal.overruled(h, key, now) {
@@ -99,8 +98,8 @@ func (c *Cache) told(key string, serving bool) {
 	}
 }
 
-// emptied is told for all keys that are owned. It says whether there is something to
-// compare.
+// emptied handles a flush for all keys that are owned. It reports whether a waiting set must be
+// compared.
 func (c *Cache) emptied(owns func(key string) bool) bool {
 	return c.opts.Journal.OnConflict == ConflictDelete && c.journal.overruledAll(c.clock.now(), owns)
 }
