@@ -5,15 +5,16 @@ import (
 	"slices"
 )
 
-// allowed is Options.AllowAddress. It is asked before anything is sent to an address
-// that a server named.
+// allowed calls Options.AllowAddress for each address that a server names, before anything is sent
+// to it.
 type allowed struct {
 	ask     func(addr string) bool
-	anyway  []string // the options name them
+	anyway  []string // addresses of the options, always allowed
 	workers *group
 }
 
-// check returns why the address may not be dialled, nil where it may.
+// check returns the reason why the address may not be dialled, or nil. It blocks until AllowAddress
+// has returned.
 func (a allowed) check(addr string) error {
 	if a.ask == nil || slices.Contains(a.anyway, addr) {
 		return nil

@@ -8,17 +8,18 @@ import (
 	"time"
 )
 
-// errNoProbe is the result of an attempt that was cut short by a panic.
+// errNoProbe is the result of an attempt that a panic ended.
 var errNoProbe = errors.New("holdfast: the attempt did not end")
 
-// attempt reaches for Redis once, with at most one dial of it, and returns how
-// long to wait from its beginning before the next. It blocks for as long as
-// asking where Redis is takes, and then for at most three times Dialer.Timeout
-// plus twice Timeout, and less when ctx ends.
+// attempt tries once to reach Redis, or probes the session that serves. It returns the wait from
+// its own beginning to the next attempt. It opens at most one session, or two as introduce says. It
+// blocks for the time that where and AuthCredentialsFn take, three times Dialer.Timeout for each
+// session that it opens, once Dialer.Timeout for a second greeting, and three times Timeout; less
+// if ctx ends.
 func (l *link) attempt(ctx context.Context) time.Duration {
 	l.answered = false
 	defer func() {
-		if l.answered { // who does not answer a probe is not asked for more
+		if l.answered { // without an answer to the probe no more is asked
 			l.noteKeyCounts(ctx)
 		}
 	}()
@@ -72,7 +73,7 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 		l.serve(next, evProbeOK, nil)
 		return l.schedule.max
 	case classRedirect:
-		// The map of the cluster is out of date: with the next one, another key.
+		// The cluster's map is outdated. The next probe follows with another map and another key.
 		l.notBusy(err)
 		l.redirected(next, err)
 		l.probing = ""
@@ -82,7 +83,7 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 		return l.schedule.min
 	case classWriteRefused:
 		// The refusal may have any text: a user without permission for the probe's key is one case.
-		// Whether anything can be written is not known, and is not claimed.
+		// Whether any write would be accepted is unknown, and is not claimed.
 		l.setError(err) // before Health can show that writes are refused
 		next.refuse(err)
 		reported = nil
@@ -90,7 +91,7 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 		l.replace(ctx, old, next)
 		l.serve(next, evProbeRefused, err)
 		if next.replica.Load() {
-			l.doubt() // the copies are of what its master held
+			l.doubt() // the server is a replica: its copies may be stale
 		}
 		return l.schedule.next()
 	default:
@@ -98,18 +99,18 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 		again, reported = l.unanswered(next, old, err)
 		if isReply(reported) && l.gate.Load() != nil {
 			finish()
-			l.breaker.trip() // it is there, and refuses reads and writes alike: no call fares better
+			l.breaker.trip() // the server refuses reads and writes alike: every call would fail
 		}
 		return again
 	}
 }
 
-// errBusyOver is what the breaker is told of an attempt that found that the script has
-// ended, by a connection that is good for nothing else.
+// errBusyOver is the result of an attempt that found by a bare session that the script has ended.
+// Such a session can do nothing else.
 var errBusyOver = errors.New("holdfast: redis is not busy any more")
 
-// busied keeps the session of a server that is busy with a script, beside a shut gate:
-// what Redis allows then may be sent over it. What callers have of their own stays, too.
+// busied keeps the session of a server that is busy with a script, beside a shut gate: commands
+// that a busy server allows are sent over it. Callers' dedicated connections stay, too.
 func (l *link) busied(s *session, err error) (again time.Duration) {
 	l.session = s
 	l.breaker.trip()
@@ -120,20 +121,21 @@ func (l *link) busied(s *session, err error) (again time.Duration) {
 	return l.schedule.next()
 }
 
-// notBusy is told that the session that was kept for that has another fate.
+// notBusy ends the special role of the session in busy; unless it is at the gate, its period ends.
 func (l *link) notBusy(why error) {
 	if s := l.busy.Swap(nil); s != nil && l.gate.Load() != s {
 		s.endPeriod(why)
 	}
 }
 
-// bared ends a bare session once the server is not busy, and says when to open another.
+// bared closes a bare session once the server is not busy any more. It returns the wait until the
+// next attempt.
 func (l *link) bared(s *session, c class, err error) (again time.Duration) {
 	l.notBusy(errBusyOver)
 	s.close()
 	l.session, l.bare = nil, false
 	if c == classOK || c == classWriteRefused || c == classRedirect {
-		return 0 // it answers: the handshake will succeed now
+		return 0 // the server answers: a full handshake will succeed now
 	}
 	if gaveUp(err) {
 		err = errBudget
@@ -142,12 +144,11 @@ func (l *link) bared(s *session, c class, err error) (again time.Duration) {
 	return l.schedule.next()
 }
 
-// unreached takes note of an attempt that found nobody to probe, and returns what
-// the breaker is to be told.
+// unreached handles an attempt without a session to probe. It returns the result for the breaker.
 func (l *link) unreached(err error) error {
 	switch {
 	case errors.Is(err, errJoined):
-		// That was all that this link was for.
+		// The server is a node of a cluster, which this link has found. Its work is done.
 	case l.gate.Load() != nil:
 		l.refuse(l.session, err)
 		return nil // reads go on
@@ -157,9 +158,8 @@ func (l *link) unreached(err error) error {
 	return err
 }
 
-// unanswered takes note of a probe that got no answer, or one by which the server
-// refuses everything, and returns how long to wait, and what the breaker is to be
-// told.
+// unanswered handles a probe that got no answer or was refused altogether. It returns the wait
+// until the next attempt and the result for the breaker.
 func (l *link) unanswered(next, old *session, err error) (again time.Duration, reported error) {
 	if gaveUp(err) {
 		err = errBudget
@@ -167,12 +167,12 @@ func (l *link) unanswered(next, old *session, err error) (again time.Duration, r
 	reported = err
 	l.notBusy(err)
 	if old == nil && l.gate.Load() == nil && isReply(err) && strings.HasPrefix(err.Error(), "NOAUTH") {
-		next.close() // another one logs in
+		next.close() // the next session logs in again
 		l.session = nil
 	} else if old == nil {
 		l.session = next
 	} else {
-		next.close() // the old one goes on, such as it is
+		next.close() // the old session continues
 		reported = nil
 	}
 	switch {
@@ -181,18 +181,18 @@ func (l *link) unanswered(next, old *session, err error) (again time.Duration, r
 	case old != nil:
 		l.refuse(old, err)
 	default:
-		// One failure among calls that may fare better. But the stream may be
-		// silent, so whether it is must be known soon.
+		// One failure: calls may still succeed. But the invalidation stream may be silent, so the
+		// next probe comes soon.
 		l.setError(err)
 		return l.schedule.min, reported
 	}
 	return l.schedule.next(), reported
 }
 
-// candidate returns the session to probe: the present one, or, beside it as old,
-// one to where Redis is by now. A replica does not become a master by waiting for
-// it on the same connection: the address may lead elsewhere. Until another
-// connection has proved itself, the old one goes on serving reads.
+// candidate returns the session to probe. That is the present one, unless Redis has moved or the
+// present one is with a replica: then it is a new session, with the present one as old. A replica
+// may become a master, but the address may also lead to another server by now, so a new connection
+// is made. Until the new session has passed its probe, old serves reads.
 func (l *link) candidate(ctx context.Context) (next, old *session, err error) {
 	s := l.session
 	if s != nil && s.replica.Load() {
@@ -203,12 +203,12 @@ func (l *link) candidate(ctx context.Context) (next, old *session, err error) {
 	case s == nil && err != nil:
 		return nil, nil, err
 	case s != nil && !s.replica.Load() && (err != nil || addr == s.addr):
-		return s, nil, nil // who cannot be asked does not end what works
+		return s, nil, nil // a locator that fails does not end a working session
 	case err != nil:
 		return nil, nil, err
 	}
 	if s != nil && addr != s.addr && l.gate.Load() == s {
-		l.refuse(s, errMoved) // before the dial, which may take its time
+		l.refuse(s, errMoved) // before the dial, which may be slow
 	}
 	if next, err = l.introduce(ctx, addr); err != nil {
 		l.disbelieve()
@@ -216,11 +216,11 @@ func (l *link) candidate(ctx context.Context) (next, old *session, err error) {
 	return next, s, err
 }
 
-// errMoved is why a master that another one has replaced takes no more writes.
+// errMoved is the reason why a master that was replaced gets no more writes.
 var errMoved = errors.New("holdfast: another server is the master now")
 
-// refuse takes writes away from a session that serves, because Redis is
-// elsewhere by now, and that place is yet to be reached.
+// refuse stops writes to the serving session, because Redis has moved and the new server is not
+// reached yet.
 func (l *link) refuse(s *session, err error) {
 	l.setError(err)
 	s.replica.Store(true)
@@ -229,8 +229,8 @@ func (l *link) refuse(s *session, err error) {
 	l.apply(evRefused, err)
 }
 
-// replace makes next the session. The old one, if there is one, is closed once
-// the reads that are under way on it have ended, or their time is up.
+// replace makes next the session. It closes old, if there is one, once its calls in flight have
+// ended, or after Timeout. It blocks until then.
 func (l *link) replace(ctx context.Context, old, next *session) {
 	l.session = next
 	if old == nil {
@@ -238,8 +238,8 @@ func (l *link) replace(ctx context.Context, old, next *session) {
 	}
 	next.inherit(old)
 	l.gate.CompareAndSwap(old, next)
-	l.doubt() // what the old one told may not be what the new one holds
-	// Once at least: a call may have asked the gate before, and have no slot yet.
+	l.doubt() // next may hold other data than old
+	// Wait at least once: a call may have read the gate before and have no slot yet.
 	for deadline := l.clock.now() + int64(l.opts.Timeout); ; {
 		if !sleep(ctx, time.Millisecond) || old.used.Load() == 0 || l.clock.now() >= deadline {
 			break
@@ -248,17 +248,17 @@ func (l *link) replace(ctx context.Context, old, next *session) {
 	old.close()
 }
 
-// serve opens the gate to the session, now that the breaker is closed.
+// serve opens the gate to the session if the breaker is closed.
 func (l *link) serve(s *session, ev event, err error) {
-	// As one step with the breaker's being closed: a gate that is open beside
-	// an open breaker would never close again, for nobody reports to it.
+	// The gate opens in one step with the check that the breaker is closed. An open gate beside an
+	// open breaker would never shut again, because no call would report to the breaker.
 	switch { // before anything that is read there is kept
 	case l.served != s && (s.server == "" || l.server() != s.server):
 		l.domains((*domain).otherServer)
 	case l.gate.Load() == nil:
-		l.domains((*domain).doubt) // what a loader said meanwhile may not hold any more
+		l.domains((*domain).doubt) // a value from a loader in the meantime may be outdated
 	}
-	mended := l.served != s && l.state() == Up // see mending: no change tells of it
+	mended := l.served != s && l.state() == Up // see mending: the state does not change
 	l.served, l.answered = s, true
 	l.busy.Store(nil)
 	l.hear(s)
@@ -282,7 +282,7 @@ func (l *link) serve(s *session, ev event, err error) {
 	}
 }
 
-// tellUntold logs, once for each reason, that the server does not tell of changes.
+// tellUntold logs that the server does not track, once for each reason.
 func (l *link) tellUntold(s *session) {
 	why := ""
 	if s.untold != nil {

@@ -13,44 +13,43 @@ import (
 	"time"
 )
 
-// cluster is the map of a Redis Cluster. Each master has a link of its own, with
-// its supervisor, breaker, bulkhead and connection, so that a dead one costs its
-// own keys only. Each slot has a domain of its own, so that one which moves puts
-// its own copies in doubt only.
+// cluster is the map of a Redis Cluster. Each master has its own link, with supervisor, breaker,
+// bulkhead and connection, so a dead master costs only its own keys. Each slot has its own epoch
+// scope, so a slot that moves makes only its own copies suspect.
 //
-// The map is learnt from the nodes: whole, by CLUSTER SLOTS, when a link is lost,
-// when a node redirects, and every ShardsRefreshInterval while the cluster is in use; and
-// slot by slot from MOVED.
+// The map is learnt from the nodes: as a whole, by CLUSTER SLOTS, when a link changes its state,
+// when a node redirects, and every ShardsRefreshInterval while the cluster is in use; and slot by
+// slot from MOVED.
 type cluster struct {
 	routes  *routes
 	allow   allowed
 	open    func(addr string) *link // makes a link and starts it
 	refresh time.Duration
 	backoff time.Duration
-	signal  chan struct{} // one slot: learn the map anew
+	signal  chan struct{} // requests a new map; capacity 1
 
 	slots [slotCount]slot
 
 	mu struct {
 		sync.Mutex
 		nodes map[string]*link
-		opens uint64 // openings of the circuits of links that are gone
+		opens uint64 // how often circuits of removed links opened
 	}
 }
 
-// slot is who has it, and what vouches for its copies.
+// slot holds the link that serves a slot and the epoch scope of its copies.
 type slot struct {
 	link   atomic.Pointer[link]
 	domain domain
 }
 
 const (
-	// refreshPause is the least time between two readings of the map.
+	// refreshPause is the shortest time between two readings of the map.
 	refreshPause = 100 * time.Millisecond
-	// strangers bounds the links to nodes that were named by a redirection and
-	// by no map: targets of a move, or what a hostile server makes up.
+	// strangers bounds the links to nodes named by a redirection but by no map: the targets of a
+	// migration, or inventions of a hostile server.
 	strangers = 16
-	// mostNodes bounds the links in all. Redis is not made for larger clusters.
+	// mostNodes bounds the number of links. Redis does not support larger clusters.
 	mostNodes = 1024
 )
 
@@ -59,7 +58,7 @@ var (
 	errAllKnown = errors.New("holdfast: every address of the options is a node that is being tried already")
 )
 
-// masters are the links that have slots, in the order of their addresses.
+// masters returns the links that have slots, ordered by address.
 func (c *cluster) masters() []*link {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -73,7 +72,7 @@ func (c *cluster) masters() []*link {
 	return all
 }
 
-// opens counts how often the circuit of a node has opened.
+// opens counts how often a node's circuit has opened.
 func (c *cluster) opens() uint64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -90,7 +89,7 @@ func (c *cluster) knows(addr string) bool {
 	return c.mu.nodes[addr] != nil
 }
 
-// serving says whether any node does.
+// serving reports whether any node serves.
 func (c *cluster) serving() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -102,9 +101,9 @@ func (c *cluster) serving() bool {
 	return false
 }
 
-// learn makes the ranges the map. Slots that they do not name keep their owner.
+// learn applies the ranges to the map. A slot in none of them keeps its link.
 func (c *cluster) learn(ranges []slotRange) {
-	// A shard that was waited for may have gone, or have come up already.
+	// A shard that WaitReady waited for may be gone, or may be up already.
 	defer c.routes.noteUp()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -120,10 +119,9 @@ func (c *cluster) learn(ranges []slotRange) {
 	}
 }
 
-// letGo ends the links that have no slot and that nobody uses any more, and says
-// whether there are others without one. Until then calls may be under way there,
-// and whoever names such a node again, a map that is behind or a redirection, would
-// have it begin its back-off anew.
+// letGo removes the links that have no slot and are parked. It reports whether other links without
+// a slot remain. They stay because calls may be running there, and because an outdated map or a
+// redirection that names the node again would otherwise restart its back-off.
 func (c *cluster) letGo() (more bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -141,7 +139,7 @@ func (c *cluster) letGo() (more bool) {
 	return more
 }
 
-// nodeLocked returns the link to the node, nil where there are too many already.
+// nodeLocked returns the link to the node, nil if there are mostNodes already.
 func (c *cluster) nodeLocked(addr string) *link {
 	l := c.mu.nodes[addr]
 	if l == nil && len(c.mu.nodes) < mostNodes {
@@ -151,8 +149,8 @@ func (c *cluster) nodeLocked(addr string) *link {
 	return l
 }
 
-// giveLocked makes the link the slot's owner. What the old owner told of the
-// slot's keys, the new one does not know.
+// giveLocked makes l the slot's link. The slot's copies become suspect: the new node does not send
+// invalidations for keys that were read from the old one.
 func (c *cluster) giveLocked(i int, l *link) {
 	s := &c.slots[i]
 	old := s.link.Load()
@@ -166,14 +164,14 @@ func (c *cluster) giveLocked(i int, l *link) {
 	if old != nil {
 		old.slots.Add(-1)
 		l.listeners.told(nil)
-		// The journal may have what the old one could not deliver.
+		// The journal may have intents that the old node did not get.
 		l.replayer.wake()
 		l.look()
 	}
 }
 
-// redirected learns from a redirection and returns the link to which it leads,
-// nil where that may not be had.
+// redirected learns from a redirection and returns the link to which it leads, nil if such a link
+// may not be opened.
 func (c *cluster) redirected(to redirection) *link {
 	c.wake()
 	c.mu.Lock()
@@ -189,7 +187,7 @@ func (c *cluster) redirected(to redirection) *link {
 		if unmapped >= strangers {
 			return nil
 		}
-		// It gets the slot when the map says so, too, or when it is named again.
+		// It gets the slot once the map or another redirection names it, too.
 		return c.nodeLocked(to.addr)
 	}
 	if !to.ask {
@@ -198,7 +196,7 @@ func (c *cluster) redirected(to redirection) *link {
 	return l
 }
 
-// domains are those of the link's slots.
+// domains calls each for the epoch scopes of the link's slots.
 func (c *cluster) domains(l *link, each func(*domain)) {
 	for i := range c.slots {
 		if s := &c.slots[i]; s.link.Load() == l {
@@ -207,8 +205,8 @@ func (c *cluster) domains(l *link, each func(*domain)) {
 	}
 }
 
-// probeKey is a key of the link's: last, if it still is one, or the prefix with a
-// tag that leads to one of its slots. "" where it has none.
+// probeKey returns a key in a slot of the link: last if it still is one, else prefix with a hash
+// tag. It returns "" if the link has no slot.
 func (c *cluster) probeKey(l *link, prefix, last string) string {
 	if l.slots.Load() == 0 {
 		return ""
@@ -217,8 +215,8 @@ func (c *cluster) probeKey(l *link, prefix, last string) string {
 	if last != "" && owns(last) {
 		return last
 	}
-	// A tag leads to a given slot with one chance in 16,384. From anywhere, so that
-	// a slot on its way, which takes no new key, is not hit upon again.
+	// A tag leads to a given slot with a chance of 1 in 16,384. The start is random so that a
+	// migrating slot, which accepts no new key, is not chosen again.
 	from := rand.IntN(slotCount)
 	for i := range 16 * slotCount {
 		if key := prefix + "{" + strconv.Itoa(from+i) + "}"; owns(key) {
@@ -228,7 +226,7 @@ func (c *cluster) probeKey(l *link, prefix, last string) string {
 	return ""
 }
 
-// wake has the map learnt anew. It does not block.
+// wake requests a new map. It does not block.
 func (c *cluster) wake() {
 	select {
 	case c.signal <- struct{}{}:
@@ -236,8 +234,8 @@ func (c *cluster) wake() {
 	}
 }
 
-// run keeps the map, until ctx ends. It dials nobody: it asks a node that serves,
-// or wakes the link that looks for one.
+// run keeps the map current until ctx ends. It does not dial: it asks a node that serves, or wakes
+// the link that looks for one.
 func (c *cluster) run(ctx context.Context) {
 	timer := time.NewTimer(c.refresh)
 	defer timer.Stop()
@@ -255,7 +253,7 @@ func (c *cluster) run(ctx context.Context) {
 		}
 		for _, l := range c.masters() {
 			if l.state() != Up && !l.parked.Load() {
-				next = min(next, c.backoff/2) // a replica may have taken over
+				next = min(next, c.backoff/2) // a replica may have been promoted
 			}
 		}
 		timer.Reset(next)
@@ -265,7 +263,7 @@ func (c *cluster) run(ctx context.Context) {
 	}
 }
 
-// ask learns the map from the first node that tells it.
+// ask learns the map from the first node that returns it. Each node has Dialer.Timeout to answer.
 func (c *cluster) ask(ctx context.Context) {
 	used := false
 	for _, l := range c.masters() {
@@ -292,7 +290,8 @@ func (s *session) readMap(ctx context.Context) ([]slotRange, error) {
 	return readSlots(s.aside(ctx, s.client.B().ClusterSlots().Build()), hostOf(s.addr))
 }
 
-// join makes what home found the cluster.
+// join makes c, which home found, the cluster of the routes. If there is one already, only the map
+// is learnt.
 func (r *routes) join(c *cluster, ranges []slotRange) {
 	if r.cluster.Load() != nil {
 		r.cluster.Load().learn(ranges)
@@ -300,14 +299,14 @@ func (r *routes) join(c *cluster, ranges []slotRange) {
 	}
 	c.learn(ranges)
 	r.cluster.Store(c)
-	r.noteUp() // the links may have been quicker than we are
+	r.noteUp() // the links may be up already
 	r.one.domain.doubt()
 	for _, l := range c.masters() {
 		l.use()
 	}
 }
 
-// errWrongMode is for a server that is not what the options say it is.
+// errWrongMode is the error for a server whose mode contradicts the options.
 func errWrongMode(want Mode, mode string) error {
 	return fmt.Errorf("holdfast: Options.Mode is %v, and the server's mode is %s", want, printable(mode))
 }

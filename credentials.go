@@ -13,19 +13,19 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// credentialsLimit is what Redis.AuthCredentialsFn has for its answer.
+// credentialsLimit is the time within which Redis.AuthCredentialsFn must return.
 const credentialsLimit = 10 * time.Second
 
-// credentials asks Redis.AuthCredentialsFn. rueidis would ask within the handshake, and
-// so within Dialer.Timeout; here it is asked before the dial, in time of its own, and on
-// a goroutine of its own, because it takes no context.
+// credentials calls Redis.AuthCredentialsFn. rueidis would call it within the handshake, and so
+// within Dialer.Timeout. Here it is called before the dial, with a limit of its own, and on a
+// separate goroutine, because it takes no context.
 type credentials struct {
 	fn      func(rueidis.AuthCredentialsContext) (rueidis.AuthCredentials, error)
 	workers *group
 
 	mu struct {
 		sync.Mutex
-		asking map[string]*credentialsCall // by address; one call each, also of one that hangs
+		asking map[string]*credentialsCall // by address; one call each, even if it hangs
 	}
 }
 
@@ -35,18 +35,18 @@ type credentialsCall struct {
 	err    error
 }
 
-// login is the credentials of one connection. rueidis gets it as the connection's remote
-// address, which is all that it hands to AuthCredentialsFn.
+// login holds the credentials of one connection. rueidis gets it as the connection's remote
+// address, because it passes nothing else to AuthCredentialsFn.
 type login struct {
 	net.Addr
 	life    context.Context
 	first   rueidis.AuthCredentials
-	used    bool // rueidis asks once, and again to renew; one call after the other
+	used    bool // rueidis asks first for the login and again to renew it, one call at a time
 	failure atomic.Pointer[error]
 }
 
-// login asks for the credentials of a connection to addr: for credentialsLimit at most,
-// and less once its life ends. nil where there is no function to ask.
+// login gets the credentials for a connection to addr. It blocks for at most credentialsLimit, and
+// less if life ends. It returns nil if there is no AuthCredentialsFn.
 func (c *credentials) login(life context.Context, addr string) (*login, error) {
 	if c == nil || c.fn == nil {
 		return nil, nil
@@ -58,7 +58,7 @@ func (c *credentials) login(life context.Context, addr string) (*login, error) {
 	return &login{Addr: dialledAddr(addr), life: life, first: first}, nil
 }
 
-// answer is AuthCredentialsFn to rueidis.
+// answer is the AuthCredentialsFn that rueidis gets.
 func (c *credentials) answer(asked rueidis.AuthCredentialsContext) (rueidis.AuthCredentials, error) {
 	l, ok := asked.Address.(*login)
 	if !ok {
@@ -77,7 +77,7 @@ func (c *credentials) answer(asked rueidis.AuthCredentialsContext) (rueidis.Auth
 
 var errNoLogin = errors.New("holdfast: credentials were asked for a connection that was not dialled here")
 
-// lost is why the connection was closed.
+// lost returns the reason why the connection was closed.
 func (l *login) lost(cause error) error {
 	if l != nil && cause == nil {
 		if err := l.failure.Load(); err != nil {
@@ -101,14 +101,14 @@ func (c *credentials) ask(ctx context.Context, addr string) (rueidis.AuthCredent
 	}
 }
 
-// call is the one that is under way for the address.
+// call returns the running call for the address, or starts one.
 func (c *credentials) call(addr string) *credentialsCall {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if asking := c.mu.asking[addr]; asking != nil {
 		return asking
 	}
-	// What a function that panics or ends its goroutine leaves behind.
+	// This error stays if the function panics or ends its goroutine.
 	asking := &credentialsCall{done: make(chan struct{}), err: errors.New("holdfast: Redis.AuthCredentialsFn ended without returning")}
 	if c.mu.asking == nil {
 		c.mu.asking = make(map[string]*credentialsCall)
@@ -127,7 +127,7 @@ func (c *credentials) call(addr string) *credentialsCall {
 		got, err := c.fn(rueidis.AuthCredentialsContext{Address: dialledAddr(addr)})
 		if err != nil {
 			if gaveUp(err) {
-				err = errors.New(err.Error()) // not to be taken for a server that is mute
+				err = errors.New(err.Error()) // else it would count as a silent server
 			}
 			err = fmt.Errorf("holdfast: Redis.AuthCredentialsFn: %w", err)
 		} else {
@@ -142,8 +142,8 @@ func (c *credentials) call(addr string) *credentialsCall {
 	return asking
 }
 
-// renewedAfter is when rueidis asks anew. Told a time that is past it would ask without
-// a pause.
+// renewedAfter returns the time at which rueidis asks again. With a time in the past it would ask
+// without a pause.
 func renewedAfter(t time.Time) time.Time {
 	if least := time.Now().Add(time.Second); !t.IsZero() && t.Before(least) {
 		return least
@@ -151,7 +151,7 @@ func renewedAfter(t time.Time) time.Time {
 	return t
 }
 
-// dialledAddr is the address as the function is told it, before it is resolved.
+// dialledAddr returns the address as passed to the function, before it is resolved.
 func dialledAddr(addr string) net.Addr {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -164,7 +164,7 @@ func dialledAddr(addr string) net.Addr {
 	return &net.TCPAddr{IP: ip, Port: n}
 }
 
-// namedAddr is one whose host is a name, or that is a socket's path.
+// namedAddr is an address with a host name, or the path of a socket.
 type namedAddr string
 
 func (a namedAddr) Network() string { return "tcp" }

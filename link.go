@@ -50,7 +50,7 @@ type link struct {
 	retire context.CancelFunc
 
 	gate   atomic.Pointer[session]
-	busy   atomic.Pointer[session] // session of a server that is busy with a script; the gate is shut
+	busy   atomic.Pointer[session] // session of a server busy with a script; the gate is shut
 	last   atomic.Pointer[string]  // run id of the last server that served
 	signal chan struct{}           // wakes the supervisor; capacity 1
 

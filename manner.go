@@ -10,33 +10,34 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// manner is how a session introduces itself to a server.
+// manner is the way in which a session introduces itself to a server.
 type manner uint8
 
 const (
-	// mannerFull: HELLO 3. A server that answers it with "unknown command" is spoken
-	// to in RESP2, on the same connection; rueidis does that.
+	// mannerFull: HELLO 3. If the server answers "unknown command", rueidis speaks RESP2 on the
+	// same connection.
 	mannerFull manner = iota
-	// mannerPlain: RESP2, and no HELLO and no CLIENT, for a server that refuses HELLO in
-	// words that rueidis does not know, and with which it would not connect.
+	// mannerPlain: RESP2 without HELLO and CLIENT, for a server that refuses HELLO with an error
+	// that rueidis does not know. rueidis would not connect to it.
 	mannerPlain
-	// mannerMinimal: as mannerPlain, and no INFO either: AUTH, PING and SELECT are all that
-	// is sent. It is for a server that hangs up at commands that it does not know.
+	// mannerMinimal: like mannerPlain, and without INFO: only AUTH, PING and SELECT are sent. It is
+	// for a server that hangs up at unknown commands.
 	mannerMinimal
 )
 
-// minimalAfter is how many times in a row a server must hang up at a full introduction
-// before a minimal one is tried. A proxy whose backend is away hangs up, too.
+// minimalAfter is how many times in a row a server must hang up at a full introduction before a
+// minimal one is tried. It is more than once because a proxy hangs up, too, while its backend is
+// away.
 const minimalAfter = 3
 
-// introduction chooses the manner of the next session, by what became of the last
-// ones. It is the supervisor's alone.
+// introduction chooses the manner of the next session from the results of the last ones. Only the
+// supervisor uses it.
 //
-//	full: refused in its own words    | plain is next
-//	full: hung up, minimalAfter times | minimal is next
-//	plain, minimal: stood             | full is tried once more, at once; if that is turned
-//	                                  | away again, the manner is kept for the next session
-//	plain, minimal: failed            | full is next
+//	full: refused with an unknown error | plain is next
+//	full: hung up, minimalAfter times   | minimal is next
+//	plain, minimal: connected           | full is tried once more, at once; if that is refused
+//	                                    | again, the manner is kept for the next session
+//	plain, minimal: failed              | full is next
 type introduction struct {
 	kept    manner
 	refused bool
@@ -55,8 +56,8 @@ func (i *introduction) next() manner {
 	return mannerFull
 }
 
-// turnedAway is how a server ended a full introduction, where it was the manner that it
-// did not like, as far as that can be told.
+// turnedAway says how a server rejected a full introduction because of its manner, as far as that
+// is known.
 type turnedAway uint8
 
 const (
@@ -65,7 +66,7 @@ const (
 	turnedAwayByHangUp
 )
 
-// note takes in what became of a full introduction.
+// note records the result of a full introduction.
 func (i *introduction) note(how turnedAway) {
 	hangUps := i.hangUps + 1
 	*i = introduction{}
@@ -77,7 +78,7 @@ func (i *introduction) note(how turnedAway) {
 	}
 }
 
-// turnedAway judges the error with which an introduction ended.
+// turnedAway classifies the error that ended an introduction.
 func (p *pipe) turnedAway(err error) turnedAway {
 	conn := p.dialer.connection()
 	if err == nil || conn == nil {
@@ -89,16 +90,16 @@ func (p *pipe) turnedAway(err error) turnedAway {
 	var re *rueidis.RedisError
 	switch {
 	case rueidis.IsParseErr(err):
-		return turnedAwayInWords // HELLO was answered with what is no map
+		return turnedAwayInWords // the reply to HELLO was no map
 	case !errors.As(err, &re), away(err):
-		return notTurnedAway // it says nothing about HELLO
+		return notTurnedAway // the error is not about HELLO
 	}
 	return turnedAwayInWords
 }
 
-// introduce opens a session in the manner that is next. It makes one dial, and a second
-// one where a session without HELLO stands: whether the server can do more after all; or
-// where the server is busy: who calls now may want to end its script.
+// introduce opens a session in the next manner. It dials once, and in two cases a second time:
+// after a session without HELLO has connected, to learn whether the server accepts a full one by
+// now; and if the server is busy, because a caller may want to end its script.
 func (l *link) introduce(life context.Context, addr string) (*session, error) {
 	if l.bare {
 		return l.introduceBare(life, addr)
@@ -126,8 +127,8 @@ func (l *link) introduce(life context.Context, addr string) (*session, error) {
 	return full, err
 }
 
-// introduceBare opens a session to a server that is busy, which shakes no hands: it asks for
-// no more than what is allowed then.
+// introduceBare opens a session to a busy server, which refuses most of a handshake. It sends only
+// commands that are allowed then.
 func (l *link) introduceBare(life context.Context, addr string) (*session, error) {
 	s, _, err := l.openSession(life, addr, mannerFull, true)
 	l.bare = err == nil || isBusy(life, err)
@@ -138,22 +139,21 @@ func isBusy(ctx context.Context, err error) bool {
 	return err != nil && classify(ctx, err) == classBusy
 }
 
-// rueidis sends HELLO 2 also where it is told to speak RESP2, and takes a refusal in
-// other words than Redis' for an end. PING takes its place: of its reply rueidis looks
-// only whether it is an error.
+// rueidis sends HELLO 2 even when it is told to use RESP2, and fails if the server refuses it with
+// an unknown error. PING takes its place: rueidis only checks that its reply is no error.
 const (
 	hello2 = "*2\r\n$5\r\nHELLO\r\n$1\r\n2\r\n"
 	ping   = "*1\r\n$4\r\nPING\r\n"
 )
 
-// withoutHello is what a plain handshake sends. rueidis writes a handshake at one time.
+// withoutHello returns the bytes of a plain handshake. rueidis writes a handshake at once.
 func withoutHello(p []byte) []byte { return bytes.Replace(p, []byte(hello2), []byte(ping), 1) }
 
-// plainBuffer is the least write buffer with which a handshake is written at one time,
-// whatever the password.
+// plainBuffer is the smallest write buffer, in bytes, in which a handshake with a password of any
+// usual length fits into one write.
 const plainBuffer = 64 << 10
 
-// withoutCourtesies takes out of the options what only HELLO and CLIENT could ask for.
+// withoutCourtesies removes the options that need HELLO or CLIENT.
 func withoutCourtesies(o rueidis.ClientOption) rueidis.ClientOption {
 	o.AlwaysRESP2 = true
 	o.ClientSetInfo = rueidis.DisableClientSetInfo

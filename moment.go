@@ -7,24 +7,23 @@ import (
 	"time"
 )
 
-// moment is a window in which calls may wait for an attempt to reach Redis: until the
-// attempt is decided, or one Timeout from its beginning. There is one for all callers
-// of a link. It begins
+// moment is a window in which calls may wait for an attempt to reach Redis: until the attempt is
+// decided, or for one Timeout from its beginning. All callers of a link share one moment. It begins
 //
-//   - with the link: the first attempt. Only calls wait that Redis alone can answer;
-//   - when a connection is lost that nobody used: the next attempt;
-//   - when a call finds such a link without a connection, and no attempt has failed
-//     within MaxBackoff: the attempt that the call causes.
+//   - with the link, for the first attempt; only calls that need an answer from Redis wait;
+//   - when an unused connection is lost, for the next attempt;
+//   - when a call finds a quiet link without a connection, and no attempt has failed within
+//     MaxBackoff, for the attempt that the call causes.
 //
-// After it nobody waits: a link that is used is looked after by its schedule, and one
-// that has just failed would most likely fail again.
+// After the moment no call waits: a link in use follows its schedule, and a link that has just
+// failed would most likely fail again.
 type moment struct {
 	first   bool
 	asked   atomic.Bool   // a call waits, so the attempt is due now
 	decided chan struct{} // closed when the attempt has succeeded or failed
-	over    chan struct{} // closed then, or when Timeout has passed
+	over    chan struct{} // closed by then, or after Timeout
 	once    sync.Once
-	timer   *time.Timer // one for all who wait
+	timer   *time.Timer // shared by all waiting calls
 }
 
 func newMoment(first bool, timeout time.Duration) *moment {
@@ -50,8 +49,8 @@ func (m *moment) isOver() bool {
 	}
 }
 
-// openMoment begins a moment, unless there is one, an attempt has failed within
-// MaxBackoff, or the link has nothing to reach.
+// openMoment begins a moment, unless there is one, an attempt has failed within MaxBackoff, or the
+// link is needless.
 func (l *link) openMoment() {
 	if l.moment.Load() != nil || l.clock.now()-l.failedAt.Load() < int64(l.schedule.max) || l.needless() {
 		return
@@ -62,16 +61,16 @@ func (l *link) openMoment() {
 	}
 }
 
-// window is for a call that found the gate closed: the moment in which it may wait, nil
-// for none. first says whether it waits for the first attempt, too.
+// window returns the moment in which a call that found the gate shut may wait, or nil. first: the
+// call also waits for the first attempt. window does not block.
 func (l *link) window(first bool) *moment {
 	m := l.moment.Load()
 	if m == nil {
 		if l.quiet.Load() {
 			l.openMoment()
 		}
-		// Also where the supervisor has found the link to be used by now: it opens
-		// the moment before it says so.
+		// Check this also if the link is not quiet any more: the supervisor opens the moment before
+		// it clears quiet.
 		if m = l.moment.Load(); m == nil {
 			return nil
 		}
@@ -90,8 +89,8 @@ func (l *link) ask(m *moment) {
 	}
 }
 
-// forced is window for Check, which always looks: it joins an attempt that is under way,
-// and else causes one, unless one has failed within MinBackoff, which counts as a look.
+// forced is window for Check, which must look in any case: it joins a running attempt or causes
+// one. If an attempt has failed within MinBackoff, that counts as the look, and forced returns nil.
 func (l *link) forced() *moment {
 	m := l.moment.Load()
 	if m == nil {
@@ -112,15 +111,15 @@ func (l *link) forced() *moment {
 	return m
 }
 
-// reach makes an attempt, and tells who waits for it.
+// reach makes an attempt and wakes the calls that wait for it. It blocks as long as attempt does.
 func (l *link) reach(ctx context.Context) time.Duration {
 	l.trying.Store(true)
 	began := l.clock.now()
 	if l.quiet.Load() && l.gate.Load() == nil {
-		l.openMoment() // a call that comes by joins
+		l.openMoment() // so that a call that arrives now joins
 	}
 	if m := l.moment.Load(); m != nil {
-		m.timer.Reset(l.opts.Timeout) // from its beginning
+		m.timer.Reset(l.opts.Timeout) // counted from the attempt's beginning
 	}
 	again := l.attempt(ctx)
 	if l.trying.Load() && l.gate.Load() == nil {
@@ -130,8 +129,8 @@ func (l *link) reach(ctx context.Context) time.Duration {
 	return again
 }
 
-// decide takes note of an attempt that has ended, and ends the moment, if there is one.
-// An attempt that the breaker did not let be made decides nothing.
+// decide records the end of an attempt, and ends the moment, if there is one. An attempt that the
+// breaker did not allow decides nothing.
 func (l *link) decide() {
 	if !l.trying.Load() {
 		return
@@ -139,7 +138,7 @@ func (l *link) decide() {
 	if l.gate.Load() == nil {
 		now := l.clock.now()
 		l.failedAt.Store(now)
-		if l.undecided() && l.health().LastError != nil { // else it was joined to a cluster
+		if l.undecided() && l.health().LastError != nil { // else the attempt found a cluster
 			l.plainFrom.Store(now + int64(l.opts.Timeout))
 		}
 	}
@@ -153,23 +152,22 @@ func (l *link) endMoment() {
 	}
 }
 
-// undecided says whether the link's first attempt is.
+// undecided reports whether the link's first attempt is still undecided.
 func (l *link) undecided() bool {
 	m := l.moment.Load()
 	return m != nil && m.first
 }
 
-// hopeful says whether the link serves, or may do so soon: no attempt that began since it
-// was lost has failed.
+// hopeful reports whether the link serves or may serve soon: no attempt begun after the loss of its
+// connection has failed.
 func (l *link) hopeful() bool {
 	return l.gate.Load() != nil || l.undecided() || l.mending() || l.lostAt.Load() > l.failedFrom.Load()
 }
 
-// awaitLink waits until the link that find names has a session, as long as an attempt to
-// reach it may bring one: see moment. It waits within the budget of a call that began
-// at now, returns the link at once where its gate is open, or there is nothing to wait
-// for, and says whether it waited. find is asked again after each attempt, for the first
-// one may find a cluster.
+// awaitLink waits for a session of the link that find returns, as long as an attempt may bring one
+// (see moment). It waits within the budget of a call that began at now, and calls find again after
+// each attempt, because the first one may find a cluster. If the gate is open, or no attempt can be
+// waited for, it returns at once. waited reports whether it waited.
 func (c *Cache) awaitLink(ctx context.Context, now int64, first bool, find func() *link) (l *link, waited bool) {
 	l = find()
 	if l.gate.Load() != nil {
@@ -196,8 +194,8 @@ func (c *Cache) awaitLink(ctx context.Context, now int64, first bool, find func(
 	return l, true
 }
 
-// awaitKey is awaitLink for the link of a key, for a call that found no session. It says
-// whether to look again: there is one by now, or it waited.
+// awaitKey is awaitLink for the link of key, for a call that found no session. It returns true if
+// the call must look again: there is a session now, or it waited.
 func (c *Cache) awaitKey(ctx context.Context, now int64, first bool, key string) (again bool) {
 	l, waited := c.awaitLink(ctx, now, first, func() *link { return c.routes.link(c.routes.of(key)) })
 	return waited || l.gate.Load() != nil

@@ -10,22 +10,22 @@ import (
 	"time"
 )
 
-// routes knows which link a key goes through. Where Redis is one server, or a
-// master that sentinels watch, that is home. In a cluster there is a link for
-// each master, and home looks for the cluster, as long as no node of it answers.
+// routes maps a key to its link. With one server, or a master behind sentinels, that is home. In a
+// cluster there is one link for each master, and home searches for the cluster while no node of it
+// serves.
 type routes struct {
 	home    *link
-	one     slot // of all keys, outside a cluster
+	one     slot // for all keys, outside a cluster
 	cluster atomic.Pointer[cluster]
 
-	urgent  atomic.Int64 // until when a replay begins without its random wait
-	waiting atomic.Int32 // WaitReady
+	urgent  atomic.Int64 // until then replays start without their random wait
+	waiting atomic.Int32 // callers in WaitReady
 	ready   chan struct{}
 	once    sync.Once
 }
 
-// of returns the key's slot. Its domain must be looked at before its link: when a
-// slot moves, the link changes first.
+// of returns the key's slot. Read the slot's epoch before its link: when a slot moves, the link is
+// changed first.
 func (r *routes) of(key string) *slot {
 	c := r.cluster.Load()
 	if c == nil {
@@ -34,7 +34,7 @@ func (r *routes) of(key string) *slot {
 	return &c.slots[slotOf(key)]
 }
 
-// link is the one that the slot's keys go through.
+// link returns the link for the slot's keys.
 func (r *routes) link(s *slot) *link {
 	if l := s.link.Load(); l != nil {
 		return l
@@ -42,8 +42,8 @@ func (r *routes) link(s *slot) *link {
 	return r.home
 }
 
-// deliver has the journal's intent for the key replayed by whoever has the key by
-// now, which may not be who had it when the write began.
+// deliver starts the replay of the journal's intent for key on the key's current link, which may
+// differ from its link when the write began.
 func (r *routes) deliver(key string) {
 	l := r.link(r.of(key))
 	if l.gate.Load() != nil {
@@ -52,14 +52,14 @@ func (r *routes) deliver(key string) {
 	l.use()
 }
 
-// hurry has replays begin at once until then: what was accepted during the first attempt
-// is to be sent while it counts as an ordinary command.
+// hurry lets replays start without their random wait until deadline: writes accepted during the
+// first attempt must be sent while they count as ordinary commands.
 func (r *routes) hurry(deadline int64) {
 	for old := r.urgent.Load(); old < deadline && !r.urgent.CompareAndSwap(old, deadline); old = r.urgent.Load() {
 	}
 }
 
-// links returns those that serve keys.
+// links returns the links that serve keys.
 func (r *routes) links() []*link {
 	if c := r.cluster.Load(); c != nil {
 		return c.masters()
@@ -67,8 +67,8 @@ func (r *routes) links() []*link {
 	return []*link{r.home}
 }
 
-// any is where a command goes that names no key: to a link that serves, or to one that
-// an attempt may bring.
+// any returns the link for a command without keys: one that serves, else one with an attempt to
+// wait for, else home.
 func (r *routes) any() *link {
 	for _, l := range r.links() {
 		if l.gate.Load() != nil {
@@ -83,7 +83,7 @@ func (r *routes) any() *link {
 	return r.home
 }
 
-// use says that Redis is wanted, all of it.
+// use notes that a caller needs all of Redis.
 func (r *routes) use() {
 	for _, l := range r.links() {
 		l.use()
@@ -94,7 +94,7 @@ func (r *routes) use() {
 	r.home.use()
 }
 
-// wake has every replayer look at the journal.
+// wake makes every replayer check the journal.
 func (r *routes) wake() {
 	for _, l := range r.links() {
 		l.replayer.wake()
@@ -109,8 +109,8 @@ func (r *routes) look() {
 	}
 }
 
-// follow returns the session to which a redirection leads, nil where there is
-// none now, and whether it wants to be asked. Whatever it says is learnt.
+// follow learns from a redirection and returns the session to which it leads, nil if no session
+// serves there. asking: the command must be preceded by ASKING.
 func (r *routes) follow(s *session, err error) (next *session, asking bool) {
 	c := r.cluster.Load()
 	if c == nil {
@@ -149,8 +149,7 @@ func (r *routes) opens() uint64 {
 	return n
 }
 
-// severity orders states for the whole of a cluster, which is as well as the
-// worst of its parts.
+// severity orders states: the state of a cluster is the worst of its shards' states.
 var severity = [...]int{Up: 0, ReadOnly: 1, Connecting: 2, Down: 3, Closed: 4}
 
 func (r *routes) health() Health {
@@ -200,14 +199,13 @@ func later(a, b time.Time) time.Time {
 	return a
 }
 
-// seeds names the addresses of the options in turn, but for those of nodes that
-// have a link of their own.
+// seeds returns the addresses of the options in turn, without those of nodes that have a link.
 type seeds struct {
 	addrs   []string
 	next    int
 	routes  *routes
 	limit   time.Duration // for resolving a name
-	resolve bool          // names are the network's, not a dial function's
+	resolve bool          // names are resolved by DNS, not by a dial function
 }
 
 func (s *seeds) where(ctx context.Context, _ bool) (string, error) {
@@ -222,8 +220,8 @@ func (s *seeds) where(ctx context.Context, _ bool) (string, error) {
 	return "", errAllKnown
 }
 
-// knownByNumber says whether a name stands for a node that the cluster calls by
-// its number: dialled under both, it would be dialled twice as often.
+// knownByNumber reports whether addr has a name of a node that the cluster calls by its IP address.
+// Otherwise such a node would be dialled twice as often. It blocks for at most limit.
 func (s *seeds) knownByNumber(ctx context.Context, c *cluster, addr string) bool {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil || !s.resolve {

@@ -10,27 +10,27 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// sentinels know where the master is. They are asked before each dial, and while
-// a session serves, about once each Breaker.MaxBackoff, over a connection that
-// stands. It is asked for rather than listened for: a message that says that the
-// master has moved can be lost without anybody's knowing, an answer cannot.
+// sentinels find the master. They are asked before each dial. While a session serves, one is asked
+// over a standing connection before each probe, about once every Breaker.MaxBackoff, but not within
+// Sentinel.TopologyRefreshInterval of the last answer. It asks instead of listening: the
+// announcement of a new master can be lost unnoticed, an answer cannot.
 //
-// It is the supervisor's alone.
+// Only the supervisor uses it.
 type sentinels struct {
 	life    context.Context
 	addrs   []string
 	option  rueidis.ClientOption
 	name    string
-	timeout time.Duration // an answer over the standing connection
-	every   time.Duration // how often to ask while a session serves; 0 for each time
+	timeout time.Duration // limit of where while a session serves; at least sentinelPatience
+	every   time.Duration // least time between questions while a session serves; 0: each time
 	clock   clock
 	dials   func()
 	allow   allowed
-	manners []introduction // to each address
+	manners []introduction // one for each address
 
-	next int // the address to try next
+	next int // index of the address to try next
 	pipe *pipe
-	last struct { // answer
+	last struct { // the last answer
 		addr string
 		at   int64
 	}
@@ -45,15 +45,15 @@ func newSentinels(life context.Context, o Options, clk clock, workers *group, di
 	return &sentinels{
 		life: life, addrs: o.Redis.InitAddress, option: option, name: s.MasterSet,
 		timeout: o.Timeout, every: s.TopologyRefreshInterval, clock: clk, dials: dials,
-		// A sentinel is no master: its address is not one that may be dialled as one.
+		// A sentinel is no master, so its own address is not exempt from the predicate.
 		allow:   allowed{ask: o.AllowAddress, workers: workers},
 		manners: make([]introduction, len(o.Redis.InitAddress)),
 	}
 }
 
-// where asks for the master. While a session serves it asks one sentinel and is
-// quick to give up; else it asks one after the other, dialling each once at most,
-// for at most three times Sentinel.Dialer.Timeout each.
+// where returns the master's address. While a session serves, it asks one sentinel and blocks for
+// at most max(Timeout, sentinelPatience). Otherwise it asks all in turn, dials each at most once,
+// and blocks for at most three times Sentinel.Dialer.Timeout for each.
 func (s *sentinels) where(ctx context.Context, serving bool) (addr string, err error) {
 	tries := len(s.addrs)
 	now := s.clock.now()
@@ -61,7 +61,7 @@ func (s *sentinels) where(ctx context.Context, serving bool) (addr string, err e
 		return s.last.addr, nil
 	}
 	if serving {
-		// What is asked must not keep the supervisor from its probes for long.
+		// A slow sentinel must not delay the supervisor's probes for long.
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, max(s.timeout, sentinelPatience))
 		defer cancel()
@@ -84,8 +84,8 @@ func (s *sentinels) where(ctx context.Context, serving bool) (addr string, err e
 	return "", errors.Join(errs...)
 }
 
-// sentinelPatience is what a sentinel that must be dialled has for its answer
-// while Redis itself is fine.
+// sentinelPatience is the least time that a sentinel has to answer, dial included, while a session
+// serves.
 const sentinelPatience = 250 * time.Millisecond
 
 func (s *sentinels) ask(ctx context.Context) (string, error) {
@@ -119,9 +119,9 @@ func (s *sentinels) ask(ctx context.Context) (string, error) {
 	return addr, nil
 }
 
-// disbelieve says that what was answered last is not so: the server takes no
-// writes, or is not there. A sentinel may be behind the others for as long as it
-// lives, so the next one is asked, and asked at once.
+// disbelieve discards the last answer: the server that it named is no master or is unreachable. A
+// sentinel may stay behind the others for as long as it lives, so the next call of where asks the
+// next one.
 func (s *sentinels) disbelieve() {
 	s.last.at = 0
 	if len(s.addrs) > 1 {
@@ -130,9 +130,9 @@ func (s *sentinels) disbelieve() {
 	}
 }
 
-// dial connects to the sentinel whose turn it is. One that turned HELLO away in words of
-// its own, or hung up at it, is spoken to without, as in manner.go, for as long as that
-// works: it has nothing to tell that RESP2 has not.
+// dial connects to the current sentinel. A sentinel that rejected HELLO with an unknown error, or
+// hung up, is dialled without HELLO (see manner.go) until that fails: RESP2 is enough for the
+// question.
 func (s *sentinels) dial(ctx context.Context) error {
 	at := s.next % len(s.addrs)
 	m := s.manners[at].next()
@@ -153,7 +153,7 @@ func (s *sentinels) dial(ctx context.Context) error {
 	return err
 }
 
-// close gives up the sentinel that was asked last.
+// close closes the connection to the current sentinel.
 func (s *sentinels) close() {
 	if s.pipe != nil {
 		s.pipe.close()

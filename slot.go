@@ -10,11 +10,11 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// slotCount is how many hash slots a cluster has.
+// slotCount is the number of hash slots of a cluster.
 const slotCount = 16384
 
-// slotOf is the slot of a key: of what stands between its first brace and the
-// next closing one, where there is something.
+// slotOf returns the hash slot of a key. If there is text between the first opening brace and the
+// next closing one, only that text is hashed.
 func slotOf(key string) int {
 	if _, rest, ok := strings.Cut(key, "{"); ok {
 		if tag, _, ok := strings.Cut(rest, "}"); ok && tag != "" {
@@ -28,7 +28,7 @@ func slotOf(key string) int {
 	return int(crc) % slotCount
 }
 
-// crcTable is that of CRC-16/XMODEM.
+// crcTable is the table of CRC-16/XMODEM.
 var crcTable = func() (t [256]uint16) {
 	for i := range t {
 		crc := uint16(i) << 8
@@ -44,7 +44,7 @@ var crcTable = func() (t [256]uint16) {
 	return t
 }()
 
-// slotRange is a part of a cluster's map.
+// slotRange is one range of a cluster's map.
 type slotRange struct {
 	from, to int
 	addr     string // of the master
@@ -54,8 +54,8 @@ var errBadMap = errors.New("holdfast: CLUSTER SLOTS makes no sense")
 
 var errNoSlots = errors.New("holdfast: the cluster has not given out its slots yet")
 
-// readSlots reads the reply of CLUSTER SLOTS. host is that of the node which
-// answered; it stands for one that is not named.
+// readSlots parses the reply of CLUSTER SLOTS. host is the host of the node that answered; it
+// replaces an empty host in the reply.
 func readSlots(reply rueidis.RedisResult, host string) ([]slotRange, error) {
 	rows, err := reply.ToArray()
 	if err != nil {
@@ -108,20 +108,20 @@ func readRange(line rueidis.RedisMessage, host string) (r slotRange, err error) 
 	case err != nil, !isHost(name):
 		return r, bad
 	case name == "?" || port == 0:
-		return slotRange{}, nil // the node does not know its own name, or has gone
+		return slotRange{}, nil // the node does not know its own name, or is gone
 	}
 	return slotRange{int(from), int(to), net.JoinHostPort(name, strconv.FormatInt(port, 10))}, nil
 }
 
-// redirection is what MOVED and ASK say.
+// redirection is a parsed MOVED or ASK.
 type redirection struct {
 	ask  bool
 	slot int
 	addr string
 }
 
-// readRedirection reads "MOVED 3999 127.0.0.1:6381". host stands for one that is
-// not named.
+// readRedirection parses a text like "MOVED 3999 127.0.0.1:6381". host replaces an empty host in
+// the text.
 func readRedirection(text, host string) (r redirection, err error) {
 	parts := strings.Fields(text)
 	if len(parts) != 3 {
@@ -145,13 +145,13 @@ func readRedirection(text, host string) (r redirection, err error) {
 	return r, nil
 }
 
-// isHost says whether it may be a name or an address: no more is known of either, but
-// that there are no spaces and control characters in it, for it will be shown.
+// isHost reports whether s may be a name or an address. It only rejects text that is empty, longer
+// than 255 bytes, or has spaces or unprintable characters: s appears in logs and errors.
 func isHost(s string) bool {
 	return s != "" && len(s) <= 255 && !strings.ContainsFunc(s, func(r rune) bool { return r == ' ' || unprintable(r) })
 }
 
-// isPort says whether it is a number: a dial would look a word up.
+// isPort reports whether s is a port number. A dial would look up a service name.
 func isPort(s string) bool {
 	n, err := strconv.ParseUint(s, 10, 16)
 	return err == nil && n > 0

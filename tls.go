@@ -8,11 +8,11 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// nodeTLS is the user's TLS configuration as it is for one address. rueidis.ParseURL
-// sets ServerName to the host of the URL, the first of the addresses; to another
-// address with another host, which a server named or the URL, the connection is for that
-// host. Its certificate may be for either: nodes that a cluster names by their numbers
-// often have one for the name under which they were found.
+// nodeTLS returns the user's TLS configuration adapted to one address. rueidis.ParseURL sets
+// ServerName to the host of the URL, which is that of the first address. For an address with
+// another host, from the URL or from a server, ServerName becomes that host, unless it is an IP
+// address. The certificate may be for either name: nodes that a cluster names by IP address often
+// have a certificate for the name under which they were found.
 func nodeTLS(o rueidis.ClientOption, addr string) *tls.Config {
 	cfg := o.TLSConfig
 	if cfg == nil || cfg.ServerName == "" || len(o.InitAddress) == 0 || cfg.ServerName != hostOf(o.InitAddress[0]) {
@@ -24,17 +24,17 @@ func nodeTLS(o rueidis.ClientOption, addr string) *tls.Config {
 	}
 	either := cfg.Clone()
 	if net.ParseIP(host) == nil {
-		either.ServerName = host // what is asked for, too; there is no asking for a number
+		either.ServerName = host // SNI, too; SNI has no IP addresses
 	}
 	if cfg.InsecureSkipVerify || cfg.VerifyConnection != nil || cfg.VerifyPeerCertificate != nil || o.DialCtxFn != nil {
 		return either // the user verifies, or may want to
 	}
-	either.InsecureSkipVerify = true // verified here instead
+	either.InsecureSkipVerify = true // VerifyConnection verifies instead
 	either.VerifyConnection = func(state tls.ConnectionState) error { return verify(cfg, state, host, cfg.ServerName) }
 	return either
 }
 
-// verify is crypto/tls' own verification, for one of several names.
+// verify does the verification of crypto/tls for one of several names.
 func verify(cfg *tls.Config, state tls.ConnectionState, names ...string) (err error) {
 	for _, name := range names {
 		opts := x509.VerifyOptions{Roots: cfg.RootCAs, DNSName: name, Intermediates: x509.NewCertPool()}
