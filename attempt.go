@@ -250,9 +250,7 @@ func (l *link) replace(ctx context.Context, old, next *session) {
 
 // serve opens the gate to the session if the breaker is closed.
 func (l *link) serve(s *session, ev event, err error) {
-	// The gate opens in one step with the check that the breaker is closed. An open gate beside an
-	// open breaker would never shut again, because no call would report to the breaker.
-	switch { // before anything that is read there is kept
+	switch { // before any reply of this session is stored
 	case l.served != s && (s.server == "" || l.server() != s.server):
 		l.domains((*domain).otherServer)
 	case l.gate.Load() == nil:
@@ -263,6 +261,8 @@ func (l *link) serve(s *session, ev event, err error) {
 	l.busy.Store(nil)
 	l.hear(s)
 	l.last.Store(&s.server)
+	// The gate opens in one step with the check that the breaker is closed. An open gate beside an
+	// open breaker would never shut again, because no call would report to the breaker.
 	if !l.breaker.whileClosed(func() { s.beginPeriod(); l.gate.Store(s) }) {
 		return
 	}

@@ -105,7 +105,7 @@ type link struct {
 }
 
 // linkEnv holds the link's dependencies. Only the supervisor calls where, fits, disbelieve and
-// leave; only where and fits may block. All other functions return at once and are safe from any
+// leave; only where and fits may block. The others do not block and are safe from any
 // goroutine.
 type linkEnv struct {
 	clock    clock

@@ -145,8 +145,7 @@ type session struct {
 
 	heard atomic.Int64 // when the server was last known to be alive
 
-	// period is the context of the time in which the session serves, nil outside that time. It ends
-	// at the latest with the supervisor.
+	// period is the context for callers' dedicated connections; nil while there may be none.
 	period atomic.Pointer[period]
 	life   context.Context
 
@@ -288,8 +287,10 @@ func (l *link) openSession(life context.Context, addr string, m manner, bare boo
 	return next, notTurnedAway, nil
 }
 
-// period is the context of the time in which a session serves: from the opening of the gate to its
-// closing. Callers' dedicated connections end with it.
+// period is the context of the dedicated connections that callers have beside a session. It begins
+// when the session has connected, or when the gate opens to it again. It ends when the gate shuts
+// or the connection is lost, and at the latest with the supervisor. The session of a server that is
+// busy with a script keeps it.
 type period struct {
 	context.Context
 	end context.CancelCauseFunc
