@@ -38,14 +38,14 @@ var errTripped = errors.New("holdfast: circuit opened")
 
 // newBreaker makes a breaker that opens after that many failures in a row.
 // onOpen runs under gobreaker's lock: atomics and non-blocking sends only.
-func newBreaker(failures int, onOpen func()) *breaker {
+func newBreaker(limit int, onOpen func()) *breaker {
 	b := &breaker{}
 	b.mu.cb = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
 		Name:        "redis",
 		MaxRequests: 1,
 		Timeout:     1,
 		ReadyToTrip: func(c gobreaker.Counts) bool {
-			return b.mu.forced || uint64(c.ConsecutiveFailures) >= uint64(failures)
+			return b.mu.forced || uint64(c.ConsecutiveFailures) >= uint64(limit)
 		},
 		OnStateChange: func(_ string, from, to gobreaker.State) {
 			if to == gobreaker.StateOpen {

@@ -55,7 +55,7 @@ func (b *budget) of(ctx context.Context, now int64) (context.Context, context.Ca
 	if ctx.Done() == nil {
 		return d.ctx, noCancel
 	}
-	if own, ok := ctx.Deadline(); ok && own.Before(d.at) {
+	if deadline, ok := ctx.Deadline(); ok && deadline.Before(d.at) {
 		return ctx, noCancel
 	}
 	return context.WithDeadline(ctx, d.at)

@@ -95,11 +95,11 @@ func (s *connState) step(args []string, listening, keep bool) error {
 		return nil
 	}
 	if s.multi && keep {
-		own := make([]string, len(args))
+		copies := make([]string, len(args))
 		for i, a := range args {
-			own[i] = strings.Clone(a) // it is looked at after the call
+			copies[i] = strings.Clone(a) // it is looked at after the call
 		}
-		s.queued = append(s.queued, own)
+		s.queued = append(s.queued, copies)
 	}
 	switch {
 	case name == "WATCH":
@@ -159,8 +159,8 @@ func (d *dedicated) toBusy(ctx context.Context, args [][]string) bool {
 	d.mu.Lock()
 	mayDial := d.mu.conn == nil && d.mu.dialling == nil && !d.mu.released
 	d.mu.Unlock()
-	lane, open := d.cl.c.fence.enter()
-	defer lane.leave()
+	guard, open := d.cl.c.fence.enter()
+	defer guard.leave()
 	if !mayDial || d.cl.usable(ctx, open) != nil {
 		return false
 	}
@@ -202,8 +202,8 @@ func (d *dedicated) run(ctx context.Context, cmds []rueidis.Completed, args [][]
 // begin makes ready for the commands: the connection, the keys, the state. keys are the
 // arguments of all that the commands may change.
 func (d *dedicated) begin(ctx context.Context, cmds []rueidis.Completed, args [][]string) (conn *ownConn, keys [][]string, err error) {
-	lane, open := d.cl.c.fence.enter()
-	defer lane.leave()
+	guard, open := d.cl.c.fence.enter()
+	defer guard.leave()
 	if err := d.cl.usable(ctx, open); err != nil {
 		return nil, nil, err
 	}
@@ -229,17 +229,17 @@ func (d *dedicated) step(cmds []rueidis.Completed, args [][]string, final bool) 
 		return nil, rueidis.ErrDedicatedClientRecycled
 	}
 	next := d.mu.state
-	ended := 0 // what is queued before is looked at in this call only
+	lastEnd := 0 // what is queued before is looked at in this call only
 	for i := range cmds {
 		if ends(args[i]) {
-			ended = i
+			lastEnd = i
 		}
 	}
 	for i := range cmds {
 		if ends(args[i]) {
 			keys = append(keys, next.queued...)
 		}
-		if err := next.step(args[i], cmds[i].NoReply(), final && i >= ended); err != nil {
+		if err := next.step(args[i], cmds[i].NoReply(), final && i >= lastEnd); err != nil {
 			return nil, err
 		}
 	}
@@ -260,11 +260,11 @@ func (d *dedicated) end(conn *ownConn, keys [][]string, ok bool) {
 	if !ok {
 		conn.close(unavailable{errUnanswered})
 	}
-	lane, open := d.cl.c.fence.enter()
+	guard, open := d.cl.c.fence.enter()
 	if open {
 		d.cl.after(keys)
 	}
-	lane.leave()
+	guard.leave()
 	d.mu.Lock()
 	d.mu.running--
 	d.mu.Unlock()

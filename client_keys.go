@@ -159,7 +159,7 @@ func commandOf(name string, args []string) command {
 	k := redisCommands[name]
 	switch name {
 	case "XREAD", "XREADGROUP":
-		if _, waits := beforeStreams(args); waits {
+		if _, blocking := beforeStreams(args); blocking {
 			k.verb = verbBlock
 		}
 	case "CLIENT":
@@ -269,13 +269,13 @@ func streams(args []string) (from, to int) {
 
 // beforeStreams reads the options of XREAD and XREADGROUP: where STREAMS is, and whether
 // it waits. A group may have the name of an option.
-func beforeStreams(args []string) (at int, waits bool) {
+func beforeStreams(args []string) (at int, blocking bool) {
 	for at = 1; at < len(args); at++ {
 		switch upper(args[at]) {
 		case "STREAMS":
-			return at, waits
+			return at, blocking
 		case "BLOCK":
-			waits = true
+			blocking = true
 			at++
 		case "COUNT", "CLAIM":
 			at++
@@ -283,7 +283,7 @@ func beforeStreams(args []string) (at int, waits bool) {
 			at += 2
 		}
 	}
-	return len(args), waits
+	return len(args), blocking
 }
 
 // home is the key that says which node of a cluster has the command's keys; none where

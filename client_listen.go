@@ -27,8 +27,8 @@ import (
 // Until the view is closed, it counts as a use of the Cache, which therefore looks for
 // Redis even if nobody calls it.
 func (c *Cache) NewClient(option rueidis.ClientOption) (rueidis.Client, error) {
-	lane, open := c.fence.enter()
-	defer lane.leave()
+	guard, open := c.fence.enter()
+	defer guard.leave()
 	if !open {
 		return nil, ErrClosed
 	}

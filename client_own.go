@@ -47,8 +47,8 @@ func (cl *client) Receive(ctx context.Context, subscribe rueidis.Completed, fn f
 // sending, but not the reading. Local copies of what it writes are invalidated when it
 // is sent.
 func (cl *client) DoStream(ctx context.Context, cmd rueidis.Completed) rueidis.RedisResultStream {
-	return cl.stream(ctx, []rueidis.Completed{cmd}, func(ctx context.Context, client rueidis.Client) rueidis.RedisResultStream {
-		return client.DoStream(ctx, cmd)
+	return cl.stream(ctx, []rueidis.Completed{cmd}, func(ctx context.Context, conn rueidis.Client) rueidis.RedisResultStream {
+		return conn.DoStream(ctx, cmd)
 	})
 }
 
@@ -58,14 +58,14 @@ func (cl *client) DoMultiStream(ctx context.Context, multi ...rueidis.Completed)
 	if len(multi) == 0 {
 		return rueidis.NewErrorResultStream(io.EOF)
 	}
-	return cl.stream(ctx, multi, func(ctx context.Context, client rueidis.Client) rueidis.RedisResultStream {
-		return client.DoMultiStream(ctx, multi...)
+	return cl.stream(ctx, multi, func(ctx context.Context, conn rueidis.Client) rueidis.RedisResultStream {
+		return conn.DoMultiStream(ctx, multi...)
 	})
 }
 
 func (cl *client) stream(ctx context.Context, cmds []rueidis.Completed, send func(context.Context, rueidis.Client) rueidis.RedisResultStream) rueidis.RedisResultStream {
-	lane, open := cl.c.fence.enter()
-	defer lane.leave()
+	guard, open := cl.c.fence.enter()
+	defer guard.leave()
 	if err := cl.usable(ctx, open); err != nil {
 		return rueidis.NewErrorResultStream(err)
 	}

@@ -60,8 +60,8 @@ func (r *call) pass(first, n int) {
 		reads = reads && (st.reads || st.cmd.IsReadOnly())
 		e.hides = e.hides || p.where == keysAnywhere && !p.reads
 	}
-	ends := n == 1 && allowedBusy(turns[0].args)
-	e.link, _ = r.c.awaitLink(r.ctx, r.now, true, func() *link { return r.link(e.key, homed, ends) })
+	killsScript := n == 1 && allowedBusy(turns[0].args)
+	e.link, _ = r.c.awaitLink(r.ctx, r.now, true, func() *link { return r.link(e.key, homed, killsScript) })
 	s := e.link.reader()
 	if homed && !reads {
 		s = e.link.writer(false)
@@ -105,20 +105,20 @@ func copied(args []string) []string {
 }
 
 // link is where a command goes. One that ends a script goes where one runs.
-func (r *call) link(home string, homed, ends bool) *link {
-	routes := r.c.routes
+func (r *call) link(home string, homed, killsScript bool) *link {
+	router := r.c.routes
 	switch {
 	case r.cl.only != nil:
 		return r.cl.only
 	case homed:
-		return routes.link(routes.of(home))
+		return router.link(router.of(home))
 	}
-	for _, l := range routes.links() {
-		if ends && l.busy.Load() != nil {
+	for _, l := range router.links() {
+		if killsScript && l.busy.Load() != nil {
 			return l
 		}
 	}
-	return routes.any()
+	return router.any()
 }
 
 func (r *call) occupyAll(p *passed) {

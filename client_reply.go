@@ -84,7 +84,7 @@ func sameFields(theirs, ours, like, as reflect.Type) bool {
 
 // sound says whether messages say what they were made of.
 func (a *answers) sound() bool {
-	text, number := a.text([]byte("some")), a.number(-3)
+	text, num := a.text([]byte("some")), a.number(-3)
 	list := a.list([]rueidis.RedisMessage{text, a.null})
 	hit := a.text(nil)
 	a.asHit(&hit, 1<<41)
@@ -98,30 +98,30 @@ func (a *answers) sound() bool {
 		return false
 	}
 	s, err1 := all[0].ToString()
-	n, err2 := number.ToInt64()
+	n, err2 := num.ToInt64()
 	empty, err3 := hit.ToString()
 	return err1 == nil && err2 == nil && err3 == nil && s == "some" && n == -3 && empty == "" &&
 		!text.IsCacheHit() && text.CachePXAT() == -1 && hit.IsCacheHit() && hit.CachePXAT() == 1<<41
 }
 
 // text is a value. It shares the bytes, which must not change.
-func (a *answers) text(value []byte) (m rueidis.RedisMessage) {
+func (a *answers) text(data []byte) (m rueidis.RedisMessage) {
 	if !a.direct {
-		return a.copied(typeText, value)
+		return a.copied(typeText, data)
 	}
 	p := (*message)(unsafe.Pointer(&m))
-	p.typ, p.bytes, p.intlen = typeText, unsafe.SliceData(value), int64(len(value))
+	p.typ, p.bytes, p.intlen = typeText, unsafe.SliceData(data), int64(len(data))
 	return m
 }
 
 // answer is text as the result of a command, which is empty before.
-func (a *answers) answer(res *rueidis.RedisResult, value []byte) {
+func (a *answers) answer(res *rueidis.RedisResult, data []byte) {
 	if !a.direct {
-		*res = replied(a.text(value))
+		*res = replied(a.text(data))
 		return
 	}
 	p := (*result)(unsafe.Pointer(res))
-	p.val.typ, p.val.bytes, p.val.intlen = typeText, unsafe.SliceData(value), int64(len(value))
+	p.val.typ, p.val.bytes, p.val.intlen = typeText, unsafe.SliceData(data), int64(len(data))
 }
 
 func (a *answers) number(n int64) (m rueidis.RedisMessage) {
@@ -193,15 +193,15 @@ func inner(body []byte) rueidis.RedisMessage {
 	return all[0]
 }
 
-func (a *answers) copied(typ byte, value []byte) rueidis.RedisMessage {
-	return inner(appendText(nil, typ, value)[ttlBytes:])
+func (a *answers) copied(typ byte, data []byte) rueidis.RedisMessage {
+	return inner(appendText(nil, typ, data)[ttlBytes:])
 }
 
 // appendText is a string as CacheMarshal writes it.
-func appendText(buf []byte, typ byte, value []byte) []byte {
+func appendText(buf []byte, typ byte, data []byte) []byte {
 	buf = append(buf, make([]byte, ttlBytes)...)
-	buf = binary.BigEndian.AppendUint64(append(buf, typ), uint64(len(value)))
-	return append(buf, value...)
+	buf = binary.BigEndian.AppendUint64(append(buf, typ), uint64(len(data)))
+	return append(buf, data...)
 }
 
 // refusal is the reply of which Redis' own error is the text.
@@ -212,9 +212,9 @@ func refusal(err *rueidis.RedisError) rueidis.RedisResult {
 func replied(m rueidis.RedisMessage) rueidis.RedisResult { return rueidis.NewResult(m, nil) }
 
 // unixMillis is when something ends of which so much is left, 0 for never.
-func unixMillis(left time.Duration) int64 {
-	if left == 0 {
+func unixMillis(ttl time.Duration) int64 {
+	if ttl == 0 {
 		return 0
 	}
-	return time.Now().Add(left).UnixMilli()
+	return time.Now().Add(ttl).UnixMilli()
 }

@@ -16,25 +16,25 @@ import (
 //
 // The bytes may be shared: read them, do not write to them.
 func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte, error) {
-	lane, open := c.fence.enter()
-	defer lane.leave()
+	guard, open := c.fence.enter()
+	defer guard.leave()
 	if err := enterable(ctx, open); err != nil {
 		return nil, err
 	}
 	now := c.clock.now()
-	found := make(map[string][]byte, len(keys))
+	values := make(map[string][]byte, len(keys))
 	var missing []string
 	var hits uint64
 	for _, key := range keys {
 		h := c.local.hash(key)
 		if e, fresh := c.look(h, key, now); fresh {
-			found[key] = e.bytes()
+			values[key] = e.bytes()
 			hits++
 			continue
 		}
-		if e, ok, fenced := c.journaled(h, key, now); fenced {
+		if e, ok, journaled := c.journaled(h, key, now); journaled {
 			if ok {
-				found[key] = e.Value
+				values[key] = e.Value
 			}
 			continue
 		}
@@ -45,21 +45,21 @@ func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte,
 	}
 	c.stats.batchHits.Add(hits)
 	if len(missing) == 0 {
-		return found, nil
+		return values, nil
 	}
 	var errs errorList
 	err := c.readMany(ctx, "getmany", missing, now, func(i int, e Entry, err error) {
 		switch {
 		case err == nil:
-			found[missing[i]] = e.Value
+			values[missing[i]] = e.Value
 		case err != ErrMiss:
 			errs.errs = append(errs.errs, err)
 		}
 	})
 	if err != nil {
-		return found, err
+		return values, err
 	}
-	return found, errs.join()
+	return values, errs.join()
 }
 
 // readMany is read for the keys of a batch that are not fenced.
@@ -106,8 +106,8 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 	if err != nil {
 		return false, &Error{Op: "add", Key: key, Err: err}
 	}
-	lane, open := c.fence.enter()
-	defer lane.leave()
+	guard, open := c.fence.enter()
+	defer guard.leave()
 	if err := enterable(ctx, open); err != nil {
 		return false, err
 	}
@@ -153,12 +153,12 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 		w.del, w.undo, w.value, w.link = true, w.value, nil, s.link
 		w.base = w.baseOf()
 		saved, err := c.remember(&w, o.session.id)
-		left := c.durable(ctx, now, saved)
+		saveErr := c.durable(ctx, now, saved)
 		if err != nil {
 			return false, &Error{Op: "add", Key: key, Err: err}
 		}
-		if left != nil {
-			return false, left
+		if saveErr != nil {
+			return false, saveErr
 		}
 	}
 	return added, c.decided("add", key, o)
@@ -238,8 +238,8 @@ func (u unavailable) Unwrap() error        { return u.cause }
 // it answers from the journal or from a copy that Outage allows to be served;
 // where there is none, ErrUnavailable.
 func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
-	lane, open := c.fence.enter()
-	defer lane.leave()
+	guard, open := c.fence.enter()
+	defer guard.leave()
 	if err := enterable(ctx, open); err != nil {
 		return 0, err
 	}
@@ -249,9 +249,9 @@ func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
 	if fresh {
 		return left(now, e.expires.Load()), nil
 	}
-	if kept, found, fenced := c.journaled(h, key, now); found {
-		return kept.TTL, nil
-	} else if fenced {
+	if fromJournal, live, journaled := c.journaled(h, key, now); live {
+		return fromJournal.TTL, nil
+	} else if journaled {
 		return 0, ErrMiss
 	}
 	if err := checkKey(key); err != nil {
@@ -313,8 +313,8 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 	if err != nil {
 		return &Error{Op: "touch", Key: key, Err: err}
 	}
-	lane, open := c.fence.enter()
-	defer lane.leave()
+	guard, open := c.fence.enter()
+	defer guard.leave()
 	if err := enterable(ctx, open); err != nil {
 		return err
 	}

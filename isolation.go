@@ -179,15 +179,15 @@ func (s *suspects) change(f func(of map[uint64]suspect)) {
 // blame notes that a session was lost under the commands with these ids, alone or in
 // company, and says whether that made one of them a suspect or isolated it: then the
 // loss is a command's doing and not the way's.
-func (s *suspects) blame(ids []uint64, session uint64, alone bool) (found bool) {
+func (s *suspects) blame(ids []uint64, sessionID uint64, alone bool) (guilty bool) {
 	s.change(func(of map[uint64]suspect) {
 		now := s.clock.now()
 		for _, id := range ids {
 			w, noted := of[id]
-			if w.session == session || !noted && len(of) >= suspectsMost {
+			if w.session == sessionID || !noted && len(of) >= suspectsMost {
 				continue
 			}
-			w.session, w.losses = session, min(w.losses+1, suspectLosses)
+			w.session, w.losses = sessionID, min(w.losses+1, suspectLosses)
 			w.forget = max(w.forget, after(now, suspectMemory))
 			if alone {
 				w.losses = suspectLosses
@@ -195,7 +195,7 @@ func (s *suspects) blame(ids []uint64, session uint64, alone bool) (found bool) 
 				w.forget = after(w.until, isolationMemory)
 				w.alone = min(w.alone+1, 64)
 			}
-			found = found || w.losses >= suspectLosses
+			guilty = guilty || w.losses >= suspectLosses
 			of[id] = w
 		}
 		if !alone {
@@ -209,10 +209,10 @@ func (s *suspects) blame(ids []uint64, session uint64, alone bool) (found bool) 
 		}
 		if isolated > isolatedMost {
 			clear(of)
-			found = false
+			guilty = false
 		}
 	})
-	return found
+	return guilty
 }
 
 // isolation is how long one lasts after so many before it.
@@ -425,8 +425,8 @@ func (s *session) enterAlone(ctx context.Context) (ticket uint64, err error) {
 }
 
 // leaveAlone gives the slots back, but for those kept.
-func (s *session) leaveAlone(kept int64) {
-	s.used.Add(kept - bulkheadSlots)
+func (s *session) leaveAlone(keep int64) {
+	s.used.Add(keep - bulkheadSlots)
 	s.solo.Store(false)
 	for range min(s.waiting.Load(), bulkheadSlots) {
 		select {

@@ -241,17 +241,17 @@ func (o *owned) keep(c *ownConn, clean bool) {
 		c.close(errConnClosed)
 		return
 	}
-	kept := o.kept()
+	idleFor := o.kept()
 	c.state.Store(connIdle)
 	if c.timer == nil {
-		c.timer = time.AfterFunc(kept, func() {
+		c.timer = time.AfterFunc(idleFor, func() {
 			if c.state.CompareAndSwap(connIdle, connEnded) {
 				c.close(errConnClosed)
 				o.sweep()
 			}
 		})
 	} else {
-		c.timer.Reset(kept)
+		c.timer.Reset(idleFor)
 	}
 	select {
 	case o.idle <- c:
@@ -429,19 +429,19 @@ func (o *owned) connect(p *period, s *session, pings bool) (conn *ownConn, err e
 	}()
 	// Its one wire would be dialled at once, so there is no permit yet; forced to be
 	// single it comes back nevertheless. The permit is for the dedicated wire.
-	client, err := rueidis.NewClient(o.option(s, d, pings))
-	if client == nil {
+	rc, err := rueidis.NewClient(o.option(s, d, pings))
+	if rc == nil {
 		return nil, err
 	}
 	d.permit.Store(true)
-	conn.dedicated, _ = client.Dedicate()
+	conn.dedicated, _ = rc.Dedicate()
 	d.shaken()
 	if d.late.Load() {
 		return nil, unanswered(context.DeadlineExceeded, o.link.opts.Redis.Dialer.Timeout)
 	}
 	if d.ended() {
 		// A dead wire says why.
-		err = conn.dedicated.Do(context.Background(), client.B().Ping().Build()).NonRedisError()
+		err = conn.dedicated.Do(context.Background(), rc.B().Ping().Build()).NonRedisError()
 		if err == nil {
 			err = errConnClosed
 		}

@@ -45,8 +45,8 @@ func (o *owned) stream(ctx context.Context, send func(context.Context, rueidis.C
 	var p *period
 	if s := o.link.reader(); s != nil {
 		p = s.period.Load()
-		if client := o.streamsOf(s, p); client != nil {
-			return o.streamBy(ctx, p, client, send)
+		if rc := o.streamsOf(s, p); rc != nil {
+			return o.streamBy(ctx, p, rc, send)
 		}
 	}
 	return rueidis.NewErrorResultStream(o.link.why())
@@ -66,51 +66,51 @@ func (o *owned) streamsOf(s *session, p *period) rueidis.Client {
 	option := o.option(s, d, false)
 	keepAlive, plain := d.keepAlive, s.manner != mannerFull
 	option.DialCtxFn = func(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (net.Conn, error) {
-		call, _ := ctx.Value(streamKey{}).(*streamCall)
-		if call == nil {
+		sc, _ := ctx.Value(streamKey{}).(*streamCall)
+		if sc == nil {
 			return nil, errNoPermit
 		}
-		return call.dial(ctx, addr, nd, cfg, keepAlive, plain)
+		return sc.dial(ctx, addr, nd, cfg, keepAlive, plain)
 	}
 	option.AlwaysPipelining = false
 	option.ConnWriteTimeout = max(option.ConnWriteTimeout, streamLimit)
 	option.BlockingPoolSize = 1 << 30 // the slots are the bound
 	option.BlockingPoolCleanup, option.BlockingPoolMinSize = o.kept(), 0
-	client, _ := rueidis.NewClient(option)
-	if client == nil {
+	rc, _ := rueidis.NewClient(option)
+	if rc == nil {
 		return nil
 	}
-	o.mu.streams = &streaming{client: client, period: p}
-	context.AfterFunc(p, client.Close) // what is idle; what is read is closed by its dialer
-	return client
+	o.mu.streams = &streaming{client: rc, period: p}
+	context.AfterFunc(p, rc.Close) // what is idle; what is read is closed by its dialer
+	return rc
 }
 
-func (o *owned) streamBy(ctx context.Context, p *period, client rueidis.Client, send func(context.Context, rueidis.Client) rueidis.RedisResultStream) rueidis.RedisResultStream {
-	call := &streamCall{grant: grant{owned: o, period: p}}
-	r := send(context.WithValue(ctx, streamKey{}, call), client)
+func (o *owned) streamBy(ctx context.Context, p *period, rc rueidis.Client, send func(context.Context, rueidis.Client) rueidis.RedisResultStream) rueidis.RedisResultStream {
+	sc := &streamCall{grant: grant{owned: o, period: p}}
+	r := send(context.WithValue(ctx, streamKey{}, sc), rc)
 	err := r.Error()
-	own := ctx.Err()
-	if call.dialer != nil {
-		call.stop()
-		if !call.left {
-			call.dialer.shaken()
+	ctxErr := ctx.Err()
+	if sc.dialer != nil {
+		sc.stop()
+		if !sc.left {
+			sc.dialer.shaken()
 		}
 		switch {
 		case err == nil:
-			call.dialer.settled()
-			call.dialer.streams()
-		case own != nil:
-			err = own
+			sc.dialer.settled()
+			sc.dialer.streams()
+		case ctxErr != nil:
+			err = ctxErr
 		default:
-			err = call.dialer.explain(err)
+			err = sc.dialer.explain(err)
 		}
 		o.dialled(err)
 	}
 	if err == nil {
 		return r
 	}
-	if own != nil {
-		err = own
+	if ctxErr != nil {
+		err = ctxErr
 	} else if !errors.Is(err, ErrClosed) {
 		err = o.failed(p, err)
 	}
@@ -119,11 +119,11 @@ func (o *owned) streamBy(ctx context.Context, p *period, client rueidis.Client, 
 
 // dial dials within the call. The dial itself has a goroutine of its own, for the
 // caller's context wins over one that hangs.
-func (call *streamCall) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config, keepAlive time.Duration, plain bool) (net.Conn, error) {
-	o, p := call.grant.owned, call.grant.period
+func (sc *streamCall) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config, keepAlive time.Duration, plain bool) (net.Conn, error) {
+	o, p := sc.grant.owned, sc.grant.period
 	limit := time.NewTimer(o.link.opts.Redis.Dialer.Timeout)
 	defer limit.Stop()
-	if _, err := call.grant.wait(ctx, limit.C, nil); err != nil {
+	if _, err := sc.grant.wait(ctx, limit.C, nil); err != nil {
 		return nil, err
 	}
 	d := &dialer{
@@ -138,7 +138,7 @@ func (call *streamCall) dial(ctx context.Context, addr string, nd *net.Dialer, c
 	d.lost = func(error) { free() }
 	d.permit.Store(true)
 	// Also the handshake, which comes after this.
-	call.dialer, call.stop = d, context.AfterFunc(ctx, d.close)
+	sc.dialer, sc.stop = d, context.AfterFunc(ctx, d.close)
 	type dialled struct {
 		conn net.Conn
 		err  error
@@ -164,7 +164,7 @@ func (call *streamCall) dial(ctx context.Context, addr string, nd *net.Dialer, c
 	case <-p.Done():
 		err = o.failed(p, errConnClosed)
 	}
-	call.left = true
+	sc.left = true
 	d.close() // also what is yet to come
 	return nil, err
 }

@@ -137,14 +137,14 @@ func (r *remote) doOn(ctx bound, s *session, alone bool, cmds []rueidis.Complete
 	completed, dead := s.completed.Load(), s.lost.Load()
 	replies := s.client.DoMulti(ctx.Context, cmds...)
 	err = replies[len(replies)-1].NonRedisError()
-	kept := int64(0)
+	keep := int64(0)
 	if err != nil && gaveUp(err) {
 		s.abandon(ticket)
-		kept = 1
+		keep = 1
 	}
 	if alone {
-		s.leaveAlone(kept)
-	} else if kept == 0 {
+		s.leaveAlone(keep)
+	} else if keep == 0 {
 		s.release()
 	}
 	if err == nil {
@@ -348,23 +348,23 @@ func (r *remote) parts(ctx bound, items []item, groups [][]int, stride int, buil
 		replies []rueidis.RedisResult
 		o       outcome
 	}
-	answers := make(chan answer, len(items)) // room for all: it never blocks
+	results := make(chan answer, len(items)) // room for all: it never blocks
 	var others, longs atomic.Int32
 	others.Store(int32(len(groups) - 1))
-	for _, group := range groups[1:] {
+	for _, indexes := range groups[1:] {
 		r.callers.spawn("batch", func() {
-			if r.part(ctx, items, group, stride, build, func(i int, replies []rueidis.RedisResult, o outcome) {
-				answers <- answer{i, replies, o}
+			if r.part(ctx, items, indexes, stride, build, func(i int, replies []rueidis.RedisResult, o outcome) {
+				results <- answer{i, replies, o}
 			}) {
 				longs.Add(1)
 			}
 			if others.Add(-1) == 0 {
-				close(answers)
+				close(results)
 			}
 		})
 	}
 	long = r.part(ctx, items, groups[0], stride, build, each)
-	for a := range answers {
+	for a := range results {
 		each(a.i, a.replies, a.o)
 	}
 	return long || longs.Load() > 0
@@ -398,10 +398,10 @@ func bySession(items []item) [][]int {
 // part sends those items of the group, or all where there is none, that go to
 // one place, and says whether that took more than one pipeline. An item that is
 // redirected is left for redirect.
-func (r *remote) part(ctx bound, items []item, group []int, stride int, build commands, each func(i int, replies []rueidis.RedisResult, o outcome)) (long bool) {
-	n := len(group)
-	index := func(i int) int { return group[i] }
-	if group == nil {
+func (r *remote) part(ctx bound, items []item, indexes []int, stride int, build commands, each func(i int, replies []rueidis.RedisResult, o outcome)) (long bool) {
+	n := len(indexes)
+	index := func(i int) int { return indexes[i] }
+	if indexes == nil {
 		n, index = len(items), func(i int) int { return i }
 	}
 	if n == 0 {
@@ -412,14 +412,14 @@ func (r *remote) part(ctx bound, items []item, group []int, stride int, build co
 	cancel := noCancel
 	defer func() { cancel() }()
 	var cmds []rueidis.Completed
-	var ends []int // of each item's commands, where there is no stride
+	var offsets []int // of each item's commands, where there is no stride
 	for from, to := 0, 0; from < n; from = to {
 		if n > keysAtOnce || from > 0 {
 			// What many keys cost this process is not Redis' time.
 			cancel()
 			ctx, cancel = r.bound(ctx.caller, r.clock.now())
 		}
-		cmds, ends = cmds[:0], ends[:0]
+		cmds, offsets = cmds[:0], offsets[:0]
 		var ids []uint64 // while anything is suspect
 		how, watched := sendInCompany, s.link.suspects.any()
 		to = pipelineEnd(s, items, index, from, n)
@@ -437,7 +437,7 @@ func (r *remote) part(ctx bound, items []item, group []int, stride int, build co
 				ids = append(ids, id)
 			}
 			if stride == 0 {
-				ends = append(ends, len(cmds))
+				offsets = append(offsets, len(cmds))
 			}
 		}
 		long = long || to < n
@@ -465,28 +465,28 @@ func (r *remote) part(ctx bound, items []item, group []int, stride int, build co
 		o.asked = asking
 		var size sizes
 		for i := from; i < to; i++ {
-			it, own, at := &items[index(i)], replies, o
-			if own != nil {
-				own = share(replies, i-from, stride, ends)
+			it, itemReplies, at := &items[index(i)], replies, o
+			if itemReplies != nil {
+				itemReplies = share(replies, i-from, stride, offsets)
 			}
 			switch {
-			case own == nil:
-			case o.class == classOK, own[0].NonRedisError() == nil:
+			case itemReplies == nil:
+			case o.class == classOK, itemReplies[0].NonRedisError() == nil:
 				// Where the connection broke, it may have done so behind some of
 				// the replies.
 				if n > 1 {
-					size.add(it, own[0])
+					size.add(it, itemReplies[0])
 				}
-				at = r.reply(s, it.telling(own))
+				at = r.reply(s, it.telling(itemReplies))
 				at.asked = asking
 				if at.class == classRedirect && it.errand != nil && it.errand.stays {
 					at.class = classCommand // the answer of the node that was asked
 				}
 			default:
-				own = nil
+				itemReplies = nil
 			}
 			if it.outcome = at; at.class != classRedirect {
-				each(index(i), own, at)
+				each(index(i), itemReplies, at)
 			}
 		}
 		if n > 1 {
@@ -596,29 +596,29 @@ func (s *session) sized(z sizes, items int, o outcome) {
 
 // telling is the reply that says what became of the item: the first, but of a
 // transaction one that leads elsewhere, for then nothing was done.
-func (it *item) telling(own []rueidis.RedisResult) rueidis.RedisResult {
+func (it *item) telling(replies []rueidis.RedisResult) rueidis.RedisResult {
 	if it.errand == nil || len(it.errand.passed) < 2 {
-		return own[0]
+		return replies[0]
 	}
-	for _, reply := range own {
+	for _, reply := range replies {
 		// ASKING would have to stand before MULTI, and is queued elsewhere.
 		if err := reply.Error(); classify(context.Background(), err) == classRedirect && !strings.HasPrefix(err.Error(), "ASK") {
 			return reply
 		}
 	}
-	return own[0]
+	return replies[0]
 }
 
 // share is the replies of the nth item of a pipeline.
-func share(replies []rueidis.RedisResult, n, stride int, ends []int) []rueidis.RedisResult {
+func share(replies []rueidis.RedisResult, n, stride int, offsets []int) []rueidis.RedisResult {
 	if stride > 0 {
 		return replies[n*stride : (n+1)*stride]
 	}
 	from := 0
 	if n > 0 {
-		from = ends[n-1]
+		from = offsets[n-1]
 	}
-	return replies[from:ends[n]]
+	return replies[from:offsets[n]]
 }
 
 // redirect sends the items that were redirected to where they were redirected
@@ -649,8 +649,8 @@ func (r *remote) redirect(ctx bound, items []item, stride int, build commands, e
 		if groups == nil {
 			groups = [][]int{nil}
 		}
-		for _, group := range groups {
-			r.part(ctx, again, group, stride, build, func(i int, replies []rueidis.RedisResult, o outcome) {
+		for _, indexes := range groups {
+			r.part(ctx, again, indexes, stride, build, func(i int, replies []rueidis.RedisResult, o outcome) {
 				each(at[i], replies, o)
 			})
 		}
@@ -677,12 +677,12 @@ func withoutAsking(replies []rueidis.RedisResult) []rueidis.RedisResult {
 }
 
 // setCommand writes what redis-cli GET will show: the plain value.
-func setCommand(b rueidis.Builder, key string, value []byte, ttl time.Duration) rueidis.Completed {
-	set := b.Set().Key(key).Value(viewString(value))
+func setCommand(b rueidis.Builder, key string, data []byte, ttl time.Duration) rueidis.Completed {
+	set := b.Set().Key(key).Value(viewString(data))
 	if ttl == 0 {
-		return kept(set.Build(), len(value))
+		return kept(set.Build(), len(data))
 	}
-	return kept(set.PxMilliseconds(ttl.Milliseconds()).Build(), len(value))
+	return kept(set.PxMilliseconds(ttl.Milliseconds()).Build(), len(data))
 }
 
 // kept keeps a command of this size from being used again by rueidis, if it is so large
