@@ -35,40 +35,41 @@ type dropIn struct {
 //
 // How Do, DoMulti, DoCache and DoMultiCache handle a command:
 //
-//   - GET, MGET, EXISTS, TTL, PTTL, EXPIRETIME, PEXPIRETIME, SET (plain, EX, PX, EXAT,
-//     PXAT, KEEPTTL), SETEX, PSETEX, MSET, DEL, UNLINK, GETDEL, EXPIRE, PEXPIRE, EXPIREAT,
-//     PEXPIREAT and PERSIST go through both tiers, with the guarantees of Get, Set, Delete,
-//     TTL and Touch. While Redis is up the reply is Redis' own. While Redis is away, reads are
-//     answered from the local tier and the journal, and a miss is Redis' nil; writes go to the
-//     journal, and their reply is computed from the local state. A command that only Redis can
-//     answer then returns ErrUnavailable: EXISTS or TTL of a key that is not held locally,
-//     EXPIRE of a key that the journal does not hold, KEEPTTL of a key whose expiry is not
-//     known. MSET sets one key after the other: other clients may see it half done.
+//   - GET, MGET, EXISTS, TTL, PTTL, EXPIRETIME, PEXPIRETIME, SET (plain, EX, PX, EXAT, PXAT,
+//     KEEPTTL), SETEX, PSETEX, MSET, DEL, UNLINK, GETDEL, EXPIRE, PEXPIRE, EXPIREAT, PEXPIREAT and
+//     PERSIST go through both tiers, with the guarantees of Get, Set, Delete, TTL and Touch. While
+//     Redis is up the reply is Redis' own. While Redis is away, reads are answered from the local
+//     tier and the journal, and a miss is Redis' nil; writes go to the journal, and their reply is
+//     computed from the local state. A command that only Redis can answer then returns
+//     ErrUnavailable: EXISTS or TTL of a key that is not held locally, EXPIRE of a key that the
+//     journal does not hold, KEEPTTL of a key whose expiry is not known. MSET sets one key after
+//     the other: other clients may see it half done.
 //   - Every other command is passed to Redis unchanged and gets Redis' own reply. Before it is
 //     sent, the journaled writes of its keys are replayed. Unless the command is known to be
 //     read-only, copies of its keys are not served afterwards. While Redis is away the command
-//     returns ErrUnavailable at once. It also returns ErrUnavailable when no answer came in
-//     time: then the command may have run, or may run late. A Redis that is busy with a script
-//     counts as away, except for SCRIPT KILL, FUNCTION KILL, FUNCTION STATS and SHUTDOWN, which
-//     are sent. Keys that a script writes without naming them are read anew after the script if
-//     the server reports changes, but journaled writes of such keys are not replayed first.
-//     Right after New and after a quiet time, a command that only Redis can answer waits for
-//     the connection attempt, as Add does.
-//   - MULTI up to EXEC is passed to Redis in the same way if it is in one DoMulti. A MULTI or
-//     EXEC without the other is refused. Commands that would change the connection, which all
-//     callers share, are refused too: SELECT, AUTH, HELLO, QUIT, READONLY, WATCH, SUBSCRIBE,
-//     MONITOR, CLIENT TRACKING, CLIENT SETNAME and the like. The error says which call to use
-//     instead: Dedicate for most of them, Receive for subscriptions. SELECT of the client's own
-//     database is answered with OK.
+//     returns ErrUnavailable at once. It also returns ErrUnavailable when no answer came in time:
+//     then the command may have run, or may run late. A Redis that is busy with a script counts as
+//     away, except for SCRIPT KILL, FUNCTION KILL, FUNCTION STATS and SHUTDOWN, which are sent.
+//     Keys that a script writes without naming them are read anew after the script if the server
+//     reports changes, but journaled writes of such keys are not replayed first. Right after New
+//     and after a quiet time, a command that only Redis can answer waits for the connection
+//     attempt, as Add does.
+//   - MULTI up to EXEC is passed to Redis in the same way if it is in one DoMulti. A MULTI or EXEC
+//     without the other is refused. Commands that would change the connection, which all callers
+//     share, are refused too: SELECT, AUTH, HELLO, QUIT, READONLY, WATCH, SUBSCRIBE, MONITOR,
+//     CLIENT TRACKING, CLIENT SETNAME and the like. The error says which call to use instead:
+//     Dedicate for most of them, Receive for subscriptions. SELECT of the client's own database is
+//     answered with OK.
 //   - Commands that block at the server, such as BLPOP, use dedicated connections, and so do
 //     Dedicate, Receive and DoStream. A DoMulti that contains a blocking command goes to such a
-//     connection as a whole, past the tiers. A connection is dialled when it is needed, and
-//     never while Redis is away. The dial and the handshake take up to twice
-//     Redis.Dialer.Timeout. A blocking command waits for as long as its own timeout says, or
-//     until ctx ends. When Redis goes away, or is silent for so long that the circuit opens,
-//     the command fails with ErrUnavailable, and at Close with ErrClosed. Receive does not
-//     subscribe again by itself. In a Dedicated every other command has Options.Timeout, and a
-//     command without an answer in time ends its connection.
+//     connection as a whole, past the tiers. A connection is dialled when it is needed, and never
+//     while Redis is away. A call waits for at most Redis.Dialer.Timeout until it may dial; the
+//     dial and the handshake then take up to twice that, and Redis.AuthCredentialsFn up to ten
+//     seconds. A blocking command waits for as long as its own timeout says, or until ctx ends.
+//     When Redis goes away, or is silent for so long that the circuit opens, the command fails with
+//     ErrUnavailable, and at Close with ErrClosed. Receive does not subscribe again by itself. In a
+//     Dedicated every other command has Options.Timeout, and a command without an answer in time
+//     ends its connection.
 //
 // All other commands wait for at most Options.Timeout. A DoMulti, or a command of many keys that
 // goes through the tiers, is sent in pipelines of at most 256 keys or commands. Each pipeline has

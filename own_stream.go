@@ -11,33 +11,34 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// streaming is the connections of DoStream. What it returns is read by its caller, at
-// leisure, and cannot be watched from here: only rueidis knows when it was read, and
-// keeps the connection in a pool of its own then. So there is one rueidis client for all
-// streams of a period, which dials for those only who bring a right to.
+// streaming is the rueidis client for the streams of one period. The caller reads a stream at its
+// own pace, and only rueidis knows when it was read to its end; rueidis then returns the connection
+// to a pool of its own. So all streams of a period share one rueidis client, and it dials only for
+// calls whose context has a streamCall.
 type streaming struct {
 	client rueidis.Client
 	period *period
 }
 
-// streamCall is the right to dial that a call brings along in its context.
+// streamCall is the right of one call to dial. It is passed in the call's context.
 type streamCall struct {
 	grant  grant
-	dialer *dialer // of the dial that it made
+	dialer *dialer // of the dial that the call made
 	stop   func() bool
-	left   bool // before the dial had ended
+	left   bool // the call ended before the dial
 }
 
 type streamKey struct{}
 
-// streamLimit is the least that a reader has for a stream, where its context says
-// nothing else; rueidis bounds it by ConnWriteTimeout, which here says how soon a
-// silent server is noticed.
+// streamLimit is the least time in which a stream may be read if its context has no deadline.
+// rueidis limits the reading by ConnWriteTimeout, which elsewhere in this package is the time after
+// which a silent server is noticed.
 const streamLimit = 10 * time.Second
 
-// stream sends by a connection of the kind, and returns what is to be read from it. It
-// waits for at most twice Dialer.Timeout, and less once ctx ends. The caller is within
-// the fence.
+// stream sends commands over a connection for streams and returns the stream of their replies. It
+// blocks for at most Dialer.Timeout until it may dial, then for at most twice that, after the call
+// of Redis.AuthCredentialsFn (ten seconds at most); less if ctx ends. The caller has entered the
+// call gate.
 func (o *owned) stream(ctx context.Context, send func(context.Context, rueidis.Client) rueidis.RedisResultStream) rueidis.RedisResultStream {
 	if err := ctx.Err(); err != nil {
 		return rueidis.NewErrorResultStream(err)
@@ -52,7 +53,7 @@ func (o *owned) stream(ctx context.Context, send func(context.Context, rueidis.C
 	return rueidis.NewErrorResultStream(o.link.why())
 }
 
-// streamsOf returns the client of the period's streams.
+// streamsOf returns the rueidis client for the streams of the period, nil if there is none.
 func (o *owned) streamsOf(s *session, p *period) rueidis.Client {
 	if p == nil {
 		return nil
@@ -81,7 +82,7 @@ func (o *owned) streamsOf(s *session, p *period) rueidis.Client {
 		return nil
 	}
 	o.mu.streams = &streaming{client: rc, period: p}
-	context.AfterFunc(p, rc.Close) // what is idle; what is read is closed by its dialer
+	context.AfterFunc(p, rc.Close) // closes the idle ones; a stream in use is closed by its dialer
 	return rc
 }
 
@@ -117,8 +118,8 @@ func (o *owned) streamBy(ctx context.Context, p *period, rc rueidis.Client, send
 	return rueidis.NewErrorResultStream(err)
 }
 
-// dial dials within the call. The dial itself has a goroutine of its own, for the
-// caller's context wins over one that hangs.
+// dial makes the connection of a call. The dial runs on its own goroutine, so that the caller's
+// context can end the wait for a dial that hangs.
 func (sc *streamCall) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config, keepAlive time.Duration, plain bool) (net.Conn, error) {
 	o, p := sc.grant.owned, sc.grant.period
 	limit := time.NewTimer(o.link.opts.Redis.Dialer.Timeout)
@@ -137,7 +138,7 @@ func (sc *streamCall) dial(ctx context.Context, addr string, nd *net.Dialer, cfg
 	free := sync.OnceFunc(func() { stop(); <-o.slots })
 	d.lost = func(error) { free() }
 	d.permit.Store(true)
-	// Also the handshake, which comes after this.
+	// ctx also ends the handshake, which comes after this dial.
 	sc.dialer, sc.stop = d, context.AfterFunc(ctx, d.close)
 	type dialled struct {
 		conn net.Conn
@@ -165,6 +166,6 @@ func (sc *streamCall) dial(ctx context.Context, addr string, nd *net.Dialer, cfg
 		err = o.failed(p, errConnClosed)
 	}
 	sc.left = true
-	d.close() // also what is yet to come
+	d.close() // also a connection that the dial has yet to make
 	return nil, err
 }
