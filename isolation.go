@@ -395,9 +395,9 @@ func (r *remote) ask(ctx bound, s *session, who subject, cmds ...rueidis.Complet
 // aloneLook is how often enterAlone checks whether the other calls have ended.
 const aloneLook = 100 * time.Microsecond
 
-// enterAlone takes all slots once the calls that hold one have ended, so that only the probe can
-// run beside the caller. It blocks until then or until ctx ends. Meanwhile it keeps out all other
-// calls, except that calls already waiting for a slot have a millisecond to go first.
+// enterAlone takes all slots and waits until the calls that hold one have ended, so that only the
+// probe can run beside the caller. It blocks until then or until ctx ends. Meanwhile it keeps out
+// all other calls, except that calls already waiting for a slot have a millisecond to go first.
 func (s *session) enterAlone(ctx context.Context) (ticket uint64, err error) {
 	for !s.solo.CompareAndSwap(false, true) {
 		if !sleep(ctx, aloneLook) {

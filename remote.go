@@ -52,7 +52,8 @@ func (o *outcome) tryAgain() bool {
 }
 
 // hungAfter is a divisor of the budget. A caller whose own deadline ended counts as a failure of
-// Redis only if it waited for at least this fraction of the budget.
+// Redis only if it waited for at least this fraction of the budget and the session answered nothing
+// meanwhile.
 const hungAfter = 10
 
 // bound is the context of one call of the user to Redis. All commands of the call share one budget,
@@ -395,8 +396,9 @@ func bySession(items []item) [][]int {
 	return groups
 }
 
-// part sends the items of a group, or all items if group is nil, to their one destination. It
-// reports whether that took more than one pipeline. A redirected item is left for redirect.
+// part sends the items with the given indexes, or all items if indexes is nil, to their one
+// destination. It reports whether that took more than one pipeline. A redirected item is left for
+// redirect.
 func (r *remote) part(ctx bound, items []item, indexes []int, stride int, build commands, each func(i int, replies []rueidis.RedisResult, o outcome)) (long bool) {
 	n := len(indexes)
 	index := func(i int) int { return indexes[i] }
