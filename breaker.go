@@ -10,22 +10,21 @@ import (
 	"github.com/sony/gobreaker/v2"
 )
 
-// breaker is gobreaker with what its callers need beside it: a success that
-// costs an atomic load while nothing fails, a way to open at once, and a probe
-// that cannot wedge it.
+// breaker wraps gobreaker and adds three things: a success that costs one atomic load while nothing
+// fails, a way to open at once, and a probe that cannot leave the breaker stuck.
 //
-// When a probe is due is not gobreaker's to say: its timeout is fixed, and the
-// schedule backs off. So its timeout is the shortest there is, and whoever owns
-// the schedule calls probe.
+// The link's schedule decides when a probe is due, because gobreaker's timeout is fixed and the
+// schedule backs off. So gobreaker's timeout is the shortest possible, and the supervisor calls
+// probe when its schedule says so.
 type breaker struct {
-	// suspect is set by a failure and cleared by the next success, the only
-	// success of which gobreaker has to know: it ends a row of failures.
+	// suspect is set by a failure and cleared by the next success. Only that success has to be
+	// reported to gobreaker: it ends a row of failures.
 	suspect atomic.Bool
 	opens   atomic.Uint64
 
-	// mu makes "closed, so report" one step. Between the two the circuit could
-	// open, gobreaker's Allow would turn it half-open, and a straggler's result
-	// would be taken for the probe's.
+	// mu makes the check for "closed" and the report one step. Otherwise the circuit could open
+	// between the two, gobreaker's Allow would turn it half-open, and the result of a late call
+	// would be taken for the result of the probe.
 	mu struct {
 		sync.Mutex
 		cb     *gobreaker.TwoStepCircuitBreaker[struct{}]
@@ -36,16 +35,16 @@ type breaker struct {
 // errTripped is the failure that trip reports.
 var errTripped = errors.New("holdfast: circuit opened")
 
-// newBreaker makes a breaker that opens after that many failures in a row.
-// onOpen runs under gobreaker's lock: atomics and non-blocking sends only.
-func newBreaker(failures int, onOpen func()) *breaker {
+// newBreaker returns a closed breaker that opens after the given number of failures in a row.
+// onOpen runs under gobreaker's lock: it may use only atomics and non-blocking sends.
+func newBreaker(limit int, onOpen func()) *breaker {
 	b := &breaker{}
 	b.mu.cb = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
 		Name:        "redis",
 		MaxRequests: 1,
 		Timeout:     1,
 		ReadyToTrip: func(c gobreaker.Counts) bool {
-			return b.mu.forced || uint64(c.ConsecutiveFailures) >= uint64(failures)
+			return b.mu.forced || uint64(c.ConsecutiveFailures) >= uint64(limit)
 		},
 		OnStateChange: func(_ string, from, to gobreaker.State) {
 			if to == gobreaker.StateOpen {
@@ -69,7 +68,7 @@ func (b *breaker) success() {
 // failure reports a call that Redis did not answer, or refused to serve.
 func (b *breaker) failure(err error) {
 	b.report(err)
-	b.suspect.Store(true) // after it: a success in between must not be the last word
+	b.suspect.Store(true) // after report: a success in between must not be the last one seen
 }
 
 func (b *breaker) report(err error) {
@@ -96,8 +95,8 @@ func (b *breaker) trip() {
 	b.mu.forced = false
 }
 
-// probe asks for the one attempt that may close the circuit. Its result must be
-// given to the function returned, or the breaker stays half-open for ever.
+// probe asks for the one attempt that may close the circuit. Its result must be passed to the
+// returned function, or the breaker stays half-open for ever.
 func (b *breaker) probe() (done func(error), ok bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -108,7 +107,7 @@ func (b *breaker) probe() (done func(error), ok bool) {
 	return func(err error) {
 		report(err)
 		if err != nil {
-			// On a closed circuit it begins a row of failures like any other.
+			// On a closed circuit this failure counts towards a row of failures.
 			b.suspect.Store(true)
 		}
 	}, true
@@ -125,8 +124,8 @@ func (b *breaker) whileClosed(f func()) bool {
 	return true
 }
 
-// backoff is the time between attempts: it doubles from min to max. The jitter
-// only shortens, so that max is kept, and by little, so that the rate is.
+// backoff is the time between attempts. It doubles from min to max. The jitter only shortens it, so
+// that max is never exceeded, and by at most 15%, so that the rate of attempts stays bounded.
 type backoff struct {
 	min, max time.Duration
 	tries    int
@@ -134,8 +133,8 @@ type backoff struct {
 
 const backoffJitter = 0.15
 
-// next is the wait before the next attempt. The first is none: a connection
-// that was stable and broke is most often there again.
+// next returns the wait before the next attempt. The first wait is zero: a stable connection that
+// broke can usually be made again at once.
 func (b *backoff) next() time.Duration {
 	b.tries++
 	if b.tries == 1 {

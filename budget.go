@@ -6,20 +6,20 @@ import (
 	"time"
 )
 
-// budget bounds what a call may wait for Redis. Calls that begin within the
-// same sixteenth of the timeout share one deadline context: a context of its
-// own costs a call about 0.5 us and five allocations, a shared one an atomic
-// load. So a call has the timeout, less a sixteenth at most.
+// budget bounds how long a call may wait for Redis. Calls that begin within the same sixteenth of
+// the timeout share one deadline context. A context per call costs about 0.5 us and five
+// allocations; a shared one costs an atomic load. So a call's budget differs from the
+// timeout by less than a sixteenth.
 //
-// There are a few such contexts at a time, because everybody who waits on one
-// takes its channel's lock.
+// There are several such contexts at a time, because all callers that wait on a context contend for
+// the lock of its channel.
 type budget struct {
 	timeout time.Duration
 	slack   int64
 	clock   clock
 	lanes   [budgetLanes]struct {
 		shared atomic.Pointer[sharedDeadline]
-		_      [56]byte // a cache line each
+		_      [56]byte // one cache line each
 	}
 }
 
@@ -27,7 +27,7 @@ const budgetLanes = 8
 
 type sharedDeadline struct {
 	ctx    context.Context
-	cancel context.CancelFunc // the timer calls it; kept for the loser of a race
+	cancel context.CancelFunc // for the loser of the race to store it; else the timer ends ctx
 	at     time.Time
 	born   int64
 }
@@ -36,26 +36,25 @@ func newBudget(timeout time.Duration, clk clock) *budget {
 	return &budget{timeout: timeout, slack: int64(timeout / 16), clock: clk}
 }
 
-// end is when a call that began at now is given up.
+// end returns the time at which a call that began at now is given up.
 func (b *budget) end(now int64) time.Time {
 	return b.clock.base.Add(time.Duration(now) + b.timeout)
 }
 
-// of returns the context under which a call that has the caller's ctx goes to
-// Redis, and what must be called when it is back. Where the caller can give up
-// in ways of its own, the two must be joined, and that is not free: rueidis
-// waits on one context.
+// of returns the context for a call to Redis, and a function to call when the call is done. ctx is
+// the caller's context. If it can end by itself, the two must be joined into one context of the
+// call's own, because rueidis waits on a single context.
 func (b *budget) of(ctx context.Context, now int64) (context.Context, context.CancelFunc) {
 	d := b.current(&b.lanes[lane()%budgetLanes].shared, now)
 	if d.born-now >= b.slack {
-		// The call waited for something else before it came here: it has less left
-		// than those who begin now.
+		// The call waited for something else before it came here, so it has less time left than
+		// calls that begin now.
 		return context.WithDeadline(ctx, b.end(now))
 	}
 	if ctx.Done() == nil {
 		return d.ctx, noCancel
 	}
-	if own, ok := ctx.Deadline(); ok && own.Before(d.at) {
+	if deadline, ok := ctx.Deadline(); ok && deadline.Before(d.at) {
 		return ctx, noCancel
 	}
 	return context.WithDeadline(ctx, d.at)

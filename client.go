@@ -16,73 +16,76 @@ import (
 type client struct {
 	*dropIn
 	c      *Cache
-	only   *link // of Nodes: its commands go there, and past the tiers; nil for all
+	only   *link // a view of Nodes: its commands go to this link, past the tiers; else nil
 	closed atomic.Bool
 
-	listener *listener // of NewClient; nil for none
+	listener *listener // set by NewClient; nil for none
 }
 
-// dropIn is what the views of a Cache share.
+// dropIn is the state that all views of a Cache share.
 type dropIn struct {
 	once    sync.Once
 	builder rueidis.Builder
 	answers *answers
 }
 
-// Client is the Cache as a rueidis.Client: a program that is written for one keeps its
-// commands and gets both tiers. The call waits for nothing. Each returns a view of its
-// own; Close of a view ends that view, whose calls then return rueidis.ErrClosing, and
-// not the Cache.
+// Client returns the Cache as a rueidis.Client: a program that is written for rueidis keeps its
+// commands and gets both tiers. The call does not block. Each call returns a new view. Close of a
+// view ends that view only: its calls then return rueidis.ErrClosing, and the Cache goes on.
 //
-// What becomes of a command in Do, DoMulti, DoCache and DoMultiCache:
+// How Do, DoMulti, DoCache and DoMultiCache handle a command:
 //
-//   - GET, MGET, EXISTS, TTL, PTTL, EXPIRETIME, PEXPIRETIME, SET (plain, EX, PX, EXAT,
-//     PXAT, KEEPTTL), SETEX, PSETEX, MSET, DEL, UNLINK, GETDEL, EXPIRE, PEXPIRE, EXPIREAT,
-//     PEXPIREAT and PERSIST go through both tiers, as Get, Set, Delete, TTL and Touch do,
-//     and have what those promise. While Redis is up the reply is Redis' own. While it is
-//     away, reads are answered by what is here, a miss being Redis' nil; writes go to the
-//     journal, and their reply says what would have come of what is here. What only Redis
-//     can tell, such as EXISTS or TTL of a key that is not here, EXPIRE of one that the
-//     journal does not hold, KEEPTTL where the end is not known, is ErrUnavailable.
-//     MSET sets one key after the other: others may see it half done.
-//   - Every other command goes to Redis as it is, and gets Redis' own reply. Before it is
-//     sent, what the journal holds of its keys is replayed; unless it is known to change
-//     nothing, no copy of its keys is served afterwards. While Redis is away it returns
-//     ErrUnavailable at once. So it does where no answer came in time: then the command
-//     may have run, or run late. A Redis that is busy with a script is away, but for SCRIPT
-//     KILL, FUNCTION KILL, FUNCTION STATS and SHUTDOWN, which are sent. What a script writes that it does not name is read after
-//     it, too, where the server tells of changes, but the journal is not asked for it.
-//     Right after New and after a quiet time what only Redis can tell waits for the attempt
-//     to reach it, as Add does.
-//   - MULTI up to EXEC goes to Redis so, too, in one DoMulti. Alone they are refused, and
-//     so is what would change the connection, which all callers share: SELECT, AUTH,
-//     HELLO, QUIT, READONLY, WATCH, SUBSCRIBE, MONITOR, CLIENT TRACKING, CLIENT SETNAME and
-//     the like. The error says what to do instead: Dedicate has connections for most of
-//     them, and Receive for subscriptions. SELECT of the client's own database is OK.
-//   - Commands that wait at Redis, such as BLPOP, get connections of their own (a DoMulti
-//     that has one goes there as a whole, past the tiers), as do
-//     Dedicate, Receive and DoStream: each is dialled when it is needed, and never while
-//     Redis is away; that may take up to twice Redis.Dialer.Timeout. They wait for as
-//     long as they say, or until ctx ends. When Redis goes away, or is silent for so
-//     long that the circuit opens, they fail with ErrUnavailable, and with ErrClosed at
-//     Close; Receive is not repeated by itself. In a Dedicated every other command has
-//     Options.Timeout, and one without an answer in time ends its connection.
+//   - GET, MGET, EXISTS, TTL, PTTL, EXPIRETIME, PEXPIRETIME, SET (plain, EX, PX, EXAT, PXAT,
+//     KEEPTTL), SETEX, PSETEX, MSET, DEL, UNLINK, GETDEL, EXPIRE, PEXPIRE, EXPIREAT, PEXPIREAT and
+//     PERSIST go through both tiers, with the guarantees of Get, Set, Delete, TTL and Touch. While
+//     Redis is up the reply is Redis' own. While Redis is away, reads are answered from the local
+//     tier and the journal, and a miss is Redis' nil; writes go to the journal, and their reply is
+//     computed from the local state. A command that only Redis can answer then returns
+//     ErrUnavailable: EXISTS or TTL of a key that is not held locally, EXPIRE of a key that the
+//     journal does not hold, KEEPTTL of a key whose expiry is not known. MSET sets one key after
+//     the other: other clients may see it half done.
+//   - Every other command is passed to Redis unchanged and gets Redis' own reply. Before it is
+//     sent, the journaled writes of its keys are replayed. Unless the command is known to be
+//     read-only, copies of its keys are not served afterwards. While Redis is away the command
+//     returns ErrUnavailable at once. It also returns ErrUnavailable when no answer came in time:
+//     then the command may have run, or may run late. A Redis that is busy with a script counts as
+//     away, except for SCRIPT KILL, FUNCTION KILL, FUNCTION STATS and SHUTDOWN, which are sent.
+//     Keys that a script writes without naming them are read anew after the script if the server
+//     reports changes, but journaled writes of such keys are not replayed first. Right after New
+//     and after a quiet time, a command that only Redis can answer waits for the connection
+//     attempt, as Add does.
+//   - MULTI up to EXEC is passed to Redis in the same way if it is in one DoMulti. A MULTI or EXEC
+//     without the other is refused. Commands that would change the connection, which all callers
+//     share, are refused too: SELECT, AUTH, HELLO, QUIT, READONLY, WATCH, SUBSCRIBE, MONITOR,
+//     CLIENT TRACKING, CLIENT SETNAME and the like. The error says which call to use instead:
+//     Dedicate for most of them, Receive for subscriptions. SELECT of the client's own database is
+//     answered with OK.
+//   - Commands that block at the server, such as BLPOP, use dedicated connections, and so do
+//     Dedicate, Receive and DoStream. A DoMulti that contains a blocking command goes to such a
+//     connection as a whole, past the tiers. A connection is dialled when it is needed, and never
+//     while Redis is away. A call waits for at most Redis.Dialer.Timeout until it may dial; the
+//     dial and the handshake then take up to twice that, and Redis.AuthCredentialsFn up to ten
+//     seconds. A blocking command waits for as long as its own timeout says, or until ctx ends.
+//     When Redis goes away, or is silent for so long that the circuit opens, the command fails with
+//     ErrUnavailable, and at Close with ErrClosed. Receive does not subscribe again by itself. In a
+//     Dedicated every other command has Options.Timeout, and a command without an answer in time
+//     ends its connection.
 //
-// All but those wait for at most Options.Timeout. A DoMulti, or a command of many keys
-// that goes through the tiers, is sent in pipelines of at most 256 keys or commands, each
-// of which has Options.Timeout, as long as the one before was answered in time. Commands of
-// a DoMulti have the effect of a pipeline. In a cluster, commands of several keys that go
-// through the tiers may name keys of any slots.
+// All other commands wait for at most Options.Timeout. A DoMulti, or a command of many keys that
+// goes through the tiers, is sent in pipelines of at most 256 keys or commands. Each pipeline has
+// Options.Timeout, as long as the one before was answered in time. The commands of a DoMulti take
+// effect in order, as in one pipeline. In a cluster, a command of several keys that goes through
+// the tiers may name keys of different slots.
 //
-// The ttl of DoCache bounds the age of a copy that is served without asking Redis; none
-// is served where it is 0. While Redis is away Options.Outage counts instead. Commands
-// other than GET, MGET and those above that are in the tiers are not cached.
+// The ttl of DoCache bounds the age of a copy that is served without asking Redis; with 0 none is
+// served. While Redis is away Options.Outage applies instead. Of all commands only GET, MGET and
+// the other commands above that go through the tiers are cached.
 //
-// A reply of more than a million elements, or 1 GiB, is taken for nonsense and ends the
-// connection, for a few bytes may claim as much: ask for the elements in parts.
+// A reply of more than a million elements, or 1 GiB, is treated as invalid and ends the connection,
+// because a few bytes can announce that much: ask for the elements in parts.
 //
-// Errors that are not Redis' own are of this package; Redis' own are *rueidis.RedisError.
-// A value in a reply may be shared: read it, do not write to its bytes.
+// Redis' own errors are of type *rueidis.RedisError; all others are errors of this package. A value
+// in a reply may be shared: read it, do not write to its bytes.
 func (c *Cache) Client() rueidis.Client {
 	c.dropIn.once.Do(func() {
 		c.dropIn.builder, c.dropIn.answers = newBuilder(), newAnswers()
@@ -90,10 +93,10 @@ func (c *Cache) Client() rueidis.Client {
 	return &client{dropIn: &c.dropIn, c: c}
 }
 
-// newBuilder takes a Builder from a rueidis client that has no connection and cannot get
-// one: it cannot be had without, and the zero Builder panics.
+// newBuilder takes a Builder from a rueidis client that has no connection and cannot get one. There
+// is no other way to get a Builder, and the zero Builder panics.
 func newBuilder() rueidis.Builder {
-	never, _ := rueidis.NewClient(rueidis.ClientOption{
+	unconnected, _ := rueidis.NewClient(rueidis.ClientOption{
 		InitAddress:       []string{"nowhere:0"},
 		ForceSingleClient: true,
 		DisableCache:      true,
@@ -101,17 +104,17 @@ func newBuilder() rueidis.Builder {
 			return nil, errNoPermit
 		},
 	})
-	b := never.B()
-	never.Close()
+	b := unconnected.B()
+	unconnected.Close()
 	return b
 }
 
-// B returns the builder of commands. In a cluster it does not object to keys of several
-// slots: Redis does.
+// B returns the builder of commands. In a cluster it does not reject keys of several slots; Redis
+// does.
 func (cl *client) B() rueidis.Builder { return cl.builder }
 
-// Do writes a hit's answer where it is to be: a RedisResult that is handed from function
-// to function is copied each time, which costs as much as finding the key's hash.
+// Do writes the answer of a hit directly into its named result. A RedisResult that is passed from
+// function to function is copied each time, which costs as much as the hash of the key.
 func (cl *client) Do(ctx context.Context, cmd rueidis.Completed) (res rueidis.RedisResult) {
 	if key, ok := cl.plainGet(cmd); ok {
 		if e := cl.hit(ctx, key); e != nil {
@@ -131,7 +134,7 @@ func (cl *client) DoCache(ctx context.Context, cmd rueidis.Cacheable, ttl time.D
 	return cl.do(ctx, []turn{{cmd: plain, cache: true, cached: ttl}})[0]
 }
 
-// plainGet is the key of a GET that goes through the tiers.
+// plainGet returns the key of a GET that goes through the tiers.
 func (cl *client) plainGet(cmd rueidis.Completed) (key string, ok bool) {
 	if cmd.IsEmpty() || cl.only != nil {
 		return "", false
@@ -159,38 +162,39 @@ func (cl *client) DoMultiCache(ctx context.Context, multi ...rueidis.CacheableTT
 	return cl.do(ctx, turns)
 }
 
-// hit is the key's fresh copy, nil where there is none, or there is anything else to say.
+// hit returns the fresh copy of the key. It returns nil where there is none, or where the view or
+// the Cache is closed or ctx has ended.
 func (cl *client) hit(ctx context.Context, key string) *entry {
 	c := cl.c
-	lane, open := c.fence.enter()
+	guard, open := c.fence.enter()
 	if cl.closed.Load() || enterable(ctx, open) != nil {
-		lane.leave()
+		guard.leave()
 		return nil
 	}
 	e, fresh := c.look(c.local.hash(key), key, c.clock.now())
 	if !fresh {
-		lane.leave()
+		guard.leave()
 		return nil
 	}
-	lane.hit()
+	guard.hit()
 	return e
 }
 
-// get is Do and DoCache of the most frequent command.
+// get is the fast path of Do and DoCache for GET, the most frequent command.
 func (cl *client) get(ctx context.Context, key string, cache bool, ttl time.Duration) rueidis.RedisResult {
 	if cl.closed.Load() {
 		return rueidis.NewErrorResult(rueidis.ErrClosing)
 	}
 	c := cl.c
-	lane, open := c.fence.enter()
+	guard, open := c.fence.enter()
 	if err := enterable(ctx, open); err != nil {
-		lane.leave()
+		guard.leave()
 		return rueidis.NewErrorResult(err)
 	}
 	h, now := c.local.hash(key), c.clock.now()
 	e, fresh := c.look(h, key, now)
 	if fresh && (!cache || young(e, now, ttl)) {
-		lane.hit()
+		guard.hit()
 		m := cl.answers.text(e.bytes())
 		if cache {
 			got := Entry{Tier: Local, TTL: left(now, e.expires.Load())}
@@ -198,7 +202,7 @@ func (cl *client) get(ctx context.Context, key string, cache bool, ttl time.Dura
 		}
 		return replied(m)
 	}
-	defer lane.leave()
+	defer guard.leave()
 	got, err := c.read(ctx, "get", h, key, now, e)
 	switch {
 	case err == nil:
@@ -210,14 +214,14 @@ func (cl *client) get(ctx context.Context, key string, cache bool, ttl time.Dura
 	case err == ErrMiss:
 		return replied(cl.answers.null)
 	}
-	var own *rueidis.RedisError
-	if errors.As(err, &own) {
-		return refusal(own)
+	var redisErr *rueidis.RedisError
+	if errors.As(err, &redisErr) {
+		return refusal(redisErr)
 	}
 	return rueidis.NewErrorResult(err)
 }
 
-// do takes the commands of one call through the tiers.
+// do runs the commands of one call through the tiers.
 func (cl *client) do(ctx context.Context, turns []turn) []rueidis.RedisResult {
 	if len(turns) == 0 {
 		return nil
@@ -225,7 +229,7 @@ func (cl *client) do(ctx context.Context, turns []turn) []rueidis.RedisResult {
 	if cl.closed.Load() {
 		return failed(turns, rueidis.ErrClosing)
 	}
-	waits := false
+	blocking := false
 	for i := range turns {
 		st := &turns[i]
 		if st.cmd.IsEmpty() || st.cmd.Commands()[0] == "" {
@@ -234,9 +238,9 @@ func (cl *client) do(ctx context.Context, turns []turn) []rueidis.RedisResult {
 		st.args = st.cmd.Commands()
 		st.name = upper(st.args[0])
 		st.command = commandOf(st.name, st.args)
-		waits = waits || st.cmd.IsBlock() || st.verb == verbBlock
+		blocking = blocking || st.cmd.IsBlock() || st.verb == verbBlock
 	}
-	if waits {
+	if blocking {
 		cmds := make([]rueidis.Completed, len(turns))
 		for i := range turns {
 			cmds[i] = turns[i].plain(cl.builder)
@@ -244,8 +248,8 @@ func (cl *client) do(ctx context.Context, turns []turn) []rueidis.RedisResult {
 		return cl.ownDo(ctx, cmds...)
 	}
 	c := cl.c
-	lane, open := c.fence.enter()
-	defer lane.leave()
+	guard, open := c.fence.enter()
+	defer guard.leave()
 	if err := enterable(ctx, open); err != nil {
 		return failed(turns, err)
 	}
@@ -259,8 +263,9 @@ func (cl *client) do(ctx context.Context, turns []turn) []rueidis.RedisResult {
 	return replies
 }
 
-// plain is the command as it may be sent. One for DoCache may have rueidis look for a cache
-// of its own, which is not there, on the goroutine that reads the connection.
+// plain returns the command in a form that may be sent. A command built for DoCache could make
+// rueidis use its own client-side cache, which does not exist here, on the goroutine that reads the
+// connection.
 func (st *turn) plain(b rueidis.Builder) rueidis.Completed {
 	if st.cache {
 		return b.Arbitrary(st.args...).Build()
@@ -276,11 +281,10 @@ func failed(turns []turn, err error) []rueidis.RedisResult {
 	return replies
 }
 
-// before makes ready for commands that go to Redis beside the tiers, with these
-// arguments: Redis gets what the journal has of their keys, and where they may write,
-// nothing that is known of the keys is served any more. The caller is within the fence.
-// It waits for at most what is left of the call's budget. The error is ErrUnavailable or
-// the context's own; then nothing may be sent.
+// before prepares the keys of commands that bypass the tiers: journaled writes of the keys are
+// replayed, and where a command may write, the local copies of its keys are dropped. The caller has
+// entered the call gate. before blocks for at most the rest of the call's budget. It returns
+// ErrUnavailable or the error of the context; on an error nothing may be sent.
 func (cl *client) before(ctx bound, args [][]string) error {
 	if cl.c.routes == nil {
 		return ErrUnavailable
@@ -293,14 +297,14 @@ func (cl *client) before(ctx bound, args [][]string) error {
 	return nil
 }
 
-// after is told that the commands were sent, whatever became of them.
+// after is called once the commands were sent, whether or not they were answered.
 func (cl *client) after(args [][]string) {
 	for _, a := range args {
 		cl.over(passing(a), nil)
 	}
 }
 
-// passing is a command of which there are only the arguments.
+// passing describes a command of which only the arguments are known.
 func passing(args []string) *passed {
 	if len(args) == 0 || args[0] == "" {
 		return &passed{command: command{reads: true, where: keyless}}
@@ -310,19 +314,20 @@ func passing(args []string) *passed {
 	return p
 }
 
-// Nodes returns a view of each server. In a cluster a view's commands go to its node and
-// past the tiers, and a redirection is their answer; elsewhere it is like the client.
+// Nodes returns a view for each server. In a cluster the commands of a view go to its node, past
+// the tiers, and a redirection is returned as their answer. Without a cluster the only view is
+// equivalent to the client.
 func (cl *client) Nodes() map[string]rueidis.Client {
 	nodes := map[string]rueidis.Client{}
-	switch routes := cl.c.routes; {
-	case routes == nil:
-	case routes.cluster.Load() != nil:
-		for _, l := range routes.cluster.Load().masters() {
+	switch router := cl.c.routes; {
+	case router == nil:
+	case router.cluster.Load() != nil:
+		for _, l := range router.cluster.Load().masters() {
 			nodes[l.addr] = &client{dropIn: cl.dropIn, c: cl.c, only: l}
 		}
 	default:
 		addr := cl.c.opts.Redis.InitAddress[0]
-		if s := routes.home.gate.Load(); s != nil {
+		if s := router.home.gate.Load(); s != nil {
 			addr = s.addr
 		}
 		nodes[addr] = &client{dropIn: cl.dropIn, c: cl.c}
@@ -330,9 +335,9 @@ func (cl *client) Nodes() map[string]rueidis.Client {
 	return nodes
 }
 
-// Mode says what Redis is, as far as that is known. While the first attempt to reach it is
-// under way it waits for that, for at most Options.Timeout: the one address of the options
-// may be a node of a cluster. Where Redis was not reached yet, it is taken for one server.
+// Mode returns the topology of Redis as far as it is known. While the first connection attempt is
+// under way it waits for the attempt, for at most Options.Timeout, because the one address of the
+// options may be a node of a cluster. If Redis was not reached yet, the answer is standalone.
 func (cl *client) Mode() rueidis.ClientMode {
 	c := cl.c
 	if c.opts.mode() == ModeAuto && c.routes != nil && c.routes.cluster.Load() == nil {

@@ -10,10 +10,10 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// dedicated is a rueidis.DedicatedClient. It may be used from several goroutines.
+// dedicated is a rueidis.DedicatedClient. It is safe for concurrent use.
 type dedicated struct {
 	cl      *client
-	listens bool // it will subscribe: rueidis is to ping
+	listens bool // it will subscribe, so rueidis must send PINGs
 	patient bool // its commands are not bounded by the budget
 	link    *link
 	asking  bool
@@ -21,7 +21,7 @@ type dedicated struct {
 	mu struct {
 		sync.Mutex
 		conn     *ownConn
-		dialling chan struct{} // closed when a dial has ended; nil where none is under way
+		dialling chan struct{} // closed when the present dial ends; nil while there is none
 		released bool
 		running  int
 		state    connState
@@ -29,16 +29,16 @@ type dedicated struct {
 	}
 }
 
-// connState is what a connection remembers from one command to the next. What has none
-// may serve another caller.
+// connState is the state that a connection keeps between commands. A connection without state may
+// serve another caller.
 type connState struct {
-	multi   bool // MULTI was sent, and neither EXEC nor DISCARD
+	multi   bool // MULTI was sent, but no EXEC or DISCARD yet
 	watches bool
-	marked  bool       // by something that no command takes back
-	queued  [][]string // since MULTI; EXEC writes to their keys
+	marked  bool       // by a command whose effect no other command reverts
+	queued  [][]string // commands since MULTI; EXEC runs them, and so writes their keys
 }
 
-// stateful says whether a command changes the connection's state, or uses it.
+// stateful reports whether a command changes or uses the state of its connection.
 func stateful(name string, args []string) bool {
 	switch commandOf(name, args).verb {
 	case verbSession, verbMulti, verbExec, verbReceive:
@@ -47,8 +47,8 @@ func stateful(name string, args []string) bool {
 	return name == "CLIENT" && len(args) < 2
 }
 
-// deadly says whether a connection of rueidis' does not survive the command: what answers
-// it is no reply, or nothing, or comes in another protocol.
+// deadly reports whether a rueidis connection does not survive the command: the server answers with
+// something other than a reply, with nothing, or in another protocol.
 func deadly(name string, args []string) bool {
 	switch name {
 	case "MONITOR", "SYNC", "PSYNC", "RESET", "HELLO", "REPLCONF":
@@ -63,9 +63,9 @@ func deadly(name string, args []string) bool {
 	return false
 }
 
-// step takes a command, and says why it may not be sent. listening: it was made by the
-// Builder's method for a subscription, and rueidis knows that it has no reply. keep its
-// keys, should it be queued.
+// step applies one command to the state, or returns the reason why it may not be sent. listening is
+// set for a command from the Builder's subscription methods, which rueidis knows to have no reply.
+// keep is set if a command queued after MULTI has to be remembered with its keys.
 func (s *connState) step(args []string, listening, keep bool) error {
 	name := upper(args[0])
 	switch {
@@ -95,11 +95,11 @@ func (s *connState) step(args []string, listening, keep bool) error {
 		return nil
 	}
 	if s.multi && keep {
-		own := make([]string, len(args))
+		copies := make([]string, len(args))
 		for i, a := range args {
-			own[i] = strings.Clone(a) // it is looked at after the call
+			copies[i] = strings.Clone(a) // it is used after the call has returned
 		}
-		s.queued = append(s.queued, own)
+		s.queued = append(s.queued, copies)
 	}
 	switch {
 	case name == "WATCH":
@@ -112,7 +112,7 @@ func (s *connState) step(args []string, listening, keep bool) error {
 	return nil
 }
 
-// harmless says whether a subcommand of CLIENT leaves no trace on its connection.
+// harmless reports whether a subcommand of CLIENT leaves the connection as it was.
 func harmless(name string) bool {
 	switch name {
 	case "ID", "INFO", "LIST", "GETNAME", "GETREDIR", "KILL", "UNBLOCK", "PAUSE", "UNPAUSE", "TRACKINGINFO",
@@ -124,15 +124,15 @@ func harmless(name string) bool {
 
 func (s *connState) clean() bool { return !s.multi && !s.watches && !s.marked }
 
-// B is the builder of commands.
+// B returns the builder of commands.
 func (d *dedicated) B() rueidis.Builder { return d.cl.B() }
 
-// Do is rueidis.DedicatedClient's.
+// Do implements rueidis.DedicatedClient.
 func (d *dedicated) Do(ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
 	return d.DoMulti(ctx, cmd)[0]
 }
 
-// DoMulti is rueidis.DedicatedClient's.
+// DoMulti implements rueidis.DedicatedClient.
 func (d *dedicated) DoMulti(ctx context.Context, multi ...rueidis.Completed) []rueidis.RedisResult {
 	if len(multi) == 0 {
 		return nil
@@ -147,9 +147,10 @@ func (d *dedicated) DoMulti(ctx context.Context, multi ...rueidis.Completed) []r
 	return d.run(ctx, multi, args)
 }
 
-// toBusy says whether the commands are to end a script, or to tell of it, where one runs and
-// no connection was dialled for them yet. They go by that of the link then, for a server
-// that is busy shakes no hands; and they need no state of a connection.
+// toBusy reports whether the commands go over the link's own session, because a server is busy with
+// a script. That is so if all of them are allowed on a busy server and no connection was dialled
+// yet: a busy server refuses the handshake of a new connection, and these commands need no
+// connection state.
 func (d *dedicated) toBusy(ctx context.Context, args [][]string) bool {
 	for _, a := range args {
 		if !allowedBusy(a) {
@@ -159,8 +160,8 @@ func (d *dedicated) toBusy(ctx context.Context, args [][]string) bool {
 	d.mu.Lock()
 	mayDial := d.mu.conn == nil && d.mu.dialling == nil && !d.mu.released
 	d.mu.Unlock()
-	lane, open := d.cl.c.fence.enter()
-	defer lane.leave()
+	guard, open := d.cl.c.fence.enter()
+	defer guard.leave()
 	if !mayDial || d.cl.usable(ctx, open) != nil {
 		return false
 	}
@@ -199,15 +200,15 @@ func (d *dedicated) run(ctx context.Context, cmds []rueidis.Completed, args [][]
 	return replies
 }
 
-// begin makes ready for the commands: the connection, the keys, the state. keys are the
-// arguments of all that the commands may change.
+// begin prepares the connection, the keys and the state for the commands. keys holds the arguments
+// of all commands that may take effect, including those that an EXEC runs.
 func (d *dedicated) begin(ctx context.Context, cmds []rueidis.Completed, args [][]string) (conn *ownConn, keys [][]string, err error) {
-	lane, open := d.cl.c.fence.enter()
-	defer lane.leave()
+	guard, open := d.cl.c.fence.enter()
+	defer guard.leave()
 	if err := d.cl.usable(ctx, open); err != nil {
 		return nil, nil, err
 	}
-	if keys, err = d.step(cmds, args, false); err != nil { // before anybody dials for it
+	if keys, err = d.step(cmds, args, false); err != nil { // before a connection is dialled for them
 		return nil, nil, err
 	}
 	if conn, err = d.connection(ctx, args); err != nil {
@@ -220,8 +221,9 @@ func (d *dedicated) begin(ctx context.Context, cmds []rueidis.Completed, args []
 	return conn, keys, err
 }
 
-// step takes the commands into the state, where that is final, and returns what they may
-// change. A subscription is refused from the moment on in which MULTI is to be sent.
+// step applies the commands to the state, permanently if final is set. It returns the arguments of
+// all commands that may take effect. With final set it is called just before sending, so a
+// subscription is refused from the moment at which a MULTI is about to be sent.
 func (d *dedicated) step(cmds []rueidis.Completed, args [][]string, final bool) (keys [][]string, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -229,17 +231,17 @@ func (d *dedicated) step(cmds []rueidis.Completed, args [][]string, final bool) 
 		return nil, rueidis.ErrDedicatedClientRecycled
 	}
 	next := d.mu.state
-	ended := 0 // what is queued before is looked at in this call only
+	lastEnd := 0 // commands queued before it are examined in this call only
 	for i := range cmds {
 		if ends(args[i]) {
-			ended = i
+			lastEnd = i
 		}
 	}
 	for i := range cmds {
 		if ends(args[i]) {
 			keys = append(keys, next.queued...)
 		}
-		if err := next.step(args[i], cmds[i].NoReply(), final && i >= ended); err != nil {
+		if err := next.step(args[i], cmds[i].NoReply(), final && i >= lastEnd); err != nil {
 			return nil, err
 		}
 	}
@@ -250,30 +252,31 @@ func (d *dedicated) step(cmds []rueidis.Completed, args [][]string, final bool) 
 	return append(keys, args...), nil
 }
 
-// ends says whether a command ends a transaction.
+// ends reports whether a command ends a transaction.
 func ends(args []string) bool {
 	return len(args) == 1 && oneOf(args[0], "EXEC", "DISCARD")
 }
 
-// end is called when commands have their replies, or will have none.
+// end is called when the commands have their replies, or will get none.
 func (d *dedicated) end(conn *ownConn, keys [][]string, ok bool) {
 	if !ok {
 		conn.close(unavailable{errUnanswered})
 	}
-	lane, open := d.cl.c.fence.enter()
+	guard, open := d.cl.c.fence.enter()
 	if open {
 		d.cl.after(keys)
 	}
-	lane.leave()
+	guard.leave()
 	d.mu.Lock()
 	d.mu.running--
 	d.mu.Unlock()
 }
 
-// errUnanswered is why a connection was given up.
+// errUnanswered is the reason why a connection was given up.
 var errUnanswered = errors.New("holdfast: a command before this one got no answer: the connection was given up")
 
-// refused takes note of what Redis did not do: the state is not what it was taken for.
+// refused handles a command that Redis did not run: the real state of the connection differs from
+// the recorded one.
 func (d *dedicated) refused(args []string, err error) {
 	if oneOf(args[0], "MULTI", "EXEC", "DISCARD", "UNWATCH") && !rueidis.IsRedisNil(err) && !strings.HasPrefix(err.Error(), "EXECABORT") {
 		d.mu.Lock()
@@ -282,7 +285,7 @@ func (d *dedicated) refused(args []string, err error) {
 	}
 }
 
-// at is the session beside which the connection was dialled.
+// at returns the session beside which the connection was dialled, nil before the dial.
 func (d *dedicated) at() *session {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -292,7 +295,8 @@ func (d *dedicated) at() *session {
 	return d.mu.conn.session
 }
 
-// connection is the one there is, or is dialled. The caller is within the fence.
+// connection returns the connection, and dials it if there is none yet. The caller has entered the
+// call gate.
 func (d *dedicated) connection(ctx context.Context, args [][]string) (*ownConn, error) {
 	for {
 		d.mu.Lock()
@@ -317,7 +321,7 @@ func (d *dedicated) connection(ctx context.Context, args [][]string) (*ownConn, 
 	}
 }
 
-// dialLocked is called with the lock held, and returns without it.
+// dialLocked is called with the lock held and returns without it.
 func (d *dedicated) dialLocked(ctx context.Context, args [][]string) (*ownConn, error) {
 	done := make(chan struct{})
 	d.mu.dialling = done
@@ -362,7 +366,7 @@ func subscribes(name string) bool {
 	return false
 }
 
-// Receive is rueidis.DedicatedClient's.
+// Receive implements rueidis.DedicatedClient.
 func (d *dedicated) Receive(ctx context.Context, subscribe rueidis.Completed, fn func(msg rueidis.PubSubMessage)) error {
 	cmds := []rueidis.Completed{subscribe}
 	args, err := argsOf(cmds)
@@ -389,10 +393,10 @@ func (d *dedicated) Receive(ctx context.Context, subscribe rueidis.Completed, fn
 	return conn.worded(ctx, args[0][0], err)
 }
 
-// release gives the connection back; further calls get ErrDedicatedClientRecycled.
+// release gives the connection back. Later calls return ErrDedicatedClientRecycled.
 func (d *dedicated) release() { d.part(nil) }
 
-// Close ends the connection, and what waits on it with rueidis.ErrClosing.
+// Close ends the connection. Calls that wait on it return rueidis.ErrClosing.
 func (d *dedicated) Close() { d.part(rueidis.ErrClosing) }
 
 func (d *dedicated) part(cause error) {
@@ -413,7 +417,7 @@ func (d *dedicated) part(cause error) {
 	if cause != nil {
 		conn.close(cause)
 	} else if !clean {
-		_ = conn.dedicated.SetPubSubHooks(rueidis.PubSubHooks{}) // their channel closes without an error
+		_ = conn.dedicated.SetPubSubHooks(rueidis.PubSubHooks{}) // ends the hooks without an error
 		conn.close(rueidis.ErrDedicatedClientRecycled)
 	}
 	conn.owned.give(conn, clean)

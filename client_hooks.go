@@ -2,14 +2,14 @@ package holdfast
 
 import "github.com/redis/rueidis"
 
-// SetPubSubHooks is rueidis.DedicatedClient's. Before the first command the hooks wait
-// for the connection that it dials.
+// SetPubSubHooks implements rueidis.DedicatedClient. Hooks that are set before the first command
+// take effect with the connection that the command dials.
 func (d *dedicated) SetPubSubHooks(hooks rueidis.PubSubHooks) <-chan error {
 	return d.setHooks(hooks.OnMessage == nil && hooks.OnSubscription == nil, &pendingHooks{hooks: hooks},
 		func(conn *ownConn) <-chan error { return conn.dedicated.SetPubSubHooks(hooks) })
 }
 
-// SetOnInvalidations is rueidis.DedicatedClient's.
+// SetOnInvalidations implements rueidis.DedicatedClient.
 func (d *dedicated) SetOnInvalidations(fn func([]rueidis.RedisMessage)) <-chan error {
 	d.mu.Lock()
 	next := &pendingHooks{onInvalidations: fn}
@@ -22,7 +22,7 @@ func (d *dedicated) SetOnInvalidations(fn func([]rueidis.RedisMessage)) <-chan e
 		func(conn *ownConn) <-chan error { return conn.dedicated.SetOnInvalidations(fn) })
 }
 
-// setHooks sets the hooks now, or has them set once there is a connection.
+// setHooks sets the hooks now, or as soon as there is a connection.
 func (d *dedicated) setHooks(none bool, next *pendingHooks, set func(*ownConn) <-chan error) <-chan error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -49,15 +49,15 @@ func failedHooks(err error) <-chan error {
 	return told
 }
 
-// pendingHooks wait for a connection. nil is none.
+// pendingHooks are hooks that wait for a connection. A nil pointer means none.
 type pendingHooks struct {
 	cl              *client
 	hooks           rueidis.PubSubHooks
 	onInvalidations func([]rueidis.RedisMessage)
-	told            chan error // closed when the hooks are not called any more
+	told            chan error // closed when the hooks will not be called any more
 }
 
-// fail says that there will be no connection.
+// fail ends the hooks: there will be no connection.
 func (h *pendingHooks) fail(err error) {
 	if h == nil {
 		return
@@ -68,7 +68,7 @@ func (h *pendingHooks) fail(err error) {
 	close(h.told)
 }
 
-// install gives the hooks to the connection. The caller is within the fence.
+// install passes the hooks to the connection. The caller has entered the call gate.
 func (h *pendingHooks) install(conn *ownConn) {
 	if h == nil {
 		return
@@ -80,7 +80,7 @@ func (h *pendingHooks) install(conn *ownConn) {
 	if h.onInvalidations != nil {
 		told = conn.dedicated.SetOnInvalidations(h.onInvalidations)
 	}
-	// It ends with the connection, if not before.
+	// The goroutine ends with the connection at the latest.
 	if !h.cl.c.workers.spawn("hooks", func() {
 		for err := range told {
 			h.told <- err

@@ -5,40 +5,40 @@ import (
 	"strings"
 )
 
-// command is what is known of one of Redis' commands. The zero value is one that is not
-// known: it may write, any of its arguments may be a key, and the first one is.
+// command describes one of Redis' commands. The zero value describes an unknown command: it may
+// write, any of its arguments may be a key, and the first argument is one.
 type command struct {
 	verb  verb
 	where where
-	reads bool // changes nothing
+	reads bool // is read-only
 }
 
-// verb is what the drop-in client does with a command.
+// verb is the way in which the drop-in client handles a command.
 type verb uint8
 
 const (
-	verbPass     verb = iota // Redis alone answers
-	verbGet                  // the others that the tiers know
-	verbMget                 //
-	verbExists               //
-	verbTTL                  // and its kin
-	verbSet                  //
-	verbSetex                // and PSETEX
-	verbMset                 //
-	verbDel                  // and UNLINK
-	verbGetdel               //
-	verbExpire               // and its kin
-	verbPersist              //
-	verbFlush                // Redis alone, and no copy is good afterwards
-	verbUnsettle             // Redis alone, and every copy is in doubt afterwards
-	verbBlock                // waits at Redis, on a connection of its own
-	verbMulti                // begins a transaction
-	verbExec                 // ends one, as DISCARD does
-	verbSession              // changes what its connection is: refused
-	verbReceive              // would have messages come: refused
+	verbPass verb = iota // only Redis can answer
+	verbGet              // verbGet to verbPersist go through the tiers
+	verbMget
+	verbExists
+	verbTTL // also PTTL, EXPIRETIME, PEXPIRETIME
+	verbSet
+	verbSetex // also PSETEX
+	verbMset
+	verbDel // also UNLINK
+	verbGetdel
+	verbExpire // also PEXPIRE, EXPIREAT, PEXPIREAT
+	verbPersist
+	verbFlush    // only Redis can answer; all copies are invalid afterwards
+	verbUnsettle // only Redis can answer; all copies are suspect afterwards
+	verbBlock    // blocks at the server, on a dedicated connection
+	verbMulti    // begins a transaction
+	verbExec     // ends a transaction; also DISCARD
+	verbSession  // changes the state of its connection: refused
+	verbReceive  // makes the server send messages: refused
 )
 
-// where is where a command has its keys. The zero value: any argument may be one.
+// where tells which arguments of a command are keys. Zero value: any argument may be a key.
 type where uint8
 
 const (
@@ -46,19 +46,19 @@ const (
 	keyFirst           // the first argument
 	keyFirstTwo
 	keysAll       // every argument
-	keysAllButOne // but not the last
-	keysPairs     // every second one
-	keySecond     // behind a subcommand
+	keysAllButOne // every argument but the last
+	keysPairs     // every second argument
+	keySecond     // after a subcommand
 	keysFromSecond
-	keysCounted  // their number comes first
-	keysCounted2 // their number comes second
-	keysInto     // one to write to, then the others with their number
-	keysStreams  // the first half behind STREAMS
+	keysCounted  // after their number, the first argument
+	keysCounted2 // after their number, the second argument
+	keysInto     // the key to write, then the number of the others and the others
+	keysStreams  // the first half of the arguments after STREAMS
 	keyless
 )
 
-// redisCommands are the commands of Redis that are not like most of them: writes whose
-// first argument is a key and the others, for all that is known, may be.
+// redisCommands lists the commands of Redis. A command that is missing here is treated as a write
+// whose first argument is a key and whose other arguments may be keys.
 var redisCommands = tableOf([]row{
 	{verbPass, keyFirst, true, `BITCOUNT BITFIELD_RO BITPOS DUMP GEODIST GEOHASH GEOPOS GEORADIUSBYMEMBER_RO
 		GEORADIUS_RO GEOSEARCH GETBIT GETRANGE HEXISTS HGET HGETALL HKEYS HLEN HMGET HRANDFIELD HSCAN HSTRLEN
@@ -72,7 +72,7 @@ var redisCommands = tableOf([]row{
 	{verbPass, keyFirstTwo, true, `LCS`},
 	{verbPass, keyFirstTwo, false, `COPY GEOSEARCHSTORE LMOVE RENAME RENAMENX RPOPLPUSH SMOVE ZRANGESTORE`},
 	{verbPass, keysAll, true, `SDIFF SINTER SUNION TOUCH`},
-	// PFCOUNT may write what it has counted into the value.
+	// PFCOUNT may store its count in the value.
 	{verbPass, keysAll, false, `PFCOUNT PFMERGE SDIFFSTORE SINTERSTORE SUNIONSTORE`},
 	{verbPass, keysPairs, false, `MSETNX`},
 	{verbPass, keySecond, true, `MEMORY OBJECT XINFO`},
@@ -115,7 +115,7 @@ var redisCommands = tableOf([]row{
 	{verbSession, keysAll, true, `WATCH`},
 	{verbReceive, keyless, true, `PSUBSCRIBE PUNSUBSCRIBE SSUBSCRIBE SUBSCRIBE SUNSUBSCRIBE UNSUBSCRIBE`},
 
-	// These have a key where most have, and elsewhere, too.
+	// Their first key is in the usual place; other arguments may be keys too.
 	{verbPass, keysAnywhere, false, `EVAL EVALSHA FCALL GEORADIUS GEORADIUSBYMEMBER MIGRATE SORT`},
 })
 
@@ -136,8 +136,8 @@ func tableOf(rows []row) map[string]command {
 	return table
 }
 
-// whyShared is the error of a command that would change a connection which all callers
-// share, with what to do instead.
+// whyShared returns the error of a command that would change the connection that all callers share.
+// It says which call to use instead.
 func whyShared(name string, args []string) error {
 	switch {
 	case name == "SELECT":
@@ -154,12 +154,12 @@ func whyShared(name string, args []string) error {
 	return errShared
 }
 
-// commandOf says what is known of the command of this name, in upper case.
+// commandOf returns the description of a command. name is in upper case.
 func commandOf(name string, args []string) command {
 	k := redisCommands[name]
 	switch name {
 	case "XREAD", "XREADGROUP":
-		if _, waits := beforeStreams(args); waits {
+		if _, blocking := beforeStreams(args); blocking {
 			k.verb = verbBlock
 		}
 	case "CLIENT":
@@ -175,14 +175,14 @@ func commandOf(name string, args []string) command {
 		case len(args) > 1 && oneOf(args[1], "SLEEP", "OBJECT"):
 			k.verb = verbPass
 		case len(args) > 1 && oneOf(args[1], "PROTOCOL"):
-			k.verb = verbSession // what it brings may be no reply
+			k.verb = verbSession // its answer may be no reply
 		}
 	}
 	return k
 }
 
-// allowedBusy says whether Redis runs a command while it is busy with a script: those with
-// the flag allow-busy, but for what changes the connection.
+// allowedBusy reports whether Redis runs a command while it is busy with a script: the commands
+// with the flag allow-busy, except for those that change the connection.
 func allowedBusy(args []string) bool {
 	switch upper(args[0]) {
 	case "SHUTDOWN":
@@ -204,10 +204,10 @@ func oneOf(s string, words ...string) bool {
 	return false
 }
 
-// upper is strings.ToUpper of what mostly is so already.
+// upper is strings.ToUpper; most names are in upper case already.
 func upper(s string) string { return strings.ToUpper(s) }
 
-// keys returns the arguments that are keys or may be. It may share args.
+// keys returns the arguments that are keys or may be keys. The result may share args.
 func (k command) keys(args []string) []string {
 	n := len(args)
 	from, to := 1, n
@@ -247,8 +247,8 @@ func (k command) keys(args []string) []string {
 	return args[from:max(from, min(to, n))]
 }
 
-// counted are the keys whose number is the nth argument; all arguments where that makes
-// no sense, which is Redis' to say.
+// counted returns the range of the keys whose number is the nth argument. It returns the range of
+// all arguments if the number is invalid, which Redis then reports.
 func counted(args []string, nth int) (from, to int) {
 	if nth >= len(args) {
 		return 1, len(args)
@@ -267,15 +267,15 @@ func streams(args []string) (from, to int) {
 	return 1, len(args)
 }
 
-// beforeStreams reads the options of XREAD and XREADGROUP: where STREAMS is, and whether
-// it waits. A group may have the name of an option.
-func beforeStreams(args []string) (at int, waits bool) {
+// beforeStreams parses the options of XREAD and XREADGROUP. It returns the index of STREAMS and
+// whether the command blocks. The name of a group may equal the name of an option.
+func beforeStreams(args []string) (at int, blocking bool) {
 	for at = 1; at < len(args); at++ {
 		switch upper(args[at]) {
 		case "STREAMS":
-			return at, waits
+			return at, blocking
 		case "BLOCK":
-			waits = true
+			blocking = true
 			at++
 		case "COUNT", "CLAIM":
 			at++
@@ -283,11 +283,11 @@ func beforeStreams(args []string) (at int, waits bool) {
 			at += 2
 		}
 	}
-	return len(args), waits
+	return len(args), blocking
 }
 
-// home is the key that says which node of a cluster has the command's keys; none where
-// any node will do.
+// home returns the key that determines the cluster node of the command. There is none if any node
+// will do.
 func (k command) home(args []string) (key string, ok bool) {
 	if k.where != keysAnywhere {
 		if keys := k.keys(args); len(keys) > 0 {

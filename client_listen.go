@@ -9,26 +9,27 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// NewClient is Client for libraries that wait for changes of keys, such as rueidislock,
-// whose LockerOption.ClientBuilder it can be: `ClientBuilder: cache.NewClient`. It waits
-// for nothing. The error is ErrClosed or nil.
+// NewClient is Client for libraries that wait for changes of keys, such as rueidislock: it can be
+// the LockerOption.ClientBuilder, as in `ClientBuilder: cache.NewClient`. It does not block. The
+// error is ErrClosed or nil.
 //
-// Of the option, OnInvalidations counts, and nothing else: where Redis is, and how it is
-// spoken to, say the Cache's own Options. It is called with keys that were read by way
-// of this Cache, be it in a script, and that Redis says have changed, also by a write of
-// this Cache; with Tracking.Prefixes, with all keys of the prefixes that others change.
-// It is called with nil where any key may have changed: Redis was emptied, went away or
-// is back, the Cache was closed, and, while Redis does not tell of every key, each
-// Tracking.UntrackedTTL. Calls come one at a time, on a goroutine of the view's own: one
-// may block, or call the Cache, except Close, which would wait for it, for a second.
-// While it is under way, up to 4096 keys wait; more become one nil. A panic in it is logged
-// and goes no further.
+// OnInvalidations is the only field of the option that is used. The address of Redis and the
+// protocol come from the Cache's own Options. OnInvalidations is called with keys that were read
+// through this Cache, also by a script, and that Redis reports as changed, also by a write of this
+// Cache. With Tracking.Prefixes it is called with all keys under the prefixes that other clients
+// change. It is called with nil when any key may have changed: Redis was emptied, was lost or is
+// back, the Cache was closed, and, while Redis does not report changes of every key, once in each
+// Tracking.UntrackedTTL.
 //
-// Until the view is closed, it counts as a use of the Cache, which therefore looks for
-// Redis even if nobody calls it.
+// Calls come one at a time, on a goroutine of the view. A call may block, and may call the Cache,
+// except for Close, which would wait a second for it. While a call runs, up to 4096 keys are
+// queued; more become one nil. A panic in it is logged and goes no further.
+//
+// Until the view is closed it counts as use of the Cache: the supervisor goes on probing Redis even
+// if there are no calls.
 func (c *Cache) NewClient(option rueidis.ClientOption) (rueidis.Client, error) {
-	lane, open := c.fence.enter()
-	defer lane.leave()
+	guard, open := c.fence.enter()
+	defer guard.leave()
 	if !open {
 		return nil, ErrClosed
 	}
@@ -49,8 +50,8 @@ func (c *Cache) NewClient(option rueidis.ClientOption) (rueidis.Client, error) {
 	return cl, nil
 }
 
-// listeners hear what Redis tells. It is read by the goroutine that reads the
-// connection, so there is no lock.
+// listeners is the list of views that are called on invalidations. It is read without a lock,
+// because the reader is the goroutine that reads the connection.
 type listeners struct{ all atomic.Pointer[[]*listener] }
 
 func (ls *listeners) any() bool {
@@ -68,7 +69,7 @@ func (ls *listeners) remove(l *listener) {
 	})
 }
 
-// change gives f a copy.
+// change replaces the list by the result of f, which gets a copy.
 func (ls *listeners) change(f func([]*listener) []*listener) {
 	for {
 		old := ls.all.Load()
@@ -82,10 +83,10 @@ func (ls *listeners) change(f func([]*listener) []*listener) {
 	}
 }
 
-// told takes keys that have changed, nil for any. It does not block.
+// told passes on changed keys, nil for any key. It does not block.
 func (ls *listeners) told(keys []rueidis.RedisMessage) {
 	if ls == nil {
-		return // a link that a test made
+		return // a link made by a test
 	}
 	if all := ls.all.Load(); all != nil {
 		for _, l := range *all {
@@ -94,11 +95,11 @@ func (ls *listeners) told(keys []rueidis.RedisMessage) {
 	}
 }
 
-// listener is a view's OnInvalidations, and what waits for it.
+// listener is the OnInvalidations of one view, with the keys that are queued for it.
 type listener struct {
 	fn   func([]rueidis.RedisMessage)
 	any  atomic.Bool   // any key may have changed
-	kick chan struct{} // one slot: there is something to tell
+	kick chan struct{} // capacity 1: there is something to deliver
 	once sync.Once
 	stop chan struct{}
 	gone *listeners
@@ -109,7 +110,7 @@ type listener struct {
 	}
 }
 
-// mostUntold is how many keys wait for a listener, so that a slow one costs no memory.
+// mostUntold bounds the keys queued for a listener, so that the memory of a slow one is bounded.
 const mostUntold = 4096
 
 func (l *listener) add(keys []rueidis.RedisMessage) {
@@ -130,7 +131,7 @@ func (l *listener) add(keys []rueidis.RedisMessage) {
 	}
 }
 
-// run ends with the view or the Cache.
+// run delivers until the view or the Cache is closed.
 func (l *listener) run(c *Cache) {
 	blind := time.NewTicker(c.opts.Tracking.UntrackedTTL)
 	defer blind.Stop()
@@ -160,7 +161,7 @@ func (l *listener) run(c *Cache) {
 	}
 }
 
-// end is the view's Close. It does not wait for a call of fn.
+// end is called by the view's Close. It does not wait for a running call of fn.
 func (l *listener) end() {
 	if l != nil {
 		l.gone.remove(l)

@@ -10,62 +10,63 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// What of a rueidis.Client needs a connection of its own. None of it waits for a Redis
-// that is away: ErrUnavailable, at once, also for what is under way when Redis goes.
+// The calls of a rueidis.Client that need a dedicated connection. None of them waits for a Redis
+// that is away: they return ErrUnavailable at once. Calls in progress when Redis goes away return
+// it too.
 
-// Dedicated runs fn with a connection of its own; see Dedicate.
+// Dedicated runs fn with a dedicated connection; see Dedicate.
 func (cl *client) Dedicated(fn func(rueidis.DedicatedClient) error) error {
 	d := &dedicated{cl: cl}
 	defer d.release()
 	return fn(d)
 }
 
-// Dedicate returns a connection of its own. It is dialled by the first command, which
-// in a cluster must have a key: the rest go where that is. A command waits for Redis for
-// at most Options.Timeout, one that blocks for as long as it says, and Receive until its
-// context ends. One that gets no answer ends the connection, for it cannot be told what
-// of a transaction was done. What is written by it is invalidated in the local tier, in a
-// transaction by its EXEC. Where Redis goes away, everything fails with ErrUnavailable,
-// also what blocks.
+// Dedicate returns a client with a dedicated connection, and the function that releases it. The
+// first command dials the connection. In a cluster the first command must name a key; all later
+// commands go to the node of that key. A command waits for Redis for at most Options.Timeout, a
+// blocking command for as long as its own timeout says, and Receive until its context ends. A
+// command without an answer ends the connection, because it is then not known which commands of a
+// transaction ran. Keys that a command may write are invalidated in the local tier, those of a
+// transaction by its EXEC. When Redis goes away, all commands return ErrUnavailable, also those
+// that block.
 func (cl *client) Dedicate() (rueidis.DedicatedClient, func()) {
 	d := &dedicated{cl: cl}
 	return d, d.release
 }
 
-// Receive subscribes, on a connection of its own, and calls fn with each message. It
-// returns nil when the server ends the subscription, and otherwise when ctx ends, or
-// Redis is away: then with ErrUnavailable, and is not repeated by itself. A server that does
-// not speak RESP3 cannot be subscribed to: then the error is another one, and stays.
+// Receive subscribes on a dedicated connection and calls fn with each message. It blocks until the
+// server ends the subscription, and then returns nil, or until ctx ends or Redis goes away. When
+// Redis goes away it returns ErrUnavailable and does not subscribe again by itself. A server that
+// does not speak RESP3 cannot be subscribed to: the error then says so, and does not change later.
 func (cl *client) Receive(ctx context.Context, subscribe rueidis.Completed, fn func(msg rueidis.PubSubMessage)) error {
 	d := &dedicated{cl: cl, listens: true}
 	defer d.release()
 	return d.Receive(ctx, subscribe, fn)
 }
 
-// DoStream sends the command by a connection of its own, from which its reply is read
-// by the caller: within the deadline of ctx, or ten seconds. To cancel ctx ends the
-// sending, but not the reading. Local copies of what it writes are invalidated when it
-// is sent.
+// DoStream sends the command over a dedicated connection. The caller reads the reply from the
+// connection, within the deadline of ctx, or within ten seconds if there is none. Cancelling ctx
+// ends the sending, but not the reading. Local copies of the keys that the command may write are
+// invalidated when it is sent.
 func (cl *client) DoStream(ctx context.Context, cmd rueidis.Completed) rueidis.RedisResultStream {
-	return cl.stream(ctx, []rueidis.Completed{cmd}, func(ctx context.Context, client rueidis.Client) rueidis.RedisResultStream {
-		return client.DoStream(ctx, cmd)
+	return cl.stream(ctx, []rueidis.Completed{cmd}, func(ctx context.Context, conn rueidis.Client) rueidis.RedisResultStream {
+		return conn.DoStream(ctx, cmd)
 	})
 }
 
-// DoMultiStream is DoStream for several commands; in a cluster their keys must be in
-// one place.
+// DoMultiStream is DoStream for several commands. In a cluster their keys must be on one node.
 func (cl *client) DoMultiStream(ctx context.Context, multi ...rueidis.Completed) rueidis.MultiRedisResultStream {
 	if len(multi) == 0 {
 		return rueidis.NewErrorResultStream(io.EOF)
 	}
-	return cl.stream(ctx, multi, func(ctx context.Context, client rueidis.Client) rueidis.RedisResultStream {
-		return client.DoMultiStream(ctx, multi...)
+	return cl.stream(ctx, multi, func(ctx context.Context, conn rueidis.Client) rueidis.RedisResultStream {
+		return conn.DoMultiStream(ctx, multi...)
 	})
 }
 
 func (cl *client) stream(ctx context.Context, cmds []rueidis.Completed, send func(context.Context, rueidis.Client) rueidis.RedisResultStream) rueidis.RedisResultStream {
-	lane, open := cl.c.fence.enter()
-	defer lane.leave()
+	guard, open := cl.c.fence.enter()
+	defer guard.leave()
 	if err := cl.usable(ctx, open); err != nil {
 		return rueidis.NewErrorResultStream(err)
 	}
@@ -85,9 +86,8 @@ func (cl *client) stream(ctx context.Context, cmds []rueidis.Completed, send fun
 	return cl.awaitOwn(ctx, args).owned.stream(ctx, send)
 }
 
-// ownDo runs commands that block, on a connection of their own: for as long as they
-// say, or until ctx ends. In a cluster they are run one after the other where they go to
-// different nodes.
+// ownDo runs commands that block on a dedicated connection, for as long as their own timeouts say,
+// or until ctx ends. In a cluster, commands for different nodes run one after the other.
 func (cl *client) ownDo(ctx context.Context, cmds ...rueidis.Completed) []rueidis.RedisResult {
 	args, err := argsOf(cmds)
 	if err != nil {
@@ -109,14 +109,13 @@ func (cl *client) ownDo(ctx context.Context, cmds ...rueidis.Completed) []rueidi
 	return replies
 }
 
-// follows says whether a command may go where the ones before it go.
+// follows reports whether a command may go to the same link as the commands before it.
 func (cl *client) follows(args []string, l *link) bool {
 	key, ok := ownKey(args)
 	return !ok || cl.c.routes.link(cl.c.routes.of(key)) == l
 }
 
-// ownRun is ownDo for commands that go to one server. A redirection of the first is
-// followed.
+// ownRun is ownDo for commands of one server. It follows a redirection of the first command.
 func (cl *client) ownRun(ctx context.Context, cmds []rueidis.Completed, args [][]string) []rueidis.RedisResult {
 	d := &dedicated{cl: cl, patient: true}
 	defer func() { d.release() }()
@@ -140,9 +139,9 @@ func (cl *client) ownRun(ctx context.Context, cmds []rueidis.Completed, args [][
 	}
 }
 
-// again makes the commands anew: rueidis may have used theirs again since they were
-// sent, and to pin those would be a race where the caller had done so, for several
-// goroutines.
+// again builds the commands anew, because rueidis may have reused the old ones since they were
+// sent. Pinning the old ones instead would be a data race if the caller has pinned them, to use
+// them from several goroutines.
 func (cl *client) again(cmds []rueidis.Completed, args [][]string) []rueidis.Completed {
 	fresh := make([]rueidis.Completed, len(cmds))
 	for i := range cmds {
@@ -155,7 +154,7 @@ func (cl *client) again(cmds []rueidis.Completed, args [][]string) []rueidis.Com
 	return fresh
 }
 
-// usable says whether a call may go on. The caller is within the fence.
+// usable returns an error if a call may not go on. The caller has entered the call gate.
 func (cl *client) usable(ctx context.Context, open bool) error {
 	if cl.closed.Load() {
 		return rueidis.ErrClosing
@@ -169,15 +168,15 @@ func (cl *client) usable(ctx context.Context, open bool) error {
 	return nil
 }
 
-// readyOwn has the keys of the commands made ready, within the budget.
+// readyOwn is client.before with a budget of its own.
 func (cl *client) readyOwn(ctx context.Context, args [][]string) error {
 	bounded, cancel := cl.c.remote.bound(ctx, cl.c.clock.now())
 	defer cancel()
 	return cl.before(bounded, args)
 }
 
-// ownLink is where commands go: where the first key is, or, without one, to a server
-// that is there.
+// ownLink returns the link for the commands: the one of the first key, or, without a key, one that
+// serves.
 func (cl *client) ownLink(args [][]string) *link {
 	if cl.only != nil {
 		return cl.only
@@ -191,14 +190,14 @@ func (cl *client) ownLink(args [][]string) *link {
 	return r.any()
 }
 
-// awaitOwn is ownLink for who may wait for an attempt to reach it; see moment.
+// awaitOwn is ownLink for calls that may wait for a connection attempt; see moment.
 func (cl *client) awaitOwn(ctx context.Context, args [][]string) *link {
 	l, _ := cl.c.awaitLink(ctx, cl.c.clock.now(), true, func() *link { return cl.ownLink(args) })
 	return l
 }
 
-// argsOf returns what the commands say. rueidis uses a command's slice again once it
-// was sent, so it is a copy.
+// argsOf returns copies of the commands' arguments: rueidis reuses the slice of a command once it
+// was sent.
 func argsOf(cmds []rueidis.Completed) ([][]string, error) {
 	args := make([][]string, len(cmds))
 	for i := range cmds {
@@ -222,12 +221,12 @@ func failures(n int, err error) []rueidis.RedisResult {
 	return replies
 }
 
-// blocks says whether a command waits at the server for something to happen.
+// blocks reports whether a command waits at the server for an event.
 func blocks(cmd *rueidis.Completed, args []string) bool {
 	return cmd.IsBlock() || commandOf(upper(args[0]), args).verb == verbBlock
 }
 
-// ownKey is the key by which a command finds its server, and whether there is one.
+// ownKey returns the key that determines the server of a command, and whether there is one.
 func ownKey(args []string) (string, bool) {
 	if oneOf(args[0], "SSUBSCRIBE", "SUNSUBSCRIBE") && len(args) > 1 {
 		return args[1], true

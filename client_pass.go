@@ -8,20 +8,21 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// What the tiers do not know goes to Redis as it is. It is not sent before Redis has what
-// the journal holds of its keys, and where it may have changed them, nothing is served
-// afterwards that was known before.
+// Commands that the tiers do not know are passed to Redis unchanged. Before such a command is sent,
+// the journaled writes of its keys are replayed. If the command may have changed the keys, no value
+// from before it is served afterwards.
 
-// passed is a command that Redis alone answers.
+// passed is a command that only Redis can answer.
 type passed struct {
 	command
-	args []string // copies: rueidis uses a command's own again once it is answered, see also copied
+	args []string // copies: rueidis reuses the slice of an answered command
 	keys []string
 	cmd  rueidis.Completed
-	used bool // cmd may not be sent, or not a second time
+	used bool // cmd may not be sent, or was sent already
 }
 
-// pass makes one errand of n turns from the given one on: a command, or a transaction.
+// pass makes one remote operation of n turns, beginning with turn first: one command, or a
+// transaction.
 func (r *call) pass(first, n int) {
 	turns := r.turns[first : first+n]
 	e := r.errand()
@@ -45,8 +46,8 @@ func (r *call) pass(first, n int) {
 			fail(errValueTooLarge)
 			return
 		}
-		// The flags of a command that is not alone may have rueidis look for a cache, see
-		// turn.plain, so its arguments are sent.
+		// In a batch the flags of a command may make rueidis look for a client-side cache, see
+		// turn.plain. So only its arguments are used, in a new command.
 		*p = passed{command: st.command, cmd: st.cmd, used: st.cache || !st.reads || len(r.turns) > 1}
 		if st.reads {
 			p.args = slices.Clone(st.args)
@@ -60,8 +61,8 @@ func (r *call) pass(first, n int) {
 		reads = reads && (st.reads || st.cmd.IsReadOnly())
 		e.hides = e.hides || p.where == keysAnywhere && !p.reads
 	}
-	ends := n == 1 && allowedBusy(turns[0].args)
-	e.link, _ = r.c.awaitLink(r.ctx, r.now, true, func() *link { return r.link(e.key, homed, ends) })
+	killsScript := n == 1 && allowedBusy(turns[0].args)
+	e.link, _ = r.c.awaitLink(r.ctx, r.now, true, func() *link { return r.link(e.key, homed, killsScript) })
 	s := e.link.reader()
 	if homed && !reads {
 		s = e.link.writer(false)
@@ -85,9 +86,9 @@ func (r *call) pass(first, n int) {
 	r.add(e, s)
 }
 
-// copied is cloned in one piece. A write that got no answer in time may be sent later,
-// when the caller has used again what rueidis.BinaryString took a command from: then it
-// would change another key.
+// copied is cloned with one allocation for all strings. A write without an answer in time may be
+// sent later. By then the caller may have reused the memory that rueidis.BinaryString built the
+// command from, and the command would change another key.
 func copied(args []string) []string {
 	size := 0
 	for _, arg := range args {
@@ -104,36 +105,37 @@ func copied(args []string) []string {
 	return all
 }
 
-// link is where a command goes. One that ends a script goes where one runs.
-func (r *call) link(home string, homed, ends bool) *link {
-	routes := r.c.routes
+// link returns the link that a command is sent to. A command that ends a script goes to a server
+// that runs one.
+func (r *call) link(home string, homed, killsScript bool) *link {
+	router := r.c.routes
 	switch {
 	case r.cl.only != nil:
 		return r.cl.only
 	case homed:
-		return routes.link(routes.of(home))
+		return router.link(router.of(home))
 	}
-	for _, l := range routes.links() {
-		if ends && l.busy.Load() != nil {
+	for _, l := range router.links() {
+		if killsScript && l.busy.Load() != nil {
 			return l
 		}
 	}
-	return routes.any()
+	return router.any()
 }
 
 func (r *call) occupyAll(p *passed) {
 	if p.reads {
 		return
 	}
-	// What a script does, or a flush, nobody can tell from its arguments.
+	// The arguments of a script or a flush do not name all keys that it may change.
 	r.allBusy = r.allBusy || p.where == keysAnywhere || p.where == keyless
 	for _, key := range p.keys {
 		r.occupy(key)
 	}
 }
 
-// transaction makes one errand of MULTI and what follows, up to EXEC or DISCARD. Without
-// an end it would be one of the connection's other users, too, so it is refused.
+// transaction makes one remote operation of MULTI up to EXEC or DISCARD. A transaction without an
+// end is refused, because the commands of the connection's other users would become part of it.
 func (r *call) transaction(first int) {
 	rest := r.turns[first:]
 	n := len(rest)
@@ -155,7 +157,7 @@ func (r *call) transaction(first int) {
 	}
 }
 
-// ready makes a command ready to be sent: see client.before.
+// ready prepares a command for sending; see client.before.
 func (cl *client) ready(ctx bound, p *passed) error {
 	c := cl.c
 	if len(p.keys) > 0 {
@@ -176,8 +178,8 @@ func (cl *client) ready(ctx bound, p *passed) error {
 	return nil
 }
 
-// over is told that a command was sent, whatever became of it, and to which link, nil
-// where that is not known.
+// over is called once a command was sent, answered or not. l is the link that it was sent to, nil
+// if it is not known.
 func (cl *client) over(p *passed, l *link) {
 	switch {
 	case p.reads:
@@ -193,8 +195,8 @@ func (cl *client) over(p *passed, l *link) {
 	}
 }
 
-// emptied is told that Redis did what the command says: whatever it held is gone, and
-// so is what waits to be written there, but for what the call writes behind it.
+// emptied is called when Redis has acknowledged a flush. All copies of its keys are invalid, and
+// the journaled sets of its keys become deletes, except for later writes of the same call.
 func (r *call) emptied(e *errand) {
 	e.link.domains((*domain).flush)
 	spare := map[string]uint64{}
@@ -209,7 +211,7 @@ func (r *call) emptied(e *errand) {
 	}
 }
 
-// swapsOthers says whether it is SWAPDB of databases of which none is this one.
+// swapsOthers reports whether the command is SWAPDB of two databases other than db.
 func (p *passed) swapsOthers(db int) bool {
 	return len(p.args) == 3 && upper(p.args[0]) == "SWAPDB" && !slices.ContainsFunc(p.args[1:], func(arg string) bool {
 		n, err := strconv.Atoi(arg)
@@ -232,7 +234,7 @@ func (e *errand) passCommands(b rueidis.Builder, cmds []rueidis.Completed) []rue
 		cmds = append(cmds, cmd)
 	}
 	if e.hides {
-		// The server tells of the keys, but behind the reply.
+		// The server reports the keys that a script changed, but after the script's reply.
 		cmds = append(cmds, b.Ping().Build())
 	}
 	return cmds
@@ -241,7 +243,7 @@ func (e *errand) passCommands(b rueidis.Builder, cmds []rueidis.Completed) []rue
 func (r *call) hasPassed(e *errand, replies []rueidis.RedisResult, o outcome) {
 	op := strings.ToLower(e.turn.name)
 	if e.hides && r.c.opts.Tracking.Mode == TrackPrefixes {
-		// It does not tell of them, see Tracking.command.
+		// With NOLOOP the server does not report them, see TrackingOptions.command.
 		e.link.domains((*domain).doubt)
 		if o.session != nil && o.session.link != e.link {
 			o.session.link.domains((*domain).doubt)
@@ -254,7 +256,7 @@ func (r *call) hasPassed(e *errand, replies []rueidis.RedisResult, o outcome) {
 		case replies == nil:
 			st.fail(e.key, r.c.decided(op, e.key, o))
 		case replies[i].NonRedisError() != nil:
-			// The connection broke within a transaction.
+			// The connection was lost within a transaction.
 			st.fail(e.key, unavailable{replies[i].NonRedisError()})
 		default:
 			if p.verb == verbFlush && len(e.passed) == 1 && replies[i].Error() == nil && !p.swapsOthers(r.c.opts.Redis.SelectDB) {

@@ -9,7 +9,7 @@ import (
 
 // GET, MGET, EXISTS and TTL of the drop-in client.
 
-// read is GET of one key, or its part of MGET.
+// read handles GET of one key, or one key's part of MGET.
 func (r *call) read(st *turn, at int, key string) {
 	c := r.c
 	h := c.local.hash(key)
@@ -19,10 +19,10 @@ func (r *call) read(st *turn, at int, key string) {
 		r.found(st, at, Entry{Value: e.bytes(), Tier: Local, TTL: left(r.now, e.expires.Load())}, e)
 		return
 	}
-	if kept, found, fenced := c.journaled(h, key, r.now); found {
-		r.found(st, at, kept, nil)
+	if fromJournal, live, journaled := c.journaled(h, key, r.now); live {
+		r.found(st, at, fromJournal, nil)
 		return
-	} else if fenced {
+	} else if journaled {
 		r.missed(st, at)
 		return
 	}
@@ -45,23 +45,23 @@ func (r *call) read(st *turn, at int, key string) {
 	r.add(&errand{turn: st, job: jobRead, key: key, hash: h, at: at, token: t}, s)
 }
 
-// takes says whether a fresh copy is young enough for DoCache's ttl.
+// takes reports whether a fresh copy is young enough for the ttl of DoCache.
 func (st *turn) takes(e *entry, now int64) bool {
 	return !st.cache || young(e, now, st.cached)
 }
 
-// young says whether a copy may be served to who takes none older than ttl.
+// young reports whether the copy is younger than ttl.
 func young(e *entry, now int64, ttl time.Duration) bool {
 	return now-e.confirmed.Load() < int64(ttl)
 }
 
 func (r *call) fallback(st *turn, at int, e *entry) {
-	kept, err := r.c.fallback(e, r.now)
+	standIn, err := r.c.fallback(e, r.now)
 	if err != nil {
 		r.missed(st, at)
 		return
 	}
-	r.found(st, at, kept, e)
+	r.found(st, at, standIn, e)
 }
 
 func (r *call) hasRead(e *errand, replies []rueidis.RedisResult, o outcome) {
@@ -80,11 +80,11 @@ func (r *call) hasRead(e *errand, replies []rueidis.RedisResult, o outcome) {
 		st.decide(replies[0])
 		return
 	default:
-		// A write before it in this call may have gone to the journal.
-		if kept, found, fenced := c.journaled(e.hash, e.key, r.now); found {
-			r.found(st, e.at, kept, nil)
+		// An earlier write of this call may have gone to the journal.
+		if fromJournal, live, journaled := c.journaled(e.hash, e.key, r.now); live {
+			r.found(st, e.at, fromJournal, nil)
 			return
-		} else if fenced {
+		} else if journaled {
 			r.missed(st, e.at)
 			return
 		}
@@ -97,7 +97,7 @@ func (r *call) hasRead(e *errand, replies []rueidis.RedisResult, o outcome) {
 	r.found(st, e.at, got, nil)
 }
 
-// found gives the turn its value. e is the copy that it came from, nil for none.
+// found gives the turn its value. e is the copy that the value came from, nil for none.
 func (r *call) found(st *turn, at int, got Entry, e *entry) {
 	m := r.cl.answers.text(got.Value)
 	if st.cache {
@@ -106,7 +106,7 @@ func (r *call) found(st *turn, at int, got Entry, e *entry) {
 	r.put(st, at, m)
 }
 
-// cached gives the answer to DoCache its end, and says where it came from.
+// cached sets the expiry of an answer to DoCache, and marks whether it was a cache hit.
 func (a *answers) cached(m *rueidis.RedisMessage, got Entry, e *entry, now int64, ttl time.Duration) {
 	if e != nil {
 		ttl -= time.Duration(now - e.confirmed.Load())
@@ -132,7 +132,7 @@ func (r *call) put(st *turn, at int, m rueidis.RedisMessage) {
 	st.decide(replied(m))
 }
 
-// exists is one key's part of EXISTS.
+// exists handles one key's part of EXISTS.
 func (r *call) exists(st *turn, key string) {
 	c := r.c
 	h := c.local.hash(key)
@@ -141,8 +141,8 @@ func (r *call) exists(st *turn, key string) {
 		st.sum++
 		return
 	}
-	if _, found, fenced := c.journaled(h, key, r.now); fenced {
-		if found {
+	if _, live, journaled := c.journaled(h, key, r.now); journaled {
+		if live {
 			st.sum++
 		}
 		return
@@ -150,30 +150,30 @@ func (r *call) exists(st *turn, key string) {
 	r.ask(st, h, key, c.knowsExists)
 }
 
-// ttl is TTL and its kin. Those that name a moment of Unix time are Redis' to answer,
-// to the unit, for as long as it is there.
+// ttl handles TTL and its variants. EXPIRETIME and PEXPIRETIME return a Unix time that must be
+// exact to the unit, so they are answered by Redis while it is there.
 func (r *call) ttl(st *turn, key string) {
 	c := r.c
 	h := c.local.hash(key)
 	e, fresh := c.look(h, key, r.now)
-	// Nor is the copy asked whose end is too far away to be known to it.
+	// A copy whose expiry is too far away to be stored cannot answer either.
 	if fresh && !strings.HasSuffix(st.name, "TIME") && e.expires.Load() != far && !r.waits(key) {
 		c.stats.batchHits.Add(1)
 		r.tellTTL(st, left(r.now, e.expires.Load()))
 		return
 	}
-	if kept, found, fenced := c.journaled(h, key, r.now); found {
-		r.tellTTL(st, kept.TTL)
+	if fromJournal, live, journaled := c.journaled(h, key, r.now); live {
+		r.tellTTL(st, fromJournal.TTL)
 		return
-	} else if fenced {
+	} else if journaled {
 		st.decide(replied(r.cl.answers.number(-2)))
 		return
 	}
 	r.ask(st, h, key, c.knownTTL)
 }
 
-// ask makes an errand of what is not known, and answers by what is known without Redis
-// where it is away.
+// ask adds a remote operation for a value that is not known locally. While Redis is away it answers
+// from the local tier instead.
 func (r *call) ask(st *turn, h keyHash, key string, known func(*entry, int64) (time.Duration, error)) {
 	c := r.c
 	if err := checkKey(key); err != nil {
@@ -198,7 +198,7 @@ func (r *call) ask(st *turn, h keyHash, key string, known func(*entry, int64) (t
 // knowsExists is knownTTL for EXISTS.
 func (c *Cache) knowsExists(e *entry, now int64) (time.Duration, error) { return c.knownTTL(e, now) }
 
-// askedNobody is an answer without Redis.
+// askedNobody answers the turn without Redis.
 func (r *call) askedNobody(st *turn, key string, ttl time.Duration, err error) {
 	switch {
 	case err == ErrMiss && st.verb == verbExists:
@@ -226,12 +226,12 @@ func (r *call) hasAsked(e *errand, replies []rueidis.RedisResult, o outcome) {
 		st.decide(rueidis.NewErrorResult(o.err))
 	default:
 		var ttl time.Duration
-		kept, found, fenced := r.c.journaled(e.hash, e.key, r.now)
+		fromJournal, live, journaled := r.c.journaled(e.hash, e.key, r.now)
 		err := ErrMiss
 		switch {
-		case found:
-			ttl, err = kept.TTL, nil
-		case !fenced:
+		case live:
+			ttl, err = fromJournal.TTL, nil
+		case !journaled:
 			ttl, err = r.c.knownTTL(r.c.local.get(e.hash), r.now)
 		}
 		if err == ErrUnavailable {
@@ -241,17 +241,17 @@ func (r *call) hasAsked(e *errand, replies []rueidis.RedisResult, o outcome) {
 	}
 }
 
-// tellTTL answers TTL and its kin by what is left of a key's life, 0 for no end.
-func (r *call) tellTTL(st *turn, left time.Duration) {
-	ms := left.Milliseconds()
+// tellTTL answers TTL and its variants. left is the remaining life of the key, 0 for no expiry.
+func (r *call) tellTTL(st *turn, ttl time.Duration) {
+	ms := ttl.Milliseconds()
 	if strings.HasSuffix(st.name, "TIME") {
-		ms = time.Now().Add(left).UnixMilli()
+		ms = time.Now().Add(ttl).UnixMilli()
 	}
 	n := ms
 	if !strings.HasPrefix(st.name, "P") {
 		n = (ms + 500) / 1000
 	}
-	if left == 0 {
+	if ttl == 0 {
 		n = -1
 	}
 	st.decide(replied(r.cl.answers.number(n)))

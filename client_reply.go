@@ -9,19 +9,19 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// answers makes what the tiers answer look as if Redis had. rueidis has no constructor
-// of a RedisMessage but CacheUnmarshalView, which reads one from bytes: that copies each
-// value, and marks the message as a cache hit. So, where the layout of a message is the
-// one that is known here, its fields are set, and the value is not copied; where it is
-// not, the message is read from bytes. Which of the two is found out by trying.
+// answers builds the replies of the tiers so that they look like replies of Redis. The only
+// constructor of a RedisMessage in rueidis is CacheUnmarshalView, which decodes one from bytes. It
+// copies each value and marks the message as a cache hit. So if the memory layout of a message is
+// the one that is known here, its fields are set directly and the value is not copied. Otherwise
+// the message is decoded from bytes. newAnswers finds out by a trial which of the two is used.
 type answers struct {
 	direct bool
-	mark   *rueidis.RedisMessage // what a message's attrs are if it is a cache hit
+	mark   *rueidis.RedisMessage // the attrs of a message that is a cache hit
 	ok     rueidis.RedisMessage
 	null   rueidis.RedisMessage
 }
 
-// message is the layout of rueidis.RedisMessage.
+// message is the memory layout of rueidis.RedisMessage.
 type message struct {
 	attrs  *rueidis.RedisMessage
 	bytes  *byte
@@ -31,13 +31,13 @@ type message struct {
 	ttl    [7]byte
 }
 
-// result is the layout of rueidis.RedisResult.
+// result is the memory layout of rueidis.RedisResult.
 type result struct {
 	err error
 	val message
 }
 
-// What a reply starts with on the wire is also its type in a message.
+// The first byte of a reply on the wire is also the type of the message.
 const (
 	typeText   = '$'
 	typeStatus = '+'
@@ -58,15 +58,15 @@ func newAnswers() *answers {
 	return a
 }
 
-// layoutKnown says whether a RedisMessage has the fields of message, in their places, and
-// a RedisResult those of result.
+// layoutKnown reports whether RedisMessage has the fields of message at the same offsets, and
+// RedisResult those of result.
 func layoutKnown() bool {
 	theirs, ours := reflect.TypeFor[rueidis.RedisMessage](), reflect.TypeFor[message]()
 	return sameFields(theirs, ours, nil, nil) &&
 		sameFields(reflect.TypeFor[rueidis.RedisResult](), reflect.TypeFor[result](), theirs, ours)
 }
 
-// sameFields says whether two structs have the same fields; one of type like may be of
+// sameFields reports whether two structs have the same fields. A field of type like matches one of
 // type as.
 func sameFields(theirs, ours, like, as reflect.Type) bool {
 	if theirs.Size() != ours.Size() || theirs.NumField() != ours.NumField() {
@@ -82,9 +82,9 @@ func sameFields(theirs, ours, like, as reflect.Type) bool {
 	return true
 }
 
-// sound says whether messages say what they were made of.
+// sound reports whether messages that are built directly read back as expected.
 func (a *answers) sound() bool {
-	text, number := a.text([]byte("some")), a.number(-3)
+	text, num := a.text([]byte("some")), a.number(-3)
 	list := a.list([]rueidis.RedisMessage{text, a.null})
 	hit := a.text(nil)
 	a.asHit(&hit, 1<<41)
@@ -98,30 +98,30 @@ func (a *answers) sound() bool {
 		return false
 	}
 	s, err1 := all[0].ToString()
-	n, err2 := number.ToInt64()
+	n, err2 := num.ToInt64()
 	empty, err3 := hit.ToString()
 	return err1 == nil && err2 == nil && err3 == nil && s == "some" && n == -3 && empty == "" &&
 		!text.IsCacheHit() && text.CachePXAT() == -1 && hit.IsCacheHit() && hit.CachePXAT() == 1<<41
 }
 
-// text is a value. It shares the bytes, which must not change.
-func (a *answers) text(value []byte) (m rueidis.RedisMessage) {
+// text returns a string reply. It shares the bytes, which must not change.
+func (a *answers) text(data []byte) (m rueidis.RedisMessage) {
 	if !a.direct {
-		return a.copied(typeText, value)
+		return a.copied(typeText, data)
 	}
 	p := (*message)(unsafe.Pointer(&m))
-	p.typ, p.bytes, p.intlen = typeText, unsafe.SliceData(value), int64(len(value))
+	p.typ, p.bytes, p.intlen = typeText, unsafe.SliceData(data), int64(len(data))
 	return m
 }
 
-// answer is text as the result of a command, which is empty before.
-func (a *answers) answer(res *rueidis.RedisResult, value []byte) {
+// answer stores a string reply in res, which must be the zero value.
+func (a *answers) answer(res *rueidis.RedisResult, data []byte) {
 	if !a.direct {
-		*res = replied(a.text(value))
+		*res = replied(a.text(data))
 		return
 	}
 	p := (*result)(unsafe.Pointer(res))
-	p.val.typ, p.val.bytes, p.val.intlen = typeText, unsafe.SliceData(value), int64(len(value))
+	p.val.typ, p.val.bytes, p.val.intlen = typeText, unsafe.SliceData(data), int64(len(data))
 }
 
 func (a *answers) number(n int64) (m rueidis.RedisMessage) {
@@ -133,7 +133,7 @@ func (a *answers) number(n int64) (m rueidis.RedisMessage) {
 	return m
 }
 
-// list is an array of replies.
+// list returns an array reply.
 func (a *answers) list(all []rueidis.RedisMessage) (m rueidis.RedisMessage) {
 	if !a.direct {
 		buf := binary.BigEndian.AppendUint64([]byte{typeList}, uint64(len(all)))
@@ -147,8 +147,8 @@ func (a *answers) list(all []rueidis.RedisMessage) (m rueidis.RedisMessage) {
 	return m
 }
 
-// asHit marks a reply as found in the client's own cache, where it stays until the end,
-// in milliseconds of Unix time; 0 for no end.
+// asHit marks a reply as a hit in the client-side cache that expires at end, in milliseconds of
+// Unix time; 0 for no expiry.
 func (a *answers) asHit(m *rueidis.RedisMessage, end int64) {
 	if a.direct {
 		a.asCached(m, end)
@@ -160,7 +160,7 @@ func (a *answers) asHit(m *rueidis.RedisMessage, end int64) {
 	*m = fromBytes(append(ttl[:ttlBytes:ttlBytes], m.CacheMarshal(nil)[ttlBytes:]...))
 }
 
-// asCached gives a reply its end, as one has that the client's own cache has just got.
+// asCached sets the expiry of a reply that was just stored in the client-side cache.
 func (a *answers) asCached(m *rueidis.RedisMessage, end int64) {
 	if !a.direct {
 		return // it could not be told from a hit
@@ -171,17 +171,16 @@ func (a *answers) asCached(m *rueidis.RedisMessage, end int64) {
 	}
 }
 
-// ttlBytes is how many bytes of a message as bytes are its end.
+// ttlBytes is the length of the expiry in an encoded message.
 const ttlBytes = 7
 
-// fromBytes reads a message that CacheMarshal could have written. It is marked as a
-// cache hit.
+// fromBytes decodes a message in the encoding of CacheMarshal. It is marked as a cache hit.
 func fromBytes(buf []byte) (m rueidis.RedisMessage) {
-	_ = m.CacheUnmarshalView(buf) // a layout that has changed is found by the tests
+	_ = m.CacheUnmarshalView(buf) // the tests detect a changed layout
 	return m
 }
 
-// inner reads a message that is not marked: those in an array are not.
+// inner decodes a message without the mark: elements of an array are not marked.
 func inner(body []byte) rueidis.RedisMessage {
 	buf := make([]byte, ttlBytes, ttlBytes+9+len(body))
 	buf = binary.BigEndian.AppendUint64(append(buf, typeList), 1)
@@ -193,28 +192,28 @@ func inner(body []byte) rueidis.RedisMessage {
 	return all[0]
 }
 
-func (a *answers) copied(typ byte, value []byte) rueidis.RedisMessage {
-	return inner(appendText(nil, typ, value)[ttlBytes:])
+func (a *answers) copied(typ byte, data []byte) rueidis.RedisMessage {
+	return inner(appendText(nil, typ, data)[ttlBytes:])
 }
 
-// appendText is a string as CacheMarshal writes it.
-func appendText(buf []byte, typ byte, value []byte) []byte {
+// appendText appends a string in the encoding of CacheMarshal.
+func appendText(buf []byte, typ byte, data []byte) []byte {
 	buf = append(buf, make([]byte, ttlBytes)...)
-	buf = binary.BigEndian.AppendUint64(append(buf, typ), uint64(len(value)))
-	return append(buf, value...)
+	buf = binary.BigEndian.AppendUint64(append(buf, typ), uint64(len(data)))
+	return append(buf, data...)
 }
 
-// refusal is the reply of which Redis' own error is the text.
+// refusal returns a reply that consists of Redis' own error.
 func refusal(err *rueidis.RedisError) rueidis.RedisResult {
 	return rueidis.NewResult(rueidis.RedisMessage(*err), nil)
 }
 
 func replied(m rueidis.RedisMessage) rueidis.RedisResult { return rueidis.NewResult(m, nil) }
 
-// unixMillis is when something ends of which so much is left, 0 for never.
-func unixMillis(left time.Duration) int64 {
-	if left == 0 {
+// unixMillis returns the Unix time in milliseconds at which the given time has passed, 0 for never.
+func unixMillis(ttl time.Duration) int64 {
+	if ttl == 0 {
 		return 0
 	}
-	return time.Now().Add(left).UnixMilli()
+	return time.Now().Add(ttl).UnixMilli()
 }

@@ -10,36 +10,36 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// call is one call of the drop-in client on its way through the tiers. Its commands are
-// looked at one after the other. What the tiers can answer, they answer at once; the
-// rest becomes errands, which go to Redis in one pipeline, in the order of the commands.
-// So a command finds what those before it did, as in any pipeline: one whose key an
-// errand may change is an errand itself.
+// call is one call of the drop-in client. Its commands are examined in order. A command that the
+// tiers can answer is answered at once. All others become remote operations, which go to Redis in
+// one pipeline, in the order of the commands. A command must see the effects of the commands before
+// it, as in any pipeline. So a command whose key may be changed by an earlier remote operation
+// becomes a remote operation itself.
 type call struct {
 	cl  *client
 	c   *Cache
 	ctx context.Context
 	now int64
 
-	began  int64 // of the budget: now, or later in a large batch
-	limit  bound // of the call, from its first errand on
+	began  int64 // start of the budget: now, or later in a large batch
+	limit  bound // of the call; made for its first remote operation
 	cancel context.CancelFunc
 
 	turns   []turn
 	items   []item
 	writes  []*change
-	busy    map[string]bool // keys that an errand may change
+	busy    map[string]bool // keys that a remote operation may change
 	allBusy bool
 	kept    saving
 
-	// What a single command needs, in one piece.
+	// Storage for a call of a single command, allocated together with the call.
 	oneItem   [1]item
 	oneErrand errand
 	onePassed [1]passed
 	oneChange [1]*change
 }
 
-// errand is a new one.
+// errand returns a new remote operation.
 func (r *call) errand() *errand {
 	if len(r.turns) == 1 && len(r.items) == 0 {
 		return &r.oneErrand
@@ -47,38 +47,39 @@ func (r *call) errand() *errand {
 	return new(errand)
 }
 
-// turn is one command of a run.
+// turn is the state of one command of a call.
 type turn struct {
 	command
 	name   string
 	args   []string
 	cmd    rueidis.Completed
-	span   int           // of a transaction: how many commands, with MULTI and EXEC; else 1
-	cached time.Duration // how old a copy DoCache takes
+	span   int           // of a transaction: number of commands, MULTI and EXEC included; else 1
+	cached time.Duration // maximum age of a copy for DoCache
 	cache  bool
 
-	reply rueidis.RedisResult // once it is decided
+	reply rueidis.RedisResult // valid once done is set
 	done  bool
 	sum   int64                  // of DEL and EXISTS
 	parts []rueidis.RedisMessage // of MGET
 }
 
-// errand is one key's part of a command, or a command that is passed on, at Redis.
+// errand is a remote operation: one key's part of a command, or a passed command.
 type errand struct {
 	turn *turn
 	job  job
 	key  string
 	hash keyHash
-	at   int // in MGET; of what is passed on: how many writes of the call come before it
+	at   int // index in MGET; of a passed command: number of earlier writes of the call
 
 	token    token
 	change   *change
 	deadline int64  // of EXPIRE
-	prior    []byte // what the tiers had of a key that is to be deleted
+	prior    []byte // the value that the tiers held before a delete
 	had      bool
 
-	// Of what is passed on: the turns from this one on, where they go, whether they go
-	// nowhere else, and whether they may change keys that they do not name, as a script may.
+	// Of passed commands: the index of the first turn, the commands, the link that they go to,
+	// whether a redirection is returned instead of followed, and whether a command may change keys
+	// that it does not name, as a script may.
 	first  int
 	passed []passed
 	link   *link
@@ -96,13 +97,13 @@ const (
 	jobPass
 )
 
-// all takes every turn to its reply. The caller is within the fence.
+// all produces the reply of every turn. The caller has entered the call gate.
 func (r *call) all() {
 	r.items, r.writes = r.oneItem[:0], r.oneChange[:0]
 	for i, bounded := 0, 0; i < len(r.turns); {
 		if i-bounded >= keysAtOnce {
 			bounded = i
-			r.unbound() // what many commands cost this process is not Redis' time
+			r.unbound() // local processing time of many commands is not charged to Redis
 		}
 		st := &r.turns[i]
 		st.span = 1
@@ -118,11 +119,11 @@ func (r *call) all() {
 	for _, w := range r.writes {
 		r.c.outdate(w)
 	}
-	left := r.c.durable(r.ctx, r.now, r.kept)
+	saveErr := r.c.durable(r.ctx, r.now, r.kept)
 	for i := range r.turns {
 		st := &r.turns[i]
-		if r.compose(st); left != nil {
-			st.reply = rueidis.NewErrorResult(left)
+		if r.compose(st); saveErr != nil {
+			st.reply = rueidis.NewErrorResult(saveErr)
 		}
 	}
 }
@@ -134,7 +135,7 @@ func (r *call) bounded() bound {
 	return r.limit
 }
 
-// unbound ends the budget: what comes next begins another.
+// unbound ends the budget; the next remote operation begins another one.
 func (r *call) unbound() {
 	if r.cancel != nil {
 		r.cancel()
@@ -143,12 +144,12 @@ func (r *call) unbound() {
 	r.began = r.c.clock.now()
 }
 
-// begin answers the turn, the ith, or makes errands of it.
+// begin answers the turn with index i, or adds its remote operations.
 func (r *call) begin(st *turn, i int) {
 	switch st.verb {
 	case verbSession, verbReceive, verbExec:
 		if st.name == "SELECT" && len(st.args) == 2 && st.args[1] == strconv.Itoa(r.c.opts.Redis.SelectDB) {
-			st.decide(replied(r.cl.answers.ok)) // it is so already
+			st.decide(replied(r.cl.answers.ok)) // this database is selected already
 			return
 		}
 		st.refuse()
@@ -162,7 +163,8 @@ func (r *call) begin(st *turn, i int) {
 	}
 }
 
-// modelled takes a command that the tiers know, and says whether it is one.
+// modelled handles a command that goes through the tiers. It returns false if the command does not
+// have a form that the tiers know.
 func (r *call) modelled(st *turn) bool {
 	args := st.args
 	switch st.verb {
@@ -199,7 +201,8 @@ func (r *call) modelled(st *turn) bool {
 	return true
 }
 
-// store takes a command that gives keys values, or deletes them.
+// store handles a command that sets or deletes keys. It returns false if the command does not have
+// a form that the tiers know.
 func (r *call) store(st *turn) bool {
 	args := st.args
 	switch st.verb {
@@ -243,8 +246,9 @@ func (r *call) store(st *turn) bool {
 			return false
 		}
 		if r.c.routes != nil {
-			// Its answer is what Redis holds, and it takes that away: what was written a
-			// moment ago to be read once is not to be lost in the first moments.
+			// GETDEL returns the value that Redis holds and removes it. In the first moments it
+			// waits for the connection attempt: otherwise a value that was just written, to be read
+			// once, would be lost.
 			r.c.awaitKey(r.ctx, r.now, true, args[1])
 		}
 		r.write(st, r.deleting(args))
@@ -253,22 +257,22 @@ func (r *call) store(st *turn) bool {
 	return false
 }
 
-// setting is a change that stores a copy of the value.
-func (r *call) setting(key, value string, ttl time.Duration) *change {
-	v := make([]byte, len(value))
-	copy(v, value)
+// setting returns a change that stores a copy of the value.
+func (r *call) setting(key, text string, ttl time.Duration) *change {
+	v := make([]byte, len(text))
+	copy(v, text)
 	return &change{key: strings.Clone(key), value: v, ttl: ttl, deadline: after(r.now, ttl)}
 }
 
-// deleting is a change that the command brings about as it is.
+// deleting returns a change that removes the key by sending the command as it was given.
 func (r *call) deleting(args []string) *change {
 	w := &change{key: strings.Clone(args[1]), del: true, deadline: never, verbatim: cloned(args)}
 	w.verbatim[1] = w.key
 	return w
 }
 
-// cloned copies the arguments: rueidis uses their slice again, and the caller may use
-// again what they are made of.
+// cloned copies the arguments. rueidis reuses their slice, and the caller may reuse the memory
+// behind the strings.
 func cloned(args []string) []string {
 	all := make([]string, len(args))
 	for i, arg := range args {
@@ -277,14 +281,14 @@ func cloned(args []string) []string {
 	return all
 }
 
-// decide is the reply of a turn, unless an earlier part of it failed.
+// decide sets the reply of a turn, unless an earlier part of it failed.
 func (st *turn) decide(reply rueidis.RedisResult) {
 	if !st.done {
 		st.reply, st.done = reply, true
 	}
 }
 
-// fail is an answer that no server gave.
+// fail answers the turn with an error that does not come from a server.
 func (st *turn) fail(key string, err error) {
 	var known *Error
 	if !errors.As(err, &known) && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
@@ -293,7 +297,7 @@ func (st *turn) fail(key string, err error) {
 	st.decide(rueidis.NewErrorResult(err))
 }
 
-// refuse is for what has no place on a connection that is shared.
+// refuse rejects a command that may not be sent over a shared connection.
 func (st *turn) refuse() {
 	var err error
 	switch st.verb {
@@ -307,7 +311,7 @@ func (st *turn) refuse() {
 	st.decide(rueidis.NewErrorResult(&Error{Op: strings.ToLower(st.name), Tier: Remote, Err: err}))
 }
 
-// compose makes the reply of a turn that has several parts, or none.
+// compose builds the reply of a turn whose parts have all succeeded.
 func (r *call) compose(st *turn) {
 	if st.done {
 		return
@@ -322,8 +326,8 @@ func (r *call) compose(st *turn) {
 	}
 }
 
-// waits says whether an errand may change the key, so that what is known of it is not
-// what the command will find.
+// waits reports whether a remote operation may change the key. The local state of such a key does
+// not show the effects of the earlier commands.
 func (r *call) waits(key string) bool { return r.allBusy || r.busy[key] }
 
 func (r *call) occupy(key string) {
@@ -340,7 +344,7 @@ func (r *call) add(e *errand, s *session) {
 	r.items = append(r.items, item{key: e.key, session: s, change: e.change, errand: e})
 }
 
-// build appends the commands of an errand.
+// build appends the commands of a remote operation.
 func (r *call) build(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed {
 	e := it.errand
 	switch e.job {
@@ -359,7 +363,7 @@ func (r *call) build(b rueidis.Builder, it *item, cmds []rueidis.Completed) []ru
 	return e.passCommands(b, cmds)
 }
 
-// ran is told what became of an errand.
+// ran handles the outcome of a remote operation.
 func (r *call) ran(i int, replies []rueidis.RedisResult, o outcome) {
 	e := r.items[i].errand
 	switch e.job {

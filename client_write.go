@@ -9,10 +9,10 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// SET, DEL, EXPIRE and their kin of the drop-in client. They go the way of Set, Delete
-// and Touch, with the reply that Redis gave.
+// SET, DEL, EXPIRE and their variants of the drop-in client. They take the same path as Set, Delete
+// and Touch; the reply is the one that Redis gave.
 
-// write takes one change through the tiers.
+// write sends one change through the tiers.
 func (r *call) write(st *turn, w *change) {
 	c := r.c
 	if err := checkSize(w.key, w.value); err != nil {
@@ -52,9 +52,9 @@ func (r *call) write(st *turn, w *change) {
 	r.add(e, s)
 }
 
-// standing is what the tiers would answer for the key without Redis.
-func (c *Cache) standing(h keyHash, key string, now int64) (value []byte, ok bool) {
-	if f, fenced := c.journal.get(h, key, now); fenced && !f.elsewhere {
+// standing returns the value that the tiers would serve for the key without Redis.
+func (c *Cache) standing(h keyHash, key string, now int64) (data []byte, ok bool) {
+	if f, journaled := c.journal.get(h, key, now); journaled && !f.elsewhere {
 		return f.value, f.live
 	}
 	e := c.local.get(h)
@@ -85,8 +85,8 @@ func (r *call) hasWritten(e *errand, replies []rueidis.RedisResult, o outcome) {
 	}
 }
 
-// accepted answers for a write that Redis has not seen, or has not answered, and that
-// the journal has.
+// accepted answers a write that is in the journal because Redis was not asked or did not answer.
+// Without any Redis configured it answers the write to the local tier.
 func (r *call) accepted(e *errand) {
 	st, a := e.turn, r.cl.answers
 	var had int64
@@ -110,7 +110,7 @@ func (r *call) accepted(e *errand) {
 	}
 }
 
-// unitOf is the unit in which a command of this name counts.
+// unitOf returns the time unit of a command with this name.
 func unitOf(name string) time.Duration {
 	if strings.HasPrefix(name, "P") {
 		return time.Millisecond
@@ -118,14 +118,14 @@ func unitOf(name string) time.Duration {
 	return time.Second
 }
 
-// number reads what Redis takes for an integer, in the one way to write it.
+// number parses an integer in the only notation that Redis accepts.
 func number(text string) (n int64, ok bool) {
 	n, err := strconv.ParseInt(text, 10, 64)
 	return n, err == nil && strconv.FormatInt(n, 10) == text
 }
 
-// lifetime reads a positive number of the unit that a Duration can hold. What is none is
-// Redis' to judge.
+// lifetime parses a positive number of units that fits a Duration. It returns false for any other
+// text: such a command is passed to Redis, which judges it.
 func lifetime(text string, unit time.Duration) (time.Duration, bool) {
 	n, ok := number(text)
 	if !ok || n <= 0 || n > int64(1<<62/unit) {
@@ -134,7 +134,7 @@ func lifetime(text string, unit time.Duration) (time.Duration, bool) {
 	return time.Duration(n) * unit, true
 }
 
-// until reads a moment of Unix time, as what is left until then, which may be negative.
+// until parses a Unix time and returns the time left until then, which may be negative.
 func until(text string, unit time.Duration) (time.Duration, bool) {
 	n, ok := number(text)
 	if !ok || n < 0 || n > int64(1<<62/unit) {
@@ -143,25 +143,25 @@ func until(text string, unit time.Duration) (time.Duration, bool) {
 	return time.Duration(n)*unit - time.Duration(time.Now().UnixMilli())*time.Millisecond, true
 }
 
-// parseSet reads SET key value with at most one option that tells the key's end.
+// parseSet parses SET key value with at most one option, which sets the expiry.
 func (r *call) parseSet(args []string) (*change, bool) {
 	if len(args) < 3 {
 		return nil, false
 	}
-	key, value := args[1], args[2]
+	key, text := args[1], args[2]
 	option := ""
 	if len(args) > 3 {
 		option = upper(args[3])
 	}
 	switch {
 	case len(args) == 3:
-		return r.setting(key, value, 0), true
+		return r.setting(key, text, 0), true
 	case len(args) == 4 && option == "KEEPTTL":
 		deadline, known := r.c.knownEnd(r.ctx, key, r.now)
 		if !known || r.waits(key) {
 			return nil, false
 		}
-		w := r.setting(key, value, 0)
+		w := r.setting(key, text, 0)
 		w.deadline = deadline
 		w.verbatim = []string{"SET", w.key, viewString(w.value), "KEEPTTL"}
 		return w, true
@@ -170,49 +170,49 @@ func (r *call) parseSet(args []string) (*change, bool) {
 		if !ok {
 			return nil, false
 		}
-		return r.setting(key, value, ttl), true
+		return r.setting(key, text, ttl), true
 	case len(args) == 5 && (option == "EXAT" || option == "PXAT"):
 		ttl, ok := until(args[4], unitOf(option))
 		if !ok {
 			return nil, false
 		}
-		w := r.setting(key, value, ttl)
+		w := r.setting(key, text, ttl)
 		w.verbatim = []string{"SET", w.key, viewString(w.value), option, strings.Clone(args[4])}
 		if ttl <= 0 {
-			w.del, w.value, w.deadline = true, nil, never // Redis deletes what has ended
+			w.del, w.value, w.deadline = true, nil, never // Redis deletes a key whose expiry is past
 		}
 		return w, true
 	}
 	return nil, false
 }
 
-// knownEnd is when the key's life ends, as far as that is known without asking Redis, or,
-// where Redis is away, by the copy that is served then.
+// knownEnd returns the time at which the key expires, as far as it is known without asking Redis.
+// While Redis is away the copy that is served then decides.
 func (c *Cache) knownEnd(ctx context.Context, key string, now int64) (deadline int64, known bool) {
 	h := c.local.hash(key)
 	e, fresh := c.look(h, key, now)
 	if fresh {
 		return e.expires.Load(), true
 	}
-	if f, fenced := c.journal.get(h, key, now); fenced && !f.elsewhere {
+	if f, journaled := c.journal.get(h, key, now); journaled && !f.elsewhere {
 		if !f.live {
 			return never, true
 		}
 		return f.deadline, true
 	}
 	e = c.local.get(h)
-	away := c.routes == nil
-	if !away {
+	down := c.routes == nil
+	if !down {
 		l, _ := c.awaitLink(ctx, now, true, func() *link { return c.routes.link(c.routes.of(key)) })
-		away = l.reader() == nil
+		down = l.reader() == nil
 	}
-	if !away || e == nil || now >= e.expires.Load() || !servable(e, now, c.routes != nil, c.opts.Outage) {
+	if !down || e == nil || now >= e.expires.Load() || !servable(e, now, c.routes != nil, c.opts.Outage) {
 		return never, c.routes == nil
 	}
 	return e.expires.Load(), true
 }
 
-// expire takes EXPIRE and its kin, and PERSIST.
+// expire handles EXPIRE and its variants, and PERSIST.
 func (r *call) expire(st *turn) bool {
 	args, deadline := st.args, int64(never)
 	if st.verb == verbPersist {
@@ -228,7 +228,7 @@ func (r *call) expire(st *turn) bool {
 			return false
 		}
 		if ttl <= 0 {
-			r.write(st, r.deleting(args)) // Redis deletes what has ended
+			r.write(st, r.deleting(args)) // Redis deletes a key whose expiry is past
 			return true
 		}
 		deadline = after(r.now, ttl)
@@ -237,7 +237,7 @@ func (r *call) expire(st *turn) bool {
 	return true
 }
 
-// remaining is what EXPIRE and its kin leave of a key's life.
+// remaining returns the lifetime that EXPIRE or a variant gives a key.
 func remaining(name, text string) (time.Duration, bool) {
 	if strings.HasSuffix(name, "AT") {
 		return until(text, unitOf(name))
@@ -249,7 +249,7 @@ func remaining(name, text string) (time.Duration, bool) {
 	return lifetime(text, unitOf(name))
 }
 
-// touch gives the key another end.
+// touch changes the expiry of the key.
 func (r *call) touch(st *turn, key string, deadline int64) {
 	c := r.c
 	if err := checkKey(key); err != nil {
@@ -269,8 +269,8 @@ func (r *call) touch(st *turn, key string, deadline int64) {
 		st.fail(key, err)
 		return
 	}
-	// Before it is sent: what the server tells of it must not be taken for somebody
-	// else's doing.
+	// This comes before the command is sent: the invalidation that our own command causes must not
+	// be taken for a change by another client.
 	c.local.doubt(h, sameEnd)
 	w := &change{key: key, hash: h, verbatim: cloned(st.args), entry: c.local.get(h)}
 	if c.flights.n.Load() != 0 {
@@ -292,10 +292,10 @@ func (r *call) touchLocal(st *turn, h keyHash, deadline int64) {
 	st.decide(replied(r.cl.answers.number(n)))
 }
 
-// touchJournal answers for a key that is fenced, where that can be done.
+// touchJournal answers for a journaled key. It returns false if the journal cannot answer.
 func (r *call) touchJournal(st *turn, h keyHash, key string, deadline int64) bool {
-	f, fenced := r.c.journal.get(h, key, r.now)
-	if !fenced {
+	f, journaled := r.c.journal.get(h, key, r.now)
+	if !journaled {
 		return false
 	}
 	var n int64
@@ -314,14 +314,14 @@ func (r *call) touchJournal(st *turn, h keyHash, key string, deadline int64) boo
 }
 
 func (r *call) hasTouched(e *errand, replies []rueidis.RedisResult, o outcome) {
-	st, local := e.turn, r.c.local
+	st, tier := e.turn, r.c.local
 	if o.class == classOK {
-		local.retime(e.hash, e.change.entry, e.deadline)
+		tier.retime(e.hash, e.change.entry, e.deadline)
 		st.decide(replies[0])
 		return
 	}
-	// It may have been given its new end.
-	local.doubt(e.hash, func(old int64) int64 { return min(old, e.deadline) })
+	// The command may have run and changed the expiry.
+	tier.doubt(e.hash, func(old int64) int64 { return min(old, e.deadline) })
 	switch {
 	case o.class == classCommand:
 		st.decide(replies[0])

@@ -7,34 +7,34 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// GetMany returns the values of the keys that are found; a key that is not, or
-// whose Redis is away, is absent from the map. The keys are read in pipelines of at
-// most 256 keys. GetMany may wait for at most Options.Timeout for each pipeline, as
-// long as the one before was answered in time; ctx bounds the whole. The error is an
-// *Error for one key about which Redis had one to tell and a *BatchError for several;
-// the values of the others are returned beside it.
+// GetMany returns the values of the keys that are found. A key that is not found, or whose Redis is
+// away, is absent from the map. The keys are read in pipelines of at most 256 keys. GetMany blocks
+// for at most Options.Timeout for each pipeline, as long as the one before was answered in time;
+// ctx bounds the whole call. The error is an *Error if reading one key failed, and a *BatchError if
+// reading several failed; if ctx has ended it is the context's error. The values that were found
+// are returned beside it. A key over 512 MiB fails the whole call.
 //
 // The bytes may be shared: read them, do not write to them.
 func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte, error) {
-	lane, open := c.fence.enter()
-	defer lane.leave()
+	guard, open := c.fence.enter()
+	defer guard.leave()
 	if err := enterable(ctx, open); err != nil {
 		return nil, err
 	}
 	now := c.clock.now()
-	found := make(map[string][]byte, len(keys))
+	values := make(map[string][]byte, len(keys))
 	var missing []string
 	var hits uint64
 	for _, key := range keys {
 		h := c.local.hash(key)
 		if e, fresh := c.look(h, key, now); fresh {
-			found[key] = e.bytes()
+			values[key] = e.bytes()
 			hits++
 			continue
 		}
-		if e, ok, fenced := c.journaled(h, key, now); fenced {
+		if e, ok, journaled := c.journaled(h, key, now); journaled {
 			if ok {
-				found[key] = e.Value
+				values[key] = e.Value
 			}
 			continue
 		}
@@ -45,24 +45,24 @@ func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte,
 	}
 	c.stats.batchHits.Add(hits)
 	if len(missing) == 0 {
-		return found, nil
+		return values, nil
 	}
 	var errs errorList
 	err := c.readMany(ctx, "getmany", missing, now, func(i int, e Entry, err error) {
 		switch {
 		case err == nil:
-			found[missing[i]] = e.Value
+			values[missing[i]] = e.Value
 		case err != ErrMiss:
 			errs.errs = append(errs.errs, err)
 		}
 	})
 	if err != nil {
-		return found, err
+		return values, err
 	}
-	return found, errs.join()
+	return values, errs.join()
 }
 
-// readMany is read for the keys of a batch that are not fenced.
+// readMany is read for the keys of a batch that are not journaled.
 func (c *Cache) readMany(ctx context.Context, op string, keys []string, now int64, each func(i int, e Entry, err error)) error {
 	items := make([]item, 0, len(keys))
 	tokens := make([]token, 0, len(keys))
@@ -95,19 +95,19 @@ func (c *Cache) readMany(ctx context.Context, op string, keys []string, now int6
 	return ctx.Err()
 }
 
-// Add stores value under key if the key is absent, and says whether it did. Only
-// Redis can decide that, so while Redis is away, refuses writes, or does not
-// answer in time it returns ErrUnavailable; in the last case the value, should it
-// have been stored, is taken back. It waits for at most Options.Timeout, right after New
-// and after a quiet time also for the attempt to reach Redis. Without any Redis configured
-// the local tier decides.
+// Add stores value under key if the key is absent, and reports whether it did. A ttl of 0 means
+// Options.DefaultTTL. Only Redis can decide this, so Add returns ErrUnavailable while Redis is
+// away, refuses writes, or does not answer in time. In the last case the value is removed again if
+// it was stored. Add blocks for at most Options.Timeout. Right after New and after a quiet time
+// this includes waiting for the connection attempt. Without any Redis configured the local tier
+// decides.
 func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Duration) (bool, error) {
 	ttl, err := c.ttl(ttl)
 	if err != nil {
 		return false, &Error{Op: "add", Key: key, Err: err}
 	}
-	lane, open := c.fence.enter()
-	defer lane.leave()
+	guard, open := c.fence.enter()
+	defer guard.leave()
 	if err := enterable(ctx, open); err != nil {
 		return false, err
 	}
@@ -129,7 +129,7 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 		return false, err
 	}
 	w.entry = c.entryOf(&w, now, &c.routes.of(key).domain, 0)
-	// Until Redis has decided, the key's present value stands.
+	// Until Redis has decided, the present value of the key stands.
 	c.outdate(&w)
 	w.old, w.seq = c.local.hold(h)
 	c.overtake(bounded, &w)
@@ -145,27 +145,27 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 	if added {
 		c.local.endAs(h, w.entry, c.worth(&w, now, o))
 	} else {
-		defer c.local.end(h, true, asIs) // once it is journaled
+		defer c.local.end(h, true, asIs) // after the write is journaled
 	}
 	if o.unknown {
-		// It may run late, behind a Delete that was acknowledged: the caller is
-		// told that nothing was done, so what it may leave is taken back.
+		// The command may run late, even after a Delete that was acknowledged. The caller is told
+		// that the value was not stored, so a compensating delete is journaled.
 		w.del, w.undo, w.value, w.link = true, w.value, nil, s.link
 		w.base = w.baseOf()
 		saved, err := c.remember(&w, o.session.id)
-		left := c.durable(ctx, now, saved)
+		saveErr := c.durable(ctx, now, saved)
 		if err != nil {
 			return false, &Error{Op: "add", Key: key, Err: err}
 		}
-		if left != nil {
-			return false, left
+		if saveErr != nil {
+			return false, saveErr
 		}
 	}
 	return added, c.decided("add", key, o)
 }
 
-// decider returns the session that decides on a key now. A fenced key is
-// replayed first, within the budget.
+// decider returns the session that may decide on a key now. A journaled key is replayed first,
+// within the budget. The error is ErrUnavailable or the context's own.
 func (c *Cache) decider(ctx bound, h keyHash, key string) (*session, error) {
 	l, _ := c.awaitLink(ctx.caller, ctx.began, true, func() *link { return c.routes.link(c.routes.of(key)) })
 	s := l.writer(false)
@@ -179,17 +179,17 @@ func (c *Cache) decider(ctx bound, h keyHash, key string) (*session, error) {
 		return s, nil
 	}
 	if l.treat(key, false) != sendInCompany || l.treat(key, true) != sendInCompany {
-		return nil, ErrUnavailable // it is replayed alone
+		return nil, ErrUnavailable // the replay sends it alone
 	}
-	// Within the bulkhead, like everything that callers send.
+	// It takes a slot of the bulkhead, like all commands of callers.
 	ticket, err := s.acquire(ctx)
 	if err != nil {
 		return nil, c.decided("replay", key, unsent(ctx))
 	}
-	for range 3 { // an end on the way takes a round more, a conflict another one
+	for range 3 { // an expiry during the replay takes one more round, and so does a conflict
 		tasks := c.journal.takeOne(h, key)
 		if tasks == nil {
-			if again, _ := c.journal.sweep(ctx, ctx.began); again { // it may be done with
+			if again, _ := c.journal.sweep(ctx, ctx.began); again { // the replay may be done with it
 				c.routes.wake()
 			}
 			break
@@ -211,7 +211,7 @@ func (c *Cache) decider(ctx bound, h keyHash, key string) (*session, error) {
 	return s, nil
 }
 
-// decided is the error of a command that only Redis can answer.
+// decided returns the error of a command that only Redis can answer.
 func (c *Cache) decided(op, key string, o outcome) error {
 	switch o.class {
 	case classOK:
@@ -232,14 +232,13 @@ func (u unavailable) Error() string        { return ErrUnavailable.Error() + ": 
 func (u unavailable) Is(target error) bool { return target == ErrUnavailable }
 func (u unavailable) Unwrap() error        { return u.cause }
 
-// TTL returns what is left of the key's life, 0 where it has no expiry, and
-// ErrMiss where there is no such key. It answers from a fresh local copy at once
-// and else asks Redis, waiting for at most Options.Timeout, as Add does. While Redis is away
-// it answers from the journal or from a copy that Outage allows to be served;
-// where there is none, ErrUnavailable.
+// TTL returns the remaining life of the key, 0 if it has no expiry, and ErrMiss if there is no such
+// key. A fresh local copy answers at once. Otherwise TTL asks Redis and blocks for at most
+// Options.Timeout, as Add does. While Redis is away it answers from the journal or from an
+// unexpired copy that Outage allows to be served; without either it returns ErrUnavailable.
 func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
-	lane, open := c.fence.enter()
-	defer lane.leave()
+	guard, open := c.fence.enter()
+	defer guard.leave()
 	if err := enterable(ctx, open); err != nil {
 		return 0, err
 	}
@@ -249,9 +248,9 @@ func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
 	if fresh {
 		return left(now, e.expires.Load()), nil
 	}
-	if kept, found, fenced := c.journaled(h, key, now); found {
-		return kept.TTL, nil
-	} else if fenced {
+	if fromJournal, live, journaled := c.journaled(h, key, now); live {
+		return fromJournal.TTL, nil
+	} else if journaled {
 		return 0, ErrMiss
 	}
 	if err := checkKey(key); err != nil {
@@ -303,18 +302,18 @@ func (c *Cache) knownTTL(e *entry, now int64) (time.Duration, error) {
 	}
 }
 
-// Touch gives the key a new life of ttl from now; 0 means Options.DefaultTTL,
-// and where that is 0 too, no expiry. ErrMiss where there is no such key. It
-// waits for at most Options.Timeout, as Add does. While Redis is away only a key whose value
-// is in the journal can be touched; others get ErrUnavailable. A Touch that got no
-// answer may still run late, and then gives its end to what was set since.
+// Touch sets the remaining life of the key to ttl. A ttl of 0 means Options.DefaultTTL; if that is
+// 0 too, the expiry is removed. Touch returns ErrMiss if there is no such key. It blocks for at
+// most Options.Timeout, as Add does. While Redis is away only a key whose value is in the journal
+// can be touched; for any other key it returns ErrUnavailable. A Touch without an answer may run
+// late, and then changes the expiry of a value that was set since.
 func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error {
 	ttl, err := c.ttl(ttl)
 	if err != nil {
 		return &Error{Op: "touch", Key: key, Err: err}
 	}
-	lane, open := c.fence.enter()
-	defer lane.leave()
+	guard, open := c.fence.enter()
+	defer guard.leave()
 	if err := enterable(ctx, open); err != nil {
 		return err
 	}
@@ -342,8 +341,8 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 	if err != nil {
 		return err
 	}
-	// Before it is sent: what the server tells of it must not be taken for
-	// somebody else's doing.
+	// This comes before the command is sent: the invalidation that our own command causes must not
+	// be taken for a change by another client.
 	c.local.doubt(h, sameEnd)
 	was := c.local.get(h)
 	w := change{hash: h}
@@ -358,17 +357,17 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 		return append(cmds, b.Exists().Key(key).Build())
 	})
 	if o.class != classOK {
-		// It may have been given its new end.
+		// The command may have run and changed the expiry.
 		c.local.doubt(h, func(old int64) int64 { return min(old, deadline) })
 		return c.decided("touch", key, o)
 	}
 	n, err := replies[1].AsInt64()
 	s.lacks.note(lackExists, err != nil)
 	if err != nil && ttl > 0 {
-		n, err = replies[0].AsInt64() // PEXPIRE tells, too; PERSIST does not
+		n, err = replies[0].AsInt64() // PEXPIRE reports whether the key exists; PERSIST does not
 	}
 	if err == nil && n == 0 {
-		c.local.retime(h, was, now) // a copy that is over must not live again
+		c.local.retime(h, was, now) // an expired copy must not become valid again
 		return ErrMiss
 	}
 	c.local.retime(h, was, deadline)
@@ -380,6 +379,7 @@ func (c *Cache) touchLocal(h keyHash, now, deadline int64) error {
 	if e == nil || now >= e.expires.Load() {
 		return ErrMiss
 	}
-	e.confirm(term{confirmed: now, fresh: deadline, expires: deadline, epoch: e.epoch.Load()}) // not the domain: it stays
+	// The domain is not set: it stays.
+	e.confirm(term{confirmed: now, fresh: deadline, expires: deadline, epoch: e.epoch.Load()})
 	return nil
 }

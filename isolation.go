@@ -12,9 +12,9 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// A command may be the reason why a connection ends: a reply that is larger than the
-// server's limit for a client, a value at which a proxy hangs up. All calls share the
-// connection, so such a command is everybody's outage, unless it is found out:
+// A single command can be the reason why a connection ends: its reply is larger than the server's
+// output limit, or a proxy hangs up at its value. All calls share the connection, so such a command
+// would be an outage for every caller. It is identified as follows:
 //
 //	a command of a key    | lost in company | lost alone                | answered
 //	unknown               | lost once       | -                         | unknown
@@ -23,63 +23,61 @@ import (
 //	isolated              | -               | -                         | -
 //	isolated, time is up  | -               | isolated, for longer      | unknown
 //
-// In company means that other commands were under way, too: a suspect may be innocent,
-// so it is tried alone, on the same connection, one suspect after the other, and an
-// answer of any kind clears it. What is isolated is not sent: its callers are answered
-// as if Redis were away, and its writes go to the journal. The replay does the same
-// with what it sends.
+// In company means that other commands were under way too. A suspect may be innocent, so it is
+// tried alone on the same connection, one suspect at a time; an answer of any kind clears it. An
+// isolated command is not sent: its caller is answered as if Redis were away, and a write goes to
+// the journal. The replay treats its own commands in the same way.
 //
-// Each call knows after the event that its connection was lost under it, so nothing is
-// noted of a call that is answered, and while nothing is suspect a call pays for one
-// atomic load.
+// A call knows by itself that its connection was lost, so a call that is answered records nothing.
+// While there are no suspects, the check costs a call one atomic load.
 
-// errIsolated is why a command is not sent.
+// errIsolated is the reason why an isolated command is not sent.
 var errIsolated = errors.New("holdfast: the connection was lost whenever this was sent: it is isolated for a time")
 
 const (
-	// suspectsMost bounds the table. Past it, what is lost for the first time is not
-	// noted.
+	// suspectsMost bounds the table. In a full table a first loss is not recorded.
 	suspectsMost = 1024
-	// suspectLosses makes a suspect.
+	// suspectLosses is the number of losses that makes a suspect.
 	suspectLosses = 2
-	// suspectMemory is for how long a loss is remembered.
+	// suspectMemory is how long a loss is remembered.
 	suspectMemory = time.Minute
-	// An isolation begins with one MaxBackoff and doubles with each further loss, to
-	// isolationMost. Its end is remembered for isolationMemory.
+	// The first isolation lasts one MaxBackoff. Each further loss doubles it, up to isolationMost.
+	// It is remembered for isolationMemory after its end.
 	isolationMost   = 30 * time.Second
 	isolationMemory = 5 * time.Minute
-	// isolatedMost is how many may be isolated at once: more are not their own fault.
+	// isolatedMost bounds the isolated commands. If there would be more, the commands are not the
+	// cause, and the table is emptied.
 	isolatedMost = 32
-	// excusesMost is how many losses in a row are made good at once: one more for each
-	// MaxBackoff.
+	// excusesMost is how many losses in a row are followed by an immediate attempt. One more is
+	// allowed for each MaxBackoff that passes.
 	excusesMost = 8
 )
 
-// suspects are the commands under which connections of one link were lost.
+// suspects records the commands under which connections of one link were lost.
 type suspects struct {
 	clock clock
-	least time.Duration // the first isolation
+	least time.Duration // length of the first isolation
 	seed  maphash.Seed
 
-	known atomic.Pointer[suspectTable] // nil where there are none; never changed in place
-	mu    sync.Mutex                   // of who replaces it
+	known atomic.Pointer[suspectTable] // nil if empty; replaced, never changed in place
+	mu    sync.Mutex                   // held while the table is replaced
 }
 
-// suspectTable is keyed by the command's names and its key, see id.
+// suspectTable maps a command's id to its record; see suspects.id.
 type suspectTable struct {
 	of    map[uint64]suspect
-	sweep int64 // when to look for what can be forgotten
+	sweep int64 // when to remove records that are out of date
 }
 
 type suspect struct {
 	losses  uint8  // in company or alone
-	alone   uint8  // of those
-	session uint64 // the last that was lost: a loss counts once
-	until   int64  // when its isolation ends
+	alone   uint8  // of those, the losses alone
+	session uint64 // the last session lost; one session counts once
+	until   int64  // end of the isolation
 	forget  int64
 }
 
-// treatment is how a command goes to Redis.
+// treatment is the way in which a command is sent.
 type treatment uint8
 
 const (
@@ -94,9 +92,9 @@ func newSuspects(c clock, least time.Duration) suspects {
 
 func (s *suspects) any() bool { return s.known.Load() != nil }
 
-// id is what the commands of one key are known by: their names and the key, or, where
-// there is no key, all arguments of the first. That a read of the key takes the
-// connection with it says nothing of a delete.
+// id identifies the commands of one key by their names and the key, or, without a key, by their
+// names and all arguments of the first command. The names are part of the id because a read that
+// ends the connection says nothing about a delete of the same key.
 func (s *suspects) id(key string, cmds []rueidis.Completed) uint64 {
 	var h maphash.Hash
 	h.SetSeed(s.seed)
@@ -118,7 +116,7 @@ func (s *suspects) id(key string, cmds []rueidis.Completed) uint64 {
 	return h.Sum64()
 }
 
-// named is id for the one command of a key.
+// named is id for one command of a key.
 func (s *suspects) named(key string, names ...string) uint64 {
 	var h maphash.Hash
 	h.SetSeed(s.seed)
@@ -130,7 +128,7 @@ func (s *suspects) named(key string, names ...string) uint64 {
 	return h.Sum64()
 }
 
-// write is the id of a Set or Delete.
+// write returns the id of a Set or Delete.
 func (s *suspects) write(key string, del bool) uint64 {
 	if del {
 		return s.named(key, "DEL")
@@ -138,7 +136,7 @@ func (s *suspects) write(key string, del bool) uint64 {
 	return s.named(key, "SET")
 }
 
-// judge says how to send what has the id.
+// judge returns the way in which to send the commands with this id.
 func (s *suspects) judge(id uint64) treatment {
 	t := s.known.Load()
 	if t == nil {
@@ -158,7 +156,7 @@ func (s *suspects) judge(id uint64) treatment {
 	}
 }
 
-// change replaces the table by one in which f has worked.
+// change replaces the table by a copy that f has modified.
 func (s *suspects) change(f func(of map[uint64]suspect)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -176,18 +174,18 @@ func (s *suspects) change(f func(of map[uint64]suspect)) {
 	s.known.Store(&suspectTable{of: of, sweep: after(now, suspectMemory)})
 }
 
-// blame notes that a session was lost under the commands with these ids, alone or in
-// company, and says whether that made one of them a suspect or isolated it: then the
-// loss is a command's doing and not the way's.
-func (s *suspects) blame(ids []uint64, session uint64, alone bool) (found bool) {
+// blame records that a session was lost under the commands with these ids, alone or in company. It
+// reports whether one of them is a suspect or isolated now: then a command caused the loss, and not
+// the network or the server.
+func (s *suspects) blame(ids []uint64, sessionID uint64, alone bool) (guilty bool) {
 	s.change(func(of map[uint64]suspect) {
 		now := s.clock.now()
 		for _, id := range ids {
 			w, noted := of[id]
-			if w.session == session || !noted && len(of) >= suspectsMost {
+			if w.session == sessionID || !noted && len(of) >= suspectsMost {
 				continue
 			}
-			w.session, w.losses = session, min(w.losses+1, suspectLosses)
+			w.session, w.losses = sessionID, min(w.losses+1, suspectLosses)
 			w.forget = max(w.forget, after(now, suspectMemory))
 			if alone {
 				w.losses = suspectLosses
@@ -195,7 +193,7 @@ func (s *suspects) blame(ids []uint64, session uint64, alone bool) (found bool) 
 				w.forget = after(w.until, isolationMemory)
 				w.alone = min(w.alone+1, 64)
 			}
-			found = found || w.losses >= suspectLosses
+			guilty = guilty || w.losses >= suspectLosses
 			of[id] = w
 		}
 		if !alone {
@@ -209,13 +207,13 @@ func (s *suspects) blame(ids []uint64, session uint64, alone bool) (found bool) 
 		}
 		if isolated > isolatedMost {
 			clear(of)
-			found = false
+			guilty = false
 		}
 	})
-	return found
+	return guilty
 }
 
-// isolation is how long one lasts after so many before it.
+// isolation returns the length of an isolation after the given number of earlier ones.
 func isolation(least time.Duration, times uint8) time.Duration {
 	d := least
 	for range times {
@@ -227,7 +225,7 @@ func isolation(least time.Duration, times uint8) time.Duration {
 	return min(d, isolationMost)
 }
 
-// clear notes that the commands with these ids were answered.
+// clear records that the commands with these ids were answered.
 func (s *suspects) clear(ids ...uint64) {
 	t := s.known.Load()
 	if t == nil {
@@ -245,8 +243,8 @@ func (s *suspects) clear(ids ...uint64) {
 	}
 }
 
-// nextTrial is when to look again for what may be tried alone, never for nothing: at the
-// end of an isolation, or, for what could be tried already, a while from now.
+// nextTrial returns when to look again for commands that may be tried alone, or never if there are
+// none. That is the end of the first isolation to end, but not sooner than one MaxBackoff from now.
 func (s *suspects) nextTrial() int64 {
 	next := int64(never)
 	if t := s.known.Load(); t != nil {
@@ -260,15 +258,14 @@ func (s *suspects) nextTrial() int64 {
 	return next
 }
 
-// abandonedCalls are the calls of a session that gave up on an answer, as far as nothing
-// that was sent later has been answered: a connection that is lost is lost under them,
-// too.
+// abandonedCalls are the calls of a session that gave up waiting, as long as no later command has
+// been answered. If the connection is lost, it is lost under these calls too.
 type abandonedCalls struct {
 	mu struct {
 		sync.Mutex
 		ids   []uint64
-		alone []uint64 // of one that was sent alone; replies come in order, so before all that follow
-		key   string   // of that
+		alone []uint64 // of the last call sent alone; it is answered before all later calls
+		key   string   // of the call sent alone
 	}
 }
 
@@ -292,7 +289,7 @@ func (a *abandonedCalls) take() (ids, alone []uint64, key string) {
 	return ids, alone, key
 }
 
-// treat says how a write of the replay is to be sent.
+// treat returns the way in which to send a write of the replay.
 func (l *link) treat(key string, del bool) treatment {
 	if !l.suspects.any() {
 		return sendInCompany
@@ -300,8 +297,8 @@ func (l *link) treat(key string, del bool) treatment {
 	return l.suspects.judge(l.suspects.write(key, del))
 }
 
-// blame notes what a session that was lost was lost under, alone or in company, and
-// tells of what is isolated for it: a command of this key.
+// blame records the commands with these ids when a session was lost under them. If the loss
+// isolates a command, it is counted and logged with the key.
 func (l *link) blame(s *session, ids []uint64, alone bool, key string) {
 	if len(ids) == 0 || !l.suspects.blame(ids, s.id, alone) {
 		return
@@ -314,15 +311,15 @@ func (l *link) blame(s *session, ids []uint64, alone bool, key string) {
 	}
 }
 
-// blameAbandoned is blame for those who did not wait for it.
+// blameAbandoned is blame for the calls that gave up waiting.
 func (l *link) blameAbandoned(s *session) {
 	ids, alone, key := s.left.take()
 	l.blame(s, alone, true, key)
 	l.blame(s, ids, false, "")
 }
 
-// excuse says whether a loss that is a command's doing is to be made good at once. Not
-// all are, for a server may hang up whatever it is sent.
+// excuse reports whether a loss that a command caused is followed by an attempt at once. The number
+// of such attempts is limited, because a server may hang up at any command.
 func (l *link) excuse(now int64) bool {
 	each := int64(l.schedule.max)
 	if l.excuses > now+(excusesMost-1)*each {
@@ -332,8 +329,8 @@ func (l *link) excuse(now int64) bool {
 	return true
 }
 
-// unanswered notes that commands with these ids got no answer on the session; where they
-// were alone, those of the key.
+// unanswered records that commands with these ids got no answer on the session. If they were sent
+// alone, key is their key.
 func (s *session) unanswered(ids []uint64, alone bool, key string, o outcome) {
 	switch {
 	case o.lost:
@@ -346,7 +343,8 @@ func (s *session) unanswered(ids []uint64, alone bool, key string, o outcome) {
 	}
 }
 
-// subject is who is asked for: a name and a key, or what is built for an item.
+// subject identifies the commands of a call to ask: either by name and key, or by the item and the
+// function that builds its commands.
 type subject struct {
 	name  string
 	key   string
@@ -380,7 +378,7 @@ func (r *remote) ask(ctx bound, s *session, who subject, cmds ...rueidis.Complet
 	}
 	replies, o := r.do(ctx, s, how == sendAlone, cmds...)
 	if o.session != nil {
-		s = o.session // it may be another one
+		s = o.session // do may have used another session
 	}
 	switch {
 	case o.class == classOK && id[0] != 0:
@@ -394,12 +392,12 @@ func (r *remote) ask(ctx bound, s *session, who subject, cmds ...rueidis.Complet
 	return replies, o
 }
 
-// aloneLook is how often who is to be alone looks whether the others have left.
+// aloneLook is how often enterAlone checks whether the other calls have ended.
 const aloneLook = 100 * time.Microsecond
 
-// enterAlone takes all slots, once those who have one have left, so that nothing else is
-// under way but the probe. It waits for that until ctx ends, and keeps all others out
-// meanwhile; those who wait for a slot already have their turn first.
+// enterAlone takes all slots and waits until the calls that hold one have ended, so that only the
+// probe can run beside the caller. It blocks until then or until ctx ends. Meanwhile it keeps out
+// all other calls, except that calls already waiting for a slot have a millisecond to go first.
 func (s *session) enterAlone(ctx context.Context) (ticket uint64, err error) {
 	for !s.solo.CompareAndSwap(false, true) {
 		if !sleep(ctx, aloneLook) {
@@ -412,7 +410,7 @@ func (s *session) enterAlone(ctx context.Context) (ticket uint64, err error) {
 	s.used.Add(bulkheadSlots)
 	for asked := false; s.used.Load() != bulkheadSlots || s.replays.Load() != 0; {
 		if s.abandoned.Load() != 0 && !asked {
-			// An answer to what is sent later frees their slots.
+			// An answer to a later command frees the slots of abandoned calls.
 			asked = true
 			s.aside(ctx, s.client.B().Ping().Build())
 		}
@@ -424,9 +422,9 @@ func (s *session) enterAlone(ctx context.Context) (ticket uint64, err error) {
 	return s.tickets.Add(1), nil
 }
 
-// leaveAlone gives the slots back, but for those kept.
-func (s *session) leaveAlone(kept int64) {
-	s.used.Add(kept - bulkheadSlots)
+// leaveAlone releases all slots except the given number.
+func (s *session) leaveAlone(keep int64) {
+	s.used.Add(keep - bulkheadSlots)
 	s.solo.Store(false)
 	for range min(s.waiting.Load(), bulkheadSlots) {
 		select {
@@ -437,8 +435,8 @@ func (s *session) leaveAlone(kept int64) {
 	}
 }
 
-// enterReplay is for a pipeline of the replay, which takes no slot. It waits while
-// somebody is alone.
+// enterReplay admits a pipeline of the replay, which takes no slot. It waits while a call is alone.
+// It returns false if ctx ends first.
 func (s *session) enterReplay(ctx context.Context) bool {
 	for {
 		s.replays.Add(1)

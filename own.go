@@ -12,43 +12,43 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// owned are the connections that callers have of their own, beside the link's session:
-// for transactions, subscriptions, streams, and commands that block. They are dialled on
-// demand, and only while the link's session serves: nothing is dialled to a Redis that
-// the supervisor does not hold to be there. They end with the period in which it
-// serves, so that nobody waits on a server that has fallen silent.
+// owned holds the dedicated connections of one link, beside its session: for transactions,
+// subscriptions, streams and commands that block. They are dialled on demand, and only while the
+// link's session serves: no connection is dialled to a Redis that the supervisor does not hold to
+// be there. They end with the period in which the session serves, so that no caller waits for a
+// server that has fallen silent.
 //
-// A dial that failed is not repeated before its back-off is over; callers who come
-// meanwhile are turned away. Connections and dials take a slot each; a few dial at
-// once. Connections without state are kept for the next caller, for a while.
+// After a failed dial no other is made until its back-off has passed; callers that come meanwhile
+// get an error at once. Each connection and each dial takes a slot, and few dials run at once.
+// Connections without state are kept idle for the next caller, for a limited time.
 type owned struct {
 	link    *link
 	workers *group
-	closed  func() bool // the Cache is
+	closed  func() bool // reports whether the Cache is closed
 
-	slots chan struct{} // a token for each connection, and each dial
-	turns chan struct{} // a token for each dial
-	idle  chan *ownConn // to be had; some may have ended
-	using atomic.Int64  // connections that are not idle, streams apart
+	slots chan struct{} // one token for each connection and each dial
+	turns chan struct{} // one token for each running dial
+	idle  chan *ownConn // idle connections; some may have ended
+	using atomic.Int64  // connections in use, not counting streams
 
 	mu struct {
 		sync.Mutex
-		due     int64 // no dial before
+		due     int64 // no dial before this time
 		backoff backoff
-		cause   error // of the last dial's failure
+		cause   error // the error of the last failed dial
 
 		streams *streaming
 	}
 }
 
 const (
-	ownSlots = 1024 // where BlockingPoolSize does not say
-	ownDials = 8    // at once
-	ownIdle  = 1024 // kept
-	// ownKept is for how long; BlockingPoolCleanup may say otherwise.
+	ownSlots = 1024 // default of BlockingPoolSize
+	ownDials = 8    // dials that run at once
+	ownIdle  = 1024 // most idle connections
+	// ownKept is how long an idle connection is kept, unless BlockingPoolCleanup is set.
 	ownKept = 10 * time.Second
-	// ownRing is the scale of rueidis' ring for one connection, and half of it what may
-	// wait there: as with a session's bulkhead.
+	// ownRing is the scale of rueidis' ring for one of these connections. Half the ring may be
+	// waiting, as with a session's bulkhead.
 	ownRing   = 6
 	ownWaits  = 1 << ownRing / 2
 	ownBuffer = 16 << 10
@@ -76,10 +76,10 @@ func newOwned(l *link) *owned {
 	return o
 }
 
-// inUse says that somebody has a connection: the supervisor watches over it.
+// inUse reports whether a caller has a connection. The supervisor does not sleep then.
 func (o *owned) inUse() bool { return o.using.Load() > 0 }
 
-// ownConn is a connection of a caller's own.
+// ownConn is a dedicated connection.
 type ownConn struct {
 	owned     *owned
 	session   *session
@@ -87,10 +87,10 @@ type ownConn struct {
 	dialer    *dialer
 	dedicated rueidis.DedicatedClient
 
-	state atomic.Int32          // connTaken...
-	timer *time.Timer           // of an idle one
-	cause atomic.Pointer[error] // why it was closed, where that was us
-	waits chan struct{}         // a token for each command under way
+	state atomic.Int32          // connTaken, connIdle or connEnded
+	timer *time.Timer           // ends an idle connection
+	cause atomic.Pointer[error] // the reason, if this side closed it
+	waits chan struct{}         // one token for each command under way
 }
 
 const (
@@ -99,16 +99,16 @@ const (
 	connEnded
 )
 
-// ended says whether the connection is lost.
+// ended reports whether the connection is lost.
 func (c *ownConn) ended() bool { return c.dialer.ended() || c.period.Err() != nil }
 
-// close ends the connection, and whatever waits on it with this error.
+// close ends the connection. Calls that wait on it get cause as their error.
 func (c *ownConn) close(cause error) {
 	c.cause.CompareAndSwap(nil, &cause)
 	c.dialer.close()
 }
 
-// failed is what reads and writes of the connection fail with.
+// failed returns the error for reads and writes of the connection.
 func (c *ownConn) failed(err error) error {
 	if cause := c.cause.Load(); cause != nil {
 		return *cause
@@ -116,7 +116,7 @@ func (c *ownConn) failed(err error) error {
 	return c.owned.failed(c.period, err)
 }
 
-// failed makes an error of a connection what its caller gets.
+// failed turns an error of a connection into the error for its caller.
 func (o *owned) failed(p *period, err error) error {
 	var u unavailable
 	switch {
@@ -134,9 +134,10 @@ func (o *owned) failed(p *period, err error) error {
 	return unavailable{cause}
 }
 
-// take returns a connection, one that was idle or a new one. It waits for at most
-// Dialer.Timeout, and less once ctx ends. fresh wants one of which nothing is known to
-// anybody, and over which rueidis pings. The caller is within the fence.
+// take returns a connection, either an idle one or a new one. It blocks for at most Dialer.Timeout
+// until it may dial, and then for as long as connect takes; less if ctx or the period ends. With
+// fresh set it returns a new connection on which rueidis sends PINGs. The caller has entered the
+// call gate.
 func (o *owned) take(ctx context.Context, fresh bool) (*ownConn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -182,8 +183,8 @@ func (o *owned) takeFrom(ctx context.Context, s *session, p *period, fresh bool)
 			return conn, nil
 		}
 	}
-	// Of its own goroutine: the caller's context wins over a dial that hangs, and what
-	// the dial brings is of use to the next.
+	// The dial runs on its own goroutine: the caller's context can end the wait for a dial that
+	// hangs, and the next caller can use the connection that the dial brings.
 	d := &ownDial{fresh: fresh, done: make(chan struct{})}
 	if !o.workers.spawn("dial", func() { d.run(g, s) }) {
 		<-o.turns
@@ -203,7 +204,7 @@ func (o *owned) takeFrom(ctx context.Context, s *session, p *period, fresh bool)
 	return d.conn, nil
 }
 
-// fromIdle returns a connection that is to be had, nil if there is none.
+// fromIdle returns an idle connection, nil if there is none.
 func (o *owned) fromIdle(p *period) *ownConn {
 	for {
 		select {
@@ -217,7 +218,7 @@ func (o *owned) fromIdle(p *period) *ownConn {
 	}
 }
 
-// wake takes an idle connection, if it is still good.
+// wake takes an idle connection into use. It returns false if the connection is not usable.
 func (c *ownConn) wake(p *period) bool {
 	if !c.state.CompareAndSwap(connIdle, connTaken) {
 		return false
@@ -230,7 +231,7 @@ func (c *ownConn) wake(p *period) bool {
 	return true
 }
 
-// give returns a connection: for the next caller where it is clean, else to be closed.
+// give returns a connection. A clean connection is kept for the next caller, any other is closed.
 func (o *owned) give(c *ownConn, clean bool) {
 	o.using.Add(-1)
 	o.keep(c, clean)
@@ -241,17 +242,17 @@ func (o *owned) keep(c *ownConn, clean bool) {
 		c.close(errConnClosed)
 		return
 	}
-	kept := o.kept()
+	idleFor := o.kept()
 	c.state.Store(connIdle)
 	if c.timer == nil {
-		c.timer = time.AfterFunc(kept, func() {
+		c.timer = time.AfterFunc(idleFor, func() {
 			if c.state.CompareAndSwap(connIdle, connEnded) {
 				c.close(errConnClosed)
 				o.sweep()
 			}
 		})
 	} else {
-		c.timer.Reset(kept)
+		c.timer.Reset(idleFor)
 	}
 	select {
 	case o.idle <- c:
@@ -263,8 +264,8 @@ func (o *owned) keep(c *ownConn, clean bool) {
 	}
 }
 
-// sweep lets go of connections that have ended while they were idle; the oldest come
-// first.
+// sweep removes connections that ended while they were idle. It checks the oldest first and stops
+// at a live one.
 func (o *owned) sweep() {
 	for {
 		select {
@@ -289,8 +290,8 @@ func (o *owned) kept() time.Duration {
 	return ownKept
 }
 
-// grant is the right to dial: a slot, which goes with the connection, and a turn,
-// which ends with the dial.
+// grant is the right to dial. It consists of a slot, which is held as long as the connection, and a
+// turn, which is held until the dial ends.
 type grant struct {
 	owned  *owned
 	period *period
@@ -309,7 +310,7 @@ func (g *grant) wait(ctx context.Context, limit <-chan time.Time, idle <-chan *o
 			slots, turns, full = nil, o.turns, errOwnLate
 			continue
 		case turns <- struct{}{}:
-			// Somebody's dial may have failed meanwhile.
+			// Another dial may have failed meanwhile.
 			err := o.resting()
 			if err != nil {
 				<-o.turns
@@ -335,7 +336,7 @@ func (g *grant) wait(ctx context.Context, limit <-chan time.Time, idle <-chan *o
 	}
 }
 
-// resting is why nobody may dial now, nil if that is not so.
+// resting returns the error of the last dial while its back-off lasts, nil otherwise.
 func (o *owned) resting() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -345,11 +346,11 @@ func (o *owned) resting() error {
 	return nil
 }
 
-// dialled takes note of what became of a dial.
+// dialled records the result of a dial.
 func (o *owned) dialled(err error) {
 	<-o.turns
 	if errors.Is(err, context.Canceled) {
-		return // its caller has left; that says nothing of Redis
+		return // its caller has left; that says nothing about Redis
 	}
 	now := o.link.clock.now()
 	o.mu.Lock()
@@ -360,21 +361,21 @@ func (o *owned) dialled(err error) {
 		return
 	}
 	if now < o.mu.due {
-		return // it began beside one that failed: that was counted
+		return // it ran beside a dial that failed and was counted
 	}
 	if o.mu.backoff.tries == 0 {
-		o.mu.backoff.tries = 1 // the first try of a schedule is none to wait for
+		o.mu.backoff.tries = 1 // the first try of a schedule has no wait
 	}
 	o.mu.due, o.mu.cause = now+int64(o.mu.backoff.next()), err
 }
 
-// ownDial is a dial that its caller may leave.
+// ownDial is a dial that its caller may abandon.
 type ownDial struct {
 	fresh   bool
 	conn    *ownConn
 	err     error
 	done    chan struct{}
-	decided atomic.Bool // the caller has left, or gets what there is
+	decided atomic.Bool // the caller has left, or takes the result
 }
 
 func (d *ownDial) run(g *grant, s *session) {
@@ -387,10 +388,10 @@ func (d *ownDial) run(g *grant, s *session) {
 	close(d.done)
 }
 
-// leave is called by a caller who waits no longer.
+// leave is called when the caller stops waiting.
 func (d *ownDial) leave(why error) error {
 	if !d.decided.CompareAndSwap(false, true) {
-		<-d.done // it has come just now
+		<-d.done // it is done just now
 		if d.err == nil {
 			d.conn.owned.keep(d.conn, !d.fresh)
 		}
@@ -398,8 +399,8 @@ func (d *ownDial) leave(why error) error {
 	return why
 }
 
-// connect dials once and shakes hands. It blocks for at most twice Dialer.Timeout, after
-// what Redis.AuthCredentialsFn takes, and less once the period ends.
+// connect makes one dial and one handshake. It blocks for at most twice Dialer.Timeout, after the
+// call of Redis.AuthCredentialsFn (ten seconds at most); less if the period ends.
 func (o *owned) connect(p *period, s *session, pings bool) (conn *ownConn, err error) {
 	conn = &ownConn{owned: o, session: s, period: p, waits: make(chan struct{}, ownWaits)}
 	d := &dialer{
@@ -414,7 +415,7 @@ func (o *owned) connect(p *period, s *session, pings bool) (conn *ownConn, err e
 	d.lost = func(error) { free() }
 	conn.dialer = d
 	defer func() {
-		// As in pipe.dial: what rueidis makes of a handshake's replies.
+		// As in pipe.dial: rueidis may panic on the replies of a handshake.
 		if r := recover(); r != nil {
 			err = fmt.Errorf("the handshake made no sense: %v", r)
 		}
@@ -427,21 +428,22 @@ func (o *owned) connect(p *period, s *session, pings bool) (conn *ownConn, err e
 		}
 		d.settled()
 	}()
-	// Its one wire would be dialled at once, so there is no permit yet; forced to be
-	// single it comes back nevertheless. The permit is for the dedicated wire.
-	client, err := rueidis.NewClient(o.option(s, d, pings))
-	if client == nil {
+	// rueidis.NewClient would dial the client's single wire at once, so there is no permit yet.
+	// With ForceSingleClient it returns the client although that dial fails. The permit is for the
+	// dedicated wire.
+	rc, err := rueidis.NewClient(o.option(s, d, pings))
+	if rc == nil {
 		return nil, err
 	}
 	d.permit.Store(true)
-	conn.dedicated, _ = client.Dedicate()
+	conn.dedicated, _ = rc.Dedicate()
 	d.shaken()
 	if d.late.Load() {
 		return nil, unanswered(context.DeadlineExceeded, o.link.opts.Redis.Dialer.Timeout)
 	}
 	if d.ended() {
-		// A dead wire says why.
-		err = conn.dedicated.Do(context.Background(), client.B().Ping().Build()).NonRedisError()
+		// A command on a dead wire returns the reason.
+		err = conn.dedicated.Do(context.Background(), rc.B().Ping().Build()).NonRedisError()
 		if err == nil {
 			err = errConnClosed
 		}
@@ -450,7 +452,7 @@ func (o *owned) connect(p *period, s *session, pings bool) (conn *ownConn, err e
 	return conn, nil
 }
 
-// option is the rueidis configuration of a connection of a caller's own.
+// option returns the rueidis configuration of a dedicated connection.
 func (o *owned) option(s *session, d *dialer, pings bool) rueidis.ClientOption {
 	option := clientOption(plan{addr: s.addr, option: o.link.opts.connection(), manner: s.manner}, d)
 	option.RingScaleEachConn = ownRing
@@ -461,9 +463,10 @@ func (o *owned) option(s *session, d *dialer, pings bool) rueidis.ClientOption {
 		option.WriteBufferEachConn = ownBuffer
 	}
 	if !pings {
-		// A PING behind MULTI would be queued, and its answer be one of EXEC's; behind
-		// a command that blocks it would be missed, and the connection given up. Only
-		// what listens needs it: the rest is watched over by TCP and by the session.
+		// A PING after MULTI would be queued and answered within EXEC's reply. A PING after a
+		// blocking command would get no answer in time, and the connection would be given up. Only
+		// subscriptions need the PING: the other connections are monitored by TCP keep-alive and by
+		// the session.
 		d.keepAlive, option.Dialer.KeepAlive = option.Dialer.KeepAlive, -1
 	}
 	return option
@@ -471,7 +474,7 @@ func (o *owned) option(s *session, d *dialer, pings bool) rueidis.ClientOption {
 
 // do sends the commands in one pipeline and waits until ctx or the period ends.
 func (c *ownConn) do(ctx context.Context, asking bool, cmds []rueidis.Completed) []rueidis.RedisResult {
-	// rueidis' ring holds whoever finds it full, whatever their context says.
+	// A caller that finds rueidis' ring full is blocked regardless of its context.
 	select {
 	case c.waits <- struct{}{}:
 		defer func() { <-c.waits }()
@@ -486,7 +489,7 @@ func (c *ownConn) do(ctx context.Context, asking bool, cmds []rueidis.Completed)
 	return c.dedicated.DoMulti(ctx, cmds...)
 }
 
-// worded makes the error of a command that got no reply what its caller gets.
+// worded turns the error of a command without a reply into the error for its caller.
 func (c *ownConn) worded(ctx context.Context, name string, err error) error {
 	switch {
 	case gaveUp(err) && ctx.Err() != nil:
@@ -496,7 +499,7 @@ func (c *ownConn) worded(ctx context.Context, name string, err error) error {
 	case misuse(err), errors.Is(err, rueidis.ErrClosing), errors.Is(err, rueidis.ErrDedicatedClientRecycled):
 		return err
 	case errors.Is(err, errNoPermit):
-		err = errNoPubSub // rueidis wants a second connection for it, in RESP2
+		err = errNoPubSub // in RESP2 rueidis wants a second connection for it
 	case gaveUp(err):
 		c.owned.link.stats.timeouts.Add(1)
 		err = unavailable{errBudget}
@@ -506,12 +509,12 @@ func (c *ownConn) worded(ctx context.Context, name string, err error) error {
 	return &Error{Op: strings.ToLower(name), Tier: Remote, Err: err}
 }
 
-// misuse says whether rueidis refused to send a command.
+// misuse reports whether rueidis refused to send a command.
 func misuse(err error) bool {
 	return errors.Is(err, rueidis.ErrRESP2PubSubMixed) || errors.Is(err, rueidis.ErrBlockingPubSubMixed)
 }
 
-// learn takes note of what Redis had against a command, where that is about more than it.
+// learn reports an error reply of Redis to the link if it says something about the server.
 func (c *ownConn) learn(err error) {
 	switch classify(context.Background(), err) {
 	case classWriteRefused:

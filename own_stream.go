@@ -11,33 +11,34 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// streaming is the connections of DoStream. What it returns is read by its caller, at
-// leisure, and cannot be watched from here: only rueidis knows when it was read, and
-// keeps the connection in a pool of its own then. So there is one rueidis client for all
-// streams of a period, which dials for those only who bring a right to.
+// streaming is the rueidis client for the streams of one period. The caller reads a stream at its
+// own pace, and only rueidis knows when it was read to its end; rueidis then returns the connection
+// to a pool of its own. So all streams of a period share one rueidis client, and it dials only for
+// calls whose context has a streamCall.
 type streaming struct {
 	client rueidis.Client
 	period *period
 }
 
-// streamCall is the right to dial that a call brings along in its context.
+// streamCall is the right of one call to dial. It is passed in the call's context.
 type streamCall struct {
 	grant  grant
-	dialer *dialer // of the dial that it made
+	dialer *dialer // of the dial that the call made
 	stop   func() bool
-	left   bool // before the dial had ended
+	left   bool // the call ended before the dial
 }
 
 type streamKey struct{}
 
-// streamLimit is the least that a reader has for a stream, where its context says
-// nothing else; rueidis bounds it by ConnWriteTimeout, which here says how soon a
-// silent server is noticed.
+// streamLimit is the least time in which a stream may be read if its context has no deadline.
+// rueidis limits the reading by ConnWriteTimeout, which elsewhere in this package is the time after
+// which a silent server is noticed.
 const streamLimit = 10 * time.Second
 
-// stream sends by a connection of the kind, and returns what is to be read from it. It
-// waits for at most twice Dialer.Timeout, and less once ctx ends. The caller is within
-// the fence.
+// stream sends commands over a connection for streams and returns the stream of their replies. It
+// blocks for at most Dialer.Timeout until it may dial, then for at most twice that, after the call
+// of Redis.AuthCredentialsFn (ten seconds at most); less if ctx ends. The caller has entered the
+// call gate.
 func (o *owned) stream(ctx context.Context, send func(context.Context, rueidis.Client) rueidis.RedisResultStream) rueidis.RedisResultStream {
 	if err := ctx.Err(); err != nil {
 		return rueidis.NewErrorResultStream(err)
@@ -45,14 +46,14 @@ func (o *owned) stream(ctx context.Context, send func(context.Context, rueidis.C
 	var p *period
 	if s := o.link.reader(); s != nil {
 		p = s.period.Load()
-		if client := o.streamsOf(s, p); client != nil {
-			return o.streamBy(ctx, p, client, send)
+		if rc := o.streamsOf(s, p); rc != nil {
+			return o.streamBy(ctx, p, rc, send)
 		}
 	}
 	return rueidis.NewErrorResultStream(o.link.why())
 }
 
-// streamsOf returns the client of the period's streams.
+// streamsOf returns the rueidis client for the streams of the period, nil if there is none.
 func (o *owned) streamsOf(s *session, p *period) rueidis.Client {
 	if p == nil {
 		return nil
@@ -66,64 +67,64 @@ func (o *owned) streamsOf(s *session, p *period) rueidis.Client {
 	option := o.option(s, d, false)
 	keepAlive, plain := d.keepAlive, s.manner != mannerFull
 	option.DialCtxFn = func(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (net.Conn, error) {
-		call, _ := ctx.Value(streamKey{}).(*streamCall)
-		if call == nil {
+		sc, _ := ctx.Value(streamKey{}).(*streamCall)
+		if sc == nil {
 			return nil, errNoPermit
 		}
-		return call.dial(ctx, addr, nd, cfg, keepAlive, plain)
+		return sc.dial(ctx, addr, nd, cfg, keepAlive, plain)
 	}
 	option.AlwaysPipelining = false
 	option.ConnWriteTimeout = max(option.ConnWriteTimeout, streamLimit)
 	option.BlockingPoolSize = 1 << 30 // the slots are the bound
 	option.BlockingPoolCleanup, option.BlockingPoolMinSize = o.kept(), 0
-	client, _ := rueidis.NewClient(option)
-	if client == nil {
+	rc, _ := rueidis.NewClient(option)
+	if rc == nil {
 		return nil
 	}
-	o.mu.streams = &streaming{client: client, period: p}
-	context.AfterFunc(p, client.Close) // what is idle; what is read is closed by its dialer
-	return client
+	o.mu.streams = &streaming{client: rc, period: p}
+	context.AfterFunc(p, rc.Close) // closes the idle ones; a stream in use is closed by its dialer
+	return rc
 }
 
-func (o *owned) streamBy(ctx context.Context, p *period, client rueidis.Client, send func(context.Context, rueidis.Client) rueidis.RedisResultStream) rueidis.RedisResultStream {
-	call := &streamCall{grant: grant{owned: o, period: p}}
-	r := send(context.WithValue(ctx, streamKey{}, call), client)
+func (o *owned) streamBy(ctx context.Context, p *period, rc rueidis.Client, send func(context.Context, rueidis.Client) rueidis.RedisResultStream) rueidis.RedisResultStream {
+	sc := &streamCall{grant: grant{owned: o, period: p}}
+	r := send(context.WithValue(ctx, streamKey{}, sc), rc)
 	err := r.Error()
-	own := ctx.Err()
-	if call.dialer != nil {
-		call.stop()
-		if !call.left {
-			call.dialer.shaken()
+	ctxErr := ctx.Err()
+	if sc.dialer != nil {
+		sc.stop()
+		if !sc.left {
+			sc.dialer.shaken()
 		}
 		switch {
 		case err == nil:
-			call.dialer.settled()
-			call.dialer.streams()
-		case own != nil:
-			err = own
+			sc.dialer.settled()
+			sc.dialer.streams()
+		case ctxErr != nil:
+			err = ctxErr
 		default:
-			err = call.dialer.explain(err)
+			err = sc.dialer.explain(err)
 		}
 		o.dialled(err)
 	}
 	if err == nil {
 		return r
 	}
-	if own != nil {
-		err = own
+	if ctxErr != nil {
+		err = ctxErr
 	} else if !errors.Is(err, ErrClosed) {
 		err = o.failed(p, err)
 	}
 	return rueidis.NewErrorResultStream(err)
 }
 
-// dial dials within the call. The dial itself has a goroutine of its own, for the
-// caller's context wins over one that hangs.
-func (call *streamCall) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config, keepAlive time.Duration, plain bool) (net.Conn, error) {
-	o, p := call.grant.owned, call.grant.period
+// dial makes the connection of a call. The dial runs on its own goroutine, so that the caller's
+// context can end the wait for a dial that hangs.
+func (sc *streamCall) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config, keepAlive time.Duration, plain bool) (net.Conn, error) {
+	o, p := sc.grant.owned, sc.grant.period
 	limit := time.NewTimer(o.link.opts.Redis.Dialer.Timeout)
 	defer limit.Stop()
-	if _, err := call.grant.wait(ctx, limit.C, nil); err != nil {
+	if _, err := sc.grant.wait(ctx, limit.C, nil); err != nil {
 		return nil, err
 	}
 	d := &dialer{
@@ -137,8 +138,8 @@ func (call *streamCall) dial(ctx context.Context, addr string, nd *net.Dialer, c
 	free := sync.OnceFunc(func() { stop(); <-o.slots })
 	d.lost = func(error) { free() }
 	d.permit.Store(true)
-	// Also the handshake, which comes after this.
-	call.dialer, call.stop = d, context.AfterFunc(ctx, d.close)
+	// ctx also ends the handshake, which comes after this dial.
+	sc.dialer, sc.stop = d, context.AfterFunc(ctx, d.close)
 	type dialled struct {
 		conn net.Conn
 		err  error
@@ -164,7 +165,7 @@ func (call *streamCall) dial(ctx context.Context, addr string, nd *net.Dialer, c
 	case <-p.Done():
 		err = o.failed(p, errConnClosed)
 	}
-	call.left = true
-	d.close() // also what is yet to come
+	sc.left = true
+	d.close() // also a connection that the dial has yet to make
 	return nil, err
 }

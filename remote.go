@@ -12,67 +12,69 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// remote is the second tier: commands on sessions, within the budget and the
-// bulkhead, their outcomes classified and reported to the session's link.
+// remote is the second tier. It sends commands on sessions, within the budget and the bulkhead. It
+// classifies their outcomes and reports them to the session's link.
 type remote struct {
 	routes  *routes
-	hops    int // how many redirections a call follows
+	hops    int // most redirections that a call follows
 	budget  *budget
 	clock   clock
 	stats   *counters
-	fenced  func() bool // whether there is anything in the journal
-	callers group       // of the parts of a batch that go to several servers
+	fenced  func() bool // reports whether the journal holds any key
+	callers group       // goroutines of batches that go to several servers
 }
 
-// outcome is what became of one command.
+// outcome is the result of one command, apart from its replies.
 type outcome struct {
 	class class
 	err   error
 
-	// unknown: Redis may have run the command, may still run it, or never got
-	// it. A reply of any kind, and a command that was never sent, are known.
+	// unknown: Redis may have run the command, may still run it, or never got it. It is false for a
+	// command that got a reply of any kind, and for a command that was not sent.
 	unknown bool
 
-	// lost: the connection was lost while the command was under way. tooLate: it was lost
-	// before, so nothing was sent.
+	// lost: the connection was lost while the command was under way. tooLate: the connection was
+	// lost before, so the command was not sent.
 	lost    bool
 	tooLate bool
 
-	// session is the one that answered, or did not. asked: its server does not
-	// own the slot, only imports it, so what it says is an answer and no more.
+	// session is the session that answered, or failed to. asked: the command was sent with ASKING,
+	// to a server that imports the slot and does not own it. Its reply is an answer, but is not
+	// kept as fresh.
 	session *session
 	asked   bool
 }
 
-// tryAgain says that keys of one slot are in two places, as while it moves.
+// tryAgain reports the error TRYAGAIN: while a slot moves, its keys may be on two nodes.
 func (o *outcome) tryAgain() bool {
 	var re *rueidis.RedisError
 	return errors.As(o.err, &re) && strings.HasPrefix(re.Error(), "TRYAGAIN")
 }
 
-// hungAfter is the part of the budget, one in so many, that a caller with a
-// deadline of its own must have waited in vain before that counts against Redis.
+// hungAfter is a divisor of the budget. A caller whose own deadline ended counts as a failure of
+// Redis only if it waited for at least this fraction of the budget and the session answered nothing
+// meanwhile.
 const hungAfter = 10
 
-// bound is a call of the user's as far as Redis is concerned: however many
-// commands it sends, they share one budget; but for a batch, see remote.batch.
+// bound is the context of one call of the user to Redis. All commands of the call share one budget,
+// except in a batch; see remote.batch.
 type bound struct {
-	context.Context                 // ends with the budget or with the caller's own
-	caller          context.Context // the caller's own
+	context.Context                 // ends with the budget or with caller
+	caller          context.Context // the caller's own context
 	began           int64
 }
 
-// bound begins a call's budget; cancel must be called at its end.
+// bound begins the budget of a call. The caller must call cancel at the end of the call.
 func (r *remote) bound(ctx context.Context, now int64) (b bound, cancel context.CancelFunc) {
 	b = bound{caller: ctx, began: now}
 	b.Context, cancel = r.budget.of(ctx, now)
 	return b, cancel
 }
 
-// do sends the commands in one pipeline and waits for their replies until the
-// call's budget or the caller's context ends; alone, if they are to be the only ones
-// under way. The replies are nil where none came. Where the session had ended before
-// anything was sent, and its link has another one by now, that one is asked: once.
+// do sends the commands in one pipeline and waits for their replies until the call's budget or the
+// caller's context ends. With alone set it waits until no other command is under way. The replies
+// may be nil if the outcome is not classOK. If the session had ended before anything was sent and
+// its link has another one by now, the commands are sent there, once.
 func (r *remote) do(ctx bound, s *session, alone bool, cmds ...rueidis.Completed) ([]rueidis.RedisResult, outcome) {
 	replies, o := r.doOn(ctx, s, alone, cmds)
 	if o.tooLate {
@@ -84,16 +86,16 @@ func (r *remote) do(ctx bound, s *session, alone bool, cmds ...rueidis.Completed
 	return replies, o
 }
 
-// mayFollow says whether the commands, which were not sent, may be sent to another session
-// than was meant, which serves by now. What came in between may be in the journal, and
-// would find there what is older.
+// mayFollow reports whether commands that were not sent may be sent to the session that serves now
+// instead. Writes may not if the journal holds keys: a later write of the same key may be in the
+// journal, and the older command must not run after it.
 func (r *remote) mayFollow(cmds []rueidis.Completed) bool {
 	return !r.fenced() || !slices.ContainsFunc(cmds, func(cmd rueidis.Completed) bool { return !cmd.IsReadOnly() })
 }
 
-// successor is the session that serves in place of one that has ended: it was replaced,
-// or lost, between a call's asking for it and its sending. Where nobody used the link, it
-// may be waited for: see moment.
+// successor returns the session that serves in place of one that was replaced or lost after a call
+// had chosen it, nil if there is none. If the link was unused, successor waits for the connection
+// attempt; see moment.
 func (r *remote) successor(ctx bound, s *session) *session {
 	next := s.link.gate.Load()
 	if next == nil {
@@ -114,7 +116,7 @@ func (r *remote) successor(ctx bound, s *session) *session {
 	return next
 }
 
-// doOn is do on this session.
+// doOn is do on the given session.
 func (r *remote) doOn(ctx bound, s *session, alone bool, cmds []rueidis.Completed) ([]rueidis.RedisResult, outcome) {
 	if ctx.Err() != nil {
 		return nil, unsent(ctx) // says nothing about Redis: it was not asked
@@ -131,20 +133,20 @@ func (r *remote) doOn(ctx bound, s *session, alone bool, cmds []rueidis.Complete
 			return nil, outcome{class: classCanceled, err: ctx.caller.Err()}
 		}
 		r.stats.bulkheadRefused.Add(1)
-		// Nothing was sent, and those who were sent report for themselves.
+		// Nothing was sent, and the calls that hold the slots report their own outcomes.
 		return nil, outcome{class: classDown, err: err}
 	}
 	completed, dead := s.completed.Load(), s.lost.Load()
 	replies := s.client.DoMulti(ctx.Context, cmds...)
 	err = replies[len(replies)-1].NonRedisError()
-	kept := int64(0)
+	keep := int64(0)
 	if err != nil && gaveUp(err) {
 		s.abandon(ticket)
-		kept = 1
+		keep = 1
 	}
 	if alone {
-		s.leaveAlone(kept)
-	} else if kept == 0 {
+		s.leaveAlone(keep)
+	} else if keep == 0 {
 		s.release()
 	}
 	if err == nil {
@@ -152,7 +154,8 @@ func (r *remote) doOn(ctx bound, s *session, alone bool, cmds []rueidis.Complete
 		return replies, outcome{session: s}
 	}
 	if !gaveUp(err) && (dead || errors.Is(err, errNoPermit)) {
-		// A connection is closed before it is told to be lost, and then takes nothing.
+		// The connection is closed before the session is marked as lost. A closed connection takes
+		// no more commands.
 		return replies, outcome{class: classDown, err: err, session: s, tooLate: true}
 	}
 	o := r.unanswered(ctx, s, completed, err)
@@ -160,7 +163,7 @@ func (r *remote) doOn(ctx bound, s *session, alone bool, cmds []rueidis.Complete
 	return replies, o
 }
 
-// unsent is the outcome of what is left of a call once its time is up.
+// unsent returns the outcome of commands that were not sent because the time of the call was over.
 func unsent(ctx bound) outcome {
 	if err := ctx.caller.Err(); err != nil {
 		return outcome{class: classCanceled, err: err}
@@ -168,14 +171,14 @@ func unsent(ctx bound) outcome {
 	return outcome{class: classDown, err: errBudget}
 }
 
-// unanswered gives a command that got no reply its outcome, and reports it.
+// unanswered returns and reports the outcome of commands that got no reply.
 func (r *remote) unanswered(ctx bound, s *session, completed uint64, err error) outcome {
 	o := outcome{class: classify(ctx.caller, err), err: err, unknown: !errors.Is(err, errNoPermit), session: s}
 	switch {
 	case o.class == classCanceled:
 		o.err = ctx.caller.Err()
-		// A caller who leaves says nothing about Redis; one whose own deadline
-		// ran out while nothing at all came back says that it hangs.
+		// A caller that leaves says nothing about Redis. But if the caller's own deadline ended and
+		// nothing at all came back meanwhile, the server hangs.
 		mute := s.completed.Load() == completed
 		waited := time.Duration(r.clock.now() - ctx.began)
 		if mute && errors.Is(o.err, context.DeadlineExceeded) && waited >= r.budget.timeout/hungAfter {
@@ -191,7 +194,7 @@ func (r *remote) unanswered(ctx bound, s *session, completed uint64, err error) 
 	return o
 }
 
-// reply classifies one reply of those that came, and reports it.
+// reply classifies and reports one of the replies that came.
 func (r *remote) reply(s *session, res rueidis.RedisResult) outcome {
 	err := res.Error()
 	c := classify(context.Background(), err)
@@ -202,16 +205,15 @@ func (r *remote) reply(s *session, res rueidis.RedisResult) outcome {
 	return outcome{class: c, err: err, session: s}
 }
 
-// value is what Redis holds for a key; ttl is 0 for no expiry.
+// value is the value that Redis holds for a key. ttl is 0 for no expiry.
 type value struct {
 	found bool
 	bytes []byte
 	ttl   time.Duration
-	open  bool // its end is not known: PTTL is not to be had
+	open  bool // the expiry is not known: PTTL is refused
 }
 
-// get reads a value with its remaining time to live, so that a local copy does
-// not outlive the original.
+// get reads a value with its remaining life, so that a local copy does not outlive it.
 func (r *remote) get(ctx bound, s *session, key string) (value, outcome) {
 	b := s.client.B()
 	replies, o := r.ask(ctx, s, subject{name: readName, key: key}, b.Get().Key(key).Build(), b.Pttl().Key(key).Build())
@@ -233,7 +235,7 @@ func (r *remote) elsewhere(ctx bound, it item, stride int, build commands) (repl
 	return replies, o
 }
 
-// one is do for a call on one key, with redirections.
+// one is do for a call on one key, and follows redirections.
 func (r *remote) one(ctx bound, s *session, key string, stride int, build commands) ([]rueidis.RedisResult, outcome) {
 	it := item{key: key, session: s}
 	replies, o := r.ask(ctx, s, subject{it: &it, build: build}, build(s.client.B(), &it, nil)...)
@@ -247,14 +249,14 @@ func (r *remote) one(ctx bound, s *session, key string, stride int, build comman
 	return replies, o
 }
 
-// readName is what a read is known by as a suspect.
+// readName is the name of a read in the id of a suspect.
 const readName = "GET\x00PTTL"
 
 func readCommands(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed {
 	return append(cmds, b.Get().Key(it.key).Build(), b.Pttl().Key(it.key).Build())
 }
 
-// readValue reads the replies of GET and PTTL.
+// readValue decodes the replies of GET and PTTL.
 func readValue(replies []rueidis.RedisResult, o outcome) (value, outcome) {
 	if o.class != classOK {
 		return value{}, o
@@ -274,8 +276,8 @@ func readValue(replies []rueidis.RedisResult, o outcome) (value, outcome) {
 	switch {
 	case v.open:
 	case err != nil || ms == -2:
-		// It expired between the two commands, or nobody knows: the value is an
-		// answer, not something to keep.
+		// The key expired between the two commands, or PTTL failed: the value answers this call,
+		// but is not kept.
 		v.ttl = time.Nanosecond
 	case ms >= 0:
 		v.ttl = max(millis(ms), time.Nanosecond)
@@ -283,7 +285,7 @@ func readValue(replies []rueidis.RedisResult, o outcome) (value, outcome) {
 	return v, o
 }
 
-// millis guards against a server that names more than a Duration can hold.
+// millis converts milliseconds to a Duration and limits values that do not fit.
 func millis(ms int64) time.Duration {
 	if ms > int64(1<<63-1)/int64(time.Millisecond) {
 		return 1<<63 - 1
@@ -292,13 +294,12 @@ func millis(ms int64) time.Duration {
 }
 
 const (
-	// keysAtOnce and pipelineBytes bound a pipeline, so that a large batch does not
-	// stand in front of every other caller's command, and each of its pipelines can be
-	// answered within the budget: 256 KiB take 2 ms on a network of 1 Gbit/s.
+	// keysAtOnce and pipelineBytes bound a pipeline, so that a large batch does not hold up the
+	// commands of all other callers, and each pipeline can be answered within the budget: 256 KiB
+	// take 2 ms on a network of 1 Gbit/s.
 	keysAtOnce    = 256
 	pipelineBytes = 256 << 10
-	// firstReads bounds the reads of a pipeline while the size of what is read is not
-	// known.
+	// firstReads bounds the reads of a pipeline while the size of the values is not known.
 	firstReads = 32
 )
 
@@ -309,21 +310,20 @@ type item struct {
 	asking  bool
 	outcome outcome // of the last try
 
-	change *change // of a write
-	errand *errand // of the drop-in client
+	change *change // set for a write
+	errand *errand // set for the drop-in client
 }
 
-// commands appends an item's commands. Each call has the same number of them for
-// every item, its stride, or a stride of 0 and any number but none.
+// commands appends the commands of an item. A call has a stride: the fixed number of commands for
+// every item. With a stride of 0 each item has any number of commands, at least one.
 type commands func(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed
 
-// batch sends the items, in pipelines, to all servers at once, and calls each for
-// every item, one at a time, with the replies to its commands, none where the
-// outcome is not an answer. Redirections are followed.
+// batch sends the items in pipelines, to all servers at once. It calls each for every item, one at
+// a time, with the replies to the item's commands, or with none if the outcome is not an answer.
+// Redirections are followed.
 //
-// The call's budget is that of each pipeline, as long as the one before was answered
-// in time: a batch takes as long as it takes, and a server that does not answer costs
-// it one budget.
+// The budget applies to each pipeline, as long as the one before was answered in time. So the total
+// time of a batch is not bounded by the budget, but a server that does not answer costs one budget.
 func (r *remote) batch(ctx bound, items []item, stride int, build commands, each func(i int, replies []rueidis.RedisResult, o outcome)) {
 	var long bool
 	if groups := bySession(items); groups == nil {
@@ -339,38 +339,39 @@ func (r *remote) batch(ctx bound, items []item, stride int, build commands, each
 	r.redirect(ctx, items, stride, build, each)
 }
 
-// parts is part for several groups, at once: one after the other, a server that hangs
-// would use up the time of all. What came of the others is told by the caller's
-// goroutine, so that none waits for what each does with an answer.
+// parts is part for several groups at once. If they ran one after the other, a server that hangs
+// would use up the time of all. The caller's goroutine calls each for the results of all groups, so
+// that no group waits while each handles a result.
 func (r *remote) parts(ctx bound, items []item, groups [][]int, stride int, build commands, each func(i int, replies []rueidis.RedisResult, o outcome)) (long bool) {
 	type answer struct {
 		i       int
 		replies []rueidis.RedisResult
 		o       outcome
 	}
-	answers := make(chan answer, len(items)) // room for all: it never blocks
+	results := make(chan answer, len(items)) // large enough for all: a send never blocks
 	var others, longs atomic.Int32
 	others.Store(int32(len(groups) - 1))
-	for _, group := range groups[1:] {
+	for _, indexes := range groups[1:] {
 		r.callers.spawn("batch", func() {
-			if r.part(ctx, items, group, stride, build, func(i int, replies []rueidis.RedisResult, o outcome) {
-				answers <- answer{i, replies, o}
+			if r.part(ctx, items, indexes, stride, build, func(i int, replies []rueidis.RedisResult, o outcome) {
+				results <- answer{i, replies, o}
 			}) {
 				longs.Add(1)
 			}
 			if others.Add(-1) == 0 {
-				close(answers)
+				close(results)
 			}
 		})
 	}
 	long = r.part(ctx, items, groups[0], stride, build, each)
-	for a := range answers {
+	for a := range results {
 		each(a.i, a.replies, a.o)
 	}
 	return long || longs.Load() > 0
 }
 
-// bySession groups the items by where they go; nil where that is one place.
+// bySession groups the indexes of the items by their destination. It returns nil if there is only
+// one.
 func bySession(items []item) [][]int {
 	same := func(it item) bool { return it.session == items[0].session && it.asking == items[0].asking }
 	if !slices.ContainsFunc(items, func(it item) bool { return !same(it) }) {
@@ -395,13 +396,13 @@ func bySession(items []item) [][]int {
 	return groups
 }
 
-// part sends those items of the group, or all where there is none, that go to
-// one place, and says whether that took more than one pipeline. An item that is
-// redirected is left for redirect.
-func (r *remote) part(ctx bound, items []item, group []int, stride int, build commands, each func(i int, replies []rueidis.RedisResult, o outcome)) (long bool) {
-	n := len(group)
-	index := func(i int) int { return group[i] }
-	if group == nil {
+// part sends the items with the given indexes, or all items if indexes is nil, to their one
+// destination. It reports whether that took more than one pipeline. A redirected item is left for
+// redirect.
+func (r *remote) part(ctx bound, items []item, indexes []int, stride int, build commands, each func(i int, replies []rueidis.RedisResult, o outcome)) (long bool) {
+	n := len(indexes)
+	index := func(i int) int { return indexes[i] }
+	if indexes == nil {
 		n, index = len(items), func(i int) int { return i }
 	}
 	if n == 0 {
@@ -412,15 +413,15 @@ func (r *remote) part(ctx bound, items []item, group []int, stride int, build co
 	cancel := noCancel
 	defer func() { cancel() }()
 	var cmds []rueidis.Completed
-	var ends []int // of each item's commands, where there is no stride
+	var offsets []int // end of each item's commands, used if stride is 0
 	for from, to := 0, 0; from < n; from = to {
 		if n > keysAtOnce || from > 0 {
-			// What many keys cost this process is not Redis' time.
+			// The local processing time of many keys is not charged to Redis.
 			cancel()
 			ctx, cancel = r.bound(ctx.caller, r.clock.now())
 		}
-		cmds, ends = cmds[:0], ends[:0]
-		var ids []uint64 // while anything is suspect
+		cmds, offsets = cmds[:0], offsets[:0]
+		var ids []uint64 // collected while there are suspects
 		how, watched := sendInCompany, s.link.suspects.any()
 		to = pipelineEnd(s, items, index, from, n)
 		for i := from; i < to; i++ {
@@ -429,7 +430,7 @@ func (r *remote) part(ctx bound, items []item, group []int, stride int, build co
 			if watched {
 				id := s.link.suspects.id(items[index(i)].key, cmds[before:])
 				if what := s.link.suspects.judge(id); what != sendInCompany && i > from {
-					cmds, to = cmds[:before], i // it is the next pipeline
+					cmds, to = cmds[:before], i // it begins the next pipeline
 					break
 				} else if what != sendInCompany {
 					how, to = what, from+1
@@ -437,7 +438,7 @@ func (r *remote) part(ctx bound, items []item, group []int, stride int, build co
 				ids = append(ids, id)
 			}
 			if stride == 0 {
-				ends = append(ends, len(cmds))
+				offsets = append(offsets, len(cmds))
 			}
 		}
 		long = long || to < n
@@ -453,11 +454,11 @@ func (r *remote) part(ctx bound, items []item, group []int, stride int, build co
 		completed := s.completed.Load()
 		replies, o := r.do(ctx, s, how == sendAlone, cmds...)
 		if from > 0 && errors.Is(o.err, errBulkhead) && s.completed.Load() != completed {
-			to = from // its turn has yet to come, and Redis answers those before it
+			to = from // no slot yet, but Redis answers other calls: try again
 			continue
 		}
 		if o.session != nil {
-			s = o.session // it may be another one, which is to have what is left, too
+			s = o.session // do may have used another session; the rest goes there too
 		}
 		if asking {
 			replies = withoutAsking(replies)
@@ -465,28 +466,27 @@ func (r *remote) part(ctx bound, items []item, group []int, stride int, build co
 		o.asked = asking
 		var size sizes
 		for i := from; i < to; i++ {
-			it, own, at := &items[index(i)], replies, o
-			if own != nil {
-				own = share(replies, i-from, stride, ends)
+			it, itemReplies, at := &items[index(i)], replies, o
+			if itemReplies != nil {
+				itemReplies = share(replies, i-from, stride, offsets)
 			}
 			switch {
-			case own == nil:
-			case o.class == classOK, own[0].NonRedisError() == nil:
-				// Where the connection broke, it may have done so behind some of
-				// the replies.
+			case itemReplies == nil:
+			case o.class == classOK, itemReplies[0].NonRedisError() == nil:
+				// If the connection was lost, it may have been lost after some of the replies.
 				if n > 1 {
-					size.add(it, own[0])
+					size.add(it, itemReplies[0])
 				}
-				at = r.reply(s, it.telling(own))
+				at = r.reply(s, it.telling(itemReplies))
 				at.asked = asking
 				if at.class == classRedirect && it.errand != nil && it.errand.stays {
 					at.class = classCommand // the answer of the node that was asked
 				}
 			default:
-				own = nil
+				itemReplies = nil
 			}
 			if it.outcome = at; at.class != classRedirect {
-				each(index(i), own, at)
+				each(index(i), itemReplies, at)
 			}
 		}
 		if n > 1 {
@@ -498,7 +498,7 @@ func (r *remote) part(ctx bound, items []item, group []int, stride int, build co
 			if o.unknown {
 				r.suspect(s, items, index, from, to, how == sendAlone, build, o)
 			}
-			// The rest is not sent: one part that found nobody speaks for all.
+			// The rest is not sent: the failure of one pipeline stands for all.
 			o.unknown = false
 			for i := to; i < n; i++ {
 				items[index(i)].outcome = o
@@ -510,7 +510,7 @@ func (r *remote) part(ctx bound, items []item, group []int, stride int, build co
 	return long
 }
 
-// suspect notes those items of a pipeline that got no answer.
+// suspect records those items of a pipeline that got no answer.
 func (r *remote) suspect(s *session, items []item, index func(int) int, from, to int, alone bool, build commands, o outcome) {
 	var ids []uint64
 	for i := from; i < to; i++ {
@@ -521,8 +521,8 @@ func (r *remote) suspect(s *session, items []item, index func(int) int, from, to
 	s.unanswered(ids, alone, items[index(from)].key, o)
 }
 
-// pipelineEnd is where the pipeline ends that begins with the item from: it is of
-// keysAtOnce items at most, and of pipelineBytes, or one item.
+// pipelineEnd returns the end of the pipeline that begins with the item from. A pipeline has at
+// most keysAtOnce items and pipelineBytes bytes, but at least one item.
 func pipelineEnd(s *session, items []item, index func(int) int, from, n int) int {
 	most := min(n, from+keysAtOnce)
 	bytes, reads := 0, 0
@@ -530,8 +530,8 @@ func pipelineEnd(s *session, items []item, index func(int) int, from, n int) int
 	for i := from; i < most; i++ {
 		it := &items[index(i)]
 		if it.reads() {
-			// A batch of several pipelines begins with a small one, for its values may
-			// be of another size than those of the batch before.
+			// A batch of several pipelines begins with a small one, because its values may differ
+			// in size from those of the batch before.
 			if reads++; reads > firstReads && (known == 0 || from == 0 && n > keysAtOnce) {
 				return i
 			}
@@ -544,7 +544,7 @@ func pipelineEnd(s *session, items []item, index func(int) int, from, n int) int
 	return most
 }
 
-// reads says whether the size of the answer is that of a value.
+// reads reports whether the reply to the item contains a value.
 func (it *item) reads() bool {
 	if it.errand == nil {
 		return it.change == nil
@@ -552,7 +552,7 @@ func (it *item) reads() bool {
 	return it.errand.job == jobRead || it.errand.job == jobPass
 }
 
-// sent is about how many bytes are sent for the item.
+// sent returns the approximate number of bytes that are sent for the item.
 func (it *item) sent() int {
 	size := len(it.key)
 	if it.change != nil {
@@ -568,7 +568,7 @@ func (it *item) sent() int {
 	return size
 }
 
-// sizes adds up the values of a pipeline.
+// sizes adds up the values that a pipeline has read.
 type sizes struct{ values, bytes int }
 
 func (z *sizes) add(it *item, reply rueidis.RedisResult) {
@@ -582,8 +582,8 @@ func (z *sizes) add(it *item, reply rueidis.RedisResult) {
 	}
 }
 
-// sized learns from a pipeline of so many items how large the values are that batches
-// read. It forgets large ones slowly.
+// sized updates the estimate of the size of values that batches read. items is the number of items
+// in the pipeline. A large estimate shrinks slowly.
 func (s *session) sized(z sizes, items int, o outcome) {
 	old := s.valueSize.Load()
 	switch {
@@ -594,36 +594,35 @@ func (s *session) sized(z sizes, items int, o outcome) {
 	}
 }
 
-// telling is the reply that says what became of the item: the first, but of a
-// transaction one that leads elsewhere, for then nothing was done.
-func (it *item) telling(own []rueidis.RedisResult) rueidis.RedisResult {
+// telling returns the reply that decides the outcome of the item. That is the first reply, except
+// that in a transaction a redirection other than ASK decides, because then no command was run.
+func (it *item) telling(replies []rueidis.RedisResult) rueidis.RedisResult {
 	if it.errand == nil || len(it.errand.passed) < 2 {
-		return own[0]
+		return replies[0]
 	}
-	for _, reply := range own {
-		// ASKING would have to stand before MULTI, and is queued elsewhere.
+	for _, reply := range replies {
+		// ASK is not followed: after MULTI an ASKING is queued like any other command.
 		if err := reply.Error(); classify(context.Background(), err) == classRedirect && !strings.HasPrefix(err.Error(), "ASK") {
 			return reply
 		}
 	}
-	return own[0]
+	return replies[0]
 }
 
-// share is the replies of the nth item of a pipeline.
-func share(replies []rueidis.RedisResult, n, stride int, ends []int) []rueidis.RedisResult {
+// share returns the replies of the nth item of a pipeline.
+func share(replies []rueidis.RedisResult, n, stride int, offsets []int) []rueidis.RedisResult {
 	if stride > 0 {
 		return replies[n*stride : (n+1)*stride]
 	}
 	from := 0
 	if n > 0 {
-		from = ends[n-1]
+		from = offsets[n-1]
 	}
-	return replies[from:ends[n]]
+	return replies[from:offsets[n]]
 }
 
-// redirect sends the items that were redirected to where they were redirected
-// to, as often as the options allow. One that leads nowhere is as good as down,
-// and so is every redirection outside a cluster.
+// redirect sends redirected items to their new destination, as often as the options allow. An item
+// whose redirection leads nowhere counts as down, and so does any redirection outside a cluster.
 func (r *remote) redirect(ctx bound, items []item, stride int, build commands, each func(i int, replies []rueidis.RedisResult, o outcome)) {
 	for hop := 0; ; hop++ {
 		var again []item
@@ -649,8 +648,8 @@ func (r *remote) redirect(ctx bound, items []item, stride int, build commands, e
 		if groups == nil {
 			groups = [][]int{nil}
 		}
-		for _, group := range groups {
-			r.part(ctx, again, group, stride, build, func(i int, replies []rueidis.RedisResult, o outcome) {
+		for _, indexes := range groups {
+			r.part(ctx, again, indexes, stride, build, func(i int, replies []rueidis.RedisResult, o outcome) {
 				each(at[i], replies, o)
 			})
 		}
@@ -660,7 +659,7 @@ func (r *remote) redirect(ctx bound, items []item, stride int, build commands, e
 	}
 }
 
-// withAsking puts ASKING before each command: it holds for one.
+// withAsking puts ASKING before each command, because it holds for one command only.
 func withAsking(b rueidis.Builder, cmds []rueidis.Completed) []rueidis.Completed {
 	all := make([]rueidis.Completed, 0, 2*len(cmds))
 	for _, cmd := range cmds {
@@ -676,18 +675,18 @@ func withoutAsking(replies []rueidis.RedisResult) []rueidis.RedisResult {
 	return replies[:len(replies)/2]
 }
 
-// setCommand writes what redis-cli GET will show: the plain value.
-func setCommand(b rueidis.Builder, key string, value []byte, ttl time.Duration) rueidis.Completed {
-	set := b.Set().Key(key).Value(viewString(value))
+// setCommand builds the SET of the plain value, which redis-cli GET shows unchanged.
+func setCommand(b rueidis.Builder, key string, data []byte, ttl time.Duration) rueidis.Completed {
+	set := b.Set().Key(key).Value(viewString(data))
 	if ttl == 0 {
-		return kept(set.Build(), len(value))
+		return kept(set.Build(), len(data))
 	}
-	return kept(set.PxMilliseconds(ttl.Milliseconds()).Build(), len(value))
+	return kept(set.PxMilliseconds(ttl.Milliseconds()).Build(), len(data))
 }
 
-// kept keeps a command of this size from being used again by rueidis, if it is so large
-// that a server may refuse it before it has read it: rueidis takes the answer for the
-// end of the command, which it may still be writing.
+// kept pins a large command, so that rueidis does not reuse it. A server may refuse a large command
+// before it has read it to the end. rueidis takes the reply for the end of the command, which it
+// may still be writing.
 func kept(cmd rueidis.Completed, size int) rueidis.Completed {
 	if size < keptSize {
 		return cmd
@@ -695,9 +694,9 @@ func kept(cmd rueidis.Completed, size int) rueidis.Completed {
 	return cmd.Pin()
 }
 
-// keptSize is the least that proto-max-bulk-len may be.
+// keptSize is the smallest possible proto-max-bulk-len.
 const keptSize = 1 << 20
 
-// viewString shares the bytes. They are never changed or used again: a command
-// that timed out may still be written to the wire.
+// viewString returns a string that shares the bytes. They are never changed or reused: a command
+// that timed out may still be written to the connection.
 func viewString(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
