@@ -117,16 +117,16 @@ func withoutKey(text, key string) string {
 }
 
 // refusal is the one of this text. Texts beyond the bound share one.
-func (j *journal) refusal(text string, command bool) *objection {
+func (j *journal) refusal(text string, ofCommand bool) *objection {
 	h := &j.held
 	h.Lock()
 	defer h.Unlock()
 	if len(h.refusals) >= refusalTexts && h.refusals[text] == nil {
-		text, command = "other texts", false
+		text, ofCommand = "other texts", false
 	}
 	r := h.refusals[text]
 	if r == nil {
-		r = &objection{text: text, command: command, schedule: j.retry}
+		r = &objection{text: text, command: ofCommand, schedule: j.retry}
 		r.schedule.tries = 1 // the first wait is the shortest, not none
 		if h.refusals == nil {
 			h.refusals = make(map[string]*objection)
@@ -242,8 +242,8 @@ func (j *journal) canaries(now int64, hash func(string) keyHash, want func(key s
 	}
 	defer j.underWay.Add(-1)
 	for _, r := range j.dueRefusals(now) {
-		t, found := j.canary(r, hash, want)
-		if found {
+		t, ok := j.canary(r, hash, want)
+		if ok {
 			tasks = append(tasks, t)
 			continue
 		}
@@ -268,24 +268,24 @@ func (j *journal) dueRefusals(now int64) (due []*objection) {
 	return due
 }
 
-func (j *journal) canary(r *objection, hash func(string) keyHash, want func(key string, del bool) bool) (t task, found bool) {
+func (j *journal) canary(r *objection, hash func(string) keyHash, want func(key string, del bool) bool) (t task, ok bool) {
 	first := rand.IntN(journalShards)
 	for i := range journalShards {
 		sh := &j.shards[(first+i)%journalShards]
 		sh.mu.Lock()
 		for key, in := range sh.intents {
 			if in.held != nil && in.held.objection == r && !in.sending && want(key, in.del) {
-				t, found = j.takeLocked(sh, key, in, hash(key)), true
+				t, ok = j.takeLocked(sh, key, in, hash(key)), true
 				t.canary = r
 				break
 			}
 		}
 		sh.mu.Unlock()
-		if found {
+		if ok {
 			break
 		}
 	}
-	return t, found
+	return t, ok
 }
 
 // nextCanary is when one is due, or never.
@@ -407,8 +407,8 @@ func (c *Cache) Held() iter.Seq[HeldWrite] {
 //
 // Errors: ErrClosed, the context's own; what was discarded until then stays so.
 func (c *Cache) Discard(ctx context.Context, keys ...string) (discarded int, err error) {
-	lane, open := c.fence.enter()
-	defer lane.leave()
+	guard, open := c.fence.enter()
+	defer guard.leave()
 	if err := enterable(ctx, open); err != nil {
 		return 0, err
 	}

@@ -55,14 +55,14 @@ type digest [sha1.Size]byte
 
 // holding is the base of a key that was last seen to have this value, with this
 // end to its life.
-func holding(value []byte, expires int64, server string) base {
-	return base{known: true, held: true, sum: sha1.Sum(value), gone: expires, server: server}
+func holding(v []byte, expires int64, server string) base {
+	return base{known: true, held: true, sum: sha1.Sum(v), gone: expires, server: server}
 }
 
 // perhapsHolding is the base of a key that had this value once, and of which the server
 // has told since: it may hold that, another value, or nothing.
-func perhapsHolding(value []byte, server string) base {
-	return base{held: true, sum: sha1.Sum(value), gone: never, server: server}
+func perhapsHolding(v []byte, server string) base {
+	return base{held: true, sum: sha1.Sum(v), gone: never, server: server}
 }
 
 // unsure says whether it is to be asked for what the server holds, while one serves: the
@@ -81,7 +81,7 @@ func holdingNothing(server string) base { return base{known: true, server: serve
 const clockAllowance = int64(time.Second)
 
 // over says whether the time of what ends then may be over at the server now.
-func over(ends, now int64) bool { return ends != never && now >= ends-clockAllowance }
+func over(end, now int64) bool { return end != never && now >= end-clockAllowance }
 
 // mayBeAbsent says whether finding nothing at server is no conflict: nothing is
 // known, or nothing was there, or a write of our own deleted it, or its time may
@@ -106,17 +106,17 @@ func (l *late) mayLeaveNothing(now int64) bool {
 const lateMost = 2 * bulkheadSlots
 
 // unanswered notes a write that was sent on the session and got no answer.
-func (l *late) unanswered(session uint64, value []byte, del bool, deadline int64) {
+func (l *late) unanswered(sessionID uint64, v []byte, del bool, deadline int64) {
 	if l.since == 0 {
-		*l = late{since: session, gone: never}
+		*l = late{since: sessionID, gone: never}
 	}
-	l.since, l.until = min(l.since, session), 0
+	l.since, l.until = min(l.since, sessionID), 0
 	if del {
 		l.del = true
 		return
 	}
 	l.gone = min(l.gone, deadline)
-	sum := sha1.Sum(value)
+	sum := sha1.Sum(v)
 	for _, s := range l.sums {
 		if s == sum {
 			return

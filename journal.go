@@ -166,7 +166,7 @@ func (j *journal) admit(key string) bool {
 }
 
 func (j *journal) putLocked(sh *journalShard, w write) (admission, saving) {
-	in, verdict := sh.intents[w.key], admitted
+	in, decision := sh.intents[w.key], admitted
 	if in == nil {
 		if !j.admit(w.key) {
 			if w.sentOn == 0 {
@@ -174,7 +174,7 @@ func (j *journal) putLocked(sh *journalShard, w write) (admission, saving) {
 			}
 			// It may run late, and would undo what is written next, so its key is
 			// fenced all the same.
-			verdict = rejected
+			decision = rejected
 			j.keys.Add(1)
 			j.bytes.Add(int64(len(w.key)))
 		}
@@ -196,26 +196,26 @@ func (j *journal) putLocked(sh *journalShard, w write) (admission, saving) {
 		in.base, in.baseSeq, in.looked = w.base, w.seq, false
 	}
 	switch {
-	case verdict == rejected:
+	case decision == rejected:
 		w.value, w.del, w.undo = nil, true, w.value
 		j.replaceLocked(in, w)
 		in.undo = true
 	case w.seq >= in.seq:
-		verdict = j.replaceLocked(in, w)
+		decision = j.replaceLocked(in, w)
 	}
 	if in.unsure() {
 		j.news.Store(true)
 	}
-	return verdict, j.saveLocked(sh, w.key, in)
+	return decision, j.saveLocked(sh, w.key, in)
 }
 
 // replaceLocked makes the write what the intent is for.
 func (j *journal) replaceLocked(in *intent, w write) admission {
-	verdict := admitted
+	decision := admitted
 	elsewhere := j.keysOnly && !w.del
 	j.bytes.Add(-int64(len(in.value)))
 	if !w.del && !elsewhere && !j.claim(int64(len(w.value))) {
-		elsewhere, verdict = true, downgraded
+		elsewhere, decision = true, downgraded
 	}
 	if elsewhere {
 		w.value, w.del = nil, true
@@ -230,7 +230,7 @@ func (j *journal) replaceLocked(in *intent, w write) admission {
 		in.checkAt = 0
 		j.queued.Add(1)
 	}
-	return verdict
+	return decision
 }
 
 // claim takes so many bytes, if there are as many: never more for a moment, which would
@@ -270,18 +270,18 @@ func (j *journal) lend(h keyHash, key string, now int64) {
 // same session and has run before it. An intent that may still run late stays,
 // and is brought up to date. It says whether it must be replayed then. It waits for
 // nothing; before the write is acknowledged, the caller waits for what it returns.
-func (j *journal) overtaken(h keyHash, w write, session uint64, server string) (again bool, saved saving) {
+func (j *journal) overtaken(h keyHash, w write, sessionID uint64, server string) (again bool, saved saving) {
 	if j.keys.Load() == 0 {
 		return false, saving{}
 	}
 	sh := j.shard(h)
 	sh.mu.Lock()
 	in := sh.intents[w.key]
-	verdict := admitted
+	decision := admitted
 	switch {
 	case in == nil || in.seq >= w.seq:
-	case in.sending || in.late.since != 0 && in.late.since != session:
-		verdict, _ = j.putLocked(sh, w)
+	case in.sending || in.late.since != 0 && in.late.since != sessionID:
+		decision, _ = j.putLocked(sh, w)
 		in.base, in.baseSeq = afterwards(w.value, w.del, w.deadline, server), 0
 		saved = j.saveLocked(sh, w.key, in)
 		again = true
@@ -289,7 +289,7 @@ func (j *journal) overtaken(h keyHash, w write, session uint64, server string) (
 		saved = j.leaveLocked(sh, w.key, in)
 	}
 	sh.mu.Unlock()
-	if verdict == downgraded {
+	if decision == downgraded {
 		j.downgraded(w.key)
 	}
 	j.announce()
@@ -300,7 +300,7 @@ func (j *journal) overtaken(h keyHash, w write, session uint64, server string) (
 // it had accepted: what waits to be written to it, or is looked at again, becomes a
 // delete, but not what spare names, which came behind that wish. It returns the keys, for
 // each of which there is something to replay, and the last change of the file.
-func (j *journal) flushed(owned func(key string) bool, spare map[string]uint64) (keys []string, last saving) {
+func (j *journal) flushed(owns func(key string) bool, spare map[string]uint64) (keys []string, last saving) {
 	if j.keys.Load() == 0 {
 		return nil, saving{}
 	}
@@ -308,7 +308,7 @@ func (j *journal) flushed(owned func(key string) bool, spare map[string]uint64) 
 		sh := &j.shards[i]
 		sh.mu.Lock()
 		for key, in := range sh.intents {
-			if seq, later := spare[key]; in.done || in.del && !in.elsewhere || later && seq == in.seq || !owned(key) {
+			if seq, spared := spare[key]; in.done || in.del && !in.elsewhere || spared && seq == in.seq || !owns(key) {
 				continue
 			}
 			j.bytes.Add(-int64(len(in.value)))
@@ -327,11 +327,11 @@ func (j *journal) flushed(owned func(key string) bool, spare map[string]uint64) 
 }
 
 // afterwards is the base once Redis has run a write.
-func afterwards(value []byte, del bool, deadline int64, server string) base {
+func afterwards(v []byte, del bool, deadline int64, server string) base {
 	if del {
 		return holdingNothing(server)
 	}
-	return holding(value, deadline, server)
+	return holding(v, deadline, server)
 }
 
 // touch gives a journaled set another end. It says whether there was one. It

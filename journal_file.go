@@ -46,12 +46,12 @@ type saving struct {
 }
 
 // or is the later of the two, if there is one.
-func (s saving) or(later saving) saving {
-	if later == (saving{}) {
+func (s saving) or(next saving) saving {
+	if next == (saving{}) {
 		return s
 	}
-	later.leaves = later.leaves || s.leaves
-	return later
+	next.leaves = next.leaves || s.leaves
+	return next
 }
 
 // leaving is an intent that is done with, until the file has forgotten it.
@@ -90,7 +90,7 @@ func (j *journal) open(o JournalOptions, timeout time.Duration, c clock, hash fu
 		clock: c, timeout: timeout, kick: make(chan struct{}, 1),
 		sweeping: make(chan struct{}, 1), unswept: make(chan struct{}, 1),
 	}
-	now, foreign, newer := c.now(), 0, byte(0)
+	now, unknown, newer := c.now(), 0, byte(0)
 	access := func(op string) {
 		if before := f.before.Load(); before != nil {
 			(*before)(op)
@@ -99,7 +99,7 @@ func (j *journal) open(o JournalOptions, timeout time.Duration, c clock, hash fu
 	log, report, err := wal.Open(o.Dir, wal.Options{Sync: policy, Logf: logf, Before: access}, func(key string, payload []byte) {
 		in, ok := decodeIntent(payload, now, time.Now().UnixNano())
 		if !ok {
-			foreign++
+			unknown++
 			newer = max(newer, newerIntent(payload))
 		}
 		j.restore(j.shard(hash(key)), key, in)
@@ -114,8 +114,8 @@ func (j *journal) open(o JournalOptions, timeout time.Duration, c clock, hash fu
 	f.log, j.file = log, f
 	r := restored{report: report, keys: int(j.keys.Load())}
 	var last saving
-	if r.doubt = report.Doubt; r.doubt == "" && foreign > 0 {
-		r.doubt = fmt.Sprintf("%d records cannot be read", foreign)
+	if r.doubt = report.Doubt; r.doubt == "" && unknown > 0 {
+		r.doubt = fmt.Sprintf("%d records cannot be read", unknown)
 	}
 	if r.doubt != "" {
 		r.downgraded, _ = j.downgradeAll(func(*intent) bool { return true })

@@ -54,7 +54,7 @@ func (j *journal) overruleLocked(in *intent, now int64) bool {
 }
 
 // overruledAll is overruled for all keys that are owned: a database was emptied.
-func (j *journal) overruledAll(now int64, owned func(key string) bool) (some bool) {
+func (j *journal) overruledAll(now int64, owns func(key string) bool) (some bool) {
 	if j.keys.Load() == 0 {
 		return false
 	}
@@ -62,7 +62,7 @@ func (j *journal) overruledAll(now int64, owned func(key string) bool) (some boo
 		sh := &j.shards[i]
 		sh.mu.Lock()
 		for key, in := range sh.intents {
-			some = owned(key) && j.overruleLocked(in, now) || some
+			some = owns(key) && j.overruleLocked(in, now) || some
 		}
 		sh.mu.Unlock()
 	}
@@ -78,7 +78,7 @@ type waitingSet struct {
 }
 
 // uncompared returns some of the sets that are to be compared and are owned.
-func (j *journal) uncompared(hash func(string) keyHash, owned func(key string) bool) (all []waitingSet) {
+func (j *journal) uncompared(hash func(string) keyHash, owns func(key string) bool) (all []waitingSet) {
 	if !j.news.Swap(false) {
 		return nil
 	}
@@ -93,7 +93,7 @@ func (j *journal) uncompared(hash func(string) keyHash, owned func(key string) b
 				j.news.Store(true) // for the next round
 				break
 			}
-			if !owned(key) {
+			if !owns(key) {
 				j.news.Store(true) // for another link
 				continue
 			}
@@ -106,8 +106,8 @@ func (j *journal) uncompared(hash func(string) keyHash, owned func(key string) b
 
 // compared takes what the server holds for a set that waits, and says whether it became a
 // delete.
-func (j *journal) compared(s waitingSet, value []byte, found bool, server string) bool {
-	sum := sha1.Sum(value)
+func (j *journal) compared(s waitingSet, current []byte, present bool, server string) bool {
+	sum := sha1.Sum(current)
 	sh := j.shard(s.hash)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -118,11 +118,11 @@ func (j *journal) compared(s waitingSet, value []byte, found bool, server string
 	b, unsure := &in.base, in.unsure()
 	in.news, in.looked = 0, true
 	switch {
-	case found && (b.held && b.sum == sum || bytes.Equal(value, in.value)):
+	case present && (b.held && b.sum == sum || bytes.Equal(current, in.value)):
 		return false
-	case !found && (!b.held || b.server != server):
+	case !present && (!b.held || b.server != server):
 		return false
-	case unsure && !found: // as it was when the server told, perhaps
+	case unsure && !present: // as it was when the server told, perhaps
 		in.base = holdingNothing(server)
 		j.saveLocked(sh, s.key, in)
 		return false
@@ -153,11 +153,11 @@ func (r *replayer) compare(ctx context.Context, s *session) {
 		}
 		deletes := false
 		for i, reply := range r.do(bounded, s, cmds, false) {
-			value, err := reply.AsBytes()
+			current, err := reply.AsBytes()
 			switch absent := rueidis.IsRedisNil(err); {
 			case err != nil && !absent:
 				continue
-			case r.journal.compared(sets[i], value, !absent, s.server):
+			case r.journal.compared(sets[i], current, !absent, s.server):
 				r.journal.downgraded(sets[i].key)
 				deletes = true
 			}

@@ -48,26 +48,26 @@ func (s *session) probe(ctx context.Context, key string) (class, error) {
 // probed is the table above: classOK, classWriteRefused, classBusy or classRedirect, or
 // what is not there: classDown, classUnknown, classCanceled.
 func probed(ctx context.Context, replies []rueidis.RedisResult) (class, error) {
-	write := replies[0].Error()
-	w := classify(ctx, write)
+	writeErr := replies[0].Error()
+	w := classify(ctx, writeErr)
 	if len(replies) == 1 {
 		if w == classCommand {
 			w = classWriteRefused // not even PING; whether it takes anything else is not known
 		}
-		return w, write
+		return w, writeErr
 	}
-	read := replies[1].Error()
-	r := classify(ctx, read)
+	readErr := replies[1].Error()
+	r := classify(ctx, readErr)
 	readable := r == classOK || r == classCommand
 	switch {
 	case w == classRedirect, w == classBusy, w == classCanceled, replies[0].NonRedisError() != nil:
-		return w, write
+		return w, writeErr
 	case w == classOK && readable:
 		return classOK, nil
 	case w != classOK && readable:
-		return classWriteRefused, write
+		return classWriteRefused, writeErr
 	default:
-		return r, read
+		return r, readErr
 	}
 }
 

@@ -167,20 +167,20 @@ func (d *draining) lane(ctx context.Context) {
 		return (del || s.writable.Load() && !s.scriptsAwaited()) && d.owns(key) && d.link.treat(key, del) != sendNot
 	}
 	quickest := time.Duration(never) // what is not the batch's doing
-	for batch := replayFirst; ; {
+	for size := replayFirst; ; {
 		if !d.note(Replay{}, true) {
 			return
 		}
-		batch = min(batch, d.pace.most)
-		if !d.await(ctx, batch) {
+		size = min(size, d.pace.most)
+		if !d.await(ctx, size) {
 			return
 		}
 		began := d.clock.now()
 		tasks := d.journal.canaries(began, d.hash, want)
 		if len(tasks) == 0 {
-			tasks = d.journal.take(batch, replayBytes, began, d.hash, want)
+			tasks = d.journal.take(size, replayBytes, began, d.hash, want)
 		}
-		d.pace.refund(batch - len(tasks))
+		d.pace.refund(size - len(tasks))
 		if len(tasks) == 0 {
 			return
 		}
@@ -193,7 +193,7 @@ func (d *draining) lane(ctx context.Context) {
 		leave()
 		took := time.Duration(d.clock.now() - began)
 		quickest = min(quickest, took)
-		batch = nextBatch(batch, took-quickest, d.share)
+		size = nextBatch(size, took-quickest, d.share)
 		if !d.note(round, ok) {
 			return
 		}
@@ -252,14 +252,14 @@ func (d *draining) note(round Replay, ok bool) bool {
 
 // nextBatch keeps a pipeline at about its share of time, beside what even the quickest
 // one takes: that is the network's, and it would take as long with a single key.
-func nextBatch(batch int, took, share time.Duration) int {
+func nextBatch(size int, took, limit time.Duration) int {
 	switch {
-	case took > share:
-		return max(replayFirst, batch/2)
-	case took < share/2:
-		return min(replayMost, batch*2)
+	case took > limit:
+		return max(replayFirst, size/2)
+	case took < limit/2:
+		return min(replayMost, size*2)
 	}
-	return batch
+	return size
 }
 
 // replay sends the tasks in one pipeline and settles each. It blocks for at most
@@ -315,9 +315,9 @@ func (r *replayer) pass(parent context.Context, s *session, tasks []task, asking
 	}
 	p.judge()
 	for next, tasks := range p.asked {
-		more, sent := r.pass(parent, next, tasks, true)
+		more, answered := r.pass(parent, next, tasks, true)
 		p.round.add(more)
-		p.failed = p.failed || !sent
+		p.failed = p.failed || !answered
 	}
 	return p.round, !p.failed
 }
@@ -451,12 +451,12 @@ func (p *pass) judge() {
 
 // hold says whether there is room among what is held.
 func (p *pass) hold(r *refusedTask) bool {
-	refusal := p.journal.refusal(refusalOf(r.err, r.key), r.class == classCommand)
+	reason := p.journal.refusal(refusalOf(r.err, r.key), r.class == classCommand)
 	var ran uint64
 	if errors.Is(r.err, errNonsense) {
 		ran = p.session.id
 	}
-	again, news, ok := p.journal.hold(&r.task, refusal, ran, p.clock.now())
+	again, news, ok := p.journal.hold(&r.task, reason, ran, p.clock.now())
 	if !ok {
 		return false
 	}
@@ -465,7 +465,7 @@ func (p *pass) hold(r *refusedTask) bool {
 		p.stats.held.Add(1)
 	}
 	if news {
-		p.notify.held(HeldWrite{Key: r.key, Delete: r.del, Bytes: len(r.value), Since: time.Now(), Refusal: refusal.text})
+		p.notify.held(HeldWrite{Key: r.key, Delete: r.del, Bytes: len(r.value), Since: time.Now(), Refusal: reason.text})
 	}
 	return true
 }

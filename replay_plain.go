@@ -14,7 +14,7 @@ import (
 //
 // It is so once: what gets no answer may run late, and what the key holds afterwards is
 // for the script to find out.
-func (r *replayer) sendPlain(ctx context.Context, s *session, tasks []task, asking bool, answers []answer) (others []int) {
+func (r *replayer) sendPlain(ctx context.Context, s *session, tasks []task, asking bool, out []answer) (others []int) {
 	var cmds []rueidis.Completed
 	var plain []int
 	now, b := r.clock.now(), s.client.B()
@@ -45,7 +45,7 @@ func (r *replayer) sendPlain(ctx context.Context, s *session, tasks []task, aski
 		if tasks[plain[k]].del {
 			what = numberReply
 		}
-		answers[plain[k]] = answer{verdict: verdictDone, err: what(reply)}
+		out[plain[k]] = answer{verdict: verdictDone, err: what(reply)}
 	}
 	return others
 }

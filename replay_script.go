@@ -194,22 +194,22 @@ func okReply(reply rueidis.RedisResult) error {
 // redirected. So are, each in a script of its own, those which a script did not
 // come to, or which were refused together: the cause may be one of them.
 func (r *replayer) send(ctx context.Context, s *session, tasks []task, asking bool) []answer {
-	together := scriptKeys
+	perScript := scriptKeys
 	if r.routes.cluster.Load() != nil {
 		// The keys of a script must be of one slot, and even those part company
 		// while the slot moves.
-		together = 1
+		perScript = 1
 	}
-	answers := make([]answer, len(tasks))
-	all := r.sendPlain(ctx, s, tasks, asking, answers)
+	out := make([]answer, len(tasks))
+	all := r.sendPlain(ctx, s, tasks, asking, out)
 	if len(all) == 0 {
-		return answers
+		return out
 	}
-	p := &scripts{r, s, asking, tasks, answers}
-	if alone := p.send(ctx, all, together); len(alone) > 0 {
+	p := &scripts{r, s, asking, tasks, out}
+	if alone := p.send(ctx, all, perScript); len(alone) > 0 {
 		p.send(ctx, alone, 1)
 	}
-	return answers
+	return out
 }
 
 // scripts are some tasks on their way to a server, and what it answered.
@@ -223,10 +223,10 @@ type scripts struct {
 
 // send sends the tasks at these indexes, up to so many in one script, and loads
 // the script if need be. It returns those that are to be tried alone.
-func (p *scripts) send(ctx context.Context, at []int, together int) (alone []int) {
-	missing, alone := p.sendOnce(ctx, at, together)
+func (p *scripts) send(ctx context.Context, at []int, perScript int) (alone []int) {
+	missing, alone := p.sendOnce(ctx, at, perScript)
 	if len(missing) > 0 && p.load(ctx, missing) {
-		_, more := p.sendOnce(ctx, missing, together)
+		_, more := p.sendOnce(ctx, missing, perScript)
 		alone = append(alone, more...)
 	}
 	return alone
@@ -253,30 +253,30 @@ func (p *scripts) load(ctx context.Context, missing []int) bool {
 
 // sendOnce notes the tasks' answers and returns those that lack the script and
 // those that are to be tried alone.
-func (p *scripts) sendOnce(ctx context.Context, at []int, together int) (missing, alone []int) {
-	cmds, ends := p.commands(at, together)
+func (p *scripts) sendOnce(ctx context.Context, at []int, perScript int) (missing, alone []int) {
+	cmds, bounds := p.commands(at, perScript)
 	from := 0
 	for i, reply := range p.do(ctx, p.session, cmds, p.asking) {
-		group := at[from:ends[i]]
-		from = ends[i]
+		part := at[from:bounds[i]]
+		from = bounds[i]
 		err := reply.Error()
 		verdicts, shape := reply.ToArray()
-		if rueidis.IsRedisNil(err) || err == nil && (shape != nil || len(verdicts) != len(group)) {
+		if rueidis.IsRedisNil(err) || err == nil && (shape != nil || len(verdicts) != len(part)) {
 			err = errNonsense
 		}
 		if err != nil {
-			for _, j := range group {
+			for _, j := range part {
 				p.answers[j] = answer{err: err}
 			}
 			switch {
 			case strings.HasPrefix(err.Error(), "NOSCRIPT"):
-				missing = append(missing, group...)
-			case len(group) > 1 && refusesSome(err):
-				alone = append(alone, group...)
+				missing = append(missing, part...)
+			case len(part) > 1 && refusesSome(err):
+				alone = append(alone, part...)
 			}
 			continue
 		}
-		for k, j := range group {
+		for k, j := range part {
 			if p.answers[j] = readAnswer(verdicts[k]); p.answers[j].verdict == verdictLater {
 				alone = append(alone, j)
 			}
@@ -320,25 +320,25 @@ func (r *replayer) do(ctx context.Context, s *session, cmds []rueidis.Completed,
 
 // commands makes a script of each few of the tasks at these indexes. ends says up
 // to where in at each of them goes.
-func (p *scripts) commands(at []int, together int) (cmds []rueidis.Completed, ends []int) {
-	n := (len(at) + together - 1) / together
-	cmds, ends = make([]rueidis.Completed, 0, n), make([]int, 0, n)
-	keys, args := make([]string, 0, together), make([]string, 0, 4*together)
+func (p *scripts) commands(at []int, perScript int) (cmds []rueidis.Completed, bounds []int) {
+	n := (len(at) + perScript - 1) / perScript
+	cmds, bounds = make([]rueidis.Completed, 0, n), make([]int, 0, n)
+	keys, args := make([]string, 0, perScript), make([]string, 0, 4*perScript)
 	now, b, bytes := p.clock.now(), p.session.client.B(), 0
 	for i, j := range at {
 		t := &p.tasks[j]
 		t.sentAt = now // what is sent again was not done before
-		op, value, ttl := t.operation(now, p.rule)
+		op, v, ttl := t.operation(now, p.rule)
 		keys = append(keys, t.key)
-		args = append(args, op, viewString(value), strconv.FormatInt(ttl.Milliseconds(), 10), t.expected(p.session.server, now))
-		bytes += len(t.key) + len(value)
-		if len(keys) == together || bytes >= scriptBytes || i == len(at)-1 {
+		args = append(args, op, viewString(v), strconv.FormatInt(ttl.Milliseconds(), 10), t.expected(p.session.server, now))
+		bytes += len(t.key) + len(v)
+		if len(keys) == perScript || bytes >= scriptBytes || i == len(at)-1 {
 			cmds = append(cmds, kept(b.Evalsha().Sha1(replayDigest).Numkeys(int64(len(keys))).Key(keys...).Arg(args...).Build(), bytes))
-			ends = append(ends, i+1)
+			bounds = append(bounds, i+1)
 			keys, args, bytes = keys[:0], args[:0], 0
 		}
 	}
-	return cmds, ends
+	return cmds, bounds
 }
 
 // operation says what to do with a task now: a set whose time ran out while it
@@ -348,7 +348,7 @@ func (p *scripts) commands(at []int, together int) (cmds []rueidis.Completed, en
 // By which rule a conflict ends is for a set to ask. Where more values of our own may
 // be there than are remembered, ConflictKeep might keep one of those, so what cannot
 // be told from them is deleted.
-func (t *task) operation(now int64, rule ConflictRule) (op string, value []byte, ttl time.Duration) {
+func (t *task) operation(now int64, rule ConflictRule) (op string, v []byte, ttl time.Duration) {
 	gone := t.deletesAt(now)
 	check := t.check && !t.late.more
 	switch {

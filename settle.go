@@ -29,8 +29,8 @@ func (j *journal) take(n, bytes int, now int64, hash func(string) keyHash, want 
 	}
 	var tasks []task
 	first := j.next.Load()
-	var suspect string // of what took the connection with it
-	var found *journalShard
+	var suspectKey string // of what took the connection with it
+	var suspectShard *journalShard
 	for i := range uint32(journalShards) {
 		at := (first + i) % journalShards
 		sh := &j.shards[at]
@@ -40,7 +40,7 @@ func (j *journal) take(n, bytes int, now int64, hash func(string) keyHash, want 
 				continue
 			}
 			if in.cuts >= suspectCuts || j.suspect(key, in.del) {
-				suspect, found = key, sh
+				suspectKey, suspectShard = key, sh
 				continue
 			}
 			t := j.takeLocked(sh, key, in, hash(key))
@@ -57,8 +57,8 @@ func (j *journal) take(n, bytes int, now int64, hash func(string) keyHash, want 
 		sh.mu.Unlock()
 	}
 	j.underWay.Add(-1)
-	if len(tasks) == 0 && found != nil {
-		tasks = j.takeSuspect(found, suspect, hash)
+	if len(tasks) == 0 && suspectShard != nil {
+		tasks = j.takeSuspect(suspectShard, suspectKey, hash)
 	}
 	return tasks
 }
@@ -138,7 +138,7 @@ type sent struct {
 }
 
 // nextCheck is when the next second check of a key that is owned is due, or never.
-func (j *journal) nextCheck(owned func(key string) bool) int64 {
+func (j *journal) nextCheck(owns func(key string) bool) int64 {
 	next := int64(never)
 	if j.keys.Load() == j.queued.Load()+j.held.n.Load() {
 		return next
@@ -147,7 +147,7 @@ func (j *journal) nextCheck(owned func(key string) bool) int64 {
 		sh := &j.shards[i]
 		sh.mu.RLock()
 		for key, in := range sh.intents {
-			if in.checkAt > 0 && in.held == nil && owned(key) {
+			if in.checkAt > 0 && in.held == nil && owns(key) {
 				next = min(next, in.checkAt)
 			}
 		}
@@ -183,12 +183,12 @@ const lateAfter = 2 * time.Second
 // unless a later write of it came in meanwhile, or Redis has not decided, or a
 // write of an earlier session may still run late: then it is checked once more. now
 // is the latest moment at which the task may have run.
-func (j *journal) settle(t task, what found, session uint64, server string, now int64) {
+func (j *journal) settle(t task, what found, sessionID uint64, server string, now int64) {
 	j.returned(&t, func(sh *journalShard, in *intent) {
 		if what.answered() {
 			j.releaseLocked(in)
 		}
-		if j.settleLocked(in, t, what, session, server, now) {
+		if j.settleLocked(in, t, what, sessionID, server, now) {
 			j.leaveLocked(sh, t.key, in)
 		} else if what != foundUnsent && what != foundAgain {
 			j.saveLocked(sh, t.key, in)
@@ -245,12 +245,12 @@ func (in *intent) is(t *task) bool {
 }
 
 // settleLocked says whether the intent is done with.
-func (j *journal) settleLocked(in *intent, t task, what found, session uint64, server string, now int64) bool {
+func (j *journal) settleLocked(in *intent, t task, what found, sessionID uint64, server string, now int64) bool {
 	switch what {
 	case foundUnsent, foundAgain:
 		return false
 	case foundNoReply, foundCut:
-		in.late.unanswered(session, t.value, t.deletesAt(t.sentAt), t.deadline)
+		in.late.unanswered(sessionID, t.value, t.deletesAt(t.sentAt), t.deadline)
 		if what == foundCut && in.is(&t) && in.cuts < math.MaxUint8 {
 			in.cuts++
 		}
@@ -277,7 +277,7 @@ func (j *journal) settleLocked(in *intent, t task, what found, session uint64, s
 		in.value, in.del, in.lost = nil, true, true
 		return false
 	}
-	if in.late.since == 0 || in.late.since == session {
+	if in.late.since == 0 || in.late.since == sessionID {
 		return true
 	}
 	if in.late.until == 0 {
