@@ -83,12 +83,12 @@ const clockAllowance = int64(time.Second)
 // over reports whether the server may have expired a value with this end by now.
 func over(end, now int64) bool { return end != never && now >= end-clockAllowance }
 
-// mayBeAbsent reports whether a missing key at server is no conflict. That is so where (a)
-// the base is unknown or was absence, (b) a write of our own may have deleted the key or
-// left a value that has expired, (c) the base may be gone, or has expired, and no
-// invalidation of the key awaits its comparison, or (d) server is another one than the
-// server of the base, so the value was lost. now is the latest moment at which the script
-// may have looked.
+// mayBeAbsent reports whether a missing key at server is no conflict. That is so where
+// (a) the base is unknown or was absence, (b) a write of our own may have deleted the key
+// or left a value that has expired, (c) the base was invalidated before the write, or may
+// have expired, and no later invalidation awaits its comparison, or (d) server is another
+// one than the server of the base, so the value was lost. now is the latest moment at which
+// the script may have looked.
 func (in *intent) mayBeAbsent(server string, now int64) bool {
 	b := &in.base
 	return !b.held || in.news == 0 && (!b.known || over(b.gone, now)) || b.server != server || in.late.mayLeaveNothing(now)
