@@ -86,8 +86,8 @@ func saturated(a, b int64) int64 {
 }
 
 // decodeIntent reads an intent that an earlier process encoded. A write that the earlier
-// process sent may still run, so the intent has an unanswered write. ok is false for a
-// payload that cannot be read: then the intent is a delete, which is always safe.
+// process sent may still run, so it counts as unanswered. decodeIntent returns false for a
+// payload that it cannot read; the intent is a delete then, which is always safe.
 func decodeIntent(payload []byte, now, wall int64) (*intent, bool) {
 	d := decoder{rest: payload, now: now, wall: wall}
 	if len(payload) < 2 || payload[0] != intentFormat {

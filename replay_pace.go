@@ -25,8 +25,8 @@ func newPace(rate, most int) pace {
 	return pace{each: max(1, int64(time.Second)/int64(rate)), most: max(1, min(most, rate/paceBatches))}
 }
 
-// paceLate is the delay on which a late sender may catch up, if a batch does not take
-// longer.
+// paceLate is the delay on which a late sender may catch up; or the time of one batch, if
+// that is longer.
 const paceLate = 100 * time.Millisecond
 
 // reserve takes places for the keys, and returns how long the caller must wait before it
