@@ -79,7 +79,7 @@ type waitingSet struct {
 	news uint8
 }
 
-// uncompared returns up to about compareMost of the owned sets that are to be compared.
+// uncompared returns up to compareMost of the owned sets that are to be compared.
 func (j *journal) uncompared(hash func(string) keyHash, owns func(key string) bool) (all []waitingSet) {
 	if !j.news.Swap(false) {
 		return nil
