@@ -233,8 +233,9 @@ func (p *scripts) send(ctx context.Context, at []int, perScript int) (alone []in
 	return alone
 }
 
-// load loads the script. It returns false if that failed. If the server did not answer, the
-// tasks that wait for the script get the error and are sent in a later round.
+// load loads the script into the server, and reports whether that succeeded. If the server
+// refused the command, the answer NOSCRIPT stays. After another error the tasks get that
+// error, and are sent in a later round.
 func (p *scripts) load(ctx context.Context, missing []int) bool {
 	if p.session.manner == mannerMinimal {
 		return false // the server would close the connection
@@ -249,7 +250,7 @@ func (p *scripts) load(ctx context.Context, missing []int) bool {
 			p.answers[i] = answer{err: err}
 		}
 	}
-	return false // the server has no scripts: the answer NOSCRIPT stays
+	return false // after a refusal the answer NOSCRIPT stays
 }
 
 // sendOnce records the answers, and returns the tasks that found no script and the tasks
