@@ -365,6 +365,7 @@ type HeldWrite struct {
 	Refusal string    // the error of Redis: printable and cut, without the key and numbers
 }
 
+// String describes the write in one line. A long key is cut.
 func (w HeldWrite) String() string {
 	what := fmt.Sprintf("set of %d bytes", w.Bytes)
 	if w.Delete {

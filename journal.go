@@ -166,6 +166,7 @@ func (j *journal) admit(key string) bool {
 	return true
 }
 
+// putLocked is put for a caller that holds the shard's lock.
 func (j *journal) putLocked(sh *journalShard, w write) (admission, saving) {
 	in, decision := sh.intents[w.key], admitted
 	if in == nil {

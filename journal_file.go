@@ -209,8 +209,8 @@ func (f *journalFile) encode(sh *journalShard, key string, in *intent) []byte {
 
 // durable returns when the change is in the file, as Journal.Fsync defines it. Where the
 // disk fails, or does not answer within patience(began), the change is in memory only,
-// Health.JournalError says so, and durable returns nil. While another call waits in vain
-// for the disk, durable does not wait. The only error is that of ctx.
+// Health.JournalError says so, and durable returns nil. After one call has waited in vain,
+// no call waits until the disk answers again. The only error is that of ctx.
 func (j *journal) durable(ctx context.Context, began int64, p saving) error {
 	f := j.file
 	if f == nil {
@@ -233,7 +233,8 @@ func (j *journal) durable(ctx context.Context, began int64, p saving) error {
 	return nil
 }
 
-// await waits for the disk, for at most patience(began). done is false if that was in vain.
+// await waits for the disk, for at most patience(began). done is false if that was in vain;
+// err is that of ctx, or nil.
 func (f *journalFile) await(ctx context.Context, began int64, written <-chan struct{}) (done bool, err error) {
 	t := time.NewTimer(f.patience(began))
 	defer t.Stop()
@@ -258,6 +259,7 @@ func (f *journalFile) patience(began int64) time.Duration {
 	return max(f.timeout-time.Duration(f.clock.now()-began), f.timeout/2)
 }
 
+// live is the approximate size of the records of all intents, in bytes.
 func (j *journal) live() int64 { return j.bytes.Load() + recordOverhead*j.keys.Load() }
 
 func (f *journalFile) wake() { signal(f.kick) }
@@ -370,9 +372,9 @@ func (j *journal) tidy(ctx context.Context, again func()) {
 	}
 }
 
-// keep checks the directory every fileRetry, because it may be removed or changed from
-// outside. It rewrites the files when they are mostly out of date or incomplete. It blocks
-// on the disk, and returns after stop is closed.
+// keep checks the directory every fileRetry and when it is woken, because the directory may
+// be removed or changed from outside. It rewrites the files when they are mostly out of date
+// or incomplete. It blocks on the disk, and returns after stop is closed.
 func (j *journal) keep(stop <-chan struct{}) {
 	f := j.file
 	tick := time.NewTicker(fileRetry)

@@ -2,8 +2,8 @@ package holdfast
 
 import "sync/atomic"
 
-// lack is a helper command that Redis may refuse to this user. The library then works
-// without it.
+// lack is a helper command that Redis may refuse, because it does not know the command or
+// the user may not run it. The library then works without it.
 type lack uint32
 
 const (
@@ -27,6 +27,7 @@ func (l *lacks) note(what lack, missing bool) {
 	}
 }
 
+// names returns the refused commands as Health.Lacks shows them.
 func (l *lacks) names() (names []string) {
 	for i, name := range [...]string{"pttl", "exists", "leases", "scripts"} {
 		if l.Load()&(1<<i) != 0 {

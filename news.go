@@ -16,9 +16,9 @@ import (
 // on. If not, another writer was there. Then the set becomes a delete, because nobody can
 // tell which of the two values is the newer one.
 //
-// Mostly the replay would find that, too. It would not if the previous value was deleted
-// and would have expired before the replay. And until the replay, the older value would be
-// served.
+// Mostly the replay alone would find that, too. It could not where the previous value was
+// deleted and would have expired before the replay. And until the replay, the older value
+// would be served.
 //
 // A set over a copy that was invalidated before the set is compared, too. If the key is
 // absent, absence becomes the base, so the next flush of another database does no harm.

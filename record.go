@@ -32,6 +32,8 @@ const (
 // earlierProcess is the session of all writes that were sent by an earlier process.
 const earlierProcess = 1
 
+// encode returns the intent as a payload for the file. now and wall are the same moment, by
+// the process' clock and by the wall clock.
 func (in *intent) encode(now, wall int64) []byte {
 	var flags byte
 	for _, f := range []struct {
@@ -137,6 +139,7 @@ func newerIntent(payload []byte) byte {
 	return 0
 }
 
+// unreadable is the intent for a payload that cannot be read: a delete.
 func unreadable() *intent {
 	in := &intent{del: true, deadline: never}
 	in.late.unanswered(earlierProcess, nil, true, never)

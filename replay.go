@@ -528,7 +528,7 @@ func (p *pass) postpone(t *task, c class, err error) {
 
 // deletePlainly replays without the script. Nothing can be compared then, so a set becomes
 // a delete, which is always safe. That holds under ConflictKeep, too: another client's
-// value is deleted, but our own value, which may be older, does not replace it.
+// value may be deleted, but no older value of our own stays.
 func (p *pass) deletePlainly(ctx context.Context) {
 	b := p.session.client.B()
 	cmds := make([]rueidis.Completed, len(p.plain))

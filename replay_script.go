@@ -22,8 +22,8 @@ import (
 //	2  the value
 //	3  its remaining life in ms, 0 for no expiry
 //	4  the expected state: digests of the base and of our own late values, and
-//	   "absent" where a missing key is no conflict; in a second check "absent" where
-//	   one of our own late writes may have deleted the key or may have expired
+//	   "absent" where a missing key is no conflict; in a second check, where one of
+//	   our own late writes may have deleted the key, or its value may have expired
 //
 // It returns for each key a verdict, or the error of Redis for that key alone. Redis before
 // version 7 puts the script's line before such an error, and the script removes it.
@@ -293,6 +293,7 @@ func refusesSome(err error) bool {
 	return c == classCommand || c == classUnknown
 }
 
+// readAnswer reads the script's result for one key.
 func readAnswer(m rueidis.RedisMessage) answer {
 	if err := m.Error(); err != nil && !rueidis.IsRedisNil(err) {
 		return answer{err: err}

@@ -163,7 +163,7 @@ const (
 	foundOurs    found = iota // Redis has the wanted state
 	foundUndone               // Redis had our own late value, which is now deleted
 	foundNothing              // the key is absent, which was not wanted
-	foundTheirs               // another writer's value is still there
+	foundTheirs               // another writer's value is still there; the next round deletes it
 	foundRefused              // Redis does not accept the write, so the state is unknown
 	foundAgain                // nothing was done; the task is to be sent again
 	foundNoReply              // it may or may not have run
