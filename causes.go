@@ -5,24 +5,24 @@ import (
 	"time"
 )
 
-// causes are the reasons why Redis was not reached, as they were told: a client that
-// never gets through is in one state for ever, and no change of it would tell.
+// causes are the reported reasons why Redis was not reached. A client that never connects
+// stays in one state, so no change of state would report the reason.
 type causes struct {
 	last string
-	told map[string]int64 // when
+	told map[string]int64 // when each cause was reported
 }
 
 const (
-	// causeAgain is the least time between two tellings of one cause, where there were
-	// others in between.
+	// causeAgain is the least time between two reports of one cause, if others came
+	// between.
 	causeAgain = time.Minute
-	// causesMost is how many are told in that time: the words may be the server's.
+	// causesMost is the most causes reported in that time: the text may be the server's.
 	causesMost = 16
 )
 
-// news says whether a failure at this time is to be told: it is the first, or its cause
-// is another than that of the one before. Causes that differ in numbers alone, as ports
-// do, are one.
+// news reports whether a failure is to be reported: it is the first, or its cause differs
+// from that of the failure before. Causes that differ only in numbers, such as ports, are
+// the same. A cause that was reported within causeAgain is not reported again.
 func (c *causes) news(text string, now int64) bool {
 	if len(text) > 256 {
 		text = text[:256]

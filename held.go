@@ -12,31 +12,31 @@ import (
 	"time"
 )
 
-// An entry that Redis refuses for itself, while a probe succeeds, is held: it stays in
-// the journal and keeps its key fenced, but is not part of what is to be drained. One
-// entry for each text by which Redis refuses, the canary, is tried again by a back-off.
-// When it goes through, all that are held for that text are queued again. A later write
-// of the key takes the place of what is held, and is tried at once.
+// An entry that Redis refuses while a probe succeeds is held: it stays in the journal and
+// its key stays journaled, but Drain does not wait for it. Held entries are grouped by the
+// text of the refusal. Of each group one entry, the canary, is tried again with a back-off.
+// When Redis accepts it, the whole group is queued again. A later write of a key replaces
+// the held entry and is tried at once.
 //
-// A delete is held until Redis has answered for its key. A set that Redis speaks of in
-// words that are understood becomes a delete once it was held for heldSets: what Redis
-// has is older than it, and others read that.
+// A delete is held until Redis has answered for its key. A set that is refused by a known
+// error about the command becomes a delete after heldSets: the value in Redis is older than
+// the set, and other clients read it.
 
-// objection is a text by which Redis refuses entries, and when one of them is tried again.
-// It lives as long as the journal; keys is changed under the shard of each key.
+// objection is a text with which Redis refuses entries, and the schedule of its canary. It
+// lives as long as the journal. keys changes under the lock of each key's shard.
 type objection struct {
 	text    string
-	command bool         // of a command of ours: not one that nobody understands
-	keys    atomic.Int64 // that are held for it
+	command bool         // a known error about the command, not an unknown text
+	keys    atomic.Int64 // entries held for it
 
-	// Guarded by heldEntries.
+	// The fields below are guarded by heldEntries.
 	schedule backoff
 	due      int64 // when a canary is to be sent
-	trying   bool  // one is under way
-	told     int64 // when it was last logged; 0 for never
+	trying   bool  // a canary is under way
+	told     int64 // when it was last logged; 0: never
 }
 
-// heldEntry is that an entry is held, and since when.
+// heldEntry is the refusal for which an entry is held, and the time of the first refusal.
 type heldEntry struct {
 	*objection
 	since int64
@@ -44,18 +44,18 @@ type heldEntry struct {
 
 // heldEntries are the refusals that a journal has met.
 type heldEntries struct {
-	n atomic.Int64 // entries that are held
+	n atomic.Int64 // number of held entries
 
 	sync.Mutex
 	refusals map[string]*objection
 }
 
 const (
-	// refusalTexts bounds the texts that are told apart, and refusalRead how much is read
-	// of each of them, but for the key.
+	// refusalTexts is the most texts that are distinguished. Of each, refusalRead bytes and
+	// the length of the key are read.
 	refusalTexts = 64
 	refusalRead  = 4 << 10
-	// refusalNews is how often a refusal is logged, if it comes and goes.
+	// refusalNews is the least time between two log lines for one refusal.
 	refusalNews = time.Minute
 	// heldSets is how long a set is held before it becomes a delete.
 	heldSets = time.Minute
@@ -63,14 +63,15 @@ const (
 
 var errHeld = errors.New("holdfast: redis refuses them for themselves: see Cache.Held")
 
-// undelivered counts the entries of which Redis does not have what they are for.
+// undelivered returns the number of entries that Redis does not have: queued and held ones.
 func (j *journal) undelivered() int { return int(j.queued.Load() + j.held.n.Load()) }
 
-// heldMost is how many entries may be held: if Redis refuses more, it is not about them.
+// heldMost is the most entries that may be held. If Redis refuses more, the cause is not in
+// the entries.
 func (j *journal) heldMost() int64 { return int64(j.maxKeys+1) / 2 }
 
-// refusalOf is the text of an error as it is shown and compared: printable, and without
-// what differs from key to key.
+// refusalOf returns the text of an error for display and comparison: printable, and without
+// the key and numbers, which differ from entry to entry.
 func refusalOf(err error, key string) string {
 	text := err.Error()
 	if len(text) > refusalRead+len(key) {
@@ -93,8 +94,8 @@ func refusalOf(err error, key string) string {
 	return printable(b.String())
 }
 
-// withoutKey replaces a key in a text, but not where it is a part of a word: a short one
-// may be in any.
+// withoutKey replaces the key in a text, except where the key is part of a longer word: a
+// short key may be part of any word.
 func withoutKey(text, key string) string {
 	inWord := func(i int) bool {
 		return i >= 0 && i < len(text) && (text[i]|0x20 >= 'a' && text[i]|0x20 <= 'z')
@@ -116,18 +117,18 @@ func withoutKey(text, key string) string {
 	}
 }
 
-// refusal is the one of this text. Texts beyond the bound share one.
-func (j *journal) refusal(text string, command bool) *objection {
+// refusal returns the objection with this text. Texts beyond refusalTexts share one.
+func (j *journal) refusal(text string, ofCommand bool) *objection {
 	h := &j.held
 	h.Lock()
 	defer h.Unlock()
 	if len(h.refusals) >= refusalTexts && h.refusals[text] == nil {
-		text, command = "other texts", false
+		text, ofCommand = "other texts", false
 	}
 	r := h.refusals[text]
 	if r == nil {
-		r = &objection{text: text, command: command, schedule: j.retry}
-		r.schedule.tries = 1 // the first wait is the shortest, not none
+		r = &objection{text: text, command: ofCommand, schedule: j.retry}
+		r.schedule.tries = 1 // so that the first wait is MinBackoff and not 0
 		if h.refusals == nil {
 			h.refusals = make(map[string]*objection)
 		}
@@ -136,10 +137,11 @@ func (j *journal) refusal(text string, command bool) *objection {
 	return r
 }
 
-// hold ends a task that Redis refuses for itself: it is held for that refusal, unless a
-// later write of the key came in meanwhile. It says whether it was held already, and
-// whether that refusal is news. ok is false where too many are held: then it stays queued.
-// ran, if not 0, is the session on which it may have run all the same.
+// hold ends a task that Redis refuses for itself: the entry is held for refusal r, unless a
+// later write of the key has replaced it. again reports that the entry was held before, or
+// was replaced. news reports that the refusal is to be logged. If ok is false, too many
+// entries are held, and this one stays queued. ran, if not 0, is the session on which the
+// task may have run nevertheless.
 func (j *journal) hold(t *task, r *objection, ran uint64, now int64) (again, news, ok bool) {
 	ok = true
 	first := false
@@ -153,7 +155,7 @@ func (j *journal) hold(t *task, r *objection, ran uint64, now int64) (again, new
 		}
 		switch {
 		case !in.is(t):
-			again = true // it is not held at all
+			again = true // it was replaced, and is not held
 			return
 		case was.objection == r:
 			return
@@ -183,10 +185,11 @@ func (j *journal) hold(t *task, r *objection, ran uint64, now int64) (again, new
 	return again, news, ok
 }
 
-// queuedLocked says whether the intent is to be replayed. The caller holds its shard.
+// queuedLocked reports whether the intent is to be replayed. The caller holds the shard's
+// lock.
 func (in *intent) queuedLocked() bool { return in.checkAt == 0 && in.held == nil }
 
-// releaseLocked has an intent that is held queued again. The caller holds its shard.
+// releaseLocked queues a held intent again. The caller holds the shard's lock.
 func (j *journal) releaseLocked(in *intent) {
 	if in.held == nil {
 		return
@@ -199,8 +202,8 @@ func (j *journal) releaseLocked(in *intent) {
 	}
 }
 
-// tried notes what became of a canary. If it went through, all that are held for its
-// refusal are queued again.
+// tried records the result of the canary of refusal r; r is nil if the task was no canary.
+// If the canary went through, all entries that are held for r are queued again.
 func (j *journal) tried(r *objection, through bool, now int64) {
 	if r == nil {
 		return
@@ -218,8 +221,8 @@ func (j *journal) tried(r *objection, through bool, now int64) {
 	}
 }
 
-// eachHeld calls f for each entry that is held for the refusal, or for any where there is
-// none, under its shard's lock.
+// eachHeld calls f for each entry that is held for refusal r, or for each held entry if r
+// is nil. f runs under the lock of the entry's shard.
 func (j *journal) eachHeld(r *objection, f func(sh *journalShard, key string, in *intent)) {
 	for i := range j.shards {
 		sh := &j.shards[i]
@@ -233,28 +236,28 @@ func (j *journal) eachHeld(r *objection, f func(sh *journalShard, key string, in
 	}
 }
 
-// canaries takes one of the entries for each refusal of which one is due, of those that
-// want says may go now. Which one is left to chance: what is refused for another reason
-// by the same text must not stand in front of the others for ever.
+// canaries takes one entry for each refusal that is due, if want allows one. The entry is
+// chosen at random, because an entry that is refused for another reason with the same text
+// must not stand in front of the others forever.
 func (j *journal) canaries(now int64, hash func(string) keyHash, want func(key string, del bool) bool) (tasks []task) {
 	if j.held.n.Load() == 0 || !j.reserve() {
 		return nil
 	}
 	defer j.underWay.Add(-1)
 	for _, r := range j.dueRefusals(now) {
-		t, found := j.canary(r, hash, want)
-		if found {
+		t, ok := j.canary(r, hash, want)
+		if ok {
 			tasks = append(tasks, t)
 			continue
 		}
 		j.held.Lock()
-		r.trying = false // none of them is for who asks
+		r.trying = false // want allows none of its entries
 		j.held.Unlock()
 	}
 	return tasks
 }
 
-// dueRefusals are marked as being tried.
+// dueRefusals returns the refusals that are due, and marks them as being tried.
 func (j *journal) dueRefusals(now int64) (due []*objection) {
 	h := &j.held
 	h.Lock()
@@ -268,27 +271,28 @@ func (j *journal) dueRefusals(now int64) (due []*objection) {
 	return due
 }
 
-func (j *journal) canary(r *objection, hash func(string) keyHash, want func(key string, del bool) bool) (t task, found bool) {
+// canary takes a random entry that is held for the refusal and that want allows.
+func (j *journal) canary(r *objection, hash func(string) keyHash, want func(key string, del bool) bool) (t task, ok bool) {
 	first := rand.IntN(journalShards)
 	for i := range journalShards {
 		sh := &j.shards[(first+i)%journalShards]
 		sh.mu.Lock()
 		for key, in := range sh.intents {
 			if in.held != nil && in.held.objection == r && !in.sending && want(key, in.del) {
-				t, found = j.takeLocked(sh, key, in, hash(key)), true
+				t, ok = j.takeLocked(sh, key, in, hash(key)), true
 				t.canary = r
 				break
 			}
 		}
 		sh.mu.Unlock()
-		if found {
+		if ok {
 			break
 		}
 	}
-	return t, found
+	return t, ok
 }
 
-// nextCanary is when one is due, or never.
+// nextCanary returns when the next canary is due, or never.
 func (j *journal) nextCanary() int64 {
 	next := int64(never)
 	if j.held.n.Load() == 0 {
@@ -305,8 +309,8 @@ func (j *journal) nextCanary() int64 {
 	return next
 }
 
-// expireHeld makes deletes of the sets that are held since before, and returns their
-// keys.
+// expireHeld turns sets into deletes that are held since the given time or longer for a
+// known error, and returns their keys.
 func (j *journal) expireHeld(before int64) (keys []string) {
 	if j.held.n.Load() == 0 {
 		return nil
@@ -324,7 +328,7 @@ func (j *journal) expireHeld(before int64) (keys []string) {
 	return keys
 }
 
-// heldSince is when the oldest of those that are held was refused first; 0 for none.
+// heldSince returns when the oldest held entry was first refused; 0: none is held.
 func (j *journal) heldSince() (since int64) {
 	if j.held.n.Load() == 0 {
 		return 0
@@ -337,7 +341,7 @@ func (j *journal) heldSince() (since int64) {
 	return since
 }
 
-// discard takes the intent of a key out if it is held.
+// discard removes the intent of the key if it is held, and reports whether it did.
 func (j *journal) discard(h keyHash, key string) bool {
 	sh := j.shard(h)
 	sh.mu.Lock()
@@ -351,15 +355,17 @@ func (j *journal) discard(h keyHash, key string) bool {
 	return true
 }
 
-// HeldWrite is a write that Redis refuses for itself, and that waits until it does not.
+// HeldWrite is a write of the journal that Redis refuses for itself. It waits until Redis
+// accepts it; see Cache.Held.
 type HeldWrite struct {
 	Key     string
-	Delete  bool      // of a set Bytes is the length of the value
-	Bytes   int       //
+	Delete  bool      // a delete; false: a set
+	Bytes   int       // length of the value of a set; 0 for a delete
 	Since   time.Time // when Redis refused it first
-	Refusal string    // what Redis said, printable and cut; the key and numbers are left out
+	Refusal string    // the error of Redis: printable and cut, without the key and numbers
 }
 
+// String describes the write in one line. A long key is cut.
 func (w HeldWrite) String() string {
 	what := fmt.Sprintf("set of %d bytes", w.Bytes)
 	if w.Delete {
@@ -368,10 +374,12 @@ func (w HeldWrite) String() string {
 	return fmt.Sprintf("%q: %s, held since %v: %s", shortKey(w.Key), what, w.Since.Format(time.RFC3339), w.Refusal)
 }
 
-// Held lists the writes of the journal that Redis refuses for themselves while a probe
-// succeeds. They are tried again by themselves. A loop over it may call the Cache; what
-// changes meanwhile may be listed or not. It waits for nothing, and after Close lists
-// what was held then.
+// Held iterates over the writes of the journal that Redis refuses for themselves while a
+// probe succeeds. The replay tries them again by a back-off from BreakerOptions.MinBackoff
+// to MaxBackoff. A set that Redis refuses with a known error becomes a delete after a
+// minute. The loop may call the Cache; a write that is held or released during the
+// loop may be listed or not. Held does not block. After Close it lists the writes that were
+// held at that time.
 func (c *Cache) Held() iter.Seq[HeldWrite] {
 	return func(yield func(HeldWrite) bool) {
 		if c.journal.held.n.Load() == 0 {
@@ -400,15 +408,15 @@ func (c *Cache) Held() iter.Seq[HeldWrite] {
 	}
 }
 
-// Discard gives up what is held of the keys, and returns how many writes that were. Redis
-// keeps what it has for them: after a delete that was refused, that is the value which
-// was to be deleted. What is not held is left as it is. With Journal.Dir it waits for the
-// disk, for no longer than ctx allows.
+// Discard removes the held writes of the given keys from the journal, and returns their
+// number. Redis keeps its values of these keys: after a refused delete, that is the value
+// to be deleted. Writes that are not held stay. With JournalOptions.Dir, Discard waits for
+// the disk, at most until ctx ends.
 //
-// Errors: ErrClosed, the context's own; what was discarded until then stays so.
+// Errors: ErrClosed, or the error of ctx. Writes that were discarded before stay discarded.
 func (c *Cache) Discard(ctx context.Context, keys ...string) (discarded int, err error) {
-	lane, open := c.fence.enter()
-	defer lane.leave()
+	guard, open := c.fence.enter()
+	defer guard.leave()
 	if err := enterable(ctx, open); err != nil {
 		return 0, err
 	}
@@ -420,7 +428,7 @@ func (c *Cache) Discard(ctx context.Context, keys ...string) (discarded int, err
 		discarded++
 		c.stats.discarded.Add(1)
 		c.notify.drop(key, DropDiscarded)
-		c.invalidate([]string{key}) // what Redis has is something else
+		c.invalidate([]string{key}) // Redis has another value
 	}
 	if discarded > 0 {
 		c.journal.announce()

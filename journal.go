@@ -6,38 +6,39 @@ import (
 	"sync/atomic"
 )
 
-// journal remembers what was written while Redis was away: one intent a key,
-// the last one. It is a leaf: it knows neither Redis nor the local tier, and is
-// told the time.
+// journal holds the writes that Redis has not acknowledged: one intent per key, for the
+// latest write. It is a leaf: it knows neither Redis nor the local tier, and gets the time
+// as a parameter.
 //
-// A key in the journal is fenced: it is read from here and never from Redis,
-// and its writes go here, until the replay is done with it.
+// While a key is journaled, its reads are answered from the journal and never from Redis,
+// and its writes go to the journal, until the replay has resolved the key.
 //
-// An intent carries what this client last knew Redis to hold, its base. A replay
-// may write only over the base: whatever else it finds, somebody else wrote.
+// Each intent has a base: the state in which this client last knew the key in Redis. A
+// replay writes over the base and over this client's own unanswered writes. Anything else
+// is another writer's value, and a conflict (law 7).
 type journal struct {
 	maxKeys  int
 	maxBytes int64
 	keysOnly bool
 
-	// downgraded is told of a set that became a delete while it waited.
+	// downgraded is called for a set that became a delete while it waited.
 	downgraded func(key string)
-	// suspect says of a write that connections were lost under it: it is sent last and
-	// alone.
+	// suspect reports whether connections were lost under a write of the key. Such a write
+	// is sent last and alone.
 	suspect func(key string, del bool) bool
 
 	file *journalFile // nil: in memory only
 
-	news  atomic.Bool // there may be sets that are to be compared with what Redis holds
+	news  atomic.Bool // there may be sets to compare with the value in Redis
 	held  heldEntries
 	retry backoff // between the canaries of a refusal
 
-	// underWay counts the intents that are being sent, and aloneUnderWay for one that
-	// is to be alone.
+	// underWay counts the intents that are being sent. An intent that is sent alone counts
+	// as aloneUnderWay.
 	underWay atomic.Int64
 
 	next   atomic.Uint32 // the shard where the next take begins
-	keys   atomic.Int64  // intents, also those that wait for their second check
+	keys   atomic.Int64  // intents, including those that wait for their second check
 	queued atomic.Int64  // intents to be replayed
 	bytes  atomic.Int64
 
@@ -45,38 +46,38 @@ type journal struct {
 
 	idle struct {
 		sync.Mutex
-		ch chan struct{} // closed when nothing is queued any more
+		ch chan struct{} // closed when no intent is queued
 	}
 }
 
 const (
 	journalShards = 64
-	// shardKept is how many intents a shard's map may have grown to and be used again.
+	// shardKept is the number of intents up to which the map of an emptied shard is reused.
 	shardKept = 16
 )
 
 type journalShard struct {
 	mu      sync.RWMutex
 	intents map[string]*intent
-	grown   int              // to how many, since the map was made
-	sent    map[*intent]sent // with a file: what is under way
+	grown   int              // the largest number of intents since the map was made
+	sent    map[*intent]sent // with a file: the writes that are being sent
 }
 
-// admission is what became of a write that was offered to the journal.
+// admission is the journal's decision on a write.
 type admission uint8
 
 const (
 	admitted   admission = iota
 	downgraded           // a set became a delete
-	rejected             // no room for a further key
+	rejected             // no room for another key
 )
 
-// fenced is what the journal knows of a key to a reader.
+// fenced is a journaled key as a reader sees it.
 type fenced struct {
 	value     []byte
 	deadline  int64
 	live      bool // there is a value to serve
-	elsewhere bool // there is one, but not here: the local tier may have it
+	elsewhere bool // the value is not here, but the local tier may have it
 }
 
 func newJournal(o JournalOptions) *journal {
@@ -90,8 +91,8 @@ func newJournal(o JournalOptions) *journal {
 
 func (j *journal) shard(h keyHash) *journalShard { return &j.shards[h.check%journalShards] }
 
-// get says what a fenced key is. While the journal is empty it costs one atomic
-// load.
+// get returns the state of a journaled key. A key that a replay has resolved is not
+// reported. While the journal is empty, get costs one atomic load.
 func (j *journal) get(h keyHash, key string, now int64) (f fenced, ok bool) {
 	if j.keys.Load() == 0 {
 		return f, false
@@ -109,8 +110,8 @@ func (j *journal) get(h keyHash, key string, now int64) (f fenced, ok bool) {
 	}, true
 }
 
-// holds says whether a write of the key has to go here: also where a replay is done
-// with it, until the file has forgotten it.
+// holds reports whether a write of the key must go to the journal. That includes a key that
+// is resolved, until the drop record is in the file.
 func (j *journal) holds(h keyHash, key string) bool {
 	if j.keys.Load() == 0 {
 		return false
@@ -121,25 +122,25 @@ func (j *journal) holds(h keyHash, key string) bool {
 	return sh.intents[key] != nil
 }
 
-// write is an intent as it is offered.
+// write is a write as it is offered to the journal.
 type write struct {
 	key      string
 	value    []byte
 	del      bool
-	undo     []byte // the value of an Add that got no answer, to be taken back
+	undo     []byte // the value of an unanswered Add, to be compensated
 	deadline int64
 	seq      uint64
 	base     base
-	sentOn   uint64 // not 0: it may have reached Redis on this session
+	sentOn   uint64 // session on which the write may have reached Redis; 0 for none
 
-	// plainUntil: until then it counts as if it waited on the wire, and is sent as the
-	// command that its caller asked for; 0 for not at all.
+	// Until plainUntil the write counts as waiting on the wire: it is sent as the ordinary
+	// command of its caller. 0: it never is.
 	plainUntil int64
 }
 
-// put keeps the write, unless a later one of the same key is there already. What
-// it may have done to Redis is remembered in any case. It waits for nothing; before
-// the write is accepted, the caller waits for what it returns.
+// put stores the write, unless a later write of the same key is there already. A possible
+// effect of the write on Redis is recorded in any case. put does not block. Before the
+// write is accepted, the caller waits for the returned saving.
 func (j *journal) put(h keyHash, w write) (admission, saving) {
 	sh := j.shard(h)
 	sh.mu.Lock()
@@ -147,7 +148,7 @@ func (j *journal) put(h keyHash, w write) (admission, saving) {
 	return j.putLocked(sh, w)
 }
 
-// admit counts a further key and its bytes, if there is room for them.
+// admit counts another key and its bytes, if there is room for them.
 func (j *journal) admit(key string) bool {
 	for {
 		n := j.keys.Load()
@@ -165,16 +166,17 @@ func (j *journal) admit(key string) bool {
 	return true
 }
 
+// putLocked is put for a caller that holds the shard's lock.
 func (j *journal) putLocked(sh *journalShard, w write) (admission, saving) {
-	in, verdict := sh.intents[w.key], admitted
+	in, decision := sh.intents[w.key], admitted
 	if in == nil {
 		if !j.admit(w.key) {
 			if w.sentOn == 0 {
 				return rejected, saving{}
 			}
-			// It may run late, and would undo what is written next, so its key is
-			// fenced all the same.
-			verdict = rejected
+			// The write may run late and replace the next one. So the key is journaled
+			// although the journal is full.
+			decision = rejected
 			j.keys.Add(1)
 			j.bytes.Add(int64(len(w.key)))
 		}
@@ -191,31 +193,32 @@ func (j *journal) putLocked(sh *journalShard, w write) (admission, saving) {
 		}
 	}
 	if w.seq < in.baseSeq {
-		// It began earlier and comes later: what it found was there before what
-		// the others found, which may have been its own.
+		// This write began earlier and arrives later. So its base is older than the base of
+		// the other writes, which may be one of our own values.
 		in.base, in.baseSeq, in.looked = w.base, w.seq, false
 	}
 	switch {
-	case verdict == rejected:
+	case decision == rejected:
 		w.value, w.del, w.undo = nil, true, w.value
 		j.replaceLocked(in, w)
 		in.undo = true
 	case w.seq >= in.seq:
-		verdict = j.replaceLocked(in, w)
+		decision = j.replaceLocked(in, w)
 	}
 	if in.unsure() {
 		j.news.Store(true)
 	}
-	return verdict, j.saveLocked(sh, w.key, in)
+	return decision, j.saveLocked(sh, w.key, in)
 }
 
-// replaceLocked makes the write what the intent is for.
+// replaceLocked makes the write the content of the intent. A set becomes a delete where its
+// value does not fit or KeysOnly is set.
 func (j *journal) replaceLocked(in *intent, w write) admission {
-	verdict := admitted
+	decision := admitted
 	elsewhere := j.keysOnly && !w.del
 	j.bytes.Add(-int64(len(in.value)))
 	if !w.del && !elsewhere && !j.claim(int64(len(w.value))) {
-		elsewhere, verdict = true, downgraded
+		elsewhere, decision = true, downgraded
 	}
 	if elsewhere {
 		w.value, w.del = nil, true
@@ -224,17 +227,17 @@ func (j *journal) replaceLocked(in *intent, w write) admission {
 	in.undo, in.lost, in.cuts = w.undo != nil, false, 0
 	if w.plainUntil != 0 {
 		in.plainUntil = w.plainUntil
-	} // else the end of the earlier write that it takes the place of counts
+	} // else the time of the earlier write, which this one replaces, stays valid
 	j.releaseLocked(in)
 	if in.checkAt != 0 {
 		in.checkAt = 0
 		j.queued.Add(1)
 	}
-	return verdict
+	return decision
 }
 
-// claim takes so many bytes, if there are as many: never more for a moment, which would
-// show in the gauge and cost another set its value.
+// claim adds n bytes if they fit. It never exceeds the limit, not even for a moment: the
+// excess would show in the gauge, and could cost another set its value.
 func (j *journal) claim(n int64) bool {
 	for {
 		held := j.bytes.Load()
@@ -247,11 +250,11 @@ func (j *journal) claim(n int64) bool {
 	}
 }
 
-// notQueued marks an intent that is new, until put has queued it.
+// notQueued marks a new intent until put has queued it.
 const notQueued = -1
 
-// lend says of a key that is deleted that the local tier has a value for it all the
-// same, which was loaded since and goes with the replay.
+// lend notes that the local tier has a value for a journaled delete or an expired set. The
+// value was loaded since, and is removed by the replay.
 func (j *journal) lend(h keyHash, key string, now int64) {
 	if j.keys.Load() == 0 {
 		return
@@ -264,24 +267,25 @@ func (j *journal) lend(h keyHash, key string, now int64) {
 	}
 }
 
-// overtaken is told of a write that Redis has acknowledged although its key is
-// fenced by now: it was begun before the fence. An intent of an earlier write is
-// done with, for either it was never sent, or it was sent before this one on the
-// same session and has run before it. An intent that may still run late stays,
-// and is brought up to date. It says whether it must be replayed then. It waits for
-// nothing; before the write is acknowledged, the caller waits for what it returns.
-func (j *journal) overtaken(h keyHash, w write, session uint64, server string) (again bool, saved saving) {
+// overtaken handles a write that began before its key was journaled and that Redis has
+// acknowledged. An intent of an earlier write is then resolved: either it was never sent,
+// or it was sent on the same session before this write, so Redis has run it before this
+// write. An exception is an intent that is being sent, or that has an unanswered write of
+// another session. That write may still run late, so the intent stays and takes over this
+// write's value; again reports that it must be replayed. overtaken does not block. Before
+// the write is acknowledged, the caller waits for saved.
+func (j *journal) overtaken(h keyHash, w write, sessionID uint64, server string) (again bool, saved saving) {
 	if j.keys.Load() == 0 {
 		return false, saving{}
 	}
 	sh := j.shard(h)
 	sh.mu.Lock()
 	in := sh.intents[w.key]
-	verdict := admitted
+	decision := admitted
 	switch {
 	case in == nil || in.seq >= w.seq:
-	case in.sending || in.late.since != 0 && in.late.since != session:
-		verdict, _ = j.putLocked(sh, w)
+	case in.sending || in.late.since != 0 && in.late.since != sessionID:
+		decision, _ = j.putLocked(sh, w)
 		in.base, in.baseSeq = afterwards(w.value, w.del, w.deadline, server), 0
 		saved = j.saveLocked(sh, w.key, in)
 		again = true
@@ -289,18 +293,19 @@ func (j *journal) overtaken(h keyHash, w write, session uint64, server string) (
 		saved = j.leaveLocked(sh, w.key, in)
 	}
 	sh.mu.Unlock()
-	if verdict == downgraded {
+	if decision == downgraded {
 		j.downgraded(w.key)
 	}
 	j.announce()
 	return again, saved
 }
 
-// flushed is told that the server was emptied at this process' own wish, behind whatever
-// it had accepted: what waits to be written to it, or is looked at again, becomes a
-// delete, but not what spare names, which came behind that wish. It returns the keys, for
-// each of which there is something to replay, and the last change of the file.
-func (j *journal) flushed(owned func(key string) bool, spare map[string]uint64) (keys []string, last saving) {
+// flushed handles a flush that this process sent and the server has run, after all writes
+// that the server had accepted. Each set that waits for its replay or its second check
+// becomes a delete, and so does each delete that still has a value in the local tier.
+// Writes in spare stay, because they were sent after the flush. flushed returns the keys
+// that must be replayed, and the last change of the file.
+func (j *journal) flushed(owns func(key string) bool, spare map[string]uint64) (keys []string, last saving) {
 	if j.keys.Load() == 0 {
 		return nil, saving{}
 	}
@@ -308,7 +313,7 @@ func (j *journal) flushed(owned func(key string) bool, spare map[string]uint64) 
 		sh := &j.shards[i]
 		sh.mu.Lock()
 		for key, in := range sh.intents {
-			if seq, later := spare[key]; in.done || in.del && !in.elsewhere || later && seq == in.seq || !owned(key) {
+			if seq, spared := spare[key]; in.done || in.del && !in.elsewhere || spared && seq == in.seq || !owns(key) {
 				continue
 			}
 			j.bytes.Add(-int64(len(in.value)))
@@ -326,16 +331,16 @@ func (j *journal) flushed(owned func(key string) bool, spare map[string]uint64) 
 	return keys, last
 }
 
-// afterwards is the base once Redis has run a write.
-func afterwards(value []byte, del bool, deadline int64, server string) base {
+// afterwards is the base after Redis has run a write.
+func afterwards(v []byte, del bool, deadline int64, server string) base {
 	if del {
 		return holdingNothing(server)
 	}
-	return holding(value, deadline, server)
+	return holding(v, deadline, server)
 }
 
-// touch gives a journaled set another end. It says whether there was one. It
-// waits for nothing, as put does.
+// touch changes the deadline of a journaled set. touched is false where the key has no live
+// set that waits for its replay. touch does not block; for saved see put.
 func (j *journal) touch(h keyHash, key string, now, deadline int64) (saved saving, touched bool) {
 	sh := j.shard(h)
 	sh.mu.Lock()
@@ -348,10 +353,10 @@ func (j *journal) touch(h keyHash, key string, now, deadline int64) (saved savin
 	return j.saveLocked(sh, key, in), true
 }
 
-// leaveLocked takes the intent out: at once, or, where there is a file, in the
-// next sweep, once the file has forgotten it. Otherwise an intent that was done
-// with would be replayed after the death of this process, over what was written
-// since. The caller holds the shard, and announces afterwards.
+// leaveLocked removes the intent: at once without a file, else by the next sweep after the
+// drop record is in the file. If it were removed before, the process could die, and the
+// next process would replay a resolved intent over newer writes. The caller holds the
+// shard's lock, and calls announce after it has released it.
 func (j *journal) leaveLocked(sh *journalShard, key string, in *intent) saving {
 	if j.file == nil {
 		j.dropLocked(sh, key, in)
@@ -361,8 +366,8 @@ func (j *journal) leaveLocked(sh *journalShard, key string, in *intent) saving {
 	return j.file.forget(sh, key, in)
 }
 
-// dropLocked takes the intent out. The caller holds the shard, and announces
-// afterwards.
+// dropLocked removes the intent from memory. The caller holds the shard's lock, and calls
+// announce after it has released it.
 func (j *journal) dropLocked(sh *journalShard, key string, in *intent) {
 	delete(sh.intents, key)
 	if len(sh.intents) == 0 && sh.grown > shardKept {
@@ -376,7 +381,7 @@ func (j *journal) dropLocked(sh *journalShard, key string, in *intent) {
 	}
 }
 
-// announce wakes who waits for nothing to be queued, if so it is.
+// announce wakes the callers that wait for an empty queue, if no intent is queued.
 func (j *journal) announce() {
 	if j.queued.Load() != 0 {
 		return
@@ -389,8 +394,8 @@ func (j *journal) announce() {
 	}
 }
 
-// drained returns a channel that is closed when nothing is queued, or nil where
-// nothing is.
+// drained returns a channel that is closed as soon as no intent is queued, or nil if none
+// is queued now.
 func (j *journal) drained() <-chan struct{} {
 	j.idle.Lock()
 	defer j.idle.Unlock()

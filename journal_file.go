@@ -12,49 +12,49 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/wal"
 )
 
-// journalFile is the journal's copy in Journal.Dir. It is changed under the lock
-// of the key's shard, right after the journal itself, so that it tells the same
-// story; and waited for without a lock.
+// journalFile is the journal's copy in Journal.Dir. A change is staged under the lock of
+// the key's shard, right after the change in memory, so both have the same order. Callers
+// wait for the disk without that lock.
 type journalFile struct {
 	log     *wal.Log
 	clock   clock
-	timeout time.Duration // what a call waits for the disk, at most
-	kick    chan struct{} // there may be something for the keeper to do
+	timeout time.Duration // Options.Timeout; see patience
+	kick    chan struct{} // the keeper may have something to do
 
-	// before, where a test has set it, is called before each access to the disk.
+	// before is set by tests only, and is called before each access to the disk.
 	before atomic.Pointer[func(op string)]
 
 	sweeping chan struct{} // holds a token while a sweep runs
-	unswept  chan struct{} // a sweep was given up
+	unswept  chan struct{} // a caller gave up a sweep
 
-	// doubted is why what was found, which may be out of date, has yet to be written anew
-	// without that doubt; nil where that is done.
+	// doubted is the error of rewriting files that may be out of date; nil where they were
+	// rewritten, or need not be.
 	doubted atomic.Pointer[error]
 	mu      struct {
 		sync.Mutex
 		leaving []leaving
-		last    saving // of all changes
-		staged  bool   // there was one since the last sweep
+		last    saving // the last change
+		staged  bool   // a change was staged since the last sweep
 	}
 }
 
-// saving is a change on its way to the file; the zero value is none. When one is
-// written, so are all that came before it.
+// saving is a change on its way to the file; the zero value is none. When it is written, so
+// are all changes before it.
 type saving struct {
 	wal.Pending
-	leaves bool // an intent is done with, and leaves with a sweep
+	leaves bool // an intent is resolved, and leaves with a sweep
 }
 
-// or is the later of the two, if there is one.
-func (s saving) or(later saving) saving {
-	if later == (saving{}) {
+// or returns the later of the two changes, or the one that there is.
+func (s saving) or(next saving) saving {
+	if next == (saving{}) {
 		return s
 	}
-	later.leaves = later.leaves || s.leaves
-	return later
+	next.leaves = next.leaves || s.leaves
+	return next
 }
 
-// leaving is an intent that is done with, until the file has forgotten it.
+// leaving is a resolved intent whose drop record may not be in the file yet.
 type leaving struct {
 	shard *journalShard
 	key   string
@@ -62,26 +62,25 @@ type leaving struct {
 }
 
 const (
-	// fileRetry is the pause between two tries to write everything to a disk that
-	// does not take it.
+	// fileRetry is the pause between two tries to rewrite the files on a failing disk.
 	fileRetry = time.Second
-	// recordOverhead is about what a record has over key and value.
+	// recordOverhead is the approximate size of a record without key and value, in bytes.
 	recordOverhead = 128
-	// recordMost is what a record may have in all.
+	// recordMost is the largest size of a record, in bytes.
 	recordMost = 1 << 30
 )
 
-// restored is what was found in Journal.Dir.
+// restored is the result of opening Journal.Dir.
 type restored struct {
 	report     wal.Report
 	keys       int
-	downgraded int    // sets that became deletes, because
-	doubt      string // what was found may be out of date; "" where it is not
+	downgraded int    // sets that became deletes
+	doubt      string // why the files may be out of date; "" where they are not
 }
 
-// open makes the directory the journal's, and takes over what an earlier process
-// left in it. Every key of it is fenced, so none is read from Redis before it was
-// replayed. It blocks on the disk. It must be called before anything else.
+// open locks the directory and takes over the intents that an earlier process left in it.
+// Their keys are journaled from then on, so none of them is read from Redis before its
+// replay. open must be called before any other method. It blocks on the disk.
 func (j *journal) open(o JournalOptions, timeout time.Duration, c clock, hash func(string) keyHash, logf func(string, ...any)) (restored, error) {
 	policy := [...]wal.SyncPolicy{
 		FsyncNo: wal.SyncNone, FsyncEverySecond: wal.SyncInterval, FsyncAlways: wal.SyncAlways,
@@ -90,7 +89,7 @@ func (j *journal) open(o JournalOptions, timeout time.Duration, c clock, hash fu
 		clock: c, timeout: timeout, kick: make(chan struct{}, 1),
 		sweeping: make(chan struct{}, 1), unswept: make(chan struct{}, 1),
 	}
-	now, foreign, newer := c.now(), 0, byte(0)
+	now, unknown, newer := c.now(), 0, byte(0)
 	access := func(op string) {
 		if before := f.before.Load(); before != nil {
 			(*before)(op)
@@ -99,7 +98,7 @@ func (j *journal) open(o JournalOptions, timeout time.Duration, c clock, hash fu
 	log, report, err := wal.Open(o.Dir, wal.Options{Sync: policy, Logf: logf, Before: access}, func(key string, payload []byte) {
 		in, ok := decodeIntent(payload, now, time.Now().UnixNano())
 		if !ok {
-			foreign++
+			unknown++
 			newer = max(newer, newerIntent(payload))
 		}
 		j.restore(j.shard(hash(key)), key, in)
@@ -114,8 +113,8 @@ func (j *journal) open(o JournalOptions, timeout time.Duration, c clock, hash fu
 	f.log, j.file = log, f
 	r := restored{report: report, keys: int(j.keys.Load())}
 	var last saving
-	if r.doubt = report.Doubt; r.doubt == "" && foreign > 0 {
-		r.doubt = fmt.Sprintf("%d records cannot be read", foreign)
+	if r.doubt = report.Doubt; r.doubt == "" && unknown > 0 {
+		r.doubt = fmt.Sprintf("%d records cannot be read", unknown)
 	}
 	if r.doubt != "" {
 		r.downgraded, _ = j.downgradeAll(func(*intent) bool { return true })
@@ -123,13 +122,13 @@ func (j *journal) open(o JournalOptions, timeout time.Duration, c clock, hash fu
 		return r, nil
 	}
 	r.downgraded, last = j.downgradeAll(func(*intent) bool { return j.bytes.Load() > j.maxBytes })
-	_ = last.Wait() // or the next process would find sets; the keeper asks the file for errors
+	_ = last.Wait() // else the next process would find sets; the keeper handles errors
 	return r, nil
 }
 
-// rewrite writes the file anew, without the doubt in which it was found: before anything
-// is accepted that would be as doubtful to the next process. It says whether that was
-// done. It blocks on the disk.
+// rewrite writes the files anew, which ends the doubt about the old ones. open calls it
+// before the journal accepts a write, which the next process would doubt as well. rewrite
+// reports whether the files are complete now. It blocks on the disk.
 func (j *journal) rewrite() bool {
 	err := j.file.log.Compact(j.each)
 	if err == nil {
@@ -140,8 +139,7 @@ func (j *journal) rewrite() bool {
 	return false
 }
 
-// restore takes an intent over. It is not refused for want of room: what was
-// accepted stays accepted.
+// restore takes over an intent, even beyond the bounds: it was accepted once (law 6).
 func (j *journal) restore(sh *journalShard, key string, in *intent) {
 	sh.intents[key] = in
 	j.keys.Add(1)
@@ -151,9 +149,9 @@ func (j *journal) restore(sh *journalShard, key string, in *intent) {
 	}
 }
 
-// downgradeAll makes deletes of sets, of which some may have been replaced since by
-// a write that was not found, or for which there is no room. It returns how many
-// there were, and the last change.
+// downgradeAll turns the chosen sets into deletes: either a later write of the key may be
+// missing in the files, or there is no room for the value. It returns their number and the
+// last change.
 func (j *journal) downgradeAll(which func(*intent) bool) (n int, last saving) {
 	for i := range j.shards {
 		for key, in := range j.shards[i].intents {
@@ -170,8 +168,8 @@ func (j *journal) downgradeAll(which func(*intent) bool) (n int, last saving) {
 	return n, last
 }
 
-// saveLocked has the intent, as it is now, written to the file. The caller holds
-// its shard, and waits with durable once it does not, or leaves that to a sweep.
+// saveLocked stages the intent, as it is now, for the file. The caller holds the shard's
+// lock. After releasing it, the caller waits with durable, or leaves the wait to a sweep.
 func (j *journal) saveLocked(sh *journalShard, key string, in *intent) saving {
 	in.done = false
 	f := j.file
@@ -186,12 +184,12 @@ func (j *journal) saveLocked(sh *journalShard, key string, in *intent) saving {
 	return f.mu.last
 }
 
-// unnumbered is the number of every record: they are staged under the lock of the
-// key's shard, so they come in their order.
+// unnumbered is the sequence number of every record. Records need no number, because they
+// are staged in order, under the lock of the key's shard.
 const unnumbered = 0
 
-// encode is the intent as the next process has to know it, to which this one may
-// die in the middle of a replay. The caller holds the shard.
+// encode returns the intent as the next process must know it if this one dies now. So a
+// write that a replay is sending counts as unanswered. The caller holds the shard's lock.
 func (f *journalFile) encode(sh *journalShard, key string, in *intent) []byte {
 	now, wall := f.clock.now(), time.Now().UnixNano()
 	if s, ok := sh.sent[in]; ok {
@@ -209,10 +207,10 @@ func (f *journalFile) encode(sh *journalShard, key string, in *intent) []byte {
 	return payload
 }
 
-// durable returns when the file has what was saved, as Journal.Fsync means it. Where the
-// disk does not take it, it is in memory only, and Health says so: also where the disk
-// stands still for longer than is left to a call that began then, or for half a Timeout,
-// if that is more. The error is the context's.
+// durable returns when the change is in the file, as Journal.Fsync defines it. Where the
+// disk fails, or does not answer within patience(began), the change is in memory only,
+// Health.JournalError says so, and durable returns nil. After one call has waited in vain,
+// no call waits until the disk answers again. The only error is that of ctx.
 func (j *journal) durable(ctx context.Context, began int64, p saving) error {
 	f := j.file
 	if f == nil {
@@ -235,7 +233,8 @@ func (j *journal) durable(ctx context.Context, began int64, p saving) error {
 	return nil
 }
 
-// await waits for the disk; false where it does not come.
+// await waits for the disk, for at most patience(began). done is false if that was in vain;
+// err is that of ctx, or nil.
 func (f *journalFile) await(ctx context.Context, began int64, written <-chan struct{}) (done bool, err error) {
 	t := time.NewTimer(f.patience(began))
 	defer t.Stop()
@@ -253,18 +252,19 @@ func (f *journalFile) await(ctx context.Context, began int64, written <-chan str
 	return false, err
 }
 
-// patience is how long a call that began then waits for the disk: for what is left of its
-// time. A call that has spent that on Redis still gives a disk that is well the time to
-// write.
+// patience is how long a call that began at this time waits for the disk: for the rest of
+// its timeout, but for at least half a timeout. So a call that spent its time on Redis
+// still gives a healthy disk the time to write.
 func (f *journalFile) patience(began int64) time.Duration {
 	return max(f.timeout-time.Duration(f.clock.now()-began), f.timeout/2)
 }
 
+// live is the approximate size of the records of all intents, in bytes.
 func (j *journal) live() int64 { return j.bytes.Load() + recordOverhead*j.keys.Load() }
 
 func (f *journalFile) wake() { signal(f.kick) }
 
-// signal notes that there is something to do, on a channel with room for one.
+// signal sends on a channel with room for one element. It does not block.
 func signal(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
@@ -272,7 +272,7 @@ func signal(c chan struct{}) {
 	}
 }
 
-// forget has the file forget the intent. The caller holds the shard.
+// forget stages the drop record of the intent. The caller holds the shard's lock.
 func (f *journalFile) forget(sh *journalShard, key string, in *intent) saving {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -282,7 +282,7 @@ func (f *journalFile) forget(sh *journalShard, key string, in *intent) saving {
 	return f.mu.last
 }
 
-// swept is sweep for who waits for the whole of it, or until ctx ends.
+// swept repeats sweep until one is complete or ctx ends.
 func (j *journal) swept(ctx context.Context) (again bool, err error) {
 	for j.file != nil {
 		more, done := j.sweep(ctx, j.file.clock.now())
@@ -296,11 +296,11 @@ func (j *journal) swept(ctx context.Context) (again bool, err error) {
 	return again, nil
 }
 
-// sweep takes out what is done with, once the file has forgotten it; when it
-// returns, the file knows all that the journal knew when it was called, or JournalError
-// says that it does not. It says whether some of that was written again meanwhile, and
-// must be replayed. It waits as durable does; where it was given up, it is not done, and
-// tidy does it.
+// sweep deletes resolved intents from memory after their drop records are in the file. When
+// it is done, the file has all that the journal had when sweep was called, or JournalError
+// says that it has not. again reports that some of the intents were written again
+// meanwhile, and must be replayed. sweep waits for the disk, and for another sweep, each as
+// long as durable. If it gives up, done is false, and tidy sweeps later.
 func (j *journal) sweep(ctx context.Context, began int64) (again, done bool) {
 	f := j.file
 	if f == nil {
@@ -318,7 +318,7 @@ func (j *journal) sweep(ctx context.Context, began int64) (again, done bool) {
 	if !staged {
 		return false, true
 	}
-	if j.durable(ctx, began, last) != nil { // they were staged in this order
+	if j.durable(ctx, began, last) != nil { // last is the latest: changes are staged in order
 		f.mu.Lock()
 		f.mu.leaving, f.mu.staged = append(gone, f.mu.leaving...), true
 		f.mu.Unlock()
@@ -339,7 +339,7 @@ func (j *journal) sweep(ctx context.Context, began int64) (again, done bool) {
 	return again, true
 }
 
-// turn waits for the sweep that is under way.
+// turn waits for the sweep that is running, for at most patience(began).
 func (f *journalFile) turn(ctx context.Context, began int64) bool {
 	select {
 	case f.sweeping <- struct{}{}:
@@ -357,8 +357,8 @@ func (f *journalFile) turn(ctx context.Context, began int64) bool {
 	return false
 }
 
-// tidy does the sweeps that callers gave up, and calls again where something must be
-// replayed once more. It ends with ctx.
+// tidy repeats the sweeps that callers gave up, and calls again if intents must be replayed
+// once more. It blocks until ctx ends.
 func (j *journal) tidy(ctx context.Context, again func()) {
 	for {
 		select {
@@ -372,22 +372,22 @@ func (j *journal) tidy(ctx context.Context, again func()) {
 	}
 }
 
-// keep looks at the directory once each fileRetry, for it may be removed or changed from
-// outside, and writes the file anew when most of it is out of date, or when it does not
-// have everything. It blocks on the disk. It ends when stop is closed.
+// keep checks the directory every fileRetry and when it is woken, because the directory may
+// be removed or changed from outside. It rewrites the files when they are mostly out of date
+// or incomplete. It blocks on the disk, and returns after stop is closed.
 func (j *journal) keep(stop <-chan struct{}) {
 	f := j.file
 	tick := time.NewTicker(fileRetry)
 	defer tick.Stop()
 	for {
-		// Who removes or restores a directory may be in the middle of it.
+		// If it fails, another program may still be removing or restoring the directory.
 		ok := f.log.Check() == nil
 		if ok && (f.log.NeedsCompaction(j.live()) || f.doubted.Load() != nil) {
 			ok = j.rewrite()
 		}
 		kick := f.kick
 		if !ok {
-			kick = nil // not before the next tick, for all that is written meanwhile
+			kick = nil // wait for the next tick, however much is written meanwhile
 		}
 		select {
 		case <-stop:
@@ -398,8 +398,8 @@ func (j *journal) keep(stop <-chan struct{}) {
 	}
 }
 
-// each yields what the file is to hold: a shard at a time, so that no lock is held
-// while it is written.
+// each yields the records that the file is to hold. It copies one shard at a time, so that
+// no lock is held during the writing.
 func (j *journal) each(yield func(key string, seq uint64, payload []byte) bool) {
 	type record struct {
 		key     string
@@ -424,20 +424,19 @@ func (j *journal) each(yield func(key string, seq uint64, payload []byte) bool) 
 	}
 }
 
-// close has everything on the disk, or says why not. It blocks on the disk.
+// close writes the rest to the disk, or returns why it could not. It blocks on the disk.
 func (j *journal) close() error {
 	if j.file == nil {
 		return nil
 	}
-	_ = j.file.log.Check() // which err tells, too
+	_ = j.file.log.Check() // err returns it, too
 	if j.err() != nil {
-		j.rewrite() // the disk may take it by now
+		j.rewrite() // the disk may be healthy again
 	}
 	return j.file.log.Close()
 }
 
-// err is why the file does not have everything; nil where it does, or where there
-// is none.
+// err returns why the file is incomplete, or nil if it is complete or there is no file.
 func (j *journal) err() error {
 	if j.file == nil {
 		return nil

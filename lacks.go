@@ -2,8 +2,8 @@ package holdfast
 
 import "sync/atomic"
 
-// lack is a helper command that Redis may not run for this user, and that is done
-// without then.
+// lack is a helper command that Redis may refuse, because it does not know the command or
+// the user may not run it. The library then works without it.
 type lack uint32
 
 const (
@@ -13,11 +13,11 @@ const (
 	lackScripts
 )
 
-// lacks is a set of them, as far as is known of a session. What the last try of each
-// met counts, so that a permission that is given back is noticed.
+// lacks is the set of refused helper commands of a session. The last try of each command
+// counts, so that a permission that is given back is noticed.
 type lacks struct{ atomic.Uint32 }
 
-// note says what became of a try. Where nothing is lacking that costs an atomic load.
+// note records the result of a try. While nothing is lacking, it costs one atomic load.
 func (l *lacks) note(what lack, missing bool) {
 	switch was := l.Load()&uint32(what) != 0; {
 	case missing && !was:
@@ -27,6 +27,7 @@ func (l *lacks) note(what lack, missing bool) {
 	}
 }
 
+// names returns the refused commands as Health.Lacks shows them.
 func (l *lacks) names() (names []string) {
 	for i, name := range [...]string{"pttl", "exists", "leases", "scripts"} {
 		if l.Load()&(1<<i) != 0 {

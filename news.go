@@ -8,24 +8,26 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// The server may tell that a key changed while a set of it waits: the stream may stand
-// while writes are refused. That alone decides nothing. It may be about a key of the same
-// name in another database, an echo of a write of our own, or the end of what was there;
-// and a flush is told without a database, too. So the set is compared with what Redis
-// holds, as a replay would: if that is what it was, nothing has happened. If it is not,
-// somebody else wrote, and the set becomes a delete, for which of the two values is the
-// newer one nobody can tell. The replay would mostly find out by itself, but not where
-// what was there ended after it was deleted, and until then the older value would be
-// served.
+// An invalidation of a key may arrive while a set of the key waits, for example while Redis
+// refuses writes and the stream stands. The invalidation alone decides nothing. It may be
+// about a key of the same name in another database, an echo of our own write, or the expiry
+// of the previous value; and the message of a flush names no database. So the set is
+// compared with the value in Redis, as a replay would. If that is the base, the set waits
+// on. If not, another writer was there. Then the set becomes a delete, because nobody can
+// tell which of the two values is the newer one.
 //
-// A set in place of a copy that the server had told of before is compared, too: if nothing
-// is there, that is how it was, and the next flush of another database takes nothing away.
+// Mostly the replay alone would find that, too. It could not where the previous value was
+// deleted and would have expired before the replay. And until the replay, the older value
+// would be served.
+//
+// A set over a copy that was invalidated before the set is compared, too. If the key is
+// absent, absence becomes the base, so the next flush of another database does no harm.
 
-// compareMost is how many keys are compared at once.
+// compareMost is the most keys that are compared at once.
 const compareMost = 64
 
-// overruled is told that a key changed while a set of it waits, and says whether the two
-// are to be compared. It waits for nothing.
+// overruled handles an invalidation of the key. It reports whether a set of the key waits
+// and must be compared with the value in Redis. It does not block.
 func (j *journal) overruled(h keyHash, key string, now int64) bool {
 	if j.keys.Load() == 0 {
 		return false
@@ -37,12 +39,12 @@ func (j *journal) overruled(h keyHash, key string, now int64) bool {
 	return in != nil && j.overruleLocked(in, now)
 }
 
-// overruleLocked: where the news may be of a write of our own that got no answer, or of
-// the end of the value that was there, the replay decides.
+// overruleLocked is overruled for one intent. The replay decides where the invalidation may
+// come from an unanswered write of our own, from its echo, or from the expiry of the base.
 func (j *journal) overruleLocked(in *intent, now int64) bool {
 	ownEnd := in.base.held && over(in.base.gone, now)
 	replayed := in.baseSeq == 0
-	echo := replayed || in.base.echo // what is told may be that
+	echo := replayed || in.base.echo // the invalidation may be an echo of our own write
 	if in.del || in.sending || in.checkAt != 0 || in.late.since != 0 || ownEnd || echo {
 		return false
 	}
@@ -53,8 +55,8 @@ func (j *journal) overruleLocked(in *intent, now int64) bool {
 	return true
 }
 
-// overruledAll is overruled for all keys that are owned: a database was emptied.
-func (j *journal) overruledAll(now int64, owned func(key string) bool) (some bool) {
+// overruledAll is overruled for all owned keys, after a flush of a database.
+func (j *journal) overruledAll(now int64, owns func(key string) bool) (some bool) {
 	if j.keys.Load() == 0 {
 		return false
 	}
@@ -62,14 +64,14 @@ func (j *journal) overruledAll(now int64, owned func(key string) bool) (some boo
 		sh := &j.shards[i]
 		sh.mu.Lock()
 		for key, in := range sh.intents {
-			some = owned(key) && j.overruleLocked(in, now) || some
+			some = owns(key) && j.overruleLocked(in, now) || some
 		}
 		sh.mu.Unlock()
 	}
 	return some
 }
 
-// waitingSet is a set that is to be compared, as it was when that was noticed.
+// waitingSet is a set that is to be compared: a copy made when it was chosen.
 type waitingSet struct {
 	key  string
 	hash keyHash
@@ -77,8 +79,8 @@ type waitingSet struct {
 	news uint8
 }
 
-// uncompared returns some of the sets that are to be compared and are owned.
-func (j *journal) uncompared(hash func(string) keyHash, owned func(key string) bool) (all []waitingSet) {
+// uncompared returns up to compareMost of the owned sets that are to be compared.
+func (j *journal) uncompared(hash func(string) keyHash, owns func(key string) bool) (all []waitingSet) {
 	if !j.news.Swap(false) {
 		return nil
 	}
@@ -93,7 +95,7 @@ func (j *journal) uncompared(hash func(string) keyHash, owned func(key string) b
 				j.news.Store(true) // for the next round
 				break
 			}
-			if !owned(key) {
+			if !owns(key) {
 				j.news.Store(true) // for another link
 				continue
 			}
@@ -104,25 +106,25 @@ func (j *journal) uncompared(hash func(string) keyHash, owned func(key string) b
 	return all
 }
 
-// compared takes what the server holds for a set that waits, and says whether it became a
+// compared gets the value in Redis for a waiting set, and reports whether the set became a
 // delete.
-func (j *journal) compared(s waitingSet, value []byte, found bool, server string) bool {
-	sum := sha1.Sum(value)
+func (j *journal) compared(s waitingSet, current []byte, present bool, server string) bool {
+	sum := sha1.Sum(current)
 	sh := j.shard(s.hash)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	in := sh.intents[s.key]
 	if in == nil || in.seq != s.seq || in.news != s.news || in.del || in.sending {
-		return false // there is more news, or a replay decides
+		return false // another invalidation arrived, or a replay decides
 	}
 	b, unsure := &in.base, in.unsure()
 	in.news, in.looked = 0, true
 	switch {
-	case found && (b.held && b.sum == sum || bytes.Equal(value, in.value)):
+	case present && (b.held && b.sum == sum || bytes.Equal(current, in.value)):
 		return false
-	case !found && (!b.held || b.server != server):
+	case !present && (!b.held || b.server != server):
 		return false
-	case unsure && !found: // as it was when the server told, perhaps
+	case unsure && !present: // perhaps it was absent at the invalidation, too
 		in.base = holdingNothing(server)
 		j.saveLocked(sh, s.key, in)
 		return false
@@ -136,9 +138,10 @@ func (j *journal) compared(s waitingSet, value []byte, found bool, server string
 	return true
 }
 
-// compare compares the sets of which the session's server told with what it holds, and
-// reads them so that it tells again. A server that does not answer has them compared by
-// the replay.
+// compare reads the sets that are to be compared from the session's server, and compares
+// them. The reads make the server track the keys again. A set whose read gets no answer is
+// compared by the replay. compare blocks for at most the replay's timeout for each
+// compareMost keys.
 func (r *replayer) compare(ctx context.Context, s *session) {
 	for {
 		sets := r.journal.uncompared(r.hash, r.owns)
@@ -153,11 +156,11 @@ func (r *replayer) compare(ctx context.Context, s *session) {
 		}
 		deletes := false
 		for i, reply := range r.do(bounded, s, cmds, false) {
-			value, err := reply.AsBytes()
+			current, err := reply.AsBytes()
 			switch absent := rueidis.IsRedisNil(err); {
 			case err != nil && !absent:
 				continue
-			case r.journal.compared(sets[i], value, !absent, s.server):
+			case r.journal.compared(sets[i], current, !absent, s.server):
 				r.journal.downgraded(sets[i].key)
 				deletes = true
 			}

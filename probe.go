@@ -8,22 +8,22 @@ import (
 )
 
 // A probe is a small write and a small read in one pipeline. The write alone would not
-// tell a server that takes no writes from one that answers nobody.
+// distinguish a server that takes no writes from one that answers nothing.
 //
-//	           | read: answered | refused           | none
-//	write: done| well           | down, by the read | down
-//	refused    | read-only      | down              | down
+//	               | read: answered | read: refused     | read: no reply
+//	write: done    | healthy        | down, by the read | down
+//	write: refused | read-only      | down              | down
 //
-// Both answered by BUSY is a server that is busy, and a redirection says that the map of
-// the cluster is out of date. That this user may not read the probe's key is an answer.
+// A BUSY to either means that the server is busy. A redirection means that the map of the
+// cluster is out of date. A read that is refused for a missing permission on the key counts
+// as answered.
 //
 // PING is no probe: a read-only replica and a server that cannot save answer PONG.
 
-// probeCommands appends the probe's commands. The write is one of a key that is there:
-// there is none, so it leaves nothing behind, and Redis refuses it for READONLY, MISCONF,
-// OOM, NOREPLICAS, CLUSTERDOWN and for want of a permission all the same, because it looks
-// for those before it looks for the key. A node of a cluster that has no slot can only be
-// pinged.
+// probeCommands appends the commands of a probe. The write has XX and its key never exists,
+// so it leaves nothing behind. Redis still refuses it for READONLY, MISCONF, OOM,
+// NOREPLICAS, CLUSTERDOWN and a missing permission, because it checks these before it looks
+// for the key. A cluster node without slots gets only a PING.
 func probeCommands(b rueidis.Builder, key string, cmds []rueidis.Completed) []rueidis.Completed {
 	if key == "" {
 		return append(cmds, b.Ping().Build())
@@ -33,9 +33,9 @@ func probeCommands(b rueidis.Builder, key string, cmds []rueidis.Completed) []ru
 		b.Get().Key(key).Build())
 }
 
-// probe sends a probe and says what its answers mean; see probed. It needs no slot, so
-// that a full bulkhead cannot hide that the server is back, and its answer frees the slots
-// of those who gave up.
+// probe sends a probe and returns its result, as probed does. It needs no slot of the
+// bulkhead, so a full bulkhead cannot hide that the server is back. Its answer frees the
+// slots of abandoned calls. probe blocks at most until ctx ends.
 func (s *session) probe(ctx context.Context, key string) (class, error) {
 	ticket := s.tickets.Add(1)
 	replies := s.client.DoMulti(ctx, probeCommands(s.client.B(), key, nil)...)
@@ -45,40 +45,42 @@ func (s *session) probe(ctx context.Context, key string) (class, error) {
 	return probed(ctx, replies)
 }
 
-// probed is the table above: classOK, classWriteRefused, classBusy or classRedirect, or
-// what is not there: classDown, classUnknown, classCanceled.
+// probed evaluates the replies by the table above. The class is classOK, classWriteRefused,
+// classBusy or classRedirect, or for a server that is not usable classDown, classUnknown or
+// classCanceled.
 func probed(ctx context.Context, replies []rueidis.RedisResult) (class, error) {
-	write := replies[0].Error()
-	w := classify(ctx, write)
+	writeErr := replies[0].Error()
+	w := classify(ctx, writeErr)
 	if len(replies) == 1 {
 		if w == classCommand {
-			w = classWriteRefused // not even PING; whether it takes anything else is not known
+			w = classWriteRefused // PING is refused; nothing is known of other commands
 		}
-		return w, write
+		return w, writeErr
 	}
-	read := replies[1].Error()
-	r := classify(ctx, read)
+	readErr := replies[1].Error()
+	r := classify(ctx, readErr)
 	readable := r == classOK || r == classCommand
 	switch {
 	case w == classRedirect, w == classBusy, w == classCanceled, replies[0].NonRedisError() != nil:
-		return w, write
+		return w, writeErr
 	case w == classOK && readable:
 		return classOK, nil
 	case w != classOK && readable:
-		return classWriteRefused, write
+		return classWriteRefused, writeErr
 	default:
-		return r, read
+		return r, readErr
 	}
 }
 
-// judge has the session probed now, for a caller who got a text that nobody understands,
-// and returns nil where the probe succeeds: then the text is about that caller's command
-// alone. Else it returns why not, to be classified like any other error of the session's;
-// then the text is the way's, and the supervisor has been asked to look for itself. It may
-// be called from any goroutine, also for a session that serves no more, and waits for at
-// most Options.Timeout. It does not report to the breaker.
+// judge probes the session now, for a caller that got an unknown error text. It returns nil
+// if the probe succeeds: then the text is about the caller's command alone. Otherwise the
+// text is about the server or the way to it, and judge returns the error of the probe, to
+// be classified like any other error of the session. It has then asked the supervisor for a
+// probe of its own.
 //
-// Each call sends a probe: who has many such texts asks once for all of them.
+// judge is safe from any goroutine, also for a session that does not serve any more. It
+// blocks for at most Options.Timeout, and does not report to the breaker. Each call sends a
+// probe, so a caller with many such texts calls it once for all of them.
 func (l *link) judge(ctx context.Context, s *session) error {
 	bounded, cancel := context.WithTimeout(ctx, l.opts.Timeout)
 	defer cancel()
@@ -95,10 +97,10 @@ func (l *link) judge(ctx context.Context, s *session) error {
 	return err
 }
 
-// askProbe has the supervisor probe the session that serves, at once, or as soon as
-// Breaker.MinBackoff has passed since it did so last: many who ask get one probe. It does
-// not block and may be called from any goroutine. While nothing serves it does nothing,
-// for the supervisor has a schedule then.
+// askProbe asks the supervisor to probe the serving session: at once, or as soon as
+// Breaker.MinBackoff has passed since the last such probe. Many calls cause one probe.
+// askProbe does not block and is safe from any goroutine. While no session serves it does
+// nothing, because the supervisor follows its schedule then.
 func (l *link) askProbe() {
 	if l.gate.Load() != nil && !l.asked.Swap(true) {
 		l.look()

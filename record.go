@@ -5,17 +5,17 @@ import (
 	"math"
 )
 
-// What an intent is in the file: a format byte, a byte of flags, times as wall
-// clock nanoseconds since 1970, because the process's own clock ends with it, and
-// what has a length with its length before it.
+// An intent in the file: a format byte, a byte of flags, and the fields below. Times are
+// wall clock nanoseconds since 1970, because the process' own clock ends with the process.
+// server and the list of late digests have their length before them, as a uvarint.
 //
 //	format, flags, deadline,
-//	base: gone, digest where it held something, server,
+//	base: gone, digest if there was a value, server,
 //	late: gone, number of digests, digests,
 //	value
 //
-// Sequence numbers and sessions are not there: whatever the process that wrote it
-// may have sent, and all that is known of the key, is from before this one.
+// Sequence numbers and sessions are not stored: for the next process, all writes and all
+// knowledge of the key are from before its start.
 const intentFormat = 1
 
 const (
@@ -29,9 +29,11 @@ const (
 	flagCheck // it was replayed, and waits for its second check
 )
 
-// earlierProcess is the session of what was sent before this process began.
+// earlierProcess is the session of all writes that were sent by an earlier process.
 const earlierProcess = 1
 
+// encode returns the intent as a payload for the file. now and wall are the same moment, by
+// the process' clock and by the wall clock.
 func (in *intent) encode(now, wall int64) []byte {
 	var flags byte
 	for _, f := range []struct {
@@ -69,7 +71,7 @@ func (in *intent) encode(now, wall int64) []byte {
 	return append(b, in.value...)
 }
 
-// appendTime writes a time of the clock that says now as one of the wall clock.
+// appendTime converts a time of the process' clock to the wall clock and appends it.
 func appendTime(b []byte, t, now, wall int64) []byte {
 	if t != never {
 		t = saturated(wall, t-now)
@@ -85,9 +87,9 @@ func saturated(a, b int64) int64 {
 	return a + b
 }
 
-// decodeIntent reads what encode wrote, in an earlier process: whatever that had
-// sent may still run. It says false for what it does not understand; the intent is
-// a delete then, which is always safe.
+// decodeIntent reads an intent that an earlier process encoded. A write that the earlier
+// process sent may still run, so it counts as unanswered. decodeIntent returns false for a
+// payload that it cannot read; the intent is a delete then, which is always safe.
 func decodeIntent(payload []byte, now, wall int64) (*intent, bool) {
 	d := decoder{rest: payload, now: now, wall: wall}
 	if len(payload) < 2 || payload[0] != intentFormat {
@@ -129,7 +131,7 @@ func decodeIntent(payload []byte, now, wall int64) (*intent, bool) {
 	return in, true
 }
 
-// newerIntent is the format of a payload that a program to come has written, or 0.
+// newerIntent returns the format of a payload that a newer version has written, or 0.
 func newerIntent(payload []byte) byte {
 	if len(payload) > 0 && payload[0] > intentFormat {
 		return payload[0]
@@ -137,14 +139,15 @@ func newerIntent(payload []byte) byte {
 	return 0
 }
 
+// unreadable is the intent for a payload that cannot be read: a delete.
 func unreadable() *intent {
 	in := &intent{del: true, deadline: never}
 	in.late.unanswered(earlierProcess, nil, true, never)
 	return in
 }
 
-// decoder takes a payload apart. After the first thing that is not there it is bad,
-// and what it returns means nothing.
+// decoder reads the fields of a payload. After the first field that is missing, bad is true
+// and all results are meaningless.
 type decoder struct {
 	rest      []byte
 	now, wall int64
@@ -176,7 +179,7 @@ func (d *decoder) digest() (sum digest) {
 	return sum
 }
 
-// time is a time as the present process's clock tells it.
+// time reads a time and converts it to this process' clock.
 func (d *decoder) time() int64 {
 	b := d.take(8)
 	if d.bad {

@@ -11,50 +11,51 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// replayer carries to Redis what the journal has for one link, on a goroutine of
-// its own.
+// replayer sends the journaled writes of one link's keys to Redis, on a goroutine of its
+// own.
 type replayer struct {
 	journal *journal
 	link    *link
 	routes  *routes
-	owns    func(key string) bool // the link's keys
+	owns    func(key string) bool // reports whether a key is the link's
 	clock   clock
 	stats   *counters
 	notify  *notifier
 	hash    func(string) keyHash
-	// settled is told of each set before it leaves the journal: the local copy
-	// must be confirmed before it is fresh again.
+	// settled is called for each set that Redis has, before it leaves the journal. A read
+	// must confirm the local copy before it is fresh again.
 	settled func(h keyHash)
-	// doubt is told where nothing had to be taken back.
+	// doubt is called where there was nothing to compensate.
 	doubt func(h keyHash)
-	// forget is told where Redis does not hold what the local copy says.
+	// forget is called where Redis does not have the value of the local copy.
 	forget func(h keyHash)
 
 	timeout time.Duration
-	maxHeld time.Duration // a set is held for, before it becomes a delete
+	maxHeld time.Duration // how long a set is held before it becomes a delete
 	pauses  backoff       // after rounds that Redis did not answer
-	share   time.Duration // what one pipeline may take of a caller's budget
+	share   time.Duration // the target time of one pipeline: a share of a caller's timeout
 	rule    ConflictRule
 	pace    pace
 	kick    chan struct{}
 }
 
 const (
-	// One pipeline begins with replayFirst intents and grows to replayMost where
-	// the server is quick: the commands of callers wait for it, and a slow
-	// server would time them out and open the circuit that has just closed.
+	// One pipeline begins with replayFirst intents and grows to replayMost where the server
+	// is quick. The commands of callers wait behind it. On a slow server a long pipeline
+	// would time them out, and open the circuit that has just closed.
 	replayFirst = 8
 	replayMost  = 256
 	replayBytes = 1 << 20
-	// replayJitter spreads the starts of a fleet that sees Redis come back at
-	// one moment.
+	// replayJitter is the longest random wait before a replay, so that the clients of a
+	// fleet do not start at the same moment when Redis comes back.
 	replayJitter = 50 * time.Millisecond
-	// replayTimeout is the least that a pipeline is given.
+	// replayTimeout is the least timeout of a pipeline.
 	replayTimeout = time.Second
-	// replayPause is the wait after a round that Redis did not answer.
+	// replayPause is the shortest wait after a round that Redis did not answer.
 	replayPause = 100 * time.Millisecond
 )
 
+// wake has the replayer look for intents to replay. It does not block.
 func (r *replayer) wake() {
 	select {
 	case r.kick <- struct{}{}:
@@ -62,7 +63,8 @@ func (r *replayer) wake() {
 	}
 }
 
-// run is the replayer's life. It ends with ctx.
+// run replays whenever there is something to replay and Redis takes it. It returns when ctx
+// ends.
 func (r *replayer) run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -87,7 +89,7 @@ func (r *replayer) run(ctx context.Context) {
 			r.compare(ctx, s)
 		}
 		if s == nil || !s.writable.Load() {
-			continue // what wakes the replayer is that Redis is back
+			continue // the replayer is woken when Redis takes writes again
 		}
 		if next := min(r.journal.nextCheck(r.owns), r.journal.nextCanary(), r.nextAsk(s), r.link.suspects.nextTrial()); next != never {
 			timer.Reset(max(replayPause, time.Duration(next-r.clock.now())))
@@ -95,8 +97,8 @@ func (r *replayer) run(ctx context.Context) {
 	}
 }
 
-// jitter waits for a random time, unless there is something urgent; false where ctx has
-// ended.
+// jitter waits for a random time of up to replayJitter, or not at all while a replay is
+// urgent. It returns false if ctx has ended.
 func (r *replayer) jitter(ctx context.Context) bool {
 	t := time.NewTimer(time.Duration(rand.Int64N(int64(replayJitter))))
 	defer t.Stop()
@@ -106,12 +108,13 @@ func (r *replayer) jitter(ctx context.Context) bool {
 			return false
 		case <-t.C:
 			return true
-		case <-r.kick: // for something urgent, perhaps
+		case <-r.kick: // perhaps a replay is urgent now
 		}
 	}
 	return true
 }
 
+// sleep waits for d. It returns false if ctx ends before.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -123,11 +126,11 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// replayLanes is how many pipelines are under way at once: while Redis runs the one,
-// what became of the other is noted.
+// replayLanes is the number of pipelines under way at once. While Redis runs one, the
+// results of the other are processed.
 const replayLanes = 2
 
-// draining is a replay of all there is, on one session.
+// draining is one replay of the journal on one session.
 type draining struct {
 	*replayer
 	session *session
@@ -139,18 +142,18 @@ type draining struct {
 	}
 }
 
-// drain replays until nothing is left; false where Redis stopped answering.
+// drain replays until nothing is left. It returns false if Redis stopped answering.
 func (r *replayer) drain(ctx context.Context, s *session) bool {
 	r.askAgain(ctx, s)
 	r.expireHeld()
 	d := &draining{replayer: r, session: s}
-	var lanes group // of this replay: a group that was waited for takes nobody
+	var lanes group // a new group each time: after wait, a group starts nothing
 	for range replayLanes - 1 {
 		lanes.spawn("replayer", func() { d.lane(ctx) })
 	}
 	d.lane(ctx)
 	lanes.wait(never)
-	d.mu.Lock() // for form's sake: the lanes have ended
+	d.mu.Lock() // only for form: the lanes have ended
 	defer d.mu.Unlock()
 	if d.mu.total != (Replay{}) {
 		d.mu.total.Left = int(r.journal.queued.Load())
@@ -159,28 +162,28 @@ func (r *replayer) drain(ctx context.Context, s *session) bool {
 	return !d.mu.failed
 }
 
-// lane sends one pipeline after the other, as long as there is something to send and
-// Redis answers.
+// lane sends one pipeline after the other, while there is something to send and Redis
+// answers.
 func (d *draining) lane(ctx context.Context) {
 	s := d.session
 	want := func(key string, del bool) bool {
 		return (del || s.writable.Load() && !s.scriptsAwaited()) && d.owns(key) && d.link.treat(key, del) != sendNot
 	}
-	quickest := time.Duration(never) // what is not the batch's doing
-	for batch := replayFirst; ; {
+	quickest := time.Duration(never) // the time that does not depend on the batch
+	for size := replayFirst; ; {
 		if !d.note(Replay{}, true) {
 			return
 		}
-		batch = min(batch, d.pace.most)
-		if !d.await(ctx, batch) {
+		size = min(size, d.pace.most)
+		if !d.await(ctx, size) {
 			return
 		}
 		began := d.clock.now()
 		tasks := d.journal.canaries(began, d.hash, want)
 		if len(tasks) == 0 {
-			tasks = d.journal.take(batch, replayBytes, began, d.hash, want)
+			tasks = d.journal.take(size, replayBytes, began, d.hash, want)
 		}
-		d.pace.refund(batch - len(tasks))
+		d.pace.refund(size - len(tasks))
 		if len(tasks) == 0 {
 			return
 		}
@@ -193,15 +196,15 @@ func (d *draining) lane(ctx context.Context) {
 		leave()
 		took := time.Duration(d.clock.now() - began)
 		quickest = min(quickest, took)
-		batch = nextBatch(batch, took-quickest, d.share)
+		size = nextBatch(size, took-quickest, d.share)
 		if !d.note(round, ok) {
 			return
 		}
 	}
 }
 
-// enter has the tasks be under way beside the callers' commands, or without any. Where
-// that is not to be had, they are not sent.
+// enter has the tasks count as under way: beside the callers' commands, or alone. leave
+// ends that. If ok is false, the tasks are back in the journal and must not be sent.
 func (d *draining) enter(ctx context.Context, tasks []task) (leave func(), ok bool) {
 	s := d.session
 	if !tasks[0].alone {
@@ -220,8 +223,8 @@ func (d *draining) enter(ctx context.Context, tasks []task) (leave func(), ok bo
 	return leave, ok
 }
 
-// await waits until so many keys may be sent; false where the session has ended
-// meanwhile, or ctx.
+// await waits until the pace allows the keys to be sent. It returns false if the session or
+// ctx has ended meanwhile.
 func (d *draining) await(ctx context.Context, keys int) bool {
 	wait := d.pace.reserve(keys, d.clock.now())
 	if wait <= 0 {
@@ -241,7 +244,7 @@ func (d *draining) await(ctx context.Context, keys int) bool {
 	return d.note(Replay{}, false)
 }
 
-// note adds up what the lanes did, and says whether to go on.
+// note adds the results of a round, and reports whether to go on.
 func (d *draining) note(round Replay, ok bool) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -250,28 +253,29 @@ func (d *draining) note(round Replay, ok bool) bool {
 	return !d.mu.failed
 }
 
-// nextBatch keeps a pipeline at about its share of time, beside what even the quickest
-// one takes: that is the network's, and it would take as long with a single key.
-func nextBatch(batch int, took, share time.Duration) int {
+// nextBatch chooses the next size so that a pipeline takes between half the limit and the
+// limit. took is the time beyond that of the quickest pipeline: the quickest one's time is
+// the network's, and a pipeline with a single key would take as long.
+func nextBatch(size int, took, limit time.Duration) int {
 	switch {
-	case took > share:
-		return max(replayFirst, batch/2)
-	case took < share/2:
-		return min(replayMost, batch*2)
+	case took > limit:
+		return max(replayFirst, size/2)
+	case took < limit/2:
+		return min(replayMost, size*2)
 	}
-	return batch
+	return size
 }
 
-// replay sends the tasks in one pipeline and settles each. It blocks for at most
-// the replay's own timeout and a second for each megabyte: nobody waits for it
-// but the journal.
+// replay sends the tasks in one pipeline and resolves each. It blocks for at most the
+// replayer's timeout and one second for each megabyte of values. A second try after ASK, the
+// probe of judge and the disk take time of their own. Only the journal waits for replay.
 func (r *replayer) replay(ctx context.Context, s *session, tasks []task) (round Replay, ok bool) {
-	// The file must know what is sent, or the next process would take our own value for
-	// somebody else's; and what the round before has decided.
+	// The file must have the tasks that are sent, or the next process would take our own
+	// value for another writer's. It must also have the results of the round before.
 	_, _ = r.journal.swept(ctx)
 	round, ok = r.pass(ctx, s, tasks, false)
 	if again, _ := r.journal.swept(ctx); again || round.Superseded+round.Refused > 0 {
-		r.wake() // what somebody else wrote is deleted by another round
+		r.wake() // another writer's value is deleted by the next round
 	}
 	return round, ok
 }
@@ -279,18 +283,20 @@ func (r *replayer) replay(ctx context.Context, s *session, tasks []task) (round 
 // pass is one try of some tasks on one session.
 type pass struct {
 	*replayer
-	parent  context.Context // of who has it done
+	parent  context.Context // the context of the whole replay
 	session *session
-	asking  bool // the server only imports the slots of the keys
+	asking  bool // the server is importing the slots of the keys, so each command needs ASKING
 	dead    bool // the connection had ended before
 
 	round   Replay
 	failed  bool
-	plain   []task              // for which the server will not run the script
-	against []refusedTask       // that Redis refuses, for themselves or not
-	asked   map[*session][]task // for which another server is to be asked
+	plain   []task              // tasks for which the server does not run the script
+	against []refusedTask       // tasks that Redis refuses, for a reason not yet known
+	asked   map[*session][]task // tasks that were redirected by ASK
 }
 
+// pass tries the tasks once on the session, and those that it redirects by ASK once on the
+// server that it names. ok is false if tasks must wait.
 func (r *replayer) pass(parent context.Context, s *session, tasks []task, asking bool) (round Replay, ok bool) {
 	limit := r.timeout
 	for i := range tasks {
@@ -315,9 +321,9 @@ func (r *replayer) pass(parent context.Context, s *session, tasks []task, asking
 	}
 	p.judge()
 	for next, tasks := range p.asked {
-		more, sent := r.pass(parent, next, tasks, true)
+		more, answered := r.pass(parent, next, tasks, true)
 		p.round.add(more)
-		p.failed = p.failed || !sent
+		p.failed = p.failed || !answered
 	}
 	return p.round, !p.failed
 }
@@ -328,7 +334,7 @@ func (r *Replay) add(more Replay) {
 	r.Refused += more.Refused
 }
 
-// conclude does with a task what the answer to it says.
+// conclude processes the answer to a task.
 func (p *pass) conclude(t *task, a answer) {
 	if _, refused := rueidis.IsRedisErr(a.err); (a.err == nil || refused) && p.link.suspects.any() {
 		p.link.suspects.clear(p.link.suspects.write(t.key, t.del))
@@ -342,7 +348,7 @@ func (p *pass) conclude(t *task, a answer) {
 	case noScripts(a.err) && t.del:
 		p.plain = append(p.plain, *t)
 	case (c == classCommand || c == classUnknown) && t.del && !t.undo:
-		p.plain = append(p.plain, *t) // it may be the script that is refused
+		p.plain = append(p.plain, *t) // perhaps only the script is refused
 	case c == classCommand || c == classUnknown:
 		p.refused(t, c, a.err)
 	case c == classRedirect:
@@ -360,7 +366,7 @@ func (p *pass) conclude(t *task, a answer) {
 	}
 }
 
-// decided settles a task that Redis has decided on.
+// decided resolves a task on which Redis has decided.
 func (p *pass) decided(t *task, v verdict) {
 	switch v {
 	case verdictDone, verdictUndone:
@@ -369,9 +375,9 @@ func (p *pass) decided(t *task, v verdict) {
 			p.stats.replayed.Add(1)
 		}
 	case verdictGone:
-		// Whether that is somebody's doing could not be told when it was sent: the time
-		// of what was there may have run out on the way. Then it is sent once more, and
-		// finding nothing is expected.
+		// When the task was sent, it was not known whether absence is another writer's
+		// doing: the previous value may have expired on the way. If so, the task is sent
+		// once more, and by then absence is no conflict.
 		now := p.clock.now()
 		if t.mayFindNothing(p.session.server, now) {
 			p.journal.settle(*t, foundAgain, p.session.id, p.session.server, now)
@@ -389,7 +395,7 @@ func (p *pass) decided(t *task, v verdict) {
 	p.settle(t, v.found())
 }
 
-// found is what the verdict says to the journal.
+// found returns the verdict as a result for the journal.
 func (v verdict) found() found {
 	switch v {
 	case verdictDone:
@@ -401,39 +407,40 @@ func (v verdict) found() found {
 	case verdictTheirs:
 		return foundTheirs
 	default:
-		return foundRefused // somebody else's value is there, and stays
+		return foundRefused // another writer's value is there, and stays
 	}
 }
 
-// await leaves a set in the journal until it is certain whether the server runs scripts.
+// await keeps a set in the journal until it is certain whether the server runs scripts.
 func (p *pass) await(t *task) {
 	p.journal.settle(*t, foundUnsent, p.session.id, p.session.server, p.clock.now())
 }
 
-// refusedTask is a task, the error by which Redis refused it, and its class.
+// refusedTask is a task with the error by which Redis refused it, and its class.
 type refusedTask struct {
 	task
 	class class
 	err   error
 }
 
-// refused notes a task that Redis refused. A set that is too large becomes a delete at
-// once: it will never be taken.
+// refused records a task that Redis refused. A set that is too large becomes a delete at
+// once, because no try of it will succeed.
 func (p *pass) refused(t *task, c class, err error) {
-	// Redis closes the connection behind such an answer: what was sent next would
-	// be taken for the cause.
+	// Redis closes the connection after a protocol error. A task sent after it would be
+	// taken for the cause.
 	p.failed = p.failed || strings.HasPrefix(err.Error(), "Protocol error")
 	if !t.del && tooLarge(err) {
 		p.round.Refused++
 		p.rejected(t)
-		p.settle(t, foundTheirs) // what is there may be older: another round deletes it
+		p.settle(t, foundTheirs) // the value in Redis may be older: the next round deletes it
 		return
 	}
 	p.against = append(p.against, refusedTask{*t, c, err})
 }
 
-// judge decides what was refused by a probe: if that succeeds, the tasks are refused for
-// themselves, and held. Else it is the way's, or all writes are refused, and they wait.
+// judge probes the server once for all tasks that were refused. If the probe succeeds, the
+// tasks themselves are refused, and they are held. Otherwise the server or the way to it
+// refuses everything, or all writes, and the tasks wait.
 func (p *pass) judge() {
 	if len(p.against) == 0 {
 		return
@@ -449,14 +456,14 @@ func (p *pass) judge() {
 	}
 }
 
-// hold says whether there is room among what is held.
+// hold holds a refused task. It returns false if too many are held already.
 func (p *pass) hold(r *refusedTask) bool {
-	refusal := p.journal.refusal(refusalOf(r.err, r.key), r.class == classCommand)
+	reason := p.journal.refusal(refusalOf(r.err, r.key), r.class == classCommand)
 	var ran uint64
 	if errors.Is(r.err, errNonsense) {
 		ran = p.session.id
 	}
-	again, news, ok := p.journal.hold(&r.task, refusal, ran, p.clock.now())
+	again, news, ok := p.journal.hold(&r.task, reason, ran, p.clock.now())
 	if !ok {
 		return false
 	}
@@ -465,18 +472,18 @@ func (p *pass) hold(r *refusedTask) bool {
 		p.stats.held.Add(1)
 	}
 	if news {
-		p.notify.held(HeldWrite{Key: r.key, Delete: r.del, Bytes: len(r.value), Since: time.Now(), Refusal: refusal.text})
+		p.notify.held(HeldWrite{Key: r.key, Delete: r.del, Bytes: len(r.value), Since: time.Now(), Refusal: reason.text})
 	}
 	return true
 }
 
-// rejected tells of a set that is given up and becomes a delete.
+// rejected reports a set that is given up and becomes a delete.
 func (p *pass) rejected(t *task) {
 	p.stats.rejected.Add(1)
 	p.notify.drop(t.key, DropRejected)
 }
 
-// expireHeld makes deletes of the sets that Redis has refused for long.
+// expireHeld turns sets that Redis has refused for longer than maxHeld into deletes.
 func (r *replayer) expireHeld() {
 	for _, key := range r.journal.expireHeld(r.clock.now() - int64(r.maxHeld)) {
 		r.forget(r.hash(key))
@@ -490,19 +497,19 @@ func (p *pass) postpone(t *task, c class, err error) {
 	p.failed = true
 	s := p.session
 	if gaveUp(err) && p.parent.Err() != nil {
-		c = classCanceled // who asked has left: that says nothing about Redis
+		c = classCanceled // the replay was canceled, which says nothing about Redis
 	}
 	what := foundNoReply
 	if _, answered := rueidis.IsRedisErr(err); answered {
-		what = foundUnsent // a reply says that it did not run
+		what = foundUnsent // an error reply: the command did not run
 	} else if errors.Is(err, errNonsense) {
-		// A reply, but not one that says that.
+		// A reply, but the command may have run.
 	} else if gaveUp(err) {
 		err = errBudget
 	} else if p.dead {
-		what = foundUnsent // what it is told is what ended the connection before
+		what = foundUnsent // the connection had ended before; the error is the cause of that
 	} else if !errors.Is(err, errNoPermit) && !errors.Is(err, rueidis.ErrClosing) {
-		what = foundCut // and not before it was sent
+		what = foundCut // the connection was lost after the sending
 	}
 	if what == foundCut {
 		p.link.blame(s, []uint64{p.link.suspects.write(t.key, t.del)}, t.alone, t.key)
@@ -515,13 +522,13 @@ func (p *pass) postpone(t *task, c class, err error) {
 	}
 	s.link.report(s, c, err)
 	if !p.owns(t.key) {
-		p.routes.deliver(t.key) // it has moved, after its new owner was woken
+		p.routes.deliver(t.key) // the key has moved; its new owner was woken before
 	}
 }
 
-// deletePlainly replays without the script: nothing can be compared then, so a
-// set becomes a delete, which is always safe. That is so under ConflictKeep, too:
-// another client's value goes, but ours, if it is older, does not stay.
+// deletePlainly replays without the script. Nothing can be compared then, so a set becomes
+// a delete, which is always safe. That holds under ConflictKeep, too: another client's
+// value may be deleted, but no older value of our own stays.
 func (p *pass) deletePlainly(ctx context.Context) {
 	b := p.session.client.B()
 	cmds := make([]rueidis.Completed, len(p.plain))
@@ -550,12 +557,13 @@ func (p *pass) deletePlainly(ctx context.Context) {
 	}
 }
 
-// settle takes the key out of the journal, unless there is more to do. The local
-// copy is put in doubt first, so that nobody finds it fresh and unfenced.
+// settle resolves the task: the key leaves the journal unless there is more to do. The
+// local copy becomes suspect before that, so that no reader finds it fresh while the key is
+// not journaled any more.
 func (p *pass) settle(t *task, what found) {
 	switch {
 	case !p.journal.latest(t):
-		// The copy is of the write that took it over.
+		// The copy belongs to the later write.
 	case what == foundOurs && t.undo:
 		p.doubt(t.hash)
 	case what == foundOurs && !t.del:
@@ -565,6 +573,6 @@ func (p *pass) settle(t *task, what found) {
 	}
 	p.journal.settle(*t, what, p.session.id, p.session.server, p.clock.now())
 	if t.canary != nil {
-		p.routes.wake() // what was held with it is queued again
+		p.routes.wake() // the entries held with it are queued again
 	}
 }

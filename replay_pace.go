@@ -5,11 +5,11 @@ import (
 	"time"
 )
 
-// pace spaces what is sent so that it is no more than a rate, over any second, but for
-// what was late.
+// pace limits the rate at which keys are sent, over any second. A sender that is late may
+// catch up on paceLate, or on one batch if that is more.
 type pace struct {
-	each int64 // ns for one key
-	most int   // keys at once
+	each int64 // nanoseconds for one key
+	most int   // keys in one batch
 
 	mu struct {
 		sync.Mutex
@@ -17,19 +17,20 @@ type pace struct {
 	}
 }
 
-// paceBatches is into how many batches a second's keys are spread at least.
+// paceBatches is the least number of batches over which a second's keys are spread.
 const paceBatches = 20
 
-// newPace keeps to so many keys a second, in batches of most or fewer.
+// newPace returns a pace of rate keys a second, in batches of at most most keys.
 func newPace(rate, most int) pace {
 	return pace{each: max(1, int64(time.Second)/int64(rate)), most: max(1, min(most, rate/paceBatches))}
 }
 
-// paceLate is how much of what it was late a replay may catch up on, if not a batch.
+// paceLate is the delay on which a late sender may catch up; or the time of one batch, if
+// that is longer.
 const paceLate = 100 * time.Millisecond
 
-// reserve makes room for so many keys, and says for how long to wait before they may be
-// sent.
+// reserve takes places for the keys, and returns how long the caller must wait before it
+// sends them; 0 or less: not at all.
 func (p *pace) reserve(keys int, now int64) (wait time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -38,7 +39,7 @@ func (p *pace) reserve(keys int, now int64) (wait time.Duration) {
 	return time.Duration(start - now)
 }
 
-// refund gives back what was reserved and not used.
+// refund returns places that were reserved and not used.
 func (p *pace) refund(keys int) {
 	p.mu.Lock()
 	p.mu.next -= int64(keys) * p.each

@@ -7,14 +7,15 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// sendPlain sends those tasks as the commands that their callers asked for which count
-// as if they had waited on the wire: what was accepted while the first attempt was under
-// way, and is no older than Timeout, unless that attempt has failed. Nothing is compared: the last writer wins, as with
-// any command. It notes their answers and returns the indexes of the others.
+// sendPlain sends some tasks as the ordinary commands of their callers: writes that were
+// accepted during the first attempt to reach Redis, no longer ago than Timeout, unless that
+// attempt has failed. They count as if they had waited on the wire. Nothing is compared:
+// the last writer wins, as with any command. sendPlain puts their answers into out, and
+// returns the indexes of the other tasks.
 //
-// It is so once: what gets no answer may run late, and what the key holds afterwards is
-// for the script to find out.
-func (r *replayer) sendPlain(ctx context.Context, s *session, tasks []task, asking bool, answers []answer) (others []int) {
+// A task is sent so only once. If it gets no answer, it may run late, and only the script
+// can decide on the key afterwards.
+func (r *replayer) sendPlain(ctx context.Context, s *session, tasks []task, asking bool, out []answer) (others []int) {
 	var cmds []rueidis.Completed
 	var plain []int
 	now, b := r.clock.now(), s.client.B()
@@ -45,12 +46,12 @@ func (r *replayer) sendPlain(ctx context.Context, s *session, tasks []task, aski
 		if tasks[plain[k]].del {
 			what = numberReply
 		}
-		answers[plain[k]] = answer{verdict: verdictDone, err: what(reply)}
+		out[plain[k]] = answer{verdict: verdictDone, err: what(reply)}
 	}
 	return others
 }
 
-// plain says whether the task may be sent as an ordinary command now.
+// plain reports whether the task may be sent as an ordinary command now.
 func (t *task) plain(now int64) bool {
 	return now < t.plainUntil && now < t.deadline && !t.undo && !t.check
 }

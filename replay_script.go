@@ -12,34 +12,35 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// replayScript decides by the plain values, inside Redis, where nobody else can
-// write between the look and the deed. Each key of KEYS has four of ARGV:
+// replayScript compares and writes inside Redis, where no other client can write in
+// between. Each key of KEYS has four values in ARGV:
 //
-//	1  set, keep, overwrite: replay a set, by the conflict rule that delete, keep or
-//	   overwrite is
-//	   delete: replay a delete, or a set whose time is over
-//	   reset, redelete: the second check, which only undoes our own late write
+//	1  set, keep, overwrite: replay a set under ConflictDelete, ConflictKeep or
+//	   ConflictOverwrite
+//	   delete: replay a delete, or a set that has expired
+//	   reset, redelete: the second check, which only compensates our own late writes
 //	2  the value
 //	3  its remaining life in ms, 0 for no expiry
-//	4  what Redis may hold by our own doing: digests, and "absent" where finding
-//	   nothing is no conflict; in a check, where a delete of our own may have run
-//	   late
+//	4  the expected state: digests of the base and of our own late values, and
+//	   "absent" where a missing key is no conflict; in a second check, where one of
+//	   our own late writes may have deleted the key, or its value may have expired
 //
-// It answers a verdict for each key, or the error that Redis had for that key,
-// which is nothing to the others. A Redis before 7 puts the script's line before it.
+// It returns for each key a verdict, or the error of Redis for that key alone. Redis before
+// version 7 puts the script's line before such an error, and the script removes it.
 //
-// A set that should have found something and finds nothing does nothing but say so.
-// When it ran, only its answer tells: by then the time of what was there may be over.
+// A set that finds the key missing, and should not, changes nothing and returns GONE. Only
+// the moment of the answer bounds when the script ran: until then the previous value may
+// have expired.
 //
-// A set that finds what somebody else wrote does nothing but say so, too. If it deleted
-// that, and its answer were lost, whoever asked again would find nothing, and so would
-// a set that runs late; both might take it for no conflict.
+// A set that finds another writer's value changes nothing either. If it deleted the value
+// and its answer were lost, the next try would find nothing, and so would a set that runs
+// late. Both could take that for no conflict.
 //
-// It looks with GETEX: a server that tracks what is read remembers, before 7.2, all
-// keys of a script at each read within it, which took twice as long as all the rest,
-// and GETEX counts as a write. Where there is no GETEX (before 6.2), or no permission
-// for it, GET does. It does so, too, until a set was written, and deletes come last:
-// Redis asks whether there is memory for a write only where the script has made none.
+// The script reads with GETEX, which counts as a write. Redis before 7.2 remembers, for a
+// connection that tracks its reads, all keys of a script at each read within it; that took
+// twice as long as all the rest. GET is used where GETEX is missing (before 6.2) or not
+// permitted. GET is also used until the script has written a set, and deletes come last:
+// Redis checks for free memory before a write only while the script has written nothing.
 const replayScript = `
 local DONE, UNDONE, GONE, LEFT, THEIRS, LATER = 1, 2, 3, 4, 5, 6
 local looked, wrote, getex, full = 0, false, true, nil
@@ -134,35 +135,35 @@ var replayDigest = func() string {
 	return hex.EncodeToString(sum[:])
 }()
 
-// Redis serves nobody else while a script runs, so one script gets few keys and
-// few bytes. It stops by itself when it has looked at half a megabyte: what Redis
-// holds may be larger than what is to be written.
+// Redis serves no other client while a script runs, so one script has few keys and few
+// bytes. It also stops by itself after it has read half a megabyte, because the values in
+// Redis may be larger than those to be written.
 const (
 	scriptKeys  = 16
 	scriptBytes = 64 << 10
 )
 
-// verdict is what the script did with a key.
+// verdict is the script's result for a key.
 type verdict int64
 
 const (
-	verdictDone   verdict = iota + 1 // Redis holds what it should
-	verdictUndone                    // it held what was to be taken back, which is gone
-	verdictGone                      // the key is absent, and what was known says that it should not be
-	verdictLeft                      // somebody else wrote, and that stays
-	verdictTheirs                    // somebody else wrote, and that is to be deleted
-	verdictLater                     // nothing: the script had done enough
+	verdictDone   verdict = iota + 1 // Redis has the wanted state
+	verdictUndone                    // our own late value was there, and is deleted
+	verdictGone                      // the key is absent, although a value was expected
+	verdictLeft                      // another writer's value is there and stays
+	verdictTheirs                    // another writer's value is there and is to be deleted
+	verdictLater                     // nothing was done: the script had read enough
 )
 
-// answer is what became of a task. Without an error the verdict counts.
+// answer is the result of a task: the error, or the verdict if there is none.
 type answer struct {
 	verdict verdict
 	err     error
 }
 
-// errNonsense is an answer that Redis does not give to what was sent, though it is no error:
-// from something that is no Redis, or in place of another answer. Like a text that nobody
-// understands it says nothing about the command; the command may have run.
+// errNonsense is the error for a reply that is no error and that Redis does not give to
+// such a command: it comes from another program, or belongs to another command. Like an
+// unknown error text it says nothing about the command, which may have run.
 var errNonsense = errors.New("holdfast: the answer to a replay makes no sense")
 
 // numberReply returns the error of a reply that must be a number.
@@ -187,32 +188,32 @@ func okReply(reply rueidis.RedisResult) error {
 	return nil
 }
 
-// send has the tasks done and returns an answer for each.
+// send sends the tasks and returns an answer for each.
 //
-// A server that lost its scripts is given this one again. The tasks that it did
-// not run for want of it, and no others, are sent once more: some may have been
-// redirected. So are, each in a script of its own, those which a script did not
-// come to, or which were refused together: the cause may be one of them.
+// If the server has lost the script, it is loaded again, and only the tasks that did not
+// run for that reason are sent once more: others may have been redirected. Tasks that the
+// script did not reach, or that were refused together, are sent again in scripts of their
+// own, because one of them may be the cause.
 func (r *replayer) send(ctx context.Context, s *session, tasks []task, asking bool) []answer {
-	together := scriptKeys
+	perScript := scriptKeys
 	if r.routes.cluster.Load() != nil {
-		// The keys of a script must be of one slot, and even those part company
-		// while the slot moves.
-		together = 1
+		// The keys of a script must be of one slot, and even those may be on different
+		// nodes while the slot moves.
+		perScript = 1
 	}
-	answers := make([]answer, len(tasks))
-	all := r.sendPlain(ctx, s, tasks, asking, answers)
+	out := make([]answer, len(tasks))
+	all := r.sendPlain(ctx, s, tasks, asking, out)
 	if len(all) == 0 {
-		return answers
+		return out
 	}
-	p := &scripts{r, s, asking, tasks, answers}
-	if alone := p.send(ctx, all, together); len(alone) > 0 {
+	p := &scripts{r, s, asking, tasks, out}
+	if alone := p.send(ctx, all, perScript); len(alone) > 0 {
 		p.send(ctx, alone, 1)
 	}
-	return answers
+	return out
 }
 
-// scripts are some tasks on their way to a server, and what it answered.
+// scripts is a set of tasks on their way to a server, and the server's answers.
 type scripts struct {
 	*replayer
 	session *session
@@ -221,22 +222,23 @@ type scripts struct {
 	answers []answer
 }
 
-// send sends the tasks at these indexes, up to so many in one script, and loads
-// the script if need be. It returns those that are to be tried alone.
-func (p *scripts) send(ctx context.Context, at []int, together int) (alone []int) {
-	missing, alone := p.sendOnce(ctx, at, together)
+// send sends the tasks at the given indexes, up to perScript of them in one script, and
+// loads the script if it is missing. It returns the tasks that are to be tried alone.
+func (p *scripts) send(ctx context.Context, at []int, perScript int) (alone []int) {
+	missing, alone := p.sendOnce(ctx, at, perScript)
 	if len(missing) > 0 && p.load(ctx, missing) {
-		_, more := p.sendOnce(ctx, missing, together)
+		_, more := p.sendOnce(ctx, missing, perScript)
 		alone = append(alone, more...)
 	}
 	return alone
 }
 
-// load gives the server the script. Without an answer the tasks that wait
-// for it wait for another round.
+// load loads the script into the server, and reports whether that succeeded. If the server
+// refused the command, the answer NOSCRIPT stays. After another error the tasks get that
+// error, and are sent in a later round.
 func (p *scripts) load(ctx context.Context, missing []int) bool {
 	if p.session.manner == mannerMinimal {
-		return false // it would hang up
+		return false // the server would close the connection
 	}
 	load := p.session.client.B().ScriptLoad().Script(replayScript).Build()
 	err := p.do(ctx, p.session, []rueidis.Completed{load}, false)[0].Error()
@@ -248,35 +250,35 @@ func (p *scripts) load(ctx context.Context, missing []int) bool {
 			p.answers[i] = answer{err: err}
 		}
 	}
-	return false // no scripts here: NOSCRIPT is the last word
+	return false // after a refusal the answer NOSCRIPT stays
 }
 
-// sendOnce notes the tasks' answers and returns those that lack the script and
-// those that are to be tried alone.
-func (p *scripts) sendOnce(ctx context.Context, at []int, together int) (missing, alone []int) {
-	cmds, ends := p.commands(at, together)
+// sendOnce records the answers, and returns the tasks that found no script and the tasks
+// that are to be tried alone.
+func (p *scripts) sendOnce(ctx context.Context, at []int, perScript int) (missing, alone []int) {
+	cmds, bounds := p.commands(at, perScript)
 	from := 0
 	for i, reply := range p.do(ctx, p.session, cmds, p.asking) {
-		group := at[from:ends[i]]
-		from = ends[i]
+		part := at[from:bounds[i]]
+		from = bounds[i]
 		err := reply.Error()
 		verdicts, shape := reply.ToArray()
-		if rueidis.IsRedisNil(err) || err == nil && (shape != nil || len(verdicts) != len(group)) {
+		if rueidis.IsRedisNil(err) || err == nil && (shape != nil || len(verdicts) != len(part)) {
 			err = errNonsense
 		}
 		if err != nil {
-			for _, j := range group {
+			for _, j := range part {
 				p.answers[j] = answer{err: err}
 			}
 			switch {
 			case strings.HasPrefix(err.Error(), "NOSCRIPT"):
-				missing = append(missing, group...)
-			case len(group) > 1 && refusesSome(err):
-				alone = append(alone, group...)
+				missing = append(missing, part...)
+			case len(part) > 1 && refusesSome(err):
+				alone = append(alone, part...)
 			}
 			continue
 		}
-		for k, j := range group {
+		for k, j := range part {
 			if p.answers[j] = readAnswer(verdicts[k]); p.answers[j].verdict == verdictLater {
 				alone = append(alone, j)
 			}
@@ -285,12 +287,13 @@ func (p *scripts) sendOnce(ctx context.Context, at []int, together int) (missing
 	return missing, alone
 }
 
-// refusesSome says whether an error may be about one of the keys of a script.
+// refusesSome reports whether an error may be about one of the keys of a script.
 func refusesSome(err error) bool {
 	c := classify(context.Background(), err)
 	return c == classCommand || c == classUnknown
 }
 
+// readAnswer reads the script's result for one key.
 func readAnswer(m rueidis.RedisMessage) answer {
 	if err := m.Error(); err != nil && !rueidis.IsRedisNil(err) {
 		return answer{err: err}
@@ -302,7 +305,7 @@ func readAnswer(m rueidis.RedisMessage) answer {
 	return answer{verdict: verdict(v)}
 }
 
-// do sends the commands in one pipeline, beside the bulkhead.
+// do sends the commands in one pipeline. It needs no slot of the bulkhead.
 func (r *replayer) do(ctx context.Context, s *session, cmds []rueidis.Completed, asking bool) []rueidis.RedisResult {
 	ticket := s.tickets.Add(1)
 	if asking {
@@ -318,37 +321,37 @@ func (r *replayer) do(ctx context.Context, s *session, cmds []rueidis.Completed,
 	return replies
 }
 
-// commands makes a script of each few of the tasks at these indexes. ends says up
-// to where in at each of them goes.
-func (p *scripts) commands(at []int, together int) (cmds []rueidis.Completed, ends []int) {
-	n := (len(at) + together - 1) / together
-	cmds, ends = make([]rueidis.Completed, 0, n), make([]int, 0, n)
-	keys, args := make([]string, 0, together), make([]string, 0, 4*together)
+// commands builds the scripts for the tasks at the given indexes. The i-th script has the
+// tasks up to, but without, at[bounds[i]].
+func (p *scripts) commands(at []int, perScript int) (cmds []rueidis.Completed, bounds []int) {
+	n := (len(at) + perScript - 1) / perScript
+	cmds, bounds = make([]rueidis.Completed, 0, n), make([]int, 0, n)
+	keys, args := make([]string, 0, perScript), make([]string, 0, 4*perScript)
 	now, b, bytes := p.clock.now(), p.session.client.B(), 0
 	for i, j := range at {
 		t := &p.tasks[j]
-		t.sentAt = now // what is sent again was not done before
-		op, value, ttl := t.operation(now, p.rule)
+		t.sentAt = now // a task that is sent again was not done before
+		op, v, ttl := t.operation(now, p.rule)
 		keys = append(keys, t.key)
-		args = append(args, op, viewString(value), strconv.FormatInt(ttl.Milliseconds(), 10), t.expected(p.session.server, now))
-		bytes += len(t.key) + len(value)
-		if len(keys) == together || bytes >= scriptBytes || i == len(at)-1 {
+		args = append(args, op, viewString(v), strconv.FormatInt(ttl.Milliseconds(), 10), t.expected(p.session.server, now))
+		bytes += len(t.key) + len(v)
+		if len(keys) == perScript || bytes >= scriptBytes || i == len(at)-1 {
 			cmds = append(cmds, kept(b.Evalsha().Sha1(replayDigest).Numkeys(int64(len(keys))).Key(keys...).Arg(args...).Build(), bytes))
-			ends = append(ends, i+1)
+			bounds = append(bounds, i+1)
 			keys, args, bytes = keys[:0], args[:0], 0
 		}
 	}
-	return cmds, ends
+	return cmds, bounds
 }
 
-// operation says what to do with a task now: a set whose time ran out while it
-// waited deletes, or the value from before the outage would return. One whose time
-// runs out on the way is written, and lives for as long as it took to get there.
+// operation returns the operation for a task that is sent now. A set that expired while it
+// waited becomes a delete, or the value from before the outage would return. A set that
+// expires on the way is written, and lives as long as the way took.
 //
-// By which rule a conflict ends is for a set to ask. Where more values of our own may
-// be there than are remembered, ConflictKeep might keep one of those, so what cannot
-// be told from them is deleted.
-func (t *task) operation(now int64, rule ConflictRule) (op string, value []byte, ttl time.Duration) {
+// The conflict rule concerns sets alone. If more late values of our own may be there than
+// are remembered, ConflictKeep could keep one of them. So a value that cannot be told from
+// them is deleted.
+func (t *task) operation(now int64, rule ConflictRule) (op string, v []byte, ttl time.Duration) {
 	gone := t.deletesAt(now)
 	check := t.check && !t.late.more
 	switch {
@@ -373,12 +376,12 @@ func (t *task) operation(now int64, rule ConflictRule) (op string, value []byte,
 	return op, t.value, ttl
 }
 
-// deletesAt says whether a task that is sent now deletes.
+// deletesAt reports whether a task that is sent now is a delete.
 func (t *task) deletesAt(now int64) bool { return t.del || now >= t.deadline }
 
-// mayFindNothing says whether it is nobody else's doing that Redis at server has
-// nothing where the task runs, at the latest, now. Of a check the value was there
-// once: a write of ours that ran late must have made it so.
+// mayFindNothing reports whether absence at server is no conflict if the task runs at now
+// or before. A second check had its value in Redis before, so only our own late write
+// explains absence.
 func (t *task) mayFindNothing(server string, now int64) bool {
 	if t.check {
 		return t.late.mayLeaveNothing(now)
@@ -386,7 +389,7 @@ func (t *task) mayFindNothing(server string, now int64) bool {
 	return t.mayBeAbsent(server, now)
 }
 
-// expected lists what Redis may hold by our own doing.
+// expected lists the states of Redis that are no conflict, for the script.
 func (t *task) expected(server string, now int64) string {
 	absent := t.mayFindNothing(server, now)
 	held := t.base.held && !t.check && !t.undo

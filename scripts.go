@@ -10,36 +10,41 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// Whether the server runs the replay's script is asked when it is greeted. Where it does
-// not, nothing can be compared, and the sets that wait in the journal become deletes. That
-// cannot be taken back, and a permission may be missing for a moment. So they wait, and the
-// server is greeted once more, and only one that says no at least scriptsAfter after it
-// said so first, and at no time nothing for as long, is believed. Both times the session
-// must serve, so that a probe has shown
-// that the server is well otherwise: what is said before that may be the way's. What a
-// replay meets by itself only makes it ask. A text that nobody understands, and an answer
-// that makes no sense, say nothing of scripts, however long: sets that are refused so are held.
+// The greeting of a session asks whether the server runs the replay's script. Without the
+// script nothing can be compared, and the journaled sets become deletes. That cannot be
+// undone, and a permission may be missing for a moment. So the sets wait, and the server is
+// asked again. It is believed only if
 //
-//	           | greeted: runs | greeted: does not                  | a replay met that
-//	runs       | runs          | awaited                            | awaited
-//	awaited    | runs          | awaited; scriptless if that lasted | awaited
-//	scriptless | runs          | scriptless                         | scriptless
+//  - it says no again at least scriptsAfter after its first no,
+//  - less than scriptsAfter passed between two such answers in a row, unless the server was
+//    believed before and has not run the script since, and
+//  - the session serves at both times, so that a probe has shown that the server is
+//    healthy otherwise. Before that, the answer may come from a proxy on the way.
+//
+// A refusal that a replay meets only causes a question. An unknown error text, or a reply
+// that makes no sense, says nothing about scripts, however long it lasts: the sets that are
+// refused so are held.
+//
+//	           | greeting: runs | greeting: does not                 | met by a replay
+//	runs       | runs           | awaited                            | awaited
+//	awaited    | runs           | awaited; scriptless if that lasted | awaited
+//	scriptless | runs           | scriptless                         | scriptless
 
 // scriptsAfter is how long a server must have said that it runs no scripts.
 const scriptsAfter = 10 * time.Second
 
-// scripting is what is known of a link's server.
+// scripting is the state of the scripts of a link's server.
 type scripting struct {
 	sync.Mutex
-	since    int64 // when it said first that it does not run the script; 0 where it does
-	last     int64 // when it said so last
-	asked    int64 // when it was asked last
+	since    int64 // when it first refused the script while a session served; 0: it did not
+	last     int64 // when it last refused the script
+	asked    int64 // when it was last asked
 	why      error
 	logged   bool
-	believed bool // since then it was scriptless
+	believed bool // it was scriptless, and has not run the script since
 }
 
-// scriptState is what a session's server said.
+// scriptState is the state of the scripts of a session's server.
 type scriptState uint32
 
 const (
@@ -51,9 +56,9 @@ const (
 func (s *session) scriptless() bool     { return scriptState(s.scripts.Load()) == scriptsNone }
 func (s *session) scriptsAwaited() bool { return scriptState(s.scripts.Load()) == scriptsAwaited }
 
-// askScripts asks the server whether it runs the script, with the script itself: it has a
-// look at the probe's key, and has been loaded then. The error is what ends the
-// connection, or is about the server.
+// askScripts asks the server whether it runs the script: it loads the script and runs it on
+// the probe's key, which it only reads. An error is about the connection or the whole
+// server. It blocks at most until ctx ends.
 func (s *session) askScripts(ctx context.Context) error {
 	key := s.link.probeKey("")
 	if key == "" {
@@ -76,7 +81,7 @@ func (s *session) askScripts(ctx context.Context) error {
 		}
 	}
 	if load := replies[0].Error(); load != nil && err != nil && strings.HasPrefix(err.Error(), "NOSCRIPT") {
-		err = load // it says more
+		err = load // it is more specific
 	}
 	switch {
 	case err == nil:
@@ -85,7 +90,7 @@ func (s *session) askScripts(ctx context.Context) error {
 		s.noteScripts(err, true)
 	case away(err):
 		return err
-	default: // in words of the way, or none: what is refused so is judged, and held
+	default: // another error, or a reply without sense: judged when a replay meets it
 		s.link.scripting.Lock()
 		s.link.scripting.asked = s.link.clock.now()
 		s.link.scripting.Unlock()
@@ -93,8 +98,8 @@ func (s *session) askScripts(ctx context.Context) error {
 	return nil
 }
 
-// noteScripts takes what the server said of the script: nil where it runs it. greeted: it
-// was asked for that alone.
+// noteScripts records the answer of the server about the script; nil: it runs the script.
+// greeted reports that the server was asked for that alone, and not by a replay.
 func (s *session) noteScripts(err error, greeted bool) {
 	k := &s.link.scripting
 	k.Lock()
@@ -105,7 +110,7 @@ func (s *session) noteScripts(err error, greeted bool) {
 	k.why = err
 	state := scriptsRun
 	if err != nil && !k.believed && now-k.last >= int64(scriptsAfter) {
-		k.since = 0 // it was not asked meanwhile, and may have been without a permission twice
+		k.since = 0 // between the answers the permission may have been there
 	}
 	if err != nil {
 		k.last = now
@@ -126,8 +131,8 @@ func (s *session) noteScripts(err error, greeted bool) {
 	}
 }
 
-// tellScripts notes that a session serves whose server does not run the script, and logs it
-// once.
+// tellScripts records that a session serves whose server does not run the script, and logs
+// it once.
 func (s *session) tellScripts() {
 	if scriptState(s.scripts.Load()) == scriptsRun {
 		return
@@ -146,7 +151,8 @@ func (s *session) tellScripts() {
 
 var errMinimal = errors.New("holdfast: the server hangs up at commands that it does not know")
 
-// askAgain asks a server that did not run the script when it was asked before.
+// askAgain asks a server that did not run the script when it was last asked, if that is
+// due. It blocks for at most the replay's timeout.
 func (r *replayer) askAgain(ctx context.Context, s *session) {
 	if now := r.clock.now(); !s.scriptsAwaited() || now < r.nextAsk(s) {
 		return
@@ -158,7 +164,7 @@ func (r *replayer) askAgain(ctx context.Context, s *session) {
 	bounded, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	if err := s.askScripts(bounded); err != nil {
-		s.link.askProbe() // there is more amiss
+		s.link.askProbe() // the server has another problem
 		k := &s.link.scripting
 		k.Lock()
 		k.asked = r.clock.now()
@@ -166,7 +172,7 @@ func (r *replayer) askAgain(ctx context.Context, s *session) {
 	}
 }
 
-// nextAsk is when a server is to be asked again, or never.
+// nextAsk returns when the server is to be asked again, or never.
 func (r *replayer) nextAsk(s *session) int64 {
 	if !s.scriptsAwaited() || r.journal.queued.Load() == 0 {
 		return never
@@ -177,9 +183,9 @@ func (r *replayer) nextAsk(s *session) int64 {
 	return k.asked + int64(r.pauses.max)
 }
 
-// noScripts says that the server does not run the script, now or at all: it was flushed
-// between load and use, the user may not run it or a command in it, or a proxy knows no
-// scripts.
+// noScripts reports whether an error means that the server does not run the script, now or
+// ever: the script was flushed between load and use, the user may not run it or a command
+// in it, or a proxy has no scripts.
 func noScripts(err error) bool {
 	if err == nil || !isReply(err) {
 		return false
@@ -187,7 +193,7 @@ func noScripts(err error) bool {
 	return strings.HasPrefix(err.Error(), "NOSCRIPT") || refusesCommand(err) || withinScript(err) || otherwiseNoScripts(err)
 }
 
-// otherwiseNoScripts knows the words of other makes: Pika's, Garnet's, those of services.
+// otherwiseNoScripts knows the error texts of Pika, Garnet and cloud services.
 func otherwiseNoScripts(err error) bool {
 	text := strings.ToLower(strings.TrimPrefix(err.Error(), "ERR "))
 	for _, t := range []string{"unknown command", "unknown or unsupported command", "unsupported command"} {
@@ -199,9 +205,9 @@ func otherwiseNoScripts(err error) bool {
 		(strings.Contains(text, "disabled") || strings.Contains(text, "not supported") || strings.Contains(text, "not support "))
 }
 
-// withinScript says that a command is refused that the script calls. What the greeting has
-// the script call is asked for there; what it does not is seldom called, and refused to the
-// entry.
+// withinScript reports whether a command inside the script was refused. The greeting asks
+// for the commands that its run of the script needs. Other commands are run for few
+// entries, and a refusal counts for the entry alone.
 func withinScript(err error) bool {
 	text := err.Error()
 	return strings.Contains(text, "can't run this command or subcommand") ||
@@ -209,11 +215,11 @@ func withinScript(err error) bool {
 		strings.Contains(text, "ommand called from ") // Unknown Redis command called from script
 }
 
-// greetScripts is askScripts in a greeting. If the connection breaks over it, the next one
-// does without: some servers hang up on what they do not know.
+// greetScripts is askScripts for a greeting. If the connection is lost over it, the next
+// greeting omits it: some servers close the connection at an unknown command.
 func (s *session) greetScripts(ctx context.Context) error {
 	if s.manner == mannerMinimal {
-		s.noteScripts(errMinimal, true) // it would hang up
+		s.noteScripts(errMinimal, true) // the server would close the connection
 		return nil
 	}
 	if s.link.skipScripts {

@@ -5,32 +5,32 @@ import (
 	"time"
 )
 
-// task is an intent on its way to Redis, as it was when it was taken.
+// task is an intent on its way to Redis: a copy made when it was taken.
 type task struct {
 	intent
 	key   string
 	hash  keyHash
-	check bool // the second look at an ambiguous write
+	check bool // the second check of an ambiguous write
 	alone bool // nothing else is under way
 
-	canary *objection // not nil: it is held, and tried for all that are held for that
+	canary *objection // the refusal for which this held entry is tried as the canary; nil: it is none
 
-	// sentAt is when it was sent: it did not run before. It ran no later than its
-	// answer came.
+	// sentAt is when the task was sent. It ran no earlier than that, and no later than the
+	// moment of its answer.
 	sentAt int64
 }
 
-// take marks intents as being sent and returns them: those to replay, and those
-// whose second check is due, of which want says that they may go now; up to n of
-// them, and up to about so many bytes.
+// take marks intents as being sent and returns them: those to replay and those whose second
+// check is due, if want allows them. It takes up to n intents and about the given bytes.
+// Where only suspects are left, take returns one of them, to be sent alone.
 func (j *journal) take(n, bytes int, now int64, hash func(string) keyHash, want func(key string, del bool) bool) []task {
 	if !j.reserve() {
 		return nil
 	}
 	var tasks []task
 	first := j.next.Load()
-	var suspect string // of what took the connection with it
-	var found *journalShard
+	var suspectKey string // key of an intent that is to be sent alone
+	var suspectShard *journalShard
 	for i := range uint32(journalShards) {
 		at := (first + i) % journalShards
 		sh := &j.shards[at]
@@ -40,7 +40,7 @@ func (j *journal) take(n, bytes int, now int64, hash func(string) keyHash, want 
 				continue
 			}
 			if in.cuts >= suspectCuts || j.suspect(key, in.del) {
-				suspect, found = key, sh
+				suspectKey, suspectShard = key, sh
 				continue
 			}
 			t := j.takeLocked(sh, key, in, hash(key))
@@ -57,20 +57,20 @@ func (j *journal) take(n, bytes int, now int64, hash func(string) keyHash, want 
 		sh.mu.Unlock()
 	}
 	j.underWay.Add(-1)
-	if len(tasks) == 0 && found != nil {
-		tasks = j.takeSuspect(found, suspect, hash)
+	if len(tasks) == 0 && suspectShard != nil {
+		tasks = j.takeSuspect(suspectShard, suspectKey, hash)
 	}
 	return tasks
 }
 
-// suspectCuts is how often the connection must have broken under an intent for it to
-// be sent last and alone: some servers answer what they do not take by hanging up.
+// suspectCuts is the number of lost connections after which an intent is sent last and
+// alone. Some servers close the connection at a command that they do not accept.
 const suspectCuts = 2
 
 const aloneUnderWay = 1 << 32
 
-// reserve keeps one that is to be alone from being taken meanwhile; false where one is
-// under way.
+// reserve keeps takeSuspect from taking an intent meanwhile. It returns false while an
+// intent is under way alone. The caller ends the reservation by underWay.Add(-1).
 func (j *journal) reserve() bool {
 	for {
 		n := j.underWay.Load()
@@ -83,7 +83,7 @@ func (j *journal) reserve() bool {
 	}
 }
 
-// takeSuspect takes such an intent, if nothing else is under way.
+// takeSuspect takes an intent that is to be sent alone, if nothing else is under way.
 func (j *journal) takeSuspect(sh *journalShard, key string, hash func(string) keyHash) []task {
 	if !j.underWay.CompareAndSwap(0, aloneUnderWay) {
 		return nil
@@ -101,7 +101,7 @@ func (j *journal) takeSuspect(sh *journalShard, key string, hash func(string) ke
 	return []task{t}
 }
 
-// takeOne is take for the one key, or nil.
+// takeOne is take for one key; it returns nil where the key has no queued intent.
 func (j *journal) takeOne(h keyHash, key string) []task {
 	if !j.reserve() {
 		return nil
@@ -117,7 +117,7 @@ func (j *journal) takeOne(h keyHash, key string) []task {
 	return []task{j.takeLocked(sh, key, in, h)}
 }
 
-// takeLocked marks an intent as being sent. The caller holds its shard.
+// takeLocked marks an intent as being sent. The caller holds the shard's lock.
 func (j *journal) takeLocked(sh *journalShard, key string, in *intent, h keyHash) task {
 	in.sending = true
 	j.underWay.Add(1)
@@ -130,15 +130,15 @@ func (j *journal) takeLocked(sh *journalShard, key string, in *intent, h keyHash
 	return t
 }
 
-// sent is what a replay does to Redis at this moment.
+// sent is a write that a replay is sending at present.
 type sent struct {
 	value    []byte
 	del      bool
 	deadline int64
 }
 
-// nextCheck is when the next second check of a key that is owned is due, or never.
-func (j *journal) nextCheck(owned func(key string) bool) int64 {
+// nextCheck returns when the next second check of the owned keys is due, or never.
+func (j *journal) nextCheck(owns func(key string) bool) int64 {
 	next := int64(never)
 	if j.keys.Load() == j.queued.Load()+j.held.n.Load() {
 		return next
@@ -147,7 +147,7 @@ func (j *journal) nextCheck(owned func(key string) bool) int64 {
 		sh := &j.shards[i]
 		sh.mu.RLock()
 		for key, in := range sh.intents {
-			if in.checkAt > 0 && in.held == nil && owned(key) {
+			if in.checkAt > 0 && in.held == nil && owns(key) {
 				next = min(next, in.checkAt)
 			}
 		}
@@ -156,39 +156,38 @@ func (j *journal) nextCheck(owned func(key string) bool) int64 {
 	return next
 }
 
-// found is what a replay found out about a task.
+// found is the result of a replay for one task.
 type found uint8
 
 const (
-	foundOurs    found = iota // Redis holds what was wanted
-	foundUndone               // it held what was to be taken back, which is gone
-	foundNothing              // the key is absent, and that was not what was wanted
-	foundTheirs               // somebody else wrote, and that is still there
-	foundRefused              // Redis does not take it: what it holds is not known
-	foundAgain                // nothing was done, and it is to be sent again
+	foundOurs    found = iota // Redis has the wanted state
+	foundUndone               // Redis had our own late value, which is now deleted
+	foundNothing              // the key is absent, which was not wanted
+	foundTheirs               // another writer's value is still there; the next round deletes it
+	foundRefused              // Redis does not accept the write, so the state is unknown
+	foundAgain                // nothing was done; the task is to be sent again
 	foundNoReply              // it may or may not have run
-	foundCut                  // that, for the connection broke
+	foundCut                  // like foundNoReply, because the connection was lost
 	foundUnsent               // it did not run
 )
 
-// answered says whether Redis decided.
+// answered reports whether Redis decided on the task.
 func (f found) answered() bool { return f != foundNoReply && f != foundCut && f != foundUnsent }
 
-// lateAfter is how long after a replay a server may still run a command that an
-// earlier connection left behind: a stopped server was seen to do so 0.7s after
-// its client had gone.
+// lateAfter is how long after a replay a server may still run a command of an earlier
+// connection. A stopped server was measured to do so 0.7 s after its client had gone.
 const lateAfter = 2 * time.Second
 
-// settle ends a task that was sent on the session. The key leaves the journal
-// unless a later write of it came in meanwhile, or Redis has not decided, or a
-// write of an earlier session may still run late: then it is checked once more. now
-// is the latest moment at which the task may have run.
-func (j *journal) settle(t task, what found, session uint64, server string, now int64) {
+// settle ends a task that was sent on the session. The intent leaves the journal, except
+// where a later write of the key has replaced it, where Redis has not decided, or where a
+// write of an earlier session may still run late. In the last case the key is checked once
+// more. now is the latest moment at which the task may have run.
+func (j *journal) settle(t task, what found, sessionID uint64, server string, now int64) {
 	j.returned(&t, func(sh *journalShard, in *intent) {
 		if what.answered() {
 			j.releaseLocked(in)
 		}
-		if j.settleLocked(in, t, what, session, server, now) {
+		if j.settleLocked(in, t, what, sessionID, server, now) {
 			j.leaveLocked(sh, t.key, in)
 		} else if what != foundUnsent && what != foundAgain {
 			j.saveLocked(sh, t.key, in)
@@ -196,12 +195,12 @@ func (j *journal) settle(t task, what found, session uint64, server string, now 
 	})
 	j.tried(t.canary, what.answered(), now)
 	if j.file == nil {
-		j.announce() // else sweep does, once the file knows
+		j.announce() // with a file, sweep calls it after the drop record is written
 	}
 }
 
-// returned ends the sending of a task, and calls f with what became of its intent, under
-// the lock of its shard, if there is one.
+// returned ends the sending of a task. If the intent still exists, returned calls f with it
+// under the lock of its shard.
 func (j *journal) returned(t *task, f func(sh *journalShard, in *intent)) {
 	if t.alone {
 		j.underWay.Add(-aloneUnderWay)
@@ -218,7 +217,7 @@ func (j *journal) returned(t *task, f func(sh *journalShard, in *intent)) {
 	}
 }
 
-// giveUp makes a delete of a set that takes the connection with it.
+// giveUp turns a set under which connections were lost into a delete.
 func (j *journal) giveUp(t *task) {
 	sh := j.shard(t.hash)
 	sh.mu.Lock()
@@ -230,7 +229,7 @@ func (j *journal) giveUp(t *task) {
 	}
 }
 
-// latest says whether no later write has taken the task's intent over.
+// latest reports whether no later write has replaced the task's intent.
 func (j *journal) latest(t *task) bool {
 	sh := j.shard(t.hash)
 	sh.mu.RLock()
@@ -239,25 +238,26 @@ func (j *journal) latest(t *task) bool {
 	return in == nil || in.is(t)
 }
 
-// is says whether the intent is what it was when the task was taken.
+// is reports whether the intent is still as it was when the task was taken.
 func (in *intent) is(t *task) bool {
 	return in.seq == t.seq && in.deadline == t.deadline && in.del == t.del
 }
 
-// settleLocked says whether the intent is done with.
-func (j *journal) settleLocked(in *intent, t task, what found, session uint64, server string, now int64) bool {
+// settleLocked applies the result to the intent, and reports whether the intent is
+// resolved.
+func (j *journal) settleLocked(in *intent, t task, what found, sessionID uint64, server string, now int64) bool {
 	switch what {
 	case foundUnsent, foundAgain:
 		return false
 	case foundNoReply, foundCut:
-		in.late.unanswered(session, t.value, t.deletesAt(t.sentAt), t.deadline)
+		in.late.unanswered(sessionID, t.value, t.deletesAt(t.sentAt), t.deadline)
 		if what == foundCut && in.is(&t) && in.cuts < math.MaxUint8 {
 			in.cuts++
 		}
 		return false
 	case foundOurs:
 		if t.undo {
-			break // there was nothing to take back, and what is there stays
+			break // there was nothing to compensate; the value in Redis stays
 		}
 		in.base = afterwards(t.value, t.deletesAt(t.sentAt), t.deadline, server)
 	case foundNothing, foundUndone:
@@ -267,27 +267,27 @@ func (j *journal) settleLocked(in *intent, t task, what found, session uint64, s
 	}
 	in.baseSeq, in.news = 0, 0
 	if !in.is(&t) {
-		return false // a later write took the intent over
+		return false // a later write has replaced the intent
 	}
 	if what == foundTheirs {
-		// The next round deletes it. The script that finds a conflict does not: its
-		// answer may be lost, and whoever asked again would find nothing and take
-		// that for no conflict.
+		// The next round deletes it. The script that finds a conflict does not delete: if
+		// its answer were lost, the next try would find nothing and take that for no
+		// conflict.
 		j.bytes.Add(-int64(len(in.value)))
 		in.value, in.del, in.lost = nil, true, true
 		return false
 	}
-	if in.late.since == 0 || in.late.since == session {
+	if in.late.since == 0 || in.late.since == sessionID {
 		return true
 	}
 	if in.late.until == 0 {
 		in.late.until = now + int64(lateAfter)
 	}
 	if t.sentAt >= in.late.until {
-		return true // this was the second look, or as good as one
+		return true // this was the second check, or is as good as one
 	}
 	if (what == foundNothing || what == foundRefused) && !in.del {
-		// It is not wanted any more. The check only takes back what we may leave.
+		// The value is not wanted any more. The check only compensates our own late writes.
 		j.bytes.Add(-int64(len(in.value)))
 		in.value, in.del, in.undo = nil, true, !in.late.more
 	}
