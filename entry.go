@@ -56,7 +56,7 @@ type entry struct {
 	domain *domain
 
 	confirmed atomic.Int64 // time of the last confirmation by Redis, or of the write; see absent
-	fresh     atomic.Int64 // served until then without asking Redis, within its epoch; 0, unread: suspect
+	fresh     atomic.Int64 // served without asking Redis until then; 0, unread: suspect
 	expires   atomic.Int64 // end of its own TTL; never: no TTL; wrong: not to be served
 
 	decoded atomic.Pointer[decoded] // cached by a Typed; nil: none
