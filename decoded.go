@@ -31,14 +31,14 @@ func keptBy[V any](e *entry, owner unsafe.Pointer) *decodedAs[V] {
 	return (*decodedAs[V])(unsafe.Pointer(d))
 }
 
-// attach attaches d to the key's entry, if value is still the entry's very slice and there is
+// attach attaches d to the key's entry, if val is still the entry's very slice and there is
 // room. It replaces the decoded value of an earlier owner.
-func (l *local) attach(h keyHash, value []byte, d *decoded) {
+func (l *local) attach(h keyHash, val []byte, d *decoded) {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p, e := l.lookLocked(s, h)
-	if e == nil || !e.holds(value) {
+	if e == nil || !e.holds(val) {
 		return
 	}
 	size := e.size() + int64(d.size)
@@ -67,7 +67,7 @@ func (l *local) attach(h keyHash, value []byte, d *decoded) {
 }
 
 // footprint returns the size in bytes of a type's values, and whether they also refer to
-// memory that the type does not tell the size of.
+// other memory, whose size is unknown.
 func footprint(t reflect.Type) (size int64, open bool) {
 	size = int64(t.Size())
 	if t.Kind() == reflect.Pointer {

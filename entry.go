@@ -71,10 +71,10 @@ const wrong = -1 << 62
 // command.
 const unread = -1
 
-// absence returns the freshness of an entry without a value: a loader said, and that holds
-// until the given time, that the key has no value. Such an entry is never taken for a copy:
-// its freshness is not in the future, and its end is wrong.
-func absence(until int64) int64 { return -until }
+// absence returns the freshness of an entry without a value: a loader said that the key has
+// no value, and that holds until end. Such an entry is never taken for a copy: its freshness
+// is not in the future, and its end is wrong.
+func absence(end int64) int64 { return -end }
 
 // absent reports whether the entry is a loader's "not found" that still holds. If it was
 // recorded without an answer from Redis, as in an outage, the server need not have been
@@ -123,11 +123,11 @@ type term struct {
 	epoch                     uint32
 }
 
-func newEntry(key string, value []byte, k term) *entry {
+func newEntry(key string, val []byte, k term) *entry {
 	e := &entry{
 		check:  keyLength(len(key)), // local.storeLocked adds the hash
-		data:   unsafe.SliceData(value),
-		length: uint32(len(value)),
+		data:   unsafe.SliceData(val),
+		length: uint32(len(val)),
 		domain: k.domain,
 	}
 	e.confirm(k)
@@ -137,9 +137,9 @@ func newEntry(key string, value []byte, k term) *entry {
 // bytes is the value. Its capacity is its length, so that an append copies.
 func (e *entry) bytes() []byte { return unsafe.Slice(e.data, e.length) }
 
-// holds reports whether value is the very slice of the entry, not one with equal bytes.
-func (e *entry) holds(value []byte) bool {
-	return e.data == unsafe.SliceData(value) && int(e.length) == len(value)
+// holds reports whether val is the very slice of the entry, not one with equal bytes.
+func (e *entry) holds(val []byte) bool {
+	return e.data == unsafe.SliceData(val) && int(e.length) == len(val)
 }
 
 // size is the entry's cost in bytes, with the key, the bookkeeping and a decoded value. A
@@ -184,7 +184,7 @@ func (e *entry) ofEarlierServer() bool {
 }
 
 // refuted reports whether the entry is invalid: the server announced a change. Its value is
-// no answer, not even in an outage, and is not what Redis holds.
+// no answer, not even in an outage, and must not be taken for Redis' value.
 func (e *entry) refuted() bool {
 	at, d := e.epoch.Load(), e.domain
 	return e.expires.Load() == wrong || int32(at-d.floor.Load()) < 0 || int32(at-d.held.Load()) < 0

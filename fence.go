@@ -6,9 +6,10 @@ import (
 	"unsafe"
 )
 
-// fence counts calls in and out and, once closed, waits until the last has left: ristretto
-// must not be closed beside a call. A call that leaves is counted as a local hit or as any
-// other call, so that the statistic and the fence are one increment.
+// fence is the gate of the calls in flight: it counts them in and out and, once closed, waits
+// until the last has left: ristretto must not be closed beside a call. A call that leaves is
+// counted as a local hit or as any other call, so that the statistic and the gate are one
+// increment.
 type fence struct {
 	closed atomic.Bool
 	lanes  [fenceLanes]fenceLane
@@ -23,7 +24,7 @@ type fenceLane struct {
 	_       [40]byte // a cache line each
 }
 
-// enter returns the lane by which the call must leave, and false if the fence is closed. The
+// enter returns the lane by which the call must leave, and false if the gate is closed. The
 // call must leave the lane in either case.
 func (f *fence) enter() (*fenceLane, bool) {
 	l := &f.lanes[lane()%fenceLanes]
@@ -41,7 +42,7 @@ func lane() uintptr {
 func (l *fenceLane) hit()   { l.hits.Add(1) }
 func (l *fenceLane) leave() { l.others.Add(1) }
 
-// close keeps new calls out. It returns false if the fence was closed before.
+// close keeps new calls out. It returns false if the gate was closed before.
 func (f *fence) close() bool { return f.closed.CompareAndSwap(false, true) }
 
 // drained reports whether no call is inside. In each lane the exits are read first: if they
@@ -71,9 +72,9 @@ func (f *fence) wait(limit time.Duration) bool {
 	return true
 }
 
-// visit is a stay inside the fence that can be interrupted for user code: a codec may run for
-// any time, or end its goroutine, and Close waits for the calls inside. It must be ended by
-// leave or hit.
+// visit is a call's stay inside the gate that can be interrupted for user code: a codec may
+// run for any time, or end its goroutine, and Close waits for the calls inside. It must be
+// ended by leave or hit.
 type visit struct {
 	fence *fence
 	lane  *fenceLane // nil: not inside
@@ -100,12 +101,12 @@ func (v *visit) hit() {
 	v.lane = nil
 }
 
-// outside calls f outside of the fence and enters again. If the fence was closed meanwhile,
+// outside calls f outside of the gate and enters again. If the gate was closed meanwhile,
 // open is false afterwards, and the caller must do nothing more inside.
-func (v *visit) outside(what func() bool) bool {
+func (v *visit) outside(f func() bool) bool {
 	v.leave()
 	defer func() { v.lane, v.open = v.fence.enter() }()
-	return what()
+	return f()
 }
 
 func (f *fence) hits() uint64 {

@@ -97,27 +97,27 @@ const (
 // run r. A leader or follower must call leave. A leader of several flights of one run calls
 // drop once for the run, and unlink for each flight. parent is the run whose loader asks, or
 // nil. If that loader would wait for itself, the error is errOwnKey.
-func (t *flights) join(h keyHash, own, parent *run) (*flight, role, error) {
+func (t *flights) join(h keyHash, r, parent *run) (*flight, role, error) {
 	sh := t.shard(h)
 	for {
 		sh.mu.Lock()
 		f := sh.flights[h]
 		if f == nil {
-			f = &flight{h: h, run: own, done: make(chan struct{})}
-			own.table, own.parent = t, parent
-			own.flights = append(own.flights, f) // before any other goroutine can see it
+			f = &flight{h: h, run: r, done: make(chan struct{})}
+			r.table, r.parent = t, parent
+			r.flights = append(r.flights, f) // before any other goroutine can see it
 			sh.flights[h] = f
 			t.n.Add(1)
 			sh.mu.Unlock()
-			t.link(parent, own)
+			t.link(parent, r)
 			return f, leads, nil
 		}
-		rest, late := f.phase == resting, f.late.Load()
+		rest, superseded := f.phase == resting, f.late.Load()
 		sh.mu.Unlock()
 		switch {
 		case rest:
 			return f, rests, nil
-		case late:
+		case superseded:
 			return f, yields, nil
 		case !f.run.enter():
 			t.remove(f) // its callers have left: it has no result
@@ -296,8 +296,8 @@ func (t *flights) keeps(f *flight) bool {
 }
 
 // overtake handles a write of our own: it supersedes a load in progress. If a result is being
-// stored, it returns a channel, and the write must wait until that is closed, because nobody
-// knows which of the two Redis would run last. Without a flight it costs one atomic load.
+// stored, it returns a channel, and the write must wait until that is closed, because the
+// order of the two in Redis would be unknown. Without a flight it costs one atomic load.
 func (t *flights) overtake(h keyHash) <-chan struct{} {
 	if t.n.Load() == 0 {
 		return nil

@@ -61,14 +61,14 @@ func (g *group) leave(name string) {
 // call runs f, user code with the given description, on a goroutine of its own and waits for
 // it. The error says that f panicked or ended its goroutine, which must not be one of ours.
 // It is ErrClosed, and f is not run, once wait has been called.
-func (g *group) call(name, what string, f func()) (err error) {
+func (g *group) call(name, desc string, f func()) (err error) {
 	done := make(chan struct{})
-	err = fmt.Errorf("holdfast: %s ended without returning", what)
+	err = fmt.Errorf("holdfast: %s ended without returning", desc)
 	if !g.spawn(name, func() {
 		defer close(done)
 		defer func() {
 			if r := recover(); r != nil {
-				err = fmt.Errorf("holdfast: %s panicked: %.200v", what, r)
+				err = fmt.Errorf("holdfast: %s panicked: %.200v", desc, r)
 			}
 		}()
 		f()
@@ -92,12 +92,12 @@ func (g *group) wait(limit time.Duration) bool {
 	if g.mu.ended == nil {
 		g.mu.ended = make(chan struct{})
 	}
-	ended := g.mu.ended
+	done := g.mu.ended
 	g.mu.Unlock()
 	t := time.NewTimer(limit)
 	defer t.Stop()
 	select {
-	case <-ended:
+	case <-done:
 		return true
 	case <-t.C:
 		return false

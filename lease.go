@@ -14,7 +14,7 @@ import (
 )
 
 // A lease is a key in Redis that keeps other processes from loading a key that one of them
-// loads. The holder loads the value, then stores it and gives the lease back in one script. A
+// loads. The holder loads the value, then stores it and releases the lease in one script. A
 // process that does not get the lease waits: it has read both the key and the lease, so the
 // server announces a change of either. A failure around a lease costs an extra load, and
 // nothing else.
@@ -25,7 +25,7 @@ import (
 // leasePrefix begins the name of each lease.
 const leasePrefix = "holdfast:lease:"
 
-// leaseScript gives back the lease KEYS[2], if it still holds the token ARGV[1]. Then, if
+// leaseScript releases the lease KEYS[2], if it still holds the token ARGV[1]. Then, if
 // ARGV[2] is "store" and the key is as it was before the load (absent, or a value of the
 // digest ARGV[3]), it stores ARGV[4] for ARGV[5] ms (0 for no expiry) in KEYS[1]. It returns
 // 1 if it has stored, else 0.
@@ -56,23 +56,23 @@ type lease struct {
 }
 
 // leaseName returns the name of the key's lease. In a cluster key and lease are in one slot.
-func leaseName(key string, cluster bool) string {
+func leaseName(key string, inCluster bool) string {
 	_, rest, tagged := strings.Cut(key, "{")
 	if tagged {
 		tag, _, closed := strings.Cut(rest, "}")
 		tagged = closed && tag != ""
 	}
 	switch {
-	case tagged || !cluster:
+	case tagged || !inCluster:
 		return leasePrefix + key
 	case key != "" && !strings.Contains(key, "}"):
 		return leasePrefix + "{" + key + "}"
 	}
 	// A brace without a partner would break the tag. Such keys are rare, so a tag of the
 	// same slot is searched for each time.
-	slot := slotOf(key)
+	wantSlot := slotOf(key)
 	for i := 0; ; i++ {
-		if tag := strconv.Itoa(i); slotOf(tag) == slot {
+		if tag := strconv.Itoa(i); slotOf(tag) == wantSlot {
 			return leasePrefix + "{" + tag + "}" + key
 		}
 	}
@@ -83,9 +83,9 @@ func (c *Cache) leaseName(key string) string {
 }
 
 // command builds leaseScript.
-func (l *lease) command(b rueidis.Builder, key, op, base string, value []byte, ttl time.Duration) rueidis.Completed {
+func (l *lease) command(b rueidis.Builder, key, op, expects string, val []byte, ttl time.Duration) rueidis.Completed {
 	return b.Eval().Script(leaseScript).Numkeys(2).Key(key, l.name).
-		Arg(l.token, op, base, viewString(value), strconv.FormatInt(ttl.Milliseconds(), 10)).Build()
+		Arg(l.token, op, expects, viewString(val), strconv.FormatInt(ttl.Milliseconds(), 10)).Build()
 }
 
 // leased is the result of waiting for a lease.
@@ -162,7 +162,7 @@ func (c *Cache) lease(ctx context.Context, r *request, it *loadItem) (*lease, le
 	}
 }
 
-// findAgain is find for a caller outside of the fence.
+// findAgain is find for a caller outside of the call gate.
 func (c *Cache) findAgain(ctx context.Context, r *request, it *loadItem) bool {
 	v := c.fence.visit()
 	defer v.leave()
@@ -228,8 +228,8 @@ func (c *Cache) askLease(ctx context.Context, r *request, it *loadItem, l *lease
 	if !s.tells(l.name) {
 		a.wait = min(a.wait, max(r.o.Lease/10, time.Millisecond))
 	}
-	if value, got := readValue(replies[3:], o); !r.early && got.class == classOK && value.found {
-		e, _ := c.readOutcome(r.op, it.h, it.key, now, t, value, got)
+	if val, got := readValue(replies[3:], o); !r.early && got.class == classOK && val.found {
+		e, _ := c.readOutcome(r.op, it.h, it.key, now, t, val, got)
 		if r.usable.of(it.key, e.Value, v) {
 			if a.held {
 				c.giveBack(it.key, l)
@@ -246,8 +246,8 @@ func (c *Cache) askLease(ctx context.Context, r *request, it *loadItem, l *lease
 	return a
 }
 
-// giveBack ends a lease that is still ours, and waits for Redis within the budget. The server
-// then invalidates the lease in the processes that wait for it.
+// giveBack releases a lease that is still ours, and waits for Redis within the budget. The
+// server then invalidates the lease in the processes that wait for it.
 func (c *Cache) giveBack(key string, l *lease) {
 	if l == nil || l.spent {
 		return
@@ -325,7 +325,7 @@ func wasStored(reply rueidis.RedisResult) bool {
 }
 
 // digestOf returns a value's digest in the scripts' form: SHA-1, in hexadecimal.
-func digestOf(value []byte) string {
-	sum := sha1.Sum(value)
+func digestOf(val []byte) string {
+	sum := sha1.Sum(val)
 	return hex.EncodeToString(sum[:])
 }

@@ -18,16 +18,16 @@ var (
 // fly carries out a run: it asks the loader for the keys of the request, stores the result,
 // and ends the flights. It runs on a goroutine of its own.
 func (c *Cache) fly(ctx context.Context, r *request) {
-	run := r.items[0].f.run
-	ctx, cancel := context.WithCancel(context.WithValue(context.WithoutCancel(ctx), loaderOf{}, run))
+	thisRun := r.items[0].f.run
+	ctx, cancel := context.WithCancel(context.WithValue(context.WithoutCancel(ctx), loaderOf{}, thisRun))
 	defer cancel()
 	defer context.AfterFunc(c.life, cancel)()
-	if !run.start(cancel) {
+	if !thisRun.start(cancel) {
 		return // abandoned by its callers
 	}
 	// For a codec that ends the goroutine; otherwise the flights have ended by then.
 	defer c.giveUp(r, refs(r.items), errGoexit)
-	taken, err := c.takePlace(ctx, run, r.o.HardLimit)
+	taken, err := c.takePlace(ctx, thisRun, r.o.HardLimit)
 	if err != nil {
 		c.giveUp(r, refs(r.items), err)
 		return
@@ -41,8 +41,8 @@ func (c *Cache) fly(ctx context.Context, r *request) {
 	}
 	var l *lease
 	if len(items) == 1 {
-		var verdict leased
-		if l, verdict = c.lease(ctx, r, items[0]); verdict == loadNot {
+		var got leased
+		if l, got = c.lease(ctx, r, items[0]); got == loadNot {
 			return
 		}
 	}
@@ -117,19 +117,19 @@ func (c *Cache) unfound(ctx context.Context, r *request) []*loadItem {
 	items := refs(r.items)
 	v := c.fence.visit()
 	defer v.leave()
-	left := items[:0]
+	missing := items[:0]
 	for _, it := range items {
 		switch {
 		case it.token.domain != nil:
-			left = append(left, it)
+			missing = append(missing, it)
 		case c.find(ctx, r, it, v):
 		case it.token.domain == nil:
 			c.giveUp(r, []*loadItem{it}, errAgain) // abandoned
 		default:
-			left = append(left, it)
+			missing = append(missing, it)
 		}
 	}
-	return left
+	return missing
 }
 
 // call asks the loader. A panic of the loader becomes an error, and so does the end of its
@@ -163,8 +163,8 @@ func (c *Cache) call(ctx context.Context, r *request, items []*loadItem) {
 
 // copyOf returns the copy that is shown to the loader, or an empty Entry.
 func (c *Cache) copyOf(h keyHash) Entry {
-	lane, open := c.fence.enter()
-	defer lane.leave()
+	exit, open := c.fence.enter()
+	defer exit.leave()
 	if !open {
 		return Entry{}
 	}
@@ -181,7 +181,7 @@ func (c *Cache) land(ctx context.Context, r *request, items []*loadItem, l *leas
 	defer v.leave()
 	// Before the storing begins: pause may call a codec, and a write waits for the end of
 	// the storing.
-	rests := make([]time.Duration, len(items))
+	pauses := make([]time.Duration, len(items))
 	for i, it := range items {
 		switch {
 		case it.err == nil:
@@ -190,7 +190,7 @@ func (c *Cache) land(ctx context.Context, r *request, items []*loadItem, l *leas
 			it.err = r.fail(it, errHardLimit)
 		}
 		if it.err != nil && !errors.Is(it.err, ErrNotFound) && v.open {
-			rests[i] = c.pause(r, it, v)
+			pauses[i] = c.pause(r, it, v)
 		}
 	}
 	if !v.open {
@@ -201,7 +201,7 @@ func (c *Cache) land(ctx context.Context, r *request, items []*loadItem, l *leas
 	}
 	c.keepLoaded(r, items, l)
 	c.giveBack(items[0].key, l)
-	failed := false
+	anyFailed := false
 	for i, it := range items {
 		if it.err == nil {
 			e := Entry{Value: it.loaded.Value, Tier: Loader, TTL: max(it.loaded.TTL, 0)}
@@ -209,9 +209,9 @@ func (c *Cache) land(ctx context.Context, r *request, items []*loadItem, l *leas
 			continue
 		}
 		notFound := errors.Is(it.err, ErrNotFound)
-		failed = c.flights.end(it.f, Entry{}, r.fail(it, it.err), rests[i]) && !notFound || failed
+		anyFailed = c.flights.end(it.f, Entry{}, r.fail(it, it.err), pauses[i]) && !notFound || anyFailed
 	}
-	if failed {
+	if anyFailed {
 		c.stats.loadErrors.Add(1)
 	}
 }
@@ -300,7 +300,7 @@ func (c *Cache) keepLoaded(r *request, items []*loadItem, l *lease) {
 
 // putUngiven stores a loaded value that cannot be written to Redis as a suspect copy. No
 // caller asked for that write, so it is not journaled: its replay might overwrite what others
-// have written or deleted since. If the journal has a delete of the key, it is told that the
+// have written or deleted since. If the journal has a delete of the key, it notes that the
 // local tier has a value all the same.
 func (c *Cache) putUngiven(w *change, now int64) {
 	w.grace |= ungiven
@@ -315,12 +315,12 @@ func (c *Cache) putUngiven(w *change, now int64) {
 // others may have deleted the key since.
 func (c *Cache) takeBack(w *change, now int64, o outcome) (saved saving) {
 	if o.unknown {
-		late := *w
-		late.base = w.baseOf()
+		compensation := *w
+		compensation.base = w.baseOf()
 		if !w.del {
-			late.value, late.del, late.undo = nil, true, w.value
+			compensation.value, compensation.del, compensation.undo = nil, true, w.value
 		}
-		saved, _ = c.remember(&late, o.session.id)
+		saved, _ = c.remember(&compensation, o.session.id)
 	}
 	w.grace |= ungiven
 	c.local.endAs(w.hash, c.entryOf(w, now, &w.place.domain, now), unread)
@@ -343,7 +343,7 @@ const (
 	toTiers  destination = iota // as by Set
 	toFence                     // the local tier, while the key is journaled
 	toLocal                     // the local tier: Redis has no such key and cannot be written
-	toDoubt                     // the local tier, suspect: Redis may have another value
+	toDoubt                     // the local tier: a suspect copy while Redis cannot be asked
 	toShort                     // the local tier, for UntrackedTTL: Redis refuses the key
 	toNobody                    // discarded: the server was emptied meanwhile
 )
@@ -352,11 +352,11 @@ const (
 // which Redis' answer was read is unbroken and has brought no invalidation since: otherwise
 // another client may have written or deleted the key during the load. A loaded value that
 // cannot be written is not journaled, because no caller asked for that write.
-func whereTo(remote, fenced, flushed, unbroken, writable bool) destination {
+func whereTo(withRedis, journaled, flushed, unbroken, writable bool) destination {
 	switch {
-	case !remote:
+	case !withRedis:
 		return toTiers
-	case fenced:
+	case journaled:
 		return toFence
 	case flushed:
 		return toNobody
@@ -376,11 +376,11 @@ func (c *Cache) destination(it *loadItem) destination {
 	unbroken := it.answered && d.epoch.Load() == it.token.epoch
 	flushed := int32(it.token.epoch-d.floor.Load()) < 0
 	writable := c.routes.link(c.routes.of(it.key)).writer(false) != nil
-	where := whereTo(true, c.journal.holds(it.h, it.key), flushed, unbroken, writable)
-	if it.refused && where == toDoubt {
+	dest := whereTo(true, c.journal.holds(it.h, it.key), flushed, unbroken, writable)
+	if it.refused && dest == toDoubt {
 		return toShort
 	}
-	return where
+	return dest
 }
 
 // keepLocally stores a value in the local tier only. If Redis answered that it has no such
@@ -423,14 +423,14 @@ func (c *Cache) keepAbsence(r *request, it *loadItem) {
 		return
 	}
 	now := c.clock.now()
-	until, confirmed := after(now, r.o.NotFoundTTL), int64(0)
+	freshEnd, confirmed := after(now, r.o.NotFoundTTL), int64(0)
 	if c.routes != nil && it.answered { // then it is a copy of Redis' answer, too
 		confirmed = now
 		s := c.routes.link(c.routes.of(it.key)).reader()
-		until = c.freshUntil(now, until, s != nil && s.tells(it.key) && !s.replica.Load())
+		freshEnd = c.freshUntil(now, freshEnd, s != nil && s.tells(it.key) && !s.replica.Load())
 	}
 	c.keepUntold(it, newEntry(it.key, nil, term{
-		confirmed: confirmed, fresh: absence(until), expires: wrong,
+		confirmed: confirmed, fresh: absence(freshEnd), expires: wrong,
 		domain: it.token.domain, epoch: it.token.epoch,
 	}), now)
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/dgraph-io/ristretto/v2"
 )
 
-// local is the first tier: ristretto for long-term storage, and in front of it an overlay
-// that makes read-your-writes exact.
+// local is the first tier: ristretto decides which entries to keep, and an overlay in front
+// of it makes read-your-writes exact.
 //
 // ristretto alone keeps the first of two quick Sets of a new key, shows a new key only after
 // its queue was worked off, and blocks in Del. So callers write only to the overlay, and
@@ -192,7 +192,7 @@ func (l *local) token(h keyHash, d *domain) token {
 
 // fill stores Redis' answer. It discards the answer if a write of our own, an invalidation or
 // a loss of the stream came since the token was taken, or if a later read has filled already.
-func (l *local) fill(h keyHash, key string, value []byte, t token, k term) bool {
+func (l *local) fill(h keyHash, key string, val []byte, t token, k term) bool {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -202,19 +202,19 @@ func (l *local) fill(h keyHash, key string, value []byte, t token, k term) bool 
 	}
 	// An unchanged value is confirmed in place: so reading a copy again when its time is up
 	// costs neither memory nor ristretto's attention.
-	if old != nil && old.domain == k.domain && old.grace()&ungiven == 0 && len(value) <= comparedBytes && bytes.Equal(old.bytes(), value) {
+	if old != nil && old.domain == k.domain && old.grace()&ungiven == 0 && len(val) <= comparedBytes && bytes.Equal(old.bytes(), val) {
 		old.confirm(k)
 		return true
 	}
-	return l.storeLocked(s, h, p, old, newEntry(key, value, k))
+	return l.storeLocked(s, h, p, old, newEntry(key, val, k))
 }
 
 // comparedBytes bounds the comparison under a stripe's lock.
 const comparedBytes = 64 << 10
 
-// forget is fill for the answer that Redis has no such key. A copy past its own time stays:
-// that Redis no longer has it is nothing new, and the copy may stand in for a load that
-// fails.
+// forget is fill for the answer that Redis has no such key. A copy past its own time and a
+// mark of absence stay: the answer is nothing new for them, and the copy may stand in for a
+// load that fails.
 func (l *local) forget(h keyHash, t token, now int64) {
 	s := l.stripe(h)
 	s.mu.Lock()
@@ -244,8 +244,8 @@ func (l *local) begin(h keyHash, e *entry) (old *entry, seq uint64) {
 }
 
 // beginUnless is begin, unless superseded is set: then it does nothing.
-func (l *local) beginUnless(h keyHash, e *entry, late *atomic.Bool) (old *entry, seq uint64, begun bool) {
-	return l.open(h, late, func(*entry) *entry { return e })
+func (l *local) beginUnless(h keyHash, e *entry, superseded *atomic.Bool) (old *entry, seq uint64, begun bool) {
+	return l.open(h, superseded, func(*entry) *entry { return e })
 }
 
 // hold is begin for a write that keeps the previous entry until Redis has decided.
@@ -254,11 +254,11 @@ func (l *local) hold(h keyHash) (old *entry, seq uint64) {
 	return old, seq
 }
 
-func (l *local) open(h keyHash, late *atomic.Bool, what func(old *entry) *entry) (old *entry, seq uint64, begun bool) {
+func (l *local) open(h keyHash, superseded *atomic.Bool, next func(old *entry) *entry) (old *entry, seq uint64, begun bool) {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if late != nil && late.Load() {
+	if superseded != nil && superseded.Load() {
 		return nil, 0, false
 	}
 	seq = s.version.Add(1)
@@ -268,7 +268,7 @@ func (l *local) open(h keyHash, late *atomic.Bool, what func(old *entry) *entry)
 	}
 	p.overlap = p.overlap || p.writers > 0
 	p.writers++
-	l.storeLocked(s, h, p, old, what(old))
+	l.storeLocked(s, h, p, old, next(old))
 	return old, seq, true
 }
 
@@ -302,7 +302,7 @@ func (l *local) endAs(h keyHash, e *entry, fresh int64) {
 	l.closeWrite(h, fresh, func(*pending) *entry { return e })
 }
 
-func (l *local) closeWrite(h keyHash, fresh int64, what func(*pending) *entry) {
+func (l *local) closeWrite(h keyHash, fresh int64, next func(*pending) *entry) {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -312,7 +312,7 @@ func (l *local) closeWrite(h keyHash, fresh int64, what func(*pending) *entry) {
 		return // another key with the same hash took the place
 	}
 	p.writers--
-	e := what(p)
+	e := next(p)
 	if p.overlap {
 		e = nil
 	}
@@ -353,11 +353,11 @@ func (l *local) put(h keyHash, e *entry) (old *entry, seq uint64) {
 // putUnless is put, unless superseded is set or the key's entry is by now another than seen.
 // A writer that sets superseded and then writes the key wins: either putUnless sees the flag,
 // or the writer gets the later sequence number.
-func (l *local) putUnless(h keyHash, e *entry, late *atomic.Bool, seen *entry) (old *entry, seq uint64, done bool) {
+func (l *local) putUnless(h keyHash, e *entry, superseded *atomic.Bool, seen *entry) (old *entry, seq uint64, done bool) {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, now := l.lookLocked(s, h); late.Load() || now != nil && now != seen {
+	if _, now := l.lookLocked(s, h); superseded.Load() || now != nil && now != seen {
 		return nil, 0, false
 	}
 	old, seq = l.putLocked(s, h, e)
@@ -425,7 +425,7 @@ func (l *local) retime(h keyHash, was *entry, end int64) {
 }
 
 // settled is called when a replay has brought the last write to Redis. The copy that the
-// write left is marked unread and stays a fallback until it is read again. Any other copy is
+// write left is unread, and stays as a fallback until Redis is asked again. Any other copy is
 // removed: it was read from Redis before the journal had the write.
 func (l *local) settled(h keyHash) {
 	s := l.stripe(h)
@@ -441,12 +441,14 @@ func (l *local) settled(h keyHash) {
 func sameEnd(old int64) int64 { return old }
 
 // invalidate handles an invalidation: the key has changed, or Redis dropped it. A copy that
-// was read becomes wrong in place. The goroutine that reads the connection calls invalidate,
-// so it allocates nothing and waits for nothing but the stripe's lock.
+// was read becomes invalid in place (its end is wrong). The goroutine that reads the
+// connection calls invalidate, so it allocates nothing and waits for nothing but the stripe's
+// lock.
 //
-// Two kinds of copies lose only their freshness:
-//   - A copy that was written here and not read since: the message may be the echo of that
-//     write, and the value is still the last one known.
+// Some copies lose only their freshness:
+//   - A copy that was written here and not read since, and any copy while a write of ours is
+//     in flight: the message may be the echo of that write, and the value is still the last
+//     one known.
 //   - A copy past its own time: the server may be announcing just that expiry, and
 //     Outage.ServeStaleFor may still use the copy.
 func (l *local) invalidate(h keyHash, now int64) {
@@ -555,7 +557,7 @@ func (l *local) wake() {
 func (l *local) flush(stop <-chan struct{}) {
 	pause := time.NewTimer(flushPause)
 	defer pause.Stop()
-	var batch []carried
+	var chunk []carried
 	for {
 		select {
 		case <-stop:
@@ -564,7 +566,7 @@ func (l *local) flush(stop <-chan struct{}) {
 			// Before the pass: a write during the pass must signal again.
 			l.kicked.Store(false)
 		}
-		batch = l.carry(batch)
+		chunk = l.carry(chunk)
 		if l.overlay.Load() > l.maxOverlay/4 {
 			continue
 		}
@@ -588,7 +590,7 @@ type carried struct {
 
 // carry moves every key without a writer from the overlay to ristretto, in chunks that
 // ristretto's queue can hold.
-func (l *local) carry(batch []carried) []carried {
+func (l *local) carry(chunk []carried) []carried {
 	for i := range l.stripes {
 		s := &l.stripes[i]
 		if s.n.Load() == 0 {
@@ -597,27 +599,27 @@ func (l *local) carry(batch []carried) []carried {
 		s.mu.Lock()
 		for place, p := range s.overlay {
 			if p.writers == 0 {
-				batch = append(batch, carried{keyHash{place, p.check}, p, p.entry, p.dirty, p.grown})
+				chunk = append(chunk, carried{keyHash{place, p.check}, p, p.entry, p.dirty, p.grown})
 			}
 		}
 		s.mu.Unlock()
-		if len(batch) >= flushChunk {
-			batch = l.settle(batch)
+		if len(chunk) >= flushChunk {
+			chunk = l.settle(chunk)
 		}
 	}
-	return l.settle(batch)
+	return l.settle(chunk)
 }
 
 // settle moves one chunk and returns the slice emptied.
-func (l *local) settle(batch []carried) []carried {
-	if len(batch) == 0 {
-		return batch
+func (l *local) settle(chunk []carried) []carried {
+	if len(chunk) == 0 {
+		return chunk
 	}
-	for _, b := range batch {
+	for _, b := range chunk {
 		l.admit(b.h, b.entry, b.grown)
 	}
 	l.store.Wait()
-	for _, b := range batch {
+	for _, b := range chunk {
 		s := l.stripe(b.h)
 		s.mu.Lock()
 		if s.overlay[b.h.place] == b.p && b.p.dirty == b.dirty && b.p.writers == 0 {
@@ -627,8 +629,8 @@ func (l *local) settle(batch []carried) []carried {
 		}
 		s.mu.Unlock()
 	}
-	clear(batch)
-	return batch[:0]
+	clear(chunk)
+	return chunk[:0]
 }
 
 // admit offers e to ristretto in place of the stored entry; a nil e removes that. The stored

@@ -22,13 +22,13 @@ type request struct {
 }
 
 // usable reports whether a value can be the answer. It calls a codec, which is user code: it
-// is called without a lock and outside of the fence.
-type usable func(key string, value []byte) bool
+// is called without a lock and outside of the call gate.
+type usable func(key string, val []byte) bool
 
-// of calls u outside of the visit. It returns false, too, if the fence was closed meanwhile;
+// of calls u outside of the visit. It returns false, too, if the gate was closed meanwhile;
 // see visit.outside.
-func (u usable) of(key string, value []byte, v *visit) bool {
-	return u == nil || v.outside(func() bool { return u(key, value) }) && v.open
+func (u usable) of(key string, val []byte, v *visit) bool {
+	return u == nil || v.outside(func() bool { return u(key, val) }) && v.open
 }
 
 // anew returns a request for one of the keys, for another try: the goroutine that carried out
