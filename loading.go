@@ -299,9 +299,9 @@ func (c *Cache) keepLoaded(r *request, items []*loadItem, l *lease) {
 }
 
 // putUngiven stores a loaded value that cannot be written to Redis as a suspect copy. No
-// caller asked for that write, so it is not journaled: its replay might overwrite what others
-// have written or deleted since. If the journal has a delete of the key, it notes that the
-// local tier has a value all the same.
+// caller asked for that write, so it is not journaled: its replay might overwrite a later
+// write or delete by another client. If the journal has a delete of the key, it notes that
+// the local tier has a value all the same.
 func (c *Cache) putUngiven(w *change, now int64) {
 	w.grace |= ungiven
 	w.entry = c.entryOf(w, now, &w.place.domain, unread)
