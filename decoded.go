@@ -5,13 +5,13 @@ import (
 	"unsafe"
 )
 
-// decoded is a decoded value beside the bytes that it was made of, so that a local
-// hit of a Typed decodes nothing. It hangs on the entry, whose bytes never change:
-// so it cannot outlive them nor stand for others, whatever becomes of the key. It is
-// the head of a decodedAs[V]; only the owner knows which V that is.
+// decoded is the header of a decoded value that is kept beside the bytes it was decoded from,
+// so that a local hit of a Typed decodes nothing. It is attached to the entry, whose bytes
+// never change: so it can neither outlive those bytes nor be used for others, even when the
+// key is overwritten. It is the head of a decodedAs[V]; only the owner knows V.
 type decoded struct {
-	owner unsafe.Pointer // the Typed that made it, and that alone may use it; nil: nothing was
-	size  int32          // what the entry costs more for it
+	owner unsafe.Pointer // the Typed that made it and alone may use it; nil: no value
+	size  int32          // bytes that it adds to the entry's cost
 	grace grace          // the entry's
 }
 
@@ -21,7 +21,8 @@ type decodedAs[V any] struct {
 	value V
 }
 
-// keptBy returns what the owner, which must be a *Typed[V], keeps with the entry.
+// keptBy returns the decoded value that the owner, which must be a *Typed[V], attached to the
+// entry, or nil.
 func keptBy[V any](e *entry, owner unsafe.Pointer) *decodedAs[V] {
 	d := e.decoded.Load()
 	if d == nil || d.owner != owner {
@@ -30,21 +31,21 @@ func keptBy[V any](e *entry, owner unsafe.Pointer) *decodedAs[V] {
 	return (*decodedAs[V])(unsafe.Pointer(d))
 }
 
-// attach keeps d with the key's entry, if value is still the very bytes that the
-// entry holds, and there is room for it. What an earlier owner kept there gives way.
-func (l *local) attach(h keyHash, value []byte, d *decoded) {
+// attach attaches d to the key's entry, if val is still the entry's very slice and there is
+// room. It replaces the decoded value of an earlier owner.
+func (l *local) attach(h keyHash, val []byte, d *decoded) {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p, e := l.lookLocked(s, h)
-	if e == nil || !e.holds(value) {
+	if e == nil || !e.holds(val) {
 		return
 	}
 	size := e.size() + int64(d.size)
 	if old := e.decoded.Load(); old != nil {
 		d.grace = old.grace
 		if old.size >= d.size {
-			d.size = old.size // is counted already
+			d.size = old.size // the cost that is counted already
 			e.decoded.Store(d)
 			return
 		}
@@ -54,7 +55,7 @@ func (l *local) attach(h keyHash, value []byte, d *decoded) {
 		return
 	}
 	e.decoded.Store(d)
-	// With its new cost it goes to ristretto anew, and so through the overlay.
+	// With its new cost the entry must be admitted again, so it goes through the overlay.
 	if p == nil {
 		p = l.pendLocked(s, h)
 		p.entry = e
@@ -65,8 +66,8 @@ func (l *local) attach(h keyHash, value []byte, d *decoded) {
 	l.wake()
 }
 
-// footprint is what values of a type occupy, and whether that is more than can be
-// told from the type.
+// footprint returns the size in bytes of a type's values, and whether they also refer to
+// other memory, whose size is unknown.
 func footprint(t reflect.Type) (size int64, open bool) {
 	size = int64(t.Size())
 	if t.Kind() == reflect.Pointer {
@@ -76,7 +77,7 @@ func footprint(t reflect.Type) (size int64, open bool) {
 	return size, pointers(t)
 }
 
-// pointers says whether values of a type lead to others.
+// pointers reports whether values of a type refer to other memory.
 func pointers(t reflect.Type) bool {
 	switch t.Kind() {
 	case reflect.Array:

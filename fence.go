@@ -6,10 +6,10 @@ import (
 	"unsafe"
 )
 
-// fence lets calls in, counts them out and, once closed, waits until the last
-// has left: ristretto must not be closed beside a call. What a call does on its
-// way out is count itself as a local hit or as anything else, so that the
-// statistic and the fence are one increment.
+// fence is the gate of the calls in flight: it counts them in and out and, once closed, waits
+// until the last has left: ristretto must not be closed beside a call. A call that leaves is
+// counted as a local hit or as any other call, so that the statistic and the gate are one
+// increment.
 type fence struct {
 	closed atomic.Bool
 	lanes  [fenceLanes]fenceLane
@@ -24,17 +24,16 @@ type fenceLane struct {
 	_       [40]byte // a cache line each
 }
 
-// enter returns the lane to leave by, and false where the fence is closed; the
-// lane must be left in either case.
+// enter returns the lane by which the call must leave, and false if the gate is closed. The
+// call must leave the lane in either case.
 func (f *fence) enter() (*fenceLane, bool) {
 	l := &f.lanes[lane()%fenceLanes]
 	l.entered.Add(1)
 	return l, !f.closed.Load()
 }
 
-// lane spreads callers over counters and locks by the address of their stack:
-// goroutines on two cores then seldom share a cache line, whatever keys they ask
-// for.
+// lane spreads callers over counters and locks by the address of their stack: goroutines on
+// two cores then seldom share a cache line, even if they ask for the same key.
 func lane() uintptr {
 	var here byte
 	return (uintptr(unsafe.Pointer(&here)) >> 11) * 0x9E3779B1 >> 7
@@ -43,12 +42,12 @@ func lane() uintptr {
 func (l *fenceLane) hit()   { l.hits.Add(1) }
 func (l *fenceLane) leave() { l.others.Add(1) }
 
-// close keeps new calls out; it returns false where that was done before.
+// close keeps new calls out. It returns false if the gate was closed before.
 func (f *fence) close() bool { return f.closed.CompareAndSwap(false, true) }
 
-// drained says whether nobody is inside. The exits are read first: if they
-// equal the entries read later, nobody was inside at that moment, and after
-// close nobody comes in to do anything.
+// drained reports whether no call is inside. In each lane the exits are read first: if they
+// equal the entries read later, no call was inside at that moment. After close, a call that
+// enters leaves again without doing anything.
 func (f *fence) drained() bool {
 	for i := range f.lanes {
 		l := &f.lanes[i]
@@ -60,9 +59,8 @@ func (f *fence) drained() bool {
 	return true
 }
 
-// wait returns when nobody is inside, or after limit; it says which. It polls: the
-// calls inside are bounded by their budget, and a wake-up would cost every one of
-// them.
+// wait returns true when no call is inside, or false after limit. It polls: the calls inside
+// are bounded by their budget, and a wake-up would cost each of them.
 func (f *fence) wait(limit time.Duration) bool {
 	began := time.Now()
 	for pause := 10 * time.Microsecond; !f.drained(); pause = min(2*pause, time.Millisecond) {
@@ -74,9 +72,9 @@ func (f *fence) wait(limit time.Duration) bool {
 	return true
 }
 
-// visit is a stay inside the fence that can be interrupted for the caller's code: a
-// codec may take as long as it likes, or end its goroutine, and Close waits for who is
-// inside. It must be left.
+// visit is a call's stay inside the gate that can be interrupted for user code: a codec may
+// run for any time, or end its goroutine, and Close waits for the calls inside. It must be
+// ended by leave or hit.
 type visit struct {
 	fence *fence
 	lane  *fenceLane // nil: not inside
@@ -89,7 +87,7 @@ func (f *fence) visit() *visit {
 	return v
 }
 
-// leave ends the visit, if it has not ended.
+// leave ends the visit. It does nothing if the visit has ended.
 func (v *visit) leave() {
 	if v.lane != nil {
 		v.lane.leave()
@@ -97,18 +95,18 @@ func (v *visit) leave() {
 	}
 }
 
-// hit is leave with a local hit.
+// hit ends the visit and counts a local hit.
 func (v *visit) hit() {
 	v.lane.hit()
 	v.lane = nil
 }
 
-// outside calls what is outside of the fence. If that was closed meanwhile, which open
-// says afterwards, there is nothing more to be done inside.
-func (v *visit) outside(what func() bool) bool {
+// outside calls f outside of the gate and enters again. If the gate was closed meanwhile,
+// open is false afterwards, and the caller must do nothing more inside.
+func (v *visit) outside(f func() bool) bool {
 	v.leave()
 	defer func() { v.lane, v.open = v.fence.enter() }()
-	return what()
+	return f()
 }
 
 func (f *fence) hits() uint64 {

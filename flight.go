@@ -7,20 +7,20 @@ import (
 	"time"
 )
 
-// flights shares loads: one a key at a time, for all who ask meanwhile. It is a
-// leaf: it knows neither tiers nor loaders, and runs nothing.
+// flights shares loads: at most one load per key at a time, for all callers that ask
+// meanwhile. It is a leaf: it knows neither tiers nor loaders, and runs nothing.
 //
-//	phase     | step           | own write        | told             | end
-//	reading   | loading        | overtaken, left  | noted: read anew | left
-//	loading   | storing        | overtaken, left  | overtaken, left  | left
-//	storing   | -              | waits for its end | noted           | left
-//	overtaken | -              | -                | -                | -
-//	resting   | -              | left             | left             | left, by its timer
+//	phase     | step    | own write          | invalidation        | end
+//	reading   | loading | superseded, freed  | noted: read anew    | freed
+//	loading   | storing | superseded, freed  | superseded, freed   | freed
+//	storing   | -       | waits for the end  | noted               | freed
+//	overtaken | -       | -                  | -                   | -
+//	resting   | -       | freed              | freed               | freed, by its timer
 //
-// Left means that the key's place is free for the next flight. Whoever waits for a
-// flight that has left gets what it brings all the same.
+// Freed means that the key's place is free for the next flight. A caller that waits for a
+// freed flight still gets its result.
 type flights struct {
-	n      atomic.Int64 // of flights and listeners: who finds none pays one atomic load
+	n      atomic.Int64 // of flights and listeners; while it is 0, a look-up is one atomic load
 	shards [flightShards]flightShard
 }
 
@@ -33,19 +33,19 @@ type flightShard struct {
 	_         [40]byte // a cache line each
 }
 
-// phase is where a flight stands. Guarded by the shard of its key.
+// phase is the state of a flight. Guarded by the shard of its key.
 type phase uint8
 
 const (
-	reading   phase = iota // whether the tiers have the key
-	loading                // the loader runs, or waits for its turn
-	storing                // what it brought is on its way into the tiers
-	overtaken              // a write of the key came after its beginning
+	reading   phase = iota // the tiers are being asked for the key
+	loading                // the loader runs, or waits for a load slot or a lease
+	storing                // the result is being stored in the tiers
+	overtaken              // superseded by a write of the key, or invalidated while loading
 	ended
 	resting // no flight: a failed load keeps the place for a pause
 )
 
-// flight is one key's part of a run.
+// flight is the load of one key; it is part of a run.
 type flight struct {
 	h    keyHash
 	run  *run
@@ -53,11 +53,12 @@ type flight struct {
 
 	// Guarded by the shard.
 	phase phase
-	told  bool // the server told of the key in this phase
+	told  bool // invalidated in this phase
 	timer *time.Timer
 
-	// late: a write of ours came while it was being stored. Set before the write takes
-	// its place among the key's writes, and asked where what was loaded takes its own.
+	// late is set when a write of ours supersedes the flight while its result is being
+	// stored. The write sets it before it gets its sequence number; the store checks it
+	// where it gets its own.
 	late atomic.Bool
 
 	// Written before done is closed.
@@ -65,8 +66,8 @@ type flight struct {
 	err   error
 }
 
-// errAgain is what a flight brings that was given up for no fault of the load's: who
-// waits for it begins anew.
+// errAgain is the error of a flight that was given up although its load did not fail. Its
+// callers begin anew.
 var errAgain = errors.New("holdfast: begin anew")
 
 var errOwnKey = errors.New("holdfast: the loader waits for its own key: it would wait for ever")
@@ -82,43 +83,44 @@ func newFlights() *flights {
 
 func (t *flights) shard(h keyHash) *flightShard { return &t.shards[h.check%flightShards] }
 
-// role is what becomes of who asks for a key.
+// role is the part of a caller in the load of a key.
 type role uint8
 
 const (
-	leads  role = iota // the flight is new, and the asker's to carry out
-	waits              // somebody else carries it out
-	rests              // a load failed a moment ago
-	yields             // a write came over what is being stored: to be tried again when that is done
+	leads  role = iota // leader: the flight is new, and the caller carries it out
+	waits              // follower: another caller carries it out
+	rests              // cooling down: a load failed a moment ago
+	yields             // a write superseded the result that is being stored: retry after that
 )
 
-// join returns the key's flight, or a new one that is part of own. Who leads or waits
-// must leave; who leads several flights of a run, drop it once and unlink each. parent is the run whose loader asks, nil for none; where that
-// would wait for itself the error is errOwnKey.
-func (t *flights) join(h keyHash, own, parent *run) (*flight, role, error) {
+// join returns the key's flight and the caller's role, or a new flight that is part of the
+// run r. A leader or follower must call leave. A leader of several flights of one run calls
+// drop once for the run, and unlink for each flight. parent is the run whose loader asks, or
+// nil. If that loader would wait for itself, the error is errOwnKey.
+func (t *flights) join(h keyHash, r, parent *run) (*flight, role, error) {
 	sh := t.shard(h)
 	for {
 		sh.mu.Lock()
 		f := sh.flights[h]
 		if f == nil {
-			f = &flight{h: h, run: own, done: make(chan struct{})}
-			own.table, own.parent = t, parent
-			own.flights = append(own.flights, f) // before anybody can see it
+			f = &flight{h: h, run: r, done: make(chan struct{})}
+			r.table, r.parent = t, parent
+			r.flights = append(r.flights, f) // before any other goroutine can see it
 			sh.flights[h] = f
 			t.n.Add(1)
 			sh.mu.Unlock()
-			t.link(parent, own)
+			t.link(parent, r)
 			return f, leads, nil
 		}
-		rest, late := f.phase == resting, f.late.Load()
+		rest, superseded := f.phase == resting, f.late.Load()
 		sh.mu.Unlock()
 		switch {
 		case rest:
 			return f, rests, nil
-		case late:
+		case superseded:
 			return f, yields, nil
 		case !f.run.enter():
-			t.remove(f) // nobody waited for it: it brings nothing
+			t.remove(f) // its callers have left: it has no result
 		case !t.link(parent, f.run):
 			t.drop(f.run)
 			return nil, 0, errOwnKey
@@ -128,14 +130,14 @@ func (t *flights) join(h keyHash, own, parent *run) (*flight, role, error) {
 	}
 }
 
-// leave ends what join began.
+// leave ends the part of a caller that joined.
 func (t *flights) leave(f *flight, parent *run) {
 	t.unlink(parent, f.run)
 	t.drop(f.run)
 }
 
-// drop counts out somebody who waited for the run. When nobody is left, what it was
-// to bring is given up.
+// drop removes one waiting caller from the run. Without callers the run's flights are aborted
+// and its context is cancelled, unless it is to go on (want).
 func (t *flights) drop(r *run) {
 	if r.leave() {
 		for _, f := range r.flights {
@@ -150,7 +152,7 @@ func (t *flights) drop(r *run) {
 	}
 }
 
-// idle says that the key has neither flight nor rest.
+// idle reports that the key has no flight and is not cooling down.
 func (t *flights) idle(h keyHash) bool {
 	if t.n.Load() == 0 {
 		return true
@@ -161,21 +163,21 @@ func (t *flights) idle(h keyHash) bool {
 	return sh.flights[h] == nil
 }
 
-// arm comes before each look into the tiers: what the server tells from now on may be
-// of a change that the look missed.
+// arm must be called before each look into the tiers: an invalidation from now on may be for
+// a change that the look missed.
 func (t *flights) arm(f *flight) {
 	sh := t.shard(f.h)
 	sh.mu.Lock()
 	f.told = false
 	if f.phase == loading {
-		f.phase = reading // it is looked for once more
+		f.phase = reading // the tiers are asked once more
 	}
 	sh.mu.Unlock()
 }
 
-// load goes from reading to loading. It says no where the server told of the key
-// since arm: that may be the echo of an earlier write of ours, so it is read anew;
-// the last time (force) it counts as a change.
+// load moves the flight from reading to loading. It returns false if the key was invalidated
+// since arm: the message may be the echo of an earlier write of ours, so the caller reads
+// anew. On the last try (force) it counts as a change and supersedes the flight.
 func (t *flights) load(f *flight, force bool) bool {
 	sh := t.shard(f.h)
 	sh.mu.Lock()
@@ -192,8 +194,8 @@ func (t *flights) load(f *flight, force bool) bool {
 	return true
 }
 
-// store goes from loading to storing; false where the flight was overtaken or has
-// ended, and what it brought must not be kept.
+// store moves the flight from loading to storing. It returns false if the flight was
+// superseded or has ended: its result must not be stored.
 func (t *flights) store(f *flight) bool {
 	sh := t.shard(f.h)
 	sh.mu.Lock()
@@ -205,7 +207,7 @@ func (t *flights) store(f *flight) bool {
 	return true
 }
 
-// toldOf says whether the server told of the key in the present phase.
+// toldOf reports whether the key was invalidated in the present phase.
 func (t *flights) toldOf(f *flight) bool {
 	sh := t.shard(f.h)
 	sh.mu.Lock()
@@ -213,14 +215,14 @@ func (t *flights) toldOf(f *flight) bool {
 	return f.told
 }
 
-// abort is end for who does not carry the flight out, and comes too late where what it
-// brought is being stored: a write may be waiting for that to be over.
+// abort ends a flight with an error. It does nothing and returns false if the flight has
+// ended or its result is being stored: a write may be waiting for the end of that.
 func (t *flights) abort(f *flight, err error) bool {
 	return t.finish(f, Entry{}, err, 0, true)
 }
 
-// end gives everybody who waits what the flight brings, and frees its place, or
-// keeps it for the length of rest. It says no where the flight had ended before.
+// end hands the flight's result to all waiting callers. It frees the key's place, or keeps it
+// for the duration rest. It returns false if the flight had ended before.
 func (t *flights) end(f *flight, e Entry, err error, rest time.Duration) bool {
 	return t.finish(f, e, err, rest, false)
 }
@@ -252,7 +254,7 @@ func (t *flights) restLocked(sh *flightShard, h keyHash, pause time.Duration) {
 	r.timer = time.AfterFunc(pause, func() { t.remove(r) })
 }
 
-// remove frees the flight's place, if it still has it.
+// remove frees the key's place, if the flight still has it.
 func (t *flights) remove(f *flight) {
 	sh := t.shard(f.h)
 	sh.mu.Lock()
@@ -273,7 +275,7 @@ func (t *flights) removeLocked(sh *flightShard, f *flight) {
 func (t *flights) overtakeLocked(sh *flightShard, f *flight) {
 	f.phase = overtaken
 	t.removeLocked(sh, f)
-	sh.notify(f.h) // it need not wait for a lease any more
+	sh.notify(f.h) // the flight need not wait for a lease any more
 }
 
 func (sh *flightShard) notify(h keyHash) {
@@ -285,7 +287,7 @@ func (sh *flightShard) notify(h keyHash) {
 	}
 }
 
-// keeps says whether what the flight brings is to be kept, as far as is known.
+// keeps reports whether the flight's result is still to be stored, as far as is known now.
 func (t *flights) keeps(f *flight) bool {
 	sh := t.shard(f.h)
 	sh.mu.Lock()
@@ -293,10 +295,9 @@ func (t *flights) keeps(f *flight) bool {
 	return f.phase == reading || f.phase == loading
 }
 
-// overtake is told of a write of our own. A load that is under way is not to be
-// kept. Where one is being stored, the write must wait until what it returns is
-// closed: which of the two Redis would run last, nobody knows. It costs one atomic
-// load where there is no flight.
+// overtake handles a write of our own: it supersedes a load in progress. If a result is being
+// stored, it returns a channel, and the write must wait until that is closed, because the
+// order of the two in Redis would be unknown. Without a flight it costs one atomic load.
 func (t *flights) overtake(h keyHash) <-chan struct{} {
 	if t.n.Load() == 0 {
 		return nil
@@ -317,7 +318,7 @@ func (t *flights) overtake(h keyHash) <-chan struct{} {
 	return nil
 }
 
-// tell is told what the server told. It waits for nothing.
+// tell handles an invalidation. It waits for nothing but the shard's lock.
 func (t *flights) tell(h keyHash) {
 	if t.n.Load() == 0 {
 		return
@@ -337,8 +338,8 @@ func (t *flights) tell(h keyHash) {
 	}
 }
 
-// listen has the channel told of what the server tells of the key, until unlisten.
-// There is one listener a key.
+// listen sends a signal on the channel for each invalidation of the key, until unlisten. A
+// key has one listener.
 func (t *flights) listen(h keyHash, l chan<- struct{}) {
 	sh := t.shard(h)
 	sh.mu.Lock()

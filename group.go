@@ -10,24 +10,24 @@ import (
 	"time"
 )
 
-// group is goroutines that end together. Nothing else in this package starts one,
-// but for timers' and contexts' functions, which close a connection and return.
+// group is a set of goroutines that end together. The package starts no other goroutines,
+// except for the functions of timers and contexts, which are short: they close a connection,
+// cancel a context or end a wait.
 //
-// A group that is waited for takes no further member: spawn and the beginning of
-// wait exclude each other. So wait counts down to zero once, and whoever comes
-// later is told so.
+// Once wait has been called, the group takes no further member, and spawn returns false: the
+// two exclude each other by the lock. So the count reaches zero once.
 type group struct {
 	mu struct {
 		sync.Mutex
 		waited  bool
 		count   int
-		running map[string]int // members, by name
+		running map[string]int // number of members, by name
 		ended   chan struct{}  // made by the first wait; closed when no member is left
 	}
 }
 
-// spawn runs f under a name that a goroutine profile shows. It returns false, and
-// f is not run, once the group is waited for.
+// spawn runs f on a goroutine, under a name that a goroutine profile shows. It returns false,
+// and does not run f, once wait has been called.
 func (g *group) spawn(name string, f func()) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -58,17 +58,17 @@ func (g *group) leave(name string) {
 	}
 }
 
-// call runs f, the user's code that what names, on a goroutine of its own and waits for
-// it. The error is for one that did not return: it panicked, or ended its goroutine, which
-// must not be one of ours. It is ErrClosed once the group is waited for.
-func (g *group) call(name, what string, f func()) (err error) {
+// call runs f, user code with the given description, on a goroutine of its own and waits for
+// it. The error says that f panicked or ended its goroutine, which must not be one of ours.
+// It is ErrClosed, and f is not run, once wait has been called.
+func (g *group) call(name, desc string, f func()) (err error) {
 	done := make(chan struct{})
-	err = fmt.Errorf("holdfast: %s ended without returning", what)
+	err = fmt.Errorf("holdfast: %s ended without returning", desc)
 	if !g.spawn(name, func() {
 		defer close(done)
 		defer func() {
 			if r := recover(); r != nil {
-				err = fmt.Errorf("holdfast: %s panicked: %.200v", what, r)
+				err = fmt.Errorf("holdfast: %s panicked: %.200v", desc, r)
 			}
 		}()
 		f()
@@ -80,8 +80,8 @@ func (g *group) call(name, what string, f func()) (err error) {
 	return err
 }
 
-// wait returns when all have ended, or after limit; it says which. From its
-// beginning on the group takes no further member.
+// wait returns true when all members have ended, or false after limit. From its beginning on,
+// the group takes no further member.
 func (g *group) wait(limit time.Duration) bool {
 	g.mu.Lock()
 	g.mu.waited = true
@@ -92,19 +92,19 @@ func (g *group) wait(limit time.Duration) bool {
 	if g.mu.ended == nil {
 		g.mu.ended = make(chan struct{})
 	}
-	ended := g.mu.ended
+	done := g.mu.ended
 	g.mu.Unlock()
 	t := time.NewTimer(limit)
 	defer t.Stop()
 	select {
-	case <-ended:
+	case <-done:
 		return true
 	case <-t.C:
 		return false
 	}
 }
 
-// members are the names of those that run.
+// members returns the names of the members that run, sorted.
 func (g *group) members() []string {
 	g.mu.Lock()
 	defer g.mu.Unlock()

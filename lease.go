@@ -13,22 +13,22 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// A lease is a key in Redis that keeps the other processes from loading what one of
-// them loads. Who has it loads, stores and gives it back in one script. Who cannot
-// have it waits: it has read both the key and the lease, so the server tells when
-// either changes. Whatever goes wrong with a lease costs a load too many, and nothing
-// else.
+// A lease is a key in Redis that keeps other processes from loading a key that one of them
+// loads. The holder loads the value, then stores it and releases the lease in one script. A
+// process that does not get the lease waits: it has read both the key and the lease, so the
+// server announces a change of either. A failure around a lease costs an extra load, and
+// nothing else.
 //
-// A Delete takes the lease away: the server tells of no change when what is deleted
-// was not there. A Set need not, for the script finds its value.
+// Delete removes the lease, too, because the server announces no change when the deleted key
+// does not exist. Set need not: the script finds its value.
 
 // leasePrefix begins the name of each lease.
 const leasePrefix = "holdfast:lease:"
 
-// leaseScript gives the lease KEYS[2] back, if it is still ARGV[1]'s, and then stores
-// ARGV[4] for ARGV[5] ms (0 for no expiry) in KEYS[1], where ARGV[2] is "store" and
-// the key is what it was before the load: absent, or of the digest ARGV[3]. It says
-// whether it has stored.
+// leaseScript releases the lease KEYS[2], if it still holds the token ARGV[1]. Then, if
+// ARGV[2] is "store" and the key is as it was before the load (absent, or a value of the
+// digest ARGV[3]), it stores ARGV[4] for ARGV[5] ms (0 for no expiry) in KEYS[1]. It returns
+// 1 if it has stored, else 0.
 const leaseScript = `
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[2])
@@ -47,32 +47,32 @@ end
 return 1
 `
 
-// lease is one that this process has.
+// lease is a lease that this process holds.
 type lease struct {
 	name  string
 	token string
-	until int64 // it is not counted on any longer
+	until int64 // after that it is not relied on
 	spent bool  // the script has run
 }
 
-// leaseName is the name of the key's lease. In a cluster both are in one slot.
-func leaseName(key string, cluster bool) string {
+// leaseName returns the name of the key's lease. In a cluster key and lease are in one slot.
+func leaseName(key string, inCluster bool) string {
 	_, rest, tagged := strings.Cut(key, "{")
 	if tagged {
 		tag, _, closed := strings.Cut(rest, "}")
 		tagged = closed && tag != ""
 	}
 	switch {
-	case tagged || !cluster:
+	case tagged || !inCluster:
 		return leasePrefix + key
 	case key != "" && !strings.Contains(key, "}"):
 		return leasePrefix + "{" + key + "}"
 	}
-	// A brace that closes nothing would end the tag. Few keys have one, so a tag of the
-	// same slot is looked for each time.
-	slot := slotOf(key)
+	// A brace without a partner would break the tag. Such keys are rare, so a tag of the
+	// same slot is searched for each time.
+	wantSlot := slotOf(key)
 	for i := 0; ; i++ {
-		if tag := strconv.Itoa(i); slotOf(tag) == slot {
+		if tag := strconv.Itoa(i); slotOf(tag) == wantSlot {
 			return leasePrefix + "{" + tag + "}" + key
 		}
 	}
@@ -82,23 +82,23 @@ func (c *Cache) leaseName(key string) string {
 	return leaseName(key, c.routes.cluster.Load() != nil)
 }
 
-// command is the script's.
-func (l *lease) command(b rueidis.Builder, key, op, base string, value []byte, ttl time.Duration) rueidis.Completed {
+// command builds leaseScript.
+func (l *lease) command(b rueidis.Builder, key, op, expects string, val []byte, ttl time.Duration) rueidis.Completed {
 	return b.Eval().Script(leaseScript).Numkeys(2).Key(key, l.name).
-		Arg(l.token, op, base, viewString(value), strconv.FormatInt(ttl.Milliseconds(), 10)).Build()
+		Arg(l.token, op, expects, viewString(val), strconv.FormatInt(ttl.Milliseconds(), 10)).Build()
 }
 
-// leased is what became of the wait for a lease.
+// leased is the result of waiting for a lease.
 type leased uint8
 
 const (
-	loadFreely leased = iota // there is none to be had: load without
-	loadLeased               // it is ours
+	loadFreely leased = iota // no lease can be had: load without
+	loadLeased               // this process holds the lease
 	loadNot                  // the flight has ended
 )
 
-// lease gets the request's key a lease, and waits for who has it, for no longer than
-// a lease lasts.
+// lease acquires a lease for the request's key. If another process has it, lease waits for
+// that process' result, for at most LoadOptions.Lease.
 func (c *Cache) lease(ctx context.Context, r *request, it *loadItem) (*lease, leased) {
 	if r.o.Lease <= 0 || r.batch || !it.answered || c.routes == nil {
 		return nil, loadFreely
@@ -114,7 +114,7 @@ func (c *Cache) lease(ctx context.Context, r *request, it *loadItem) (*lease, le
 		if !c.flights.keeps(it.f) {
 			return nil, loadFreely
 		}
-		// Before the server is asked, so that no loss of it is missed.
+		// Before the server is asked, so that no break of the stream is missed.
 		broken := c.routes.link(c.routes.of(it.key)).stream()
 		a := c.askLease(ctx, r, it, l)
 		switch {
@@ -131,7 +131,7 @@ func (c *Cache) lease(ctx context.Context, r *request, it *loadItem) (*lease, le
 		case a.ours:
 			return nil, loadFreely
 		case r.early && !it.f.run.awaited():
-			// Somebody else is at it, and nobody waits.
+			// Another process loads the key, and no caller waits here.
 			c.flights.end(it.f, Entry{}, errAgain, min(restTime, a.wait))
 			return nil, loadNot
 		}
@@ -145,7 +145,7 @@ func (c *Cache) lease(ctx context.Context, r *request, it *loadItem) (*lease, le
 		t := time.NewTimer(min(patience, a.wait))
 		select {
 		case <-news:
-		case <-broken: // nobody will tell of the end of the wait
+		case <-broken: // the message that ends the wait may never come
 		case <-t.C:
 		case <-ctx.Done():
 		}
@@ -162,32 +162,32 @@ func (c *Cache) lease(ctx context.Context, r *request, it *loadItem) (*lease, le
 	}
 }
 
-// findAgain is find for who is not inside the fence.
+// findAgain is find for a caller outside of the call gate.
 func (c *Cache) findAgain(ctx context.Context, r *request, it *loadItem) bool {
 	v := c.fence.visit()
 	defer v.leave()
 	if c.find(ctx, r, it, v) {
 		return true
 	}
-	if it.token.domain == nil { // ctx has ended: nobody waits
+	if it.token.domain == nil { // ctx has ended: abandoned
 		c.flights.abort(it.f, errAgain)
 		return true
 	}
 	return false
 }
 
-// leaseAnswer is what Redis said to who asked for a lease.
+// leaseAnswer is Redis' answer to a request for a lease.
 type leaseAnswer struct {
 	answered bool
 	held     bool
-	ours     bool // a load of this Cache has it that a write came over
-	told     bool // the server told of the key meanwhile: it must be read anew
+	ours     bool // a superseded load of this Cache holds it
+	told     bool // the key was invalidated meanwhile: it must be read anew
 	found    bool // the key was there by now, and the flight has ended with it
 	wait     time.Duration
 }
 
-// askLease asks for the lease, how long it lasts, and for the key once more: who had
-// the lease may have stored it since it was last read.
+// askLease tries to take the lease, and reads its remaining time and the key: the last holder
+// may have stored the key since it was last read.
 func (c *Cache) askLease(ctx context.Context, r *request, it *loadItem, l *lease) (a leaseAnswer) {
 	s := c.routes.link(c.routes.of(it.key)).writer(false)
 	if s == nil {
@@ -228,8 +228,8 @@ func (c *Cache) askLease(ctx context.Context, r *request, it *loadItem, l *lease
 	if !s.tells(l.name) {
 		a.wait = min(a.wait, max(r.o.Lease/10, time.Millisecond))
 	}
-	if value, got := readValue(replies[3:], o); !r.early && got.class == classOK && value.found {
-		e, _ := c.readOutcome(r.op, it.h, it.key, now, t, value, got)
+	if val, got := readValue(replies[3:], o); !r.early && got.class == classOK && val.found {
+		e, _ := c.readOutcome(r.op, it.h, it.key, now, t, val, got)
 		if r.usable.of(it.key, e.Value, v) {
 			if a.held {
 				c.giveBack(it.key, l)
@@ -238,7 +238,7 @@ func (c *Cache) askLease(ctx context.Context, r *request, it *loadItem, l *lease
 			c.flights.end(it.f, e, nil, 0)
 			return a
 		}
-		it.base, it.seen = digestOf(e.Value), c.local.get(it.h) // to be written over, if it is still there
+		it.base, it.seen = digestOf(e.Value), c.local.get(it.h) // to be overwritten if unchanged
 	} else if !r.early {
 		it.base = ""
 	}
@@ -246,8 +246,8 @@ func (c *Cache) askLease(ctx context.Context, r *request, it *loadItem, l *lease
 	return a
 }
 
-// giveBack ends a lease that is still ours, and waits for that within the budget. Who
-// waits for the lease is told.
+// giveBack releases a lease that is still ours, and waits for Redis within the budget. The
+// server then invalidates the lease in the processes that wait for it.
 func (c *Cache) giveBack(key string, l *lease) {
 	if l == nil || l.spent {
 		return
@@ -255,7 +255,7 @@ func (c *Cache) giveBack(key string, l *lease) {
 	l.spent = true
 	s := c.routes.link(c.routes.of(key)).writer(false)
 	if s == nil {
-		return // it ends by itself
+		return // the lease expires by itself
 	}
 	bounded, cancel := c.remote.bound(context.Background(), c.clock.now())
 	defer cancel()
@@ -269,18 +269,18 @@ func (c *Cache) giveBack(key string, l *lease) {
 	}
 }
 
-// outlived says that the lease was lost, or is too old to be counted on: then the
-// value goes the way of one without.
+// outlived reports whether there is no lease, or it is too old to be relied on: the value is
+// then stored without one.
 func (l *lease) outlived(now int64) bool { return l == nil || now >= l.until }
 
-// withoutScripts says that a write failed because the server runs no scripts.
+// withoutScripts reports whether a write failed because the server runs no scripts.
 func withoutScripts(err error) bool {
 	var re *rueidis.RedisError
 	return errors.As(err, &re) && noScripts(re)
 }
 
-// storeScript stores ARGV[2] for ARGV[3] ms (0 for no expiry) in KEYS[1], if that holds
-// a value of the digest ARGV[1].
+// storeScript stores ARGV[2] for ARGV[3] ms (0 for no expiry) in KEYS[1], if that holds a
+// value of the digest ARGV[1]. It returns 1 if it has stored, else 0.
 const storeScript = `
 local now = redis.call('GET', KEYS[1])
 if not now or redis.sha1hex(now) ~= ARGV[1] then return 0 end
@@ -292,8 +292,9 @@ end
 return 1
 `
 
-// loadedCommand stores what was loaded, if the key is what it was before the load:
-// whoever has written it since has something newer, heard of or not.
+// loadedCommand builds the command that stores a loaded value if the key is as it was before
+// the load: a client that has written it since has stored a newer value, announced to us or
+// not.
 func (w *change) loadedCommand(b rueidis.Builder) rueidis.Completed {
 	var cmd rueidis.Completed
 	switch {
@@ -310,21 +311,21 @@ func (w *change) loadedCommand(b rueidis.Builder) rueidis.Completed {
 	return kept(cmd, len(w.value))
 }
 
-// scripted says whether the change is loadedCommand's, and that is a script.
+// scripted reports whether loadedCommand builds a script for the change.
 func (w *change) scripted() bool {
 	return w.flight != nil && !w.del && !w.blindly && (w.lease != nil || w.expects != "")
 }
 
-// wasStored reads the answer.
+// wasStored reports whether loadedCommand's command has stored the value.
 func wasStored(reply rueidis.RedisResult) bool {
 	if n, err := reply.AsInt64(); err == nil {
-		return n == 1 // a script's
+		return n == 1 // a script's answer
 	}
 	return reply.Error() == nil
 }
 
-// digestOf is the digest of a value as the scripts compare it.
-func digestOf(value []byte) string {
-	sum := sha1.Sum(value)
+// digestOf returns a value's digest in the scripts' form: SHA-1, in hexadecimal.
+func digestOf(val []byte) string {
+	sum := sha1.Sum(val)
 	return hex.EncodeToString(sum[:])
 }

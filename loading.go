@@ -15,19 +15,19 @@ var (
 	errNotModified = errors.New("holdfast: the loader says that the copy is still right, and was given none")
 )
 
-// fly carries out a run: it asks the loader for the keys of the request, stores what
-// that brings, and ends their flights. It is the life of a goroutine of its own.
+// fly carries out a run: it asks the loader for the keys of the request, stores the result,
+// and ends the flights. It runs on a goroutine of its own.
 func (c *Cache) fly(ctx context.Context, r *request) {
-	run := r.items[0].f.run
-	ctx, cancel := context.WithCancel(context.WithValue(context.WithoutCancel(ctx), loaderOf{}, run))
+	thisRun := r.items[0].f.run
+	ctx, cancel := context.WithCancel(context.WithValue(context.WithoutCancel(ctx), loaderOf{}, thisRun))
 	defer cancel()
 	defer context.AfterFunc(c.life, cancel)()
-	if !run.start(cancel) {
-		return // nobody waits any more
+	if !thisRun.start(cancel) {
+		return // abandoned by its callers
 	}
-	// Should a codec end the goroutine; else they have ended by then.
+	// For a codec that ends the goroutine; otherwise the flights have ended by then.
 	defer c.giveUp(r, refs(r.items), errGoexit)
-	taken, err := c.takePlace(ctx, run, r.o.HardLimit)
+	taken, err := c.takePlace(ctx, thisRun, r.o.HardLimit)
 	if err != nil {
 		c.giveUp(r, refs(r.items), err)
 		return
@@ -41,12 +41,12 @@ func (c *Cache) fly(ctx context.Context, r *request) {
 	}
 	var l *lease
 	if len(items) == 1 {
-		var verdict leased
-		if l, verdict = c.lease(ctx, r, items[0]); verdict == loadNot {
+		var got leased
+		if l, got = c.lease(ctx, r, items[0]); got == loadNot {
 			return
 		}
 	}
-	if ctx.Err() != nil { // nobody waits, or the Cache is closed: the source is not asked
+	if ctx.Err() != nil { // abandoned, or the Cache is closed: the source is not asked
 		c.giveUp(r, items, errAgain)
 		c.giveBack(items[0].key, l)
 		return
@@ -71,8 +71,9 @@ func refs(items []loadItem) []*loadItem {
 	return all
 }
 
-// takePlace waits for a place among MaxLoads, and says whether it has taken one. What a
-// load waits for that has one needs none: it might wait for the place of that load.
+// takePlace acquires a load slot (Options.MaxLoads) and reports whether it has one. It waits
+// for at most limit, then fails with errHardLimit. An urged run goes on without a slot: it
+// might wait for the slot of the very load that waits for it.
 func (c *Cache) takePlace(ctx context.Context, r *run, limit time.Duration) (taken bool, err error) {
 	if c.places == nil {
 		return false, nil
@@ -87,13 +88,13 @@ func (c *Cache) takePlace(ctx context.Context, r *run, limit time.Duration) (tak
 	case <-t.C:
 		return false, errHardLimit
 	case <-ctx.Done():
-		return false, errAgain // nobody waits, or the Cache is closed
+		return false, errAgain // abandoned, or the Cache is closed
 	}
 }
 
 func (c *Cache) givePlace() { <-c.places }
 
-// giveUp releases who waits for the items, with an error.
+// giveUp ends the items' flights with an error.
 func (c *Cache) giveUp(r *request, items []*loadItem, err error) {
 	n := 0
 	for _, it := range items {
@@ -110,29 +111,29 @@ func (c *Cache) giveUp(r *request, items []*loadItem, err error) {
 	}
 }
 
-// unfound is the items that are to be loaded. Those that were not looked for, because
-// who led them has left, are looked for first.
+// unfound returns the items that must be loaded. For items whose leader left before their
+// look-up was done, it asks the tiers first.
 func (c *Cache) unfound(ctx context.Context, r *request) []*loadItem {
 	items := refs(r.items)
 	v := c.fence.visit()
 	defer v.leave()
-	left := items[:0]
+	missing := items[:0]
 	for _, it := range items {
 		switch {
 		case it.token.domain != nil:
-			left = append(left, it)
+			missing = append(missing, it)
 		case c.find(ctx, r, it, v):
 		case it.token.domain == nil:
-			c.giveUp(r, []*loadItem{it}, errAgain) // nobody waits
+			c.giveUp(r, []*loadItem{it}, errAgain) // abandoned
 		default:
-			left = append(left, it)
+			missing = append(missing, it)
 		}
 	}
-	return left
+	return missing
 }
 
-// call asks the loader. What it panics with becomes an error; so does its silence,
-// should it end the goroutine.
+// call asks the loader. A panic of the loader becomes an error, and so does the end of its
+// goroutine.
 func (c *Cache) call(ctx context.Context, r *request, items []*loadItem) {
 	for _, it := range items {
 		if !r.early {
@@ -160,10 +161,10 @@ func (c *Cache) call(ctx context.Context, r *request, items []*loadItem) {
 	}
 }
 
-// copyOf is what the loader is shown of a copy that is there.
+// copyOf returns the copy that is shown to the loader, or an empty Entry.
 func (c *Cache) copyOf(h keyHash) Entry {
-	lane, open := c.fence.enter()
-	defer lane.leave()
+	exit, open := c.fence.enter()
+	defer exit.leave()
 	if !open {
 		return Entry{}
 	}
@@ -174,13 +175,13 @@ func (c *Cache) copyOf(h keyHash) Entry {
 	return entryOfCopy(e, c.clock.now(), c.routes != nil)
 }
 
-// land stores what the loader brought, and ends the flights.
+// land stores the loader's results, and ends the flights.
 func (c *Cache) land(ctx context.Context, r *request, items []*loadItem, l *lease) {
 	v := c.fence.visit()
 	defer v.leave()
-	// Before anything is stored: a write waits for the end of that, and pause may ask a
-	// codec.
-	rests := make([]time.Duration, len(items))
+	// Before the storing begins: pause may call a codec, and a write waits for the end of
+	// the storing.
+	pauses := make([]time.Duration, len(items))
 	for i, it := range items {
 		switch {
 		case it.err == nil:
@@ -189,7 +190,7 @@ func (c *Cache) land(ctx context.Context, r *request, items []*loadItem, l *leas
 			it.err = r.fail(it, errHardLimit)
 		}
 		if it.err != nil && !errors.Is(it.err, ErrNotFound) && v.open {
-			rests[i] = c.pause(r, it, v)
+			pauses[i] = c.pause(r, it, v)
 		}
 	}
 	if !v.open {
@@ -200,7 +201,7 @@ func (c *Cache) land(ctx context.Context, r *request, items []*loadItem, l *leas
 	}
 	c.keepLoaded(r, items, l)
 	c.giveBack(items[0].key, l)
-	failed := false
+	anyFailed := false
 	for i, it := range items {
 		if it.err == nil {
 			e := Entry{Value: it.loaded.Value, Tier: Loader, TTL: max(it.loaded.TTL, 0)}
@@ -208,15 +209,14 @@ func (c *Cache) land(ctx context.Context, r *request, items []*loadItem, l *leas
 			continue
 		}
 		notFound := errors.Is(it.err, ErrNotFound)
-		failed = c.flights.end(it.f, Entry{}, r.fail(it, it.err), rests[i]) && !notFound || failed
+		anyFailed = c.flights.end(it.f, Entry{}, r.fail(it, it.err), pauses[i]) && !notFound || anyFailed
 	}
-	if failed {
+	if anyFailed {
 		c.stats.loadErrors.Add(1)
 	}
 }
 
-// restTime is how long a key is not loaded again after a load that failed, while a
-// copy stands in for it.
+// restTime is how long a key is not loaded again after a failed load, while a copy stands in.
 const restTime = time.Second
 
 func (c *Cache) pause(r *request, it *loadItem, v *visit) time.Duration {
@@ -229,7 +229,7 @@ func (c *Cache) pause(r *request, it *loadItem, v *visit) time.Duration {
 	return 0
 }
 
-// accept makes the value and the ttl final.
+// accept makes the loaded value and its ttl final.
 func (c *Cache) accept(r *request, it *loadItem) error {
 	l := &it.loaded
 	switch {
@@ -254,8 +254,8 @@ func (c *Cache) accept(r *request, it *loadItem) error {
 	return err
 }
 
-// keepLoaded takes into the tiers what was loaded, or that there is nothing. What was
-// overtaken is not kept. That something could not be stored is nobody's error.
+// keepLoaded stores the loaded values and absences in the tiers. Superseded results are not
+// stored. A failure to store is not an error of any call.
 func (c *Cache) keepLoaded(r *request, items []*loadItem, l *lease) {
 	var ws []change
 	for _, it := range items {
@@ -298,10 +298,10 @@ func (c *Cache) keepLoaded(r *request, items []*loadItem, l *lease) {
 	}
 }
 
-// putUngiven keeps what was loaded, and Redis cannot be given, as a copy in doubt. It is
-// nobody's intent and has no place in the journal: the replay of it might come over what
-// others have written, or deleted, since. Where the journal has a delete of the key, it
-// is told that there is a value all the same.
+// putUngiven stores a loaded value that cannot be written to Redis as a suspect copy. No
+// caller asked for that write, so it is not journaled: its replay might overwrite a later
+// write or delete by another client. If the journal has a delete of the key, it notes that
+// the local tier has a value all the same.
 func (c *Cache) putUngiven(w *change, now int64) {
 	w.grace |= ungiven
 	w.entry = c.entryOf(w, now, &w.place.domain, unread)
@@ -310,17 +310,17 @@ func (c *Cache) putUngiven(w *change, now int64) {
 	}
 }
 
-// takeBack ends a storing that Redis did not acknowledge. The copy stays, in doubt. What
-// may have run, or run late, the journal takes back: others may have deleted the key
-// since.
+// takeBack ends a store that Redis did not acknowledge. The copy stays, suspect. If the
+// command may have run, or may run late, the journal gets an intent that compensates for it:
+// others may have deleted the key since.
 func (c *Cache) takeBack(w *change, now int64, o outcome) (saved saving) {
 	if o.unknown {
-		late := *w
-		late.base = w.baseOf()
+		compensation := *w
+		compensation.base = w.baseOf()
 		if !w.del {
-			late.value, late.del, late.undo = nil, true, w.value
+			compensation.value, compensation.del, compensation.undo = nil, true, w.value
 		}
-		saved, _ = c.remember(&late, o.session.id)
+		saved, _ = c.remember(&compensation, o.session.id)
 	}
 	w.grace |= ungiven
 	c.local.endAs(w.hash, c.entryOf(w, now, &w.place.domain, now), unread)
@@ -330,33 +330,33 @@ func (c *Cache) takeBack(w *change, now int64, o outcome) (saved saving) {
 	return saved
 }
 
-// mayStore begins the storing, unless a write of the key came since the flight began,
-// or is under way: one that comes from now on waits.
+// mayStore begins the storing. It returns false if a write of the key came since the flight
+// began, or is in flight. A write that comes from now on waits.
 func (c *Cache) mayStore(it *loadItem) bool {
 	return c.flights.store(it.f) && !c.local.writing(it.h)
 }
 
-// destination is where what was loaded may go.
+// destination is where a loaded value may be stored.
 type destination uint8
 
 const (
-	toTiers  destination = iota // the way of a Set
-	toFence                     // to the local tier, for as long as the journal has the key
-	toLocal                     // Redis has no such key and cannot be given it
-	toDoubt                     // to the local tier, for as long as Redis cannot be asked
-	toShort                     // to the local tier, for UntrackedTTL: Redis refuses the key
-	toNobody                    // the server was emptied meanwhile
+	toTiers  destination = iota // as by Set
+	toFence                     // the local tier, while the key is journaled
+	toLocal                     // the local tier: Redis has no such key and cannot be written
+	toDoubt                     // the local tier: a suspect copy while Redis cannot be asked
+	toShort                     // the local tier, for UntrackedTTL: Redis refuses the key
+	toNobody                    // discarded: the server was emptied meanwhile
 )
 
-// whereTo decides it. Only over the stream that told of its absence, and of nothing
-// since, a key may be written: else somebody may have written it, or deleted it,
-// during the load. A loaded value is nobody's intent, so where it cannot be written
-// it is not journaled.
-func whereTo(remote, fenced, flushed, unbroken, writable bool) destination {
+// whereTo decides the destination. A key may be written to Redis only while the stream on
+// which Redis' answer was read is unbroken and has brought no invalidation since: otherwise
+// another client may have written or deleted the key during the load. A loaded value that
+// cannot be written is not journaled, because no caller asked for that write.
+func whereTo(withRedis, journaled, flushed, unbroken, writable bool) destination {
 	switch {
-	case !remote:
+	case !withRedis:
 		return toTiers
-	case fenced:
+	case journaled:
 		return toFence
 	case flushed:
 		return toNobody
@@ -376,15 +376,16 @@ func (c *Cache) destination(it *loadItem) destination {
 	unbroken := it.answered && d.epoch.Load() == it.token.epoch
 	flushed := int32(it.token.epoch-d.floor.Load()) < 0
 	writable := c.routes.link(c.routes.of(it.key)).writer(false) != nil
-	where := whereTo(true, c.journal.holds(it.h, it.key), flushed, unbroken, writable)
-	if it.refused && where == toDoubt {
+	dest := whereTo(true, c.journal.holds(it.h, it.key), flushed, unbroken, writable)
+	if it.refused && dest == toDoubt {
 		return toShort
 	}
-	return where
+	return dest
 }
 
-// keepLocally is for what Redis is not told of. If Redis was seen to have nothing, and
-// can be heard, the copy is fresh: whoever gives it the key is told of.
+// keepLocally stores a value in the local tier only. If Redis answered that it has no such
+// key, and invalidations of the key arrive, the copy is fresh: the server announces a client
+// that creates the key.
 func (c *Cache) keepLocally(it *loadItem, w *change, d destination) {
 	now := c.clock.now()
 	t := term{confirmed: now, fresh: unread, expires: after(now, w.ttl), domain: it.token.domain, epoch: it.token.epoch}
@@ -396,23 +397,23 @@ func (c *Cache) keepLocally(it *loadItem, w *change, d destination) {
 	c.keepUntold(it, e, now)
 }
 
-// keepFenced is for a key that the journal answers for.
+// keepFenced is keepLocally for a journaled key.
 func (c *Cache) keepFenced(it *loadItem, w *change) {
 	now := c.clock.now()
 	w.hash, w.deadline, w.place = it.h, after(now, w.ttl), c.routes.of(it.key)
 	c.putUngiven(w, now)
 }
 
-// keepUntold puts e in its place, unless a write of ours, or what the server told, came
-// while it was being stored.
+// keepUntold stores e, unless a write of ours or an invalidation came while the result was
+// being stored.
 func (c *Cache) keepUntold(it *loadItem, e *entry, now int64) {
 	if _, _, ok := c.local.putUnless(it.h, e, &it.f.late, it.seen); ok && c.flights.toldOf(it.f) {
 		c.local.invalidate(it.h, now)
 	}
 }
 
-// keepAbsence remembers that there is no such thing. Redis is told only where it holds
-// what was a good copy until now.
+// keepAbsence remembers that the key has no value. It changes Redis only for an early
+// refresh: Redis still has the copy, which was good until now, and the key is deleted.
 func (c *Cache) keepAbsence(r *request, it *loadItem) {
 	if r.early && c.destination(it) == toTiers {
 		w := [1]change{{key: it.key, del: true, flight: it.f, seen: it.seen}}
@@ -422,14 +423,14 @@ func (c *Cache) keepAbsence(r *request, it *loadItem) {
 		return
 	}
 	now := c.clock.now()
-	until, confirmed := after(now, r.o.NotFoundTTL), int64(0)
-	if c.routes != nil && it.answered { // it is a copy of what Redis said, too
+	freshEnd, confirmed := after(now, r.o.NotFoundTTL), int64(0)
+	if c.routes != nil && it.answered { // then it is a copy of Redis' answer, too
 		confirmed = now
 		s := c.routes.link(c.routes.of(it.key)).reader()
-		until = c.freshUntil(now, until, s != nil && s.tells(it.key) && !s.replica.Load())
+		freshEnd = c.freshUntil(now, freshEnd, s != nil && s.tells(it.key) && !s.replica.Load())
 	}
 	c.keepUntold(it, newEntry(it.key, nil, term{
-		confirmed: confirmed, fresh: absence(until), expires: wrong,
+		confirmed: confirmed, fresh: absence(freshEnd), expires: wrong,
 		domain: it.token.domain, epoch: it.token.epoch,
 	}), now)
 }

@@ -10,67 +10,65 @@ import (
 	"github.com/dgraph-io/ristretto/v2"
 )
 
-// local is the first tier: ristretto for what to keep, and before it an overlay
-// that makes read-your-writes exact.
+// local is the first tier: ristretto decides which entries to keep, and an overlay in front
+// of it makes read-your-writes exact.
 //
-// ristretto alone keeps the first of two quick Sets of a new key, shows a new
-// key only after its queue was worked off, and blocks in Del. So callers never
-// write to it. They write to the overlay, which readers ask first. One
-// goroutine, the flusher, carries what is there into ristretto, and takes it out
-// of the overlay once ristretto's own barrier says that it was admitted or
-// rejected.
+// ristretto alone keeps the first of two quick Sets of a new key, shows a new key only after
+// its queue was worked off, and blocks in Del. So callers write only to the overlay, and
+// readers ask the overlay first. One goroutine, the flusher, copies the overlay's keys into
+// ristretto. It removes a key from the overlay once ristretto's own barrier shows that the
+// entry was admitted or rejected.
 //
 // Invariants:
-//   - What the overlay says of a key is newer than what ristretto says.
+//   - The overlay's entry of a key is newer than ristretto's.
 //   - A key with own writes in flight stays in the overlay.
-//   - ristretto.Set and Del are called by the flusher alone, so its queue never
-//     overflows and its order is ours.
-//   - What ristretto may hold plus what the overlay may hold is MaxBytes.
+//   - Only the flusher calls ristretto.Set and Del, so ristretto's queue never overflows and
+//     runs in our order.
+//   - The bounds of ristretto and of the overlay add up to MaxBytes.
 type local struct {
 	store *ristretto.Cache[uint64, *entry]
 	seeds [2]maphash.Seed
 
-	// home is the domain of every key, where there is no cluster.
+	// home is the domain of every key where there is no cluster.
 	home domain
 
 	stripes [stripeCount]stripe
 
 	maxEntry   int64
 	maxOverlay int64
-	overlay    atomic.Int64 // bytes that the overlay holds
-	entries    atomic.Int64 // entries that ristretto holds
+	overlay    atomic.Int64 // bytes in the overlay
+	entries    atomic.Int64 // entries in ristretto
 	evicted    atomic.Uint64
-	dropped    atomic.Uint64 // entries that found the overlay full
+	dropped    atomic.Uint64 // entries for which the overlay had no room
 
 	kicked atomic.Bool
 	kick   chan struct{}
 }
 
 const (
-	// stripeCount is a power of two, large enough that unrelated keys seldom
-	// discard each other's fills: a write makes void the fills in flight of its
-	// whole stripe.
+	// stripeCount is a power of two, large enough that unrelated keys seldom discard each
+	// other's fills: a write invalidates the fills in flight of its whole stripe.
 	stripeCount = 1024
 
-	// entryOverhead is what an entry costs beside its key and value: the entry
-	// and ristretto's two map slots. BenchmarkHeapMillion measures it.
+	// entryOverhead is the cost in bytes of an entry beside its key and value: the entry
+	// itself and ristretto's two map slots. BenchmarkHeapMillion measures it.
 	entryOverhead = 250
 
-	// flushChunk is well below half of ristretto's queue of 32,768: an entry
-	// that grew takes two places in it.
+	// flushChunk is well below half of ristretto's queue of 32,768: an entry that grew takes
+	// two places in it.
 	flushChunk = 4096
 
-	// flushPause lets writes gather: a barrier costs two goroutine switches
-	// whether one entry is behind it or a thousand.
+	// flushPause lets writes gather: the barrier costs two goroutine switches, for one entry
+	// as for a thousand.
 	flushPause = time.Millisecond
 )
 
-// keyHash is a key as the local tier knows it: two hashes of independent random
-// seeds. ristretto finds by the first; the second takes the place of comparing
-// the key itself, which would cost a hit two more cache misses and each entry
-// the key's memory. The upper 16 bits of the second give way to the key's length,
-// which an entry needs to know what it costs. That two keys of a process agree in
-// that and in 112 bits is less likely than that the memory that holds them fails.
+// keyHash identifies a key in the local tier: two hashes with independent random seeds.
+// ristretto finds an entry by the first. The second replaces the comparison of the key
+// itself, which would cost a hit two more cache misses, and each entry the memory of its key.
+// The upper 16 bits of the second hold the key's length, which is part of an entry's cost.
+// Two keys of a process that agree in the length and in 112 bits are less likely than a
+// failure of the memory that holds them.
 type keyHash struct{ place, check uint64 }
 
 const (
@@ -78,7 +76,7 @@ const (
 	longKey     = 1 << 15 // from here on a length is rounded up to a multiple of this
 )
 
-// keyLength is a key's length as it stands in keyHash.check.
+// keyLength encodes a key's length for keyHash.check.
 func keyLength(length int) uint64 {
 	n := uint64(length)
 	if n >= longKey {
@@ -87,7 +85,7 @@ func keyLength(length int) uint64 {
 	return n << lengthShift
 }
 
-// lengthIn is the length that keyLength put there.
+// lengthIn decodes the length that keyLength encoded.
 func lengthIn(check uint64) int64 {
 	n := int64(check >> lengthShift)
 	if n >= longKey {
@@ -102,22 +100,22 @@ type pending struct {
 	entry   *entry // nil: a tombstone, the key was deleted or must be read again
 	size    int64  // counted in local.overlay
 	writers int32  // own writes on their way to Redis
-	dirty   uint32 // changes with each write, so the flusher sees a late one
-	overlap bool   // two own writes were under way at once: their order is Redis' secret
-	told    bool   // the server told of the key while an own write was under way
+	dirty   uint32 // changes with each write, so that the flusher notices one
+	overlap bool   // two own writes were in flight at once: only Redis knows their order
+	told    bool   // invalidated while an own write was in flight
 	grown   bool   // ristretto may have the same entry at a lower cost
 }
 
 type stripe struct {
 	mu      sync.Mutex
 	overlay map[uint64]*pending
-	n       atomic.Int32  // len(overlay), to skip the lock where it is 0
+	n       atomic.Int32  // len(overlay); at 0 readers skip the lock
 	version atomic.Uint64 // grows with every write and invalidation
 	_       [32]byte      // a cache line each
 }
 
-// token is what a fill must show: that nothing it could have missed happened to
-// its stripe since before the read was sent.
+// token is taken before a read is sent and proves, when the answer is stored, that the stripe
+// has seen no write and no invalidation since, and that the invalidation stream is unbroken.
 type token struct {
 	version uint64
 	domain  *domain
@@ -131,20 +129,20 @@ func newLocal(maxBytes int64) (*local, error) {
 		maxOverlay: maxBytes / 8,
 		kick:       make(chan struct{}, 1),
 	}
-	l.home.until.Store(never) // there is nobody to be heard
+	l.home.until.Store(never) // without Redis there is no invalidation stream to lose
 	for i := range l.stripes {
 		l.stripes[i].overlay = make(map[uint64]*pending)
 	}
 	var err error
 	l.store, err = ristretto.NewCache(&ristretto.Config[uint64, *entry]{
-		// Ten counters for each entry that fits, at about 640 B an entry: 4-5
-		// bytes each, allocated at once, are then a tenth of MaxBytes.
+		// Ten counters for each entry that fits, at about 640 B an entry: at 4-5 bytes
+		// each, allocated at once, the counters take a tenth of MaxBytes.
 		NumCounters: max(1000, maxBytes/64),
 		MaxCost:     maxBytes - l.maxOverlay,
 		BufferItems: 64,
-		// An entry's size includes all that it occupies.
+		// entry.size includes the overhead already.
 		IgnoreInternalCost: true,
-		// ristretto's own would box the key; it is a hash already.
+		// ristretto's default would box the key, which is a hash already.
 		KeyToHash: func(h uint64) (uint64, uint64) { return h, 0 },
 		OnEvict:   l.gone,
 		OnReject:  l.gone,
@@ -169,7 +167,7 @@ func (l *local) stripe(h keyHash) *stripe { return &l.stripes[h.place%stripeCoun
 
 // get returns the key's entry, fresh or not, or nil. It does not block.
 func (l *local) get(h keyHash) *entry {
-	// The overlay first: what leaves it is in ristretto before it leaves.
+	// The overlay first: an entry is in ristretto before it leaves the overlay.
 	if s := l.stripe(h); s.n.Load() != 0 {
 		s.mu.Lock()
 		p := s.overlay[h.place]
@@ -186,16 +184,15 @@ func (l *local) get(h keyHash) *entry {
 	return nil
 }
 
-// token is taken before a read is sent to Redis, and before it is decided on
-// which connection: what that one may have missed is then seen in the epoch.
+// token must be taken before the read is sent, and before its connection is chosen: the epoch
+// then shows whether that connection may have missed an invalidation.
 func (l *local) token(h keyHash, d *domain) token {
 	return token{l.stripe(h).version.Load(), d, d.epoch.Load()}
 }
 
-// fill stores what Redis answered. It is discarded where a write of our own, an
-// invalidation or a loss of the stream came between the token and now, and where
-// a later read has filled already.
-func (l *local) fill(h keyHash, key string, value []byte, t token, k term) bool {
+// fill stores Redis' answer. It discards the answer if a write of our own, an invalidation or
+// a loss of the stream came since the token was taken, or if a later read has filled already.
+func (l *local) fill(h keyHash, key string, val []byte, t token, k term) bool {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -203,21 +200,21 @@ func (l *local) fill(h keyHash, key string, value []byte, t token, k term) bool 
 	if !ok || old != nil && old.confirmed.Load() > k.confirmed {
 		return false
 	}
-	// What is confirmed as it was needs no new place: so a copy that is read
-	// again when its time is up costs a fill neither memory nor ristretto's
-	// attention.
-	if old != nil && old.domain == k.domain && old.grace()&ungiven == 0 && len(value) <= comparedBytes && bytes.Equal(old.bytes(), value) {
+	// An unchanged value is confirmed in place: so reading a copy again when its time is up
+	// costs neither memory nor ristretto's attention.
+	if old != nil && old.domain == k.domain && old.grace()&ungiven == 0 && len(val) <= comparedBytes && bytes.Equal(old.bytes(), val) {
 		old.confirm(k)
 		return true
 	}
-	return l.storeLocked(s, h, p, old, newEntry(key, value, k))
+	return l.storeLocked(s, h, p, old, newEntry(key, val, k))
 }
 
-// comparedBytes bounds what is compared under a stripe's lock.
+// comparedBytes bounds the comparison under a stripe's lock.
 const comparedBytes = 64 << 10
 
-// forget is fill where Redis has no such key. A copy past its own time stays: that
-// Redis has it no more says nothing new, and it may stand in for a load that fails.
+// forget is fill for the answer that Redis has no such key. A copy past its own time and a
+// mark of absence stay: the answer is nothing new for them, and the copy may stand in for a
+// load that fails.
 func (l *local) forget(h keyHash, t token, now int64) {
 	s := l.stripe(h)
 	s.mu.Lock()
@@ -227,7 +224,7 @@ func (l *local) forget(h keyHash, t token, now int64) {
 	}
 }
 
-// fillableLocked is lookLocked, and says whether what was read under the token
+// fillableLocked is lookLocked, and reports whether an answer that was read under the token
 // may still be stored. The caller holds the stripe.
 func (l *local) fillableLocked(s *stripe, h keyHash, t token) (p *pending, old *entry, ok bool) {
 	if s.version.Load() != t.version || t.domain.epoch.Load() != t.epoch {
@@ -237,31 +234,31 @@ func (l *local) fillableLocked(s *stripe, h keyHash, t token) (p *pending, old *
 	return p, old, p == nil || p.writers == 0
 }
 
-// begin makes e the key's value, or deletes it where e is nil, while the write
-// goes to Redis. It returns what was there, and the write's place in the order
-// of the stripe's writes. end must follow. An entry that does not fit leaves a
-// tombstone: never the value that it replaces.
+// begin makes e the key's value, or deletes the key if e is nil, while the write goes to
+// Redis. It returns the previous entry and the write's sequence number in the stripe. The
+// caller must call end afterwards. An entry that does not fit leaves a tombstone: the
+// previous value is never left in its place.
 func (l *local) begin(h keyHash, e *entry) (old *entry, seq uint64) {
 	old, seq, _ = l.open(h, nil, func(*entry) *entry { return e })
 	return old, seq
 }
 
-// beginUnless is begin, unless late is set: then nothing has begun.
-func (l *local) beginUnless(h keyHash, e *entry, late *atomic.Bool) (old *entry, seq uint64, begun bool) {
-	return l.open(h, late, func(*entry) *entry { return e })
+// beginUnless is begin, unless superseded is set: then it does nothing.
+func (l *local) beginUnless(h keyHash, e *entry, superseded *atomic.Bool) (old *entry, seq uint64, begun bool) {
+	return l.open(h, superseded, func(*entry) *entry { return e })
 }
 
-// hold is begin for a write that leaves what is there until Redis has decided.
+// hold is begin for a write that keeps the previous entry until Redis has decided.
 func (l *local) hold(h keyHash) (old *entry, seq uint64) {
 	old, seq, _ = l.open(h, nil, func(old *entry) *entry { return old })
 	return old, seq
 }
 
-func (l *local) open(h keyHash, late *atomic.Bool, what func(old *entry) *entry) (old *entry, seq uint64, begun bool) {
+func (l *local) open(h keyHash, superseded *atomic.Bool, next func(old *entry) *entry) (old *entry, seq uint64, begun bool) {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if late != nil && late.Load() {
+	if superseded != nil && superseded.Load() {
 		return nil, 0, false
 	}
 	seq = s.version.Add(1)
@@ -271,15 +268,14 @@ func (l *local) open(h keyHash, late *atomic.Bool, what func(old *entry) *entry)
 	}
 	p.overlap = p.overlap || p.writers > 0
 	p.writers++
-	l.storeLocked(s, h, p, old, what(old))
+	l.storeLocked(s, h, p, old, next(old))
 	return old, seq, true
 }
 
-// end closes what begin opened. The entry stays only where the write is known to
-// have reached its end (keep) and no other write of ours was under way beside it:
-// which of two such Redis ran last, only Redis knows. What stays is fresh until
-// the given time, or as long as it was (asIs), unless the server told of the key
-// meanwhile.
+// end closes a write that begin opened. The entry stays only if Redis acknowledged the write
+// (keep) and no other write of ours overlapped it: only Redis knows which of two such writes
+// ran last. An entry that stays is fresh until the given time, or keeps its freshness (asIs);
+// an invalidation during the write makes it unread in either case.
 func (l *local) end(h keyHash, keep bool, fresh int64) {
 	l.closeWrite(h, fresh, func(p *pending) *entry {
 		if keep {
@@ -289,9 +285,9 @@ func (l *local) end(h keyHash, keep bool, fresh int64) {
 	})
 }
 
-// endRefused closes what begin opened, where Redis has refused the write: it holds what it
-// held, so what was there takes its place again, as it was. Where the server told of the
-// key meanwhile, nothing does.
+// endRefused closes a write that begin opened and Redis refused: Redis' value has not
+// changed, so the previous entry is put back as it was. If an invalidation came meanwhile, a
+// tombstone takes its place.
 func (l *local) endRefused(h keyHash, was *entry) {
 	l.closeWrite(h, asIs, func(p *pending) *entry {
 		if p.told {
@@ -301,23 +297,22 @@ func (l *local) endRefused(h keyHash, was *entry) {
 	})
 }
 
-// endAs closes what hold opened, and e takes the place of what was there, as with
-// end.
+// endAs closes a write that hold opened: e replaces the previous entry, as with end.
 func (l *local) endAs(h keyHash, e *entry, fresh int64) {
 	l.closeWrite(h, fresh, func(*pending) *entry { return e })
 }
 
-func (l *local) closeWrite(h keyHash, fresh int64, what func(*pending) *entry) {
+func (l *local) closeWrite(h keyHash, fresh int64, next func(*pending) *entry) {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.version.Add(1)
 	p := s.overlay[h.place]
 	if p == nil || p.check != h.check {
-		return // another key of the same place took it
+		return // another key with the same hash took the place
 	}
 	p.writers--
-	e := what(p)
+	e := next(p)
 	if p.overlap {
 		e = nil
 	}
@@ -335,7 +330,7 @@ func (l *local) closeWrite(h keyHash, fresh int64, what func(*pending) *entry) {
 
 const asIs = -2
 
-// writing says whether a write of ours to the key is under way.
+// writing reports whether a write of ours to the key is in flight.
 func (l *local) writing(h keyHash) bool {
 	s := l.stripe(h)
 	if s.n.Load() == 0 {
@@ -347,7 +342,7 @@ func (l *local) writing(h keyHash) bool {
 	return p != nil && p.writers > 0
 }
 
-// put is a write that Redis is not told of: begin and end in one.
+// put is begin and end in one, for a write that is not sent to Redis now.
 func (l *local) put(h keyHash, e *entry) (old *entry, seq uint64) {
 	s := l.stripe(h)
 	s.mu.Lock()
@@ -355,14 +350,14 @@ func (l *local) put(h keyHash, e *entry) (old *entry, seq uint64) {
 	return l.putLocked(s, h, e)
 }
 
-// putUnless is put, unless late is set, or the key has by now another entry than the one
-// that was seen. Whoever sets late and then writes the key wins: either this one sees
-// it, or the other has the later place.
-func (l *local) putUnless(h keyHash, e *entry, late *atomic.Bool, seen *entry) (old *entry, seq uint64, done bool) {
+// putUnless is put, unless superseded is set or the key's entry is by now another than seen.
+// A writer that sets superseded and then writes the key wins: either putUnless sees the flag,
+// or the writer gets the later sequence number.
+func (l *local) putUnless(h keyHash, e *entry, superseded *atomic.Bool, seen *entry) (old *entry, seq uint64, done bool) {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, now := l.lookLocked(s, h); late.Load() || now != nil && now != seen {
+	if _, now := l.lookLocked(s, h); superseded.Load() || now != nil && now != seen {
 		return nil, 0, false
 	}
 	old, seq = l.putLocked(s, h, e)
@@ -373,15 +368,15 @@ func (l *local) putLocked(s *stripe, h keyHash, e *entry) (old *entry, seq uint6
 	seq = s.version.Add(1)
 	p, old := l.lookLocked(s, h)
 	if p != nil {
-		// A write of ours that is still under way may end after this one at
-		// Redis: let it, too, leave nothing behind.
+		// A write of ours that is still in flight may run at Redis after this one: it must
+		// leave no entry behind either.
 		p.overlap = p.overlap || p.writers > 0
 	}
 	l.storeLocked(s, h, p, old, e)
 	return old, seq
 }
 
-// add is put where the key has no live entry.
+// add is put if the key has no live entry; it reports whether it stored e.
 func (l *local) add(h keyHash, e *entry, now int64) bool {
 	s := l.stripe(h)
 	s.mu.Lock()
@@ -395,8 +390,8 @@ func (l *local) add(h keyHash, e *entry, now int64) bool {
 	return true
 }
 
-// doubt makes the key be read from Redis before it is served again, and keeps
-// the copy as a fallback, with the end that it is given from its present one.
+// doubt makes the next reader ask Redis, and keeps the copy as a fallback. The function end
+// gives the copy's new end from its present one.
 func (l *local) doubt(h keyHash, end func(old int64) int64) {
 	s := l.stripe(h)
 	s.mu.Lock()
@@ -408,8 +403,8 @@ func (l *local) doubt(h keyHash, end func(old int64) int64) {
 	}
 }
 
-// retime is doubt with another end for the copy that was there before. One that came
-// meanwhile goes: which of the two ends it has, only Redis knows.
+// retime is doubt with another end for the copy that the caller saw. A copy that came
+// meanwhile is removed: only Redis knows which of the two ends it has.
 func (l *local) retime(h keyHash, was *entry, end int64) {
 	s := l.stripe(h)
 	s.mu.Lock()
@@ -429,9 +424,9 @@ func (l *local) retime(h keyHash, was *entry, end int64) {
 	}
 }
 
-// settled is told that a replay has brought the last write to Redis. The copy that
-// the write left must be read before it is fresh, and is marked so. Another one goes:
-// it was read from Redis before the journal had the write.
+// settled is called when a replay has brought the last write to Redis. The copy that the
+// write left is unread, and stays as a fallback until Redis is asked again. Any other copy is
+// removed: it was read from Redis before the journal had the write.
 func (l *local) settled(h keyHash) {
 	s := l.stripe(h)
 	s.mu.Lock()
@@ -442,17 +437,20 @@ func (l *local) settled(h keyHash) {
 	}
 }
 
-// sameEnd leaves the end of a copy as it is.
+// sameEnd leaves a copy's end as it is.
 func sameEnd(old int64) int64 { return old }
 
-// invalidate is told that the key has changed, or that Redis dropped it. What was
-// read becomes wrong where it is: the goroutine that reads the connection calls
-// this, so it makes nothing and waits for nothing.
+// invalidate handles an invalidation: the key has changed, or Redis dropped it. A copy that
+// was read becomes invalid in place (its end is wrong). The goroutine that reads the
+// connection calls invalidate, so it allocates nothing and waits for nothing but the stripe's
+// lock.
 //
-// Two copies stay as they are, but for their freshness. One that was written here
-// and not read since: this may be the echo of the write, and the value is still
-// the last one that we know of. And one past its own time: the server tells of just
-// that, and Outage.ServeStaleFor may have a use for it.
+// Some copies lose only their freshness:
+//   - A copy that was written here and not read since, and any copy while a write of ours is
+//     in flight: the message may be the echo of that write, and the value is still the last
+//     one known.
+//   - A copy past its own time: the server may be announcing just that expiry, and
+//     Outage.ServeStaleFor may still use the copy.
 func (l *local) invalidate(h keyHash, now int64) {
 	s := l.stripe(h)
 	s.mu.Lock()
@@ -475,8 +473,8 @@ func (l *local) invalidate(h keyHash, now int64) {
 	}
 }
 
-// lookLocked returns the key's place in the overlay, if it has one, and its
-// entry, if it has one. The caller holds the stripe.
+// lookLocked returns the key's pending in the overlay and its entry; either may be nil. The
+// caller holds the stripe.
 func (l *local) lookLocked(s *stripe, h keyHash) (*pending, *entry) {
 	if p := s.overlay[h.place]; p != nil && p.check == h.check {
 		return p, p.entry
@@ -490,7 +488,7 @@ func (l *local) lookLocked(s *stripe, h keyHash) (*pending, *entry) {
 // pendLocked gives the key a place in the overlay. The caller holds the stripe.
 func (l *local) pendLocked(s *stripe, h keyHash) *pending {
 	if was := s.overlay[h.place]; was != nil {
-		l.overlay.Add(-was.size) // a key of the same place: the newer has it
+		l.overlay.Add(-was.size) // another key with the same hash: the newer one takes the place
 	} else {
 		s.n.Add(1)
 	}
@@ -499,11 +497,10 @@ func (l *local) pendLocked(s *stripe, h keyHash) *pending {
 	return p
 }
 
-// storeLocked makes e what the overlay says of the key, for readers at once and
-// for the flusher to carry on; p and old are what lookLocked returned. Where there
-// is no room it leaves a tombstone and returns false. Tombstones have room
-// always: there are no more than entries and writes under way. The caller holds
-// the stripe.
+// storeLocked makes e the overlay's entry of the key, visible to readers at once and carried
+// on by the flusher later. p and old are the results of lookLocked. If there is no room, it
+// leaves a tombstone and returns false. Tombstones always have room: there are never more of
+// them than entries and writes in flight. The caller holds the stripe.
 func (l *local) storeLocked(s *stripe, h keyHash, p *pending, old, e *entry) bool {
 	fits := e == nil || l.fits(p, e.size())
 	if !fits {
@@ -511,14 +508,14 @@ func (l *local) storeLocked(s *stripe, h keyHash, p *pending, old, e *entry) boo
 	}
 	if p == nil {
 		if e == nil && old == nil {
-			return fits // nothing to say of the key, and nothing to take back
+			return fits // no entry to store and none to remove
 		}
 		p = l.pendLocked(s, h)
 	}
 	size := int64(entryOverhead)
 	if e != nil {
 		if e.check != h.check {
-			e.check = h.check // new: readers may look at one that is not
+			e.check = h.check // e is new: readers may be reading an entry that is not
 		}
 		size = e.size()
 	}
@@ -540,7 +537,7 @@ func (l *local) fits(p *pending, size int64) bool {
 	return true
 }
 
-// room says whether the overlay can hold so much of a key in place of p.
+// room reports whether the overlay can hold size bytes for a key in place of p.
 func (l *local) room(p *pending, size int64) bool {
 	held := l.overlay.Load()
 	if p != nil {
@@ -549,27 +546,27 @@ func (l *local) room(p *pending, size int64) bool {
 	return held+size <= l.maxOverlay
 }
 
-// wake tells the flusher that the overlay has something. It does not block.
+// wake signals the flusher that the overlay has keys. It does not block.
 func (l *local) wake() {
 	if !l.kicked.Load() && l.kicked.CompareAndSwap(false, true) {
 		l.kick <- struct{}{} // has room: kicked was false
 	}
 }
 
-// flush is the flusher's life. It ends when stop is closed.
+// flush is the flusher's loop. It ends when stop is closed.
 func (l *local) flush(stop <-chan struct{}) {
 	pause := time.NewTimer(flushPause)
 	defer pause.Stop()
-	var batch []carried
+	var chunk []carried
 	for {
 		select {
 		case <-stop:
 			return
 		case <-l.kick:
-			// Before the pass: what is written during it must kick again.
+			// Before the pass: a write during the pass must signal again.
 			l.kicked.Store(false)
 		}
-		batch = l.carry(batch)
+		chunk = l.carry(chunk)
 		if l.overlay.Load() > l.maxOverlay/4 {
 			continue
 		}
@@ -582,7 +579,7 @@ func (l *local) flush(stop <-chan struct{}) {
 	}
 }
 
-// carried is a key on its way to ristretto, as it was when it was picked up.
+// carried is a key on its way to ristretto, as the flusher found it.
 type carried struct {
 	h     keyHash
 	p     *pending
@@ -591,9 +588,9 @@ type carried struct {
 	grown bool
 }
 
-// carry takes every key without a writer from the overlay to ristretto, in
-// chunks that its queue can hold.
-func (l *local) carry(batch []carried) []carried {
+// carry moves every key without a writer from the overlay to ristretto, in chunks that
+// ristretto's queue can hold.
+func (l *local) carry(chunk []carried) []carried {
 	for i := range l.stripes {
 		s := &l.stripes[i]
 		if s.n.Load() == 0 {
@@ -602,27 +599,27 @@ func (l *local) carry(batch []carried) []carried {
 		s.mu.Lock()
 		for place, p := range s.overlay {
 			if p.writers == 0 {
-				batch = append(batch, carried{keyHash{place, p.check}, p, p.entry, p.dirty, p.grown})
+				chunk = append(chunk, carried{keyHash{place, p.check}, p, p.entry, p.dirty, p.grown})
 			}
 		}
 		s.mu.Unlock()
-		if len(batch) >= flushChunk {
-			batch = l.settle(batch)
+		if len(chunk) >= flushChunk {
+			chunk = l.settle(chunk)
 		}
 	}
-	return l.settle(batch)
+	return l.settle(chunk)
 }
 
-// settle carries one chunk and returns it empty.
-func (l *local) settle(batch []carried) []carried {
-	if len(batch) == 0 {
-		return batch
+// settle moves one chunk and returns the slice emptied.
+func (l *local) settle(chunk []carried) []carried {
+	if len(chunk) == 0 {
+		return chunk
 	}
-	for _, b := range batch {
+	for _, b := range chunk {
 		l.admit(b.h, b.entry, b.grown)
 	}
 	l.store.Wait()
-	for _, b := range batch {
+	for _, b := range chunk {
 		s := l.stripe(b.h)
 		s.mu.Lock()
 		if s.overlay[b.h.place] == b.p && b.p.dirty == b.dirty && b.p.writers == 0 {
@@ -632,16 +629,16 @@ func (l *local) settle(batch []carried) []carried {
 		}
 		s.mu.Unlock()
 	}
-	clear(batch)
-	return batch[:0]
+	clear(chunk)
+	return chunk[:0]
 }
 
-// admit offers e to ristretto in place of what it has; nil takes that away. What it
-// has may be e itself, grown.
+// admit offers e to ristretto in place of the stored entry; a nil e removes that. The stored
+// entry may be e itself, grown.
 func (l *local) admit(h keyHash, e *entry, grown bool) {
 	old, stored := l.store.Get(h.place)
-	// An update in place may grow past MaxCost; an addition makes room first.
-	// Readers find the key in the overlay meanwhile.
+	// An update in place may grow past MaxCost; an addition makes room first. Readers find
+	// the key in the overlay meanwhile.
 	if stored && (e == nil || grown || e.size() > old.size()) {
 		l.store.Del(h.place)
 		l.entries.Add(-1)
@@ -656,7 +653,7 @@ func (l *local) admit(h keyHash, e *entry, grown bool) {
 	l.store.Set(h.place, e, e.size())
 }
 
-// bytes and len are what Stats shows; bytes locks ristretto's policy.
+// bytes and len are for Stats. bytes locks ristretto's policy.
 func (l *local) bytes() int64 {
 	return l.store.MaxCost() - l.store.RemainingCost() + l.overlay.Load()
 }
@@ -669,6 +666,6 @@ func (l *local) len() int64 {
 	return n
 }
 
-// close may be called once the flusher has ended and no caller is inside:
-// ristretto panics when its Close runs beside Get or Set.
+// close may be called only after the flusher has ended and no caller is inside: ristretto
+// panics when its Close runs beside Get or Set.
 func (l *local) close() { l.store.Close() }

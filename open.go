@@ -9,10 +9,10 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// New makes a Cache. It waits for nothing of the network, and cannot fail for a
-// reason of it: a Redis that is not there is a normal start. The error names every
-// option that contradicts itself or another. With Journal.Dir it reads the files
-// there, and fails where the directory cannot be used, or another Cache uses it.
+// New returns a Cache. It does no network I/O and cannot fail for a network reason: a Redis
+// that is not there is a normal start. The error names every option that is invalid or
+// contradicts another. With Journal.Dir, New reads the files there, and fails if the
+// directory cannot be used or another Cache uses it.
 func New(opts Options) (*Cache, error) {
 	opts = opts.withDefaults()
 	if err := opts.validate(); err != nil {
@@ -59,11 +59,10 @@ func New(opts Options) (*Cache, error) {
 	return c, nil
 }
 
-// Open is New with the Redis options of a URL, in the syntax of
-// rueidis.ParseURL: redis://user:password@host:port/db, rediss:// for TLS,
-// unix:///path/to/redis.sock. Further addresses are given as ?addr=host:port,
-// the name of a master that sentinels watch as ?master_set=name. The error never
-// shows the password.
+// Open is New with the Redis options of a URL, in the syntax of rueidis.ParseURL:
+// redis://user:password@host:port/db, rediss:// for TLS, unix:///path/to/redis.sock. Further
+// addresses are given as ?addr=host:port, the name of a master that sentinels watch as
+// ?master_set=name. The error never shows the password.
 func Open(url string) (*Cache, error) {
 	redis, err := rueidis.ParseURL(url)
 	if err != nil {
@@ -72,7 +71,7 @@ func Open(url string) (*Cache, error) {
 	return New(Options{Redis: redis})
 }
 
-// restore takes over what is in Journal.Dir, and starts what keeps it.
+// restore opens Journal.Dir and takes over the intents of an earlier process.
 func (c *Cache) restore() error {
 	r, err := c.journal.open(c.opts.Journal, c.opts.Timeout, c.clock, c.local.hash, c.notify.journalFile)
 	if err != nil {
@@ -83,7 +82,7 @@ func (c *Cache) restore() error {
 	return nil
 }
 
-// connect composes what speaks to Redis, and starts it.
+// connect builds the parts that speak to Redis, and starts them.
 func (c *Cache) connect() {
 	r := &routes{ready: make(chan struct{})}
 	c.routes = r
@@ -130,7 +129,7 @@ func (c *Cache) connect() {
 		return cl != nil && cl.serving()
 	}
 	home.changed = func(s StateChange) {
-		if s.From != s.To || r.cluster.Load() == nil { // the shards tell for themselves
+		if s.From != s.To || r.cluster.Load() == nil { // the shards report for themselves
 			env.changed(s)
 		}
 	}
@@ -158,7 +157,7 @@ func (c *Cache) connect() {
 	c.start(c.life, r.home)
 }
 
-// newLink makes a link and the replayer of the keys that it owns.
+// newLink returns a link with a replayer for the keys for which owns returns true.
 func (c *Cache) newLink(ctx context.Context, env linkEnv, owns func(key string) bool) *link {
 	var l *link
 	env.emptied = func() {
@@ -192,15 +191,15 @@ func (c *Cache) newLink(ctx context.Context, env linkEnv, owns func(key string) 
 	return l
 }
 
-// start gives the link its goroutines, until ctx ends.
+// start starts the link's goroutines, which run until ctx ends.
 func (c *Cache) start(ctx context.Context, l *link) {
 	c.workers.spawn("supervisor", func() { l.supervise(ctx) })
 	c.workers.spawn("replayer", func() { l.replayer.run(ctx) })
 }
 
-// settleMode says whether the server is what the options say it is, and joins the
-// cluster of which it is a node.
-func (c *Cache) settleMode(ctx context.Context, s *session, mode string, found func() *cluster) error {
+// settleMode compares the server's mode with the options. If the server is the node of a
+// cluster, it joins that cluster and returns errJoined.
+func (c *Cache) settleMode(ctx context.Context, s *session, mode string, create func() *cluster) error {
 	want := c.opts.mode()
 	switch {
 	case want == ModeCluster && (mode == "cluster" || mode == ""), want == ModeAuto && mode == "cluster":
@@ -210,7 +209,7 @@ func (c *Cache) settleMode(ctx context.Context, s *session, mode string, found f
 		}
 		cl := c.routes.cluster.Load()
 		if cl == nil {
-			cl = found()
+			cl = create()
 		}
 		c.routes.join(cl, ranges)
 		return errJoined
@@ -220,7 +219,7 @@ func (c *Cache) settleMode(ctx context.Context, s *session, mode string, found f
 	return nil
 }
 
-// newCluster makes the map of a cluster and starts what keeps it.
+// newCluster returns the map of a cluster and starts the goroutine that keeps it current.
 func (c *Cache) newCluster(env linkEnv, probe string) *cluster {
 	cl := &cluster{
 		routes:  c.routes,
@@ -245,11 +244,11 @@ func (c *Cache) newCluster(env linkEnv, probe string) *cluster {
 		node.wanted = func() bool { return l.slots.Load() > 0 && env.wanted() }
 		node.hits = func() uint64 {
 			if l.slots.Load() == 0 {
-				return 0 // none of them is the link's
+				return 0 // without slots none of the hits are the link's
 			}
 			return env.hits()
 		}
-		node.copies = func() int64 { return 0 } // those of one node nobody has counted
+		node.copies = func() int64 { return 0 } // the copies of one node are not counted
 		node.domains = func(each func(*domain)) { cl.domains(l, each) }
 		node.changed = func(s StateChange) {
 			s.Shard = addr

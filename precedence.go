@@ -2,21 +2,21 @@ package holdfast
 
 import "context"
 
-// A write of ours wins over a load of its key that began before it. There is no lock
-// over the two, for a load takes as long as it likes:
+// A write of ours supersedes a load of its key that began before it. No lock covers both, for
+// a load may take any time:
 //
-//   - Before a write takes its place among the key's writes, what is being stored is
-//     marked. What was loaded looks for the mark where it takes its own place, under
-//     the same lock. So either it sees the mark and goes no further, or the write has
-//     the later place. A load that began between the mark and the write's place finds
-//     another entry in that than it saw before.
-//   - With its place taken, the write ends whatever loads, and waits for what is being
-//     stored: two commands under way at once have no order.
-//   - When the write is done, whatever flight began beside it is not joined any more,
-//     and what it loads not stored: it may have found what was there before.
+//   - Before a write gets its sequence number, it marks the load that is being stored. The
+//     store checks the mark under the stripe lock in which it gets its own number. So either
+//     it sees the mark and stops, or the write has the later number. A load that began
+//     between the mark and the write's number finds, when it stores, another entry than it
+//     saw before, and stops.
+//   - After it has its number, the write supersedes a load in progress, and waits for one
+//     that is being stored: two commands in flight at once have no order.
+//   - After the write, no caller joins a flight that began beside it, and its result is not
+//     stored: it may have read the previous value.
 
-// putOver is local.put, and has the write win over a load of the key. False means that
-// it is what was loaded, and that a write won over it.
+// putOver is local.put, and makes the write supersede a load of the key. It returns false if
+// w is itself the result of a load, and a write has superseded that.
 func (c *Cache) putOver(ctx context.Context, w *change, now int64) (done bool) {
 	if w.flight != nil {
 		w.old, w.seq, done = c.local.putUnless(w.hash, w.entry, &w.flight.late, w.seen)
@@ -25,7 +25,7 @@ func (c *Cache) putOver(ctx context.Context, w *change, now int64) (done bool) {
 	c.outdate(w)
 	w.old, w.seq = c.local.put(w.hash, w.entry)
 	if c.routes == nil {
-		return true // nothing else is under way: the order in the local tier is all
+		return true // local only: there is no other order than the local tier's
 	}
 	cancel := noCancel
 	if c.flights.n.Load() != 0 {
@@ -39,9 +39,9 @@ func (c *Cache) putOver(ctx context.Context, w *change, now int64) (done bool) {
 	return true
 }
 
-// overtake has the write win over a load of the key, once it has its place in the order
-// of the key's writes: what was loaded is not kept, and where it is being stored, that
-// ends first. It waits for that, for no longer than ctx allows, and says whether it did.
+// overtake makes the write supersede a load of the key, once the write has its sequence
+// number. It waits for a result that is being stored, no longer than ctx allows, and reports
+// whether it waited.
 func (c *Cache) overtake(ctx context.Context, w *change) (waited bool) {
 	stored := c.flights.overtake(w.hash)
 	if stored == nil {
@@ -54,9 +54,9 @@ func (c *Cache) overtake(ctx context.Context, w *change) (waited bool) {
 	return true
 }
 
-// outdate comes before a write takes its place, so that what is being stored learns of
-// it, and when the write is done: a flight that began beside it may have found what
-// was there before, and who asks from now on must not get that.
+// outdate is called twice for a write. Before the write gets its sequence number, it marks a
+// result that is being stored. After the write, it frees the key's place from a flight that
+// began meanwhile: that may have read the previous value, and later callers must not get it.
 func (c *Cache) outdate(w *change) {
 	if w.flight == nil {
 		c.flights.overtake(w.hash)

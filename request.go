@@ -5,39 +5,41 @@ import (
 	"time"
 )
 
-// request is what a caller wants loaded. Who leads a flight carries out its own.
+// request describes a load that a caller asks for. The leader of a flight carries out its own
+// request.
 type request struct {
 	op    string
 	ttl   time.Duration
 	o     LoadOptions
 	items []loadItem
-	// call asks the loader, and gives each item a value or an error.
+	// call asks the loader, and sets the value or the error of each item.
 	call func(ctx context.Context, items []*loadItem)
 
-	early bool // the present copy is still good
+	early bool // the present copy is still fresh
 	batch bool // of GetOrLoadMany
 
 	usable usable
 }
 
-// usable says whether a value may be the answer. It is a codec, and so the caller's
-// code: it is asked under no lock and outside of the fence.
-type usable func(key string, value []byte) bool
+// usable reports whether a value can be the answer. It calls a codec, which is user code: it
+// is called without a lock and outside of the call gate.
+type usable func(key string, val []byte) bool
 
-// of is asked within the visit, which may have ended in vain then: see visit.outside.
-func (u usable) of(key string, value []byte, v *visit) bool {
-	return u == nil || v.outside(func() bool { return u(key, value) }) && v.open
+// of calls u outside of the visit. It returns false, too, if the gate was closed meanwhile;
+// see visit.outside.
+func (u usable) of(key string, val []byte, v *visit) bool {
+	return u == nil || v.outside(func() bool { return u(key, val) }) && v.open
 }
 
-// anew is the request for one of its keys, for a further try: who carried out the
-// first may still be at it.
+// anew returns a request for one of the keys, for another try: the goroutine that carried out
+// the first try may still be using the original.
 func (r *request) anew(it *loadItem) *request {
 	again := *r
 	again.items = []loadItem{{key: it.key, h: it.h}}
 	return &again
 }
 
-// fail words what went wrong with an item.
+// fail wraps an item's error.
 func (r *request) fail(it *loadItem, err error) error {
 	if r.batch {
 		return loadError(r.op, "", err)
@@ -45,8 +47,9 @@ func (r *request) fail(it *loadItem, err error) error {
 	return loadError(r.op, it.key, err)
 }
 
-// blame words an error that the loader returned. A context of its own that has ended,
-// or another Cache that is closed, is not the caller's.
+// blame wraps an error that the loader returned. A bare context error or ErrClosed is put
+// into an *Error: it comes from a context of the loader's own or from another Cache, not from
+// the call.
 func (r *request) blame(it *loadItem, err error) error {
 	if err := r.fail(it, err); err != ErrClosed && err != context.Canceled && err != context.DeadlineExceeded {
 		return err
@@ -64,12 +67,12 @@ type loadItem struct {
 	h   keyHash
 	f   *flight
 
-	// What the tiers said before the load.
+	// The state of the tiers before the load.
 	token    token
-	answered bool   // Redis did, and has no such key; or it has had, if the load is early
-	refused  bool   // Redis did, and does not let this key be read as a value
-	base     string // digest of what it has all the same: what is not usable, or to be refreshed
-	seen     *entry // what the local tier had
+	answered bool   // Redis answered: no usable value; for an early load: the copy's value
+	refused  bool   // Redis answered that this key cannot be read as a value
+	base     string // digest of Redis' value, unusable or to be refreshed; "" for none
+	seen     *entry // the local tier's entry
 
 	had    Entry
 	loaded Loaded

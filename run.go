@@ -5,32 +5,32 @@ import (
 	"sync"
 )
 
-// graph guards which load waits for which others, through calls that their loaders
-// make. There is one for all Caches, for a loader of one may ask another. Only calls
+// graph guards run.waits: which loads wait for which others because their loaders ask for
+// them. It is one lock for all Caches, because a loader of one may ask another. Only calls
 // from within a loader take it.
 var graph sync.Mutex
 
-// run is one call of a loader, for one key or for the keys of a batch, and who has
-// an interest in it.
+// run is one call of a loader, for one key or for the keys of a batch, and the count of the
+// callers that wait for it.
 type run struct {
 	mu struct {
 		sync.Mutex
-		refs   int  // who waits
-		wanted bool // it is to end even if nobody waits
-		over   bool // nobody did
+		refs   int  // waiting callers
+		wanted bool // it is to go on even if no caller waits
+		over   bool // abandoned by its last caller
 		cancel context.CancelFunc
-		urgent bool          // a load that has a place waits for it
-		urged  chan struct{} // closed then
+		urgent bool          // a load that has a load slot waits for it
+		urged  chan struct{} // closed when urgent is set
 	}
-	flights []*flight    // those it leads: written by its first caller, before that one leaves
+	flights []*flight    // the flights it leads; written by its leader before that leaves
 	waits   map[*run]int // guarded by graph
 
 	// Written before its first flight can be seen.
 	table  *flights
-	parent *run // the one whose loader asked for it first
+	parent *run // the run whose loader asked for it first; nil: none
 }
 
-// newRun makes a run that its first caller waits for.
+// newRun returns a run with one waiting caller.
 func newRun() *run {
 	r := new(run)
 	r.mu.refs = 1
@@ -48,8 +48,8 @@ func (t *flights) unlink(parent, other *run) {
 	}
 }
 
-// link notes that the parent's loader waits for the other run; false where that one,
-// by way of whatever it waits for, waits for the parent.
+// link records that the parent's loader waits for the other run. It returns false, and
+// records nothing, if the other run waits for the parent, directly or through further runs.
 func (t *flights) link(parent, other *run) bool {
 	if parent == nil {
 		return true
@@ -69,7 +69,7 @@ func (t *flights) link(parent, other *run) bool {
 	return true
 }
 
-// within says whether a load of this table has asked for the run, or is it.
+// within reports whether the run, or one of its ancestors, is a load of this table.
 func (r *run) within(t *flights) bool {
 	for ; r != nil; r = r.parent {
 		if r.table == t {
@@ -79,8 +79,8 @@ func (r *run) within(t *flights) bool {
 	return false
 }
 
-// urge has the run go on without a place among Options.MaxLoads: a load that has one
-// waits for it, and might keep the last.
+// urge lets the run start without one of the Options.MaxLoads load slots: a load that has one
+// waits for it, and that might be the last slot.
 func (r *run) urge() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -90,7 +90,7 @@ func (r *run) urge() {
 	r.mu.urgent = true
 }
 
-// urged is closed when the run is urged.
+// urged returns a channel that is closed when urge has been called.
 func (r *run) urged() <-chan struct{} {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -103,7 +103,8 @@ func (r *run) urged() <-chan struct{} {
 	return r.mu.urged
 }
 
-// reaches is called with the graph locked.
+// reaches reports whether r waits for target, directly or through further runs. The caller
+// holds graph.
 func (r *run) reaches(target *run, seen map[*run]bool) bool {
 	if r == target {
 		return true
@@ -117,7 +118,7 @@ func (r *run) reaches(target *run, seen map[*run]bool) bool {
 	return false
 }
 
-// enter counts somebody in who waits; false where the run is over.
+// enter adds a waiting caller. It returns false if the run has been abandoned.
 func (r *run) enter() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -128,8 +129,8 @@ func (r *run) enter() bool {
 	return true
 }
 
-// leave counts them out, and says whether that was the last one, of a run that
-// nothing else wants. It is over then.
+// leave removes a waiting caller. It returns true if that was the last one and the run was
+// not wanted otherwise: then the run is abandoned.
 func (r *run) leave() bool {
 	r.mu.Lock()
 	r.mu.refs--
@@ -139,21 +140,22 @@ func (r *run) leave() bool {
 	return last
 }
 
-// want has the run go on if nobody waits for it any more.
+// want lets the run go on even if no caller waits for it any more.
 func (r *run) want() {
 	r.mu.Lock()
 	r.mu.wanted = true
 	r.mu.Unlock()
 }
 
-// awaited says whether anybody waits.
+// awaited reports whether a caller waits.
 func (r *run) awaited() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.mu.refs > 0
 }
 
-// start notes what ends the run's context; false where it is over already.
+// start stores the function that cancels the run's context. It returns false if the run has
+// been abandoned already.
 func (r *run) start(cancel context.CancelFunc) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

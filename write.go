@@ -9,19 +9,21 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// Set stores value under key for ttl; 0 means Options.DefaultTTL. The value is
-// copied. While Redis is up it may wait for it, for at most Options.Timeout.
-// While Redis is away it waits for nothing, as Get does, and the write is kept in the
-// journal; so it is where Redis did not answer in time. What is set while Redis is
-// reached for the first time is sent as soon as it is there. A nil value is an empty one.
+// Set stores value under key for ttl; 0 means Options.DefaultTTL. The value is copied; nil is
+// stored as an empty value.
 //
-// A value that cannot be sent within the budget ends in the journal, and where it
-// does not fit there the key is deleted instead: give large values a larger
-// Options.Timeout.
+// While Redis is up, Set may wait for it, for at most Options.Timeout. While Redis is away,
+// the write is journaled, and Set waits only as Get does. A write that Redis does not answer
+// in time is journaled, too, and so is a large value that cannot be sent within the budget;
+// if it does not fit into the journal, the key is deleted instead: give large values a larger
+// Options.Timeout. With Journal.Dir, a journaled write also waits for the disk; see there. A
+// write that is accepted while Redis is reached for the first time is sent as soon as the
+// connection stands.
 //
-// Errors: ErrInvalidTTL, ErrClosed, ErrJournalFull, the context's own (the write
-// may have happened then), and what Redis says of this command. After nil, no
-// read through this Cache returns an older value.
+// After Set has returned nil, no read through this Cache returns an older value. The errors
+// are ErrInvalidTTL, ErrClosed, ErrJournalFull, Redis' error about this command, and the
+// context's error, after which the write may have happened; compare them with errors.Is. A
+// key or value over 512 MiB is an error, too.
 func (c *Cache) Set(ctx context.Context, key string, value []byte, ttl time.Duration) error {
 	ttl, err := c.ttl(ttl)
 	if err != nil {
@@ -31,28 +33,27 @@ func (c *Cache) Set(ctx context.Context, key string, value []byte, ttl time.Dura
 	return c.write(ctx, "set", w[:], ttl)
 }
 
-// SetMany is Set for each item; all have the one ttl. The items are sent in
-// pipelines of at most 256 keys and about 256 KiB. SetMany may wait for at most
-// Options.Timeout for each pipeline, as long as the one before was answered in
-// time. The error is an *Error for one key that was refused and a *BatchError for
-// several; the others are stored. A key or value over 512 MiB refuses the whole
-// call.
+// SetMany is Set for each item, with one ttl for all. The items are sent in pipelines of at
+// most 256 keys and about 256 KiB. SetMany may wait for at most Options.Timeout for each
+// pipeline, as long as the one before was answered in time. The errors are those of Set: an
+// *Error if one key was refused, a *BatchError if several were; the other items are stored. A
+// key or value over 512 MiB refuses the whole call.
 func (c *Cache) SetMany(ctx context.Context, items map[string][]byte, ttl time.Duration) error {
 	ttl, err := c.ttl(ttl)
 	if err != nil {
 		return &Error{Op: "setmany", Err: err}
 	}
 	ws := make([]change, 0, len(items))
-	for key, value := range items {
-		ws = append(ws, change{key: key, value: own(value)})
+	for key, val := range items {
+		ws = append(ws, change{key: key, value: own(val)})
 	}
 	return c.write(ctx, "setmany", ws, ttl)
 }
 
-// Delete removes the keys, of which any may be absent. It may wait for at most
-// Options.Timeout, or as SetMany does for many keys. While Redis is away the deletes
-// are kept in the journal: the old values do not come back. The error is an *Error
-// for one key that was refused and a *BatchError for several.
+// Delete removes the keys; keys that do not exist are no error. It may wait for at most
+// Options.Timeout, or for many keys as SetMany does. While Redis is away the deletes are
+// journaled, so that the old values do not come back. The errors are those of Set: an *Error
+// if one key was refused, a *BatchError if several were.
 func (c *Cache) Delete(ctx context.Context, keys ...string) error {
 	ws := make([]change, len(keys))
 	for i, key := range keys {
@@ -61,16 +62,16 @@ func (c *Cache) Delete(ctx context.Context, keys ...string) error {
 	return c.write(ctx, "delete", ws, 0)
 }
 
-// own copies what the caller may change later.
-func own(value []byte) []byte {
-	if len(value) == 0 {
+// own returns a copy, because the caller may change val later. Its capacity is clipped.
+func own(val []byte) []byte {
+	if len(val) == 0 {
 		return []byte{}
 	}
-	value = bytes.Clone(value)
-	return value[:len(value):len(value)]
+	val = bytes.Clone(val)
+	return val[:len(val):len(val)]
 }
 
-// ttl gives 0 its meaning and rounds up to what Redis can express.
+// ttl replaces 0 by Options.DefaultTTL and rounds up to Redis' resolution, 1 ms.
 func (c *Cache) ttl(ttl time.Duration) (time.Duration, error) {
 	if ttl < 0 {
 		return 0, ErrInvalidTTL
@@ -97,29 +98,29 @@ type change struct {
 
 	plainUntil int64 // see journal.write
 
-	// verbatim is the command where it is not the one that Set or Delete sends: as a
-	// caller of the drop-in client gave it.
+	// verbatim is the command as a caller of the drop-in client gave it, if it is not the
+	// one that Set or Delete sends.
 	verbatim []string
 
-	// Of what a loader brought: the flight that is storing it, the lease under which it
-	// was loaded, nil for none, what the local tier had before, and what Redis held
-	// before: the digest of a value, "" for nothing. blindly: the server cannot compare.
+	// For a loaded value: the flight that is storing it; the local tier's entry before the
+	// load; the lease of the load, nil for none; the digest of Redis' value before the load,
+	// "" for no value. blindly: the server cannot compare digests.
 	flight  *flight
 	seen    *entry
 	lease   *lease
 	expects string
 	blindly bool
-	again   bool // Redis said so
+	again   bool // Redis answered TRYAGAIN
 	grace   grace
 
 	hash     keyHash
 	place    *slot
 	link     *link
-	entry    *entry // what the local tier is to hold; nil for a delete
+	entry    *entry // the new local entry; nil for a delete
 	deadline int64
 	seq      uint64
 	base     base
-	old      *entry // what the local tier held
+	old      *entry // the previous local entry
 }
 
 func (w *change) intent(sentOn uint64) write {
@@ -129,13 +130,13 @@ func (w *change) intent(sentOn uint64) write {
 	}
 }
 
-// write takes changes through the tiers: to the local one at once, then to Redis,
-// or to the journal where Redis cannot take them. It is where law 4 and law 6
-// are kept: whatever the outcome, the local tier is done first, and what is not
-// known to have reached Redis is journaled before the call returns.
+// write takes changes through the tiers: to the local tier at once, then to Redis, or to the
+// journal if Redis cannot take them. It keeps law 4 and law 6: for any outcome, the local
+// tier is changed first, and a write that is not known to have reached Redis is journaled
+// before the call returns.
 func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Duration) error {
-	lane, open := c.fence.enter()
-	defer lane.leave()
+	exit, open := c.fence.enter()
+	defer exit.leave()
 	if err := enterable(ctx, open); err != nil {
 		return err
 	}
@@ -162,7 +163,7 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 	}
 	var errs errorList
 	var send []item
-	var kept saving
+	var toSave saving
 	for i := range ws {
 		w := &ws[i]
 		s := c.aim(ctx, w, now)
@@ -172,22 +173,23 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 		} else if s == nil {
 			saved, err := c.keep(ctx, w, now)
 			errs.add(op, w.key, err)
-			kept = kept.or(saved)
+			toSave = toSave.or(saved)
 			continue
 		}
 		send = append(send, item{key: w.key, session: s, change: w})
 	}
 	if len(send) > 0 {
-		kept = kept.or(c.send(ctx, op, send, now, &errs))
+		toSave = toSave.or(c.send(ctx, op, send, now, &errs))
 	}
 	for i := range ws {
 		c.outdate(&ws[i])
 	}
-	errs.also(c.durable(ctx, now, kept)) // the last of them is written when all are
+	errs.also(c.durable(ctx, now, toSave)) // after the last record is written, all are
 	return errs.join()
 }
 
-// durable waits for the journal's file on behalf of a call that began then; see there.
+// durable waits for the journal's file on behalf of a call that began at began; see
+// journal.durable.
 func (c *Cache) durable(ctx context.Context, began int64, p saving) error {
 	if p == (saving{}) {
 		return nil
@@ -201,14 +203,14 @@ func (c *Cache) durable(ctx context.Context, began int64, p saving) error {
 	return err
 }
 
-// aim gives the change its entry and finds the session that takes it: nil where that
-// is the journal. While the link's first attempt is under way it waits for nothing, and
-// marks the change; it waits for another attempt as moment says.
+// aim gives the change its entry and returns the session that takes it, or nil if the write
+// belongs in the journal. During the link's first attempt it does not wait; for another
+// attempt it waits as moment says. If the attempt is not decided then, it sets plainUntil.
 func (c *Cache) aim(ctx context.Context, w *change, now int64) *session {
 	for waited := false; ; {
 		w.place = c.routes.of(w.key)
-		// While it is under way, a write may be served as long as its caller waits for
-		// it; what it is worth afterwards, written decides.
+		// While the write is in flight, its entry is fresh for as long as the caller waits.
+		// The freshness after that is decided by written.
 		w.entry = c.entryOf(w, now, &w.place.domain, after(now, c.opts.Timeout))
 		w.link = c.routes.link(w.place)
 		if s := w.link.writer(w.del); s != nil {
@@ -229,14 +231,14 @@ func (c *Cache) aim(ctx context.Context, w *change, now int64) *session {
 	}
 }
 
-// moved says that a change for which no session was found has one by now, or another
-// link: an attempt was decided between two looks.
+// moved reports whether a change without a session has one by now, or has another link: an
+// attempt was decided between two looks.
 func (c *Cache) moved(w *change) bool {
 	s := w.link.gate.Load()
 	return c.routes.link(c.routes.of(w.key)) != w.link || s != nil && s.takes(w.del)
 }
 
-// entryOf is what the local tier is to hold of a change, nil for a delete.
+// entryOf returns the local entry for a change, nil for a delete.
 func (c *Cache) entryOf(w *change, now int64, d *domain, fresh int64) *entry {
 	if w.del {
 		return nil
@@ -248,7 +250,7 @@ func (c *Cache) entryOf(w *change, now int64, d *domain, fresh int64) *entry {
 	return e
 }
 
-// keep is a write that Redis is not told of now.
+// keep does a write without sending it now: to the local tier and the journal.
 func (c *Cache) keep(ctx context.Context, w *change, now int64) (saving, error) {
 	if w.entry != nil {
 		w.entry.fresh.Store(unread)
@@ -260,16 +262,16 @@ func (c *Cache) keep(ctx context.Context, w *change, now int64) (saving, error) 
 	return c.remember(w, 0)
 }
 
-// remember puts the write in the journal; the caller waits for what it returns.
-// Where that is refused, the key leaves the local tier: what is there must not be
-// taken for accepted.
+// remember journals the write; the caller must wait for the saving that it returns. If the
+// journal refuses the write, the key's local entry is removed: it must not be taken for an
+// accepted write.
 func (c *Cache) remember(w *change, sentOn uint64) (saving, error) {
 	c.stats.journaled.Add(1)
 	if w.plainUntil != 0 {
 		c.routes.hurry(w.plainUntil)
 	}
-	verdict, saved := c.journal.put(w.hash, w.intent(sentOn))
-	switch verdict {
+	decision, saved := c.journal.put(w.hash, w.intent(sentOn))
+	switch decision {
 	case downgraded:
 		c.downgraded(w.key)
 	case rejected:
@@ -285,16 +287,16 @@ func (c *Cache) remember(w *change, sentOn uint64) (saving, error) {
 	return saved, nil
 }
 
-// downgraded notes a set that became a delete.
+// downgraded counts and reports a set that became a delete.
 func (c *Cache) downgraded(key string) {
 	c.stats.downgraded.Add(1)
 	c.notify.drop(key, DropDowngraded)
 }
 
-// baseOf is what Redis was last known to hold, going by the local copy. Of a copy that
-// the server has told of since, the value is what Redis may still hold: what was told may
-// be about a key of that name in another database, or the server may have dropped the key
-// from its tracking table.
+// baseOf returns the value that Redis was last known to hold, judged by the local copy. If
+// that copy was invalidated since, Redis may still hold its value: the message may have been
+// about the same key of another database, or the server may have dropped the key from its
+// tracking table.
 func (w *change) baseOf() base {
 	if w.old == nil || w.old.fresh.Load() < asIs || w.old.grace()&ungiven != 0 {
 		return base{}
@@ -311,11 +313,12 @@ func (w *change) baseOf() base {
 	return b
 }
 
-// earlierServer is no server's run id.
+// earlierServer stands for the run id of a server before the present one. No server has it.
 const earlierServer = "earlier"
 
-// send writes to Redis what may go there. It returns the last change of the journal.
-func (c *Cache) send(ctx context.Context, op string, items []item, now int64, errs *errorList) (kept saving) {
+// send writes the items to Redis. It returns the journal records that the caller must wait
+// for.
+func (c *Cache) send(ctx context.Context, op string, items []item, now int64, errs *errorList) (toSave saving) {
 	items = slices.DeleteFunc(items, func(it item) bool {
 		w := it.change
 		if w.flight != nil {
@@ -347,17 +350,17 @@ func (c *Cache) send(ctx context.Context, op string, items []item, now int64, er
 	c.remote.batch(bounded, items, stride, build, func(i int, replies []rueidis.RedisResult, o outcome) {
 		w := items[i].change
 		saved, err := c.written(w, now, replies, o)
-		kept = kept.or(saved)
+		toSave = toSave.or(saved)
 		errs.add(op, w.key, err)
 	})
-	return kept
+	return toSave
 }
 
-// voids says whether a delete takes the key's lease away, too: another process may be
-// loading what was there before.
+// voids reports whether a delete also removes the key's lease: another process may be loading
+// the previous value.
 func (c *Cache) voids() bool { return c.opts.Load.Lease > 0 }
 
-// writeCommands appends what brings the change to Redis, the command itself first.
+// writeCommands appends the commands for a change, the write itself first.
 func (c *Cache) writeCommands(b rueidis.Builder, w *change, cmds []rueidis.Completed) []rueidis.Completed {
 	switch {
 	case w.flight != nil && !w.del && !w.blindly:
@@ -370,13 +373,13 @@ func (c *Cache) writeCommands(b rueidis.Builder, w *change, cmds []rueidis.Compl
 		cmds = append(cmds, b.Del().Key(w.key).Build())
 	}
 	if w.del && c.voids() {
-		// In a command of its own: who may not touch leases may delete.
+		// In a command of its own: a user without permission for leases may still delete.
 		cmds = append(cmds, b.Del().Key(c.leaseName(w.key)).Build())
 	}
 	return cmds
 }
 
-// written is told what became of a change that was sent. The error is the caller's.
+// written handles the outcome of a change that was sent. The error is for the caller.
 func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o outcome) (saving, error) {
 	if w.lease != nil {
 		w.lease.spent = o.class == classOK
@@ -385,13 +388,13 @@ func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o o
 		o.session.lacks.note(lackScripts, o.class != classOK)
 	}
 	if w.flight != nil && !w.del && !w.blindly && o.class == classOK && !wasStored(replies[0]) {
-		c.local.end(w.hash, false, unread) // somebody has written the key
+		c.local.end(w.hash, false, unread) // the key has changed since the load began
 		return saving{}, nil
 	}
 	switch o.class {
 	case classOK:
-		// Before the local tier is done with it: a load that began beside the write
-		// stores nothing until then, nor afterwards.
+		// Before the local tier ends the write: a load that began beside it can store
+		// nothing before that, nor afterwards.
 		c.outdate(w)
 		again, saved := c.journal.overtaken(w.hash, w.intent(0), o.session.id, o.session.server)
 		if again {
@@ -401,10 +404,10 @@ func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o o
 		return saved, nil
 	case classCommand:
 		if w.flight != nil && !w.del {
-			// A value that Redis does not take was loaded all the same.
+			// A loaded value that Redis refuses is kept locally all the same.
 			w.grace |= ungiven
-			until := c.freshUntil(now, w.deadline, false)
-			c.local.endAs(w.hash, c.entryOf(w, now, &w.place.domain, until), until)
+			fresh := c.freshUntil(now, w.deadline, false)
+			c.local.endAs(w.hash, c.entryOf(w, now, &w.place.domain, fresh), fresh)
 			return saving{}, o.err
 		}
 		if w.flight != nil {
@@ -418,8 +421,8 @@ func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o o
 		w.again = o.tryAgain()
 		return c.takeBack(w, now, o), nil
 	}
-	// In the journal before the local tier is done with it: no reader may find
-	// neither.
+	// Journaled before the local tier ends the write, so that every reader finds it in one
+	// of the two.
 	w.base = w.baseOf()
 	var sentOn uint64
 	if o.unknown {
@@ -434,8 +437,8 @@ func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o o
 	return saved, err
 }
 
-// worth is until when the copy of an acknowledged write is fresh; unread where it
-// must be read before it is, because the server tells only of what was read.
+// worth returns the end of the freshness of an acknowledged write's copy. It is unread if the
+// copy must be read first, because the server announces only changes of keys that were read.
 func (c *Cache) worth(w *change, now int64, o outcome) int64 {
 	told := o.session.tells(w.key)
 	if w.del || o.asked || told && c.opts.Tracking.Mode == TrackReads {
@@ -451,8 +454,8 @@ func checkKey(key string) error {
 	return nil
 }
 
-func checkSize(key string, value []byte) error {
-	if len(value) > maxString {
+func checkSize(key string, val []byte) error {
+	if len(val) > maxString {
 		return errValueTooLarge
 	}
 	return checkKey(key)
