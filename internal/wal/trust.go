@@ -21,6 +21,12 @@ func (l *Log) trust(closed bool) error {
 	if tmp := markerName + tmpSuffix; l.fs.exists(tmp) {
 		l.remove(tmp)
 	}
+	if l.files.marker == gone && l.fs.exists(markerName) {
+		// It was put there from outside since. Nothing can be renamed over a directory.
+		if err := l.removeMarker(); err != nil {
+			return err
+		}
+	}
 	m := marker{policy: l.opts.Sync, closed: closed, boot: l.boot}
 	if closed {
 		m.ends = l.ends()

@@ -409,6 +409,40 @@ func TestADirectoryInThePlaceOfTheMarkerIsSetAside(t *testing.T) {
 	mustClose(t, l)
 }
 
+// A directory takes the marker's name after Check has found the marker missing: nothing
+// was durable again, for a file cannot be renamed over a directory.
+func TestADirectoryThatTakesTheNameOfAMarkerThatIsGoneIsSetAside(t *testing.T) {
+	dir := t.TempDir()
+	l, _, err := Open(dir, Options{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustPut(t, l, "k", 1, "v")
+	odd := filepath.Join(dir, markerName)
+	if err := os.Remove(odd); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Check(); err == nil || l.Err() == nil {
+		t.Fatal("the marker is gone, and Check found nothing")
+	}
+	if err := os.MkdirAll(filepath.Join(odd, "within"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Compact(all(map[string]string{"k": "v"}, 1)); err != nil || l.Err() != nil {
+		t.Fatal(err, l.Err())
+	}
+	if err := l.Check(); err != nil {
+		t.Error(err)
+	}
+	mustClose(t, l)
+	l, report, err := Open(dir, Options{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantDoubt(t, report.Doubt, "")
+	mustClose(t, l)
+}
+
 // Whoever is told of the error may die at once, and a Compact may be about to put
 // the marker back.
 func TestTheMarkerGoesBeforeAnybodyIsToldAndWhileNobodyElseWrites(t *testing.T) {
