@@ -115,6 +115,7 @@ func (c *Cache) Get(ctx context.Context, key string) ([]byte, error) {
 	}
 	defer lane.leave()
 	answer, err := c.read(ctx, "get", h, key, now, e)
+	c.counted(answer, err)
 	return answer.Value, err
 }
 
@@ -137,7 +138,9 @@ func (c *Cache) lookup(ctx context.Context, op, key string) (Entry, error) {
 		return Entry{Value: e.bytes(), Tier: Local, TTL: left(now, e.expires.Load())}, nil
 	}
 	defer lane.leave()
-	return c.read(ctx, op, h, key, now, e)
+	answer, err := c.read(ctx, op, h, key, now, e)
+	c.counted(answer, err)
+	return answer, err
 }
 
 // enterable is what every call checks first. The caller's context always wins,
@@ -221,7 +224,6 @@ func (c *Cache) readOutcome(op string, h keyHash, key string, now int64, t token
 	}
 	if !v.found {
 		c.local.forget(h, t, now)
-		c.stats.misses.Add(1)
 		return Entry{Tier: Remote}, ErrMiss
 	}
 	if v.open {
@@ -236,7 +238,6 @@ func (c *Cache) readOutcome(op string, h keyHash, key string, now int64, t token
 	if !c.local.fill(h, key, v.bytes, t, k) {
 		c.stats.fillsDiscarded.Add(1)
 	}
-	c.stats.remoteHits.Add(1)
 	return Entry{Value: v.bytes, Tier: Remote, TTL: v.ttl}, nil
 }
 
@@ -257,14 +258,12 @@ func (c *Cache) journaled(h keyHash, key string, now int64) (e Entry, found, fen
 	case !ok:
 		return Entry{}, false, false
 	case f.live:
-		c.stats.journalHits.Add(1)
 		return Entry{Value: f.value, Tier: Journal, Degraded: true, TTL: left(now, f.deadline)}, true, true
 	case f.elsewhere:
 		// Nothing but the last write can be there: the key is not read from Redis.
 		e, err := c.fallback(c.local.get(h), now)
 		return e, err == nil, true
 	}
-	c.stats.misses.Add(1)
 	return Entry{Tier: Journal, Degraded: true}, false, true
 }
 
@@ -273,13 +272,10 @@ func (c *Cache) journaled(h keyHash, key string, now int64) (e Entry, found, fen
 func (c *Cache) fallback(e *entry, now int64) (Entry, error) {
 	degraded := c.routes != nil
 	if e == nil || !servable(e, now, degraded, c.opts.Outage) {
-		c.stats.misses.Add(1)
 		return Entry{Tier: Local, Degraded: degraded}, ErrMiss
 	}
-	c.stats.doubtHits.Add(1)
 	expires := e.expires.Load()
 	if now >= expires {
-		c.stats.staleHits.Add(1)
 		return Entry{Value: e.bytes(), Tier: Local, Degraded: degraded, Stale: true}, nil
 	}
 	return Entry{Value: e.bytes(), Tier: Local, Degraded: degraded, TTL: left(now, expires)}, nil

@@ -178,59 +178,6 @@ func (c *Cache) swept(ctx context.Context) error {
 	return err
 }
 
-// Stats returns the counters and gauges.
-func (c *Cache) Stats() Stats {
-	n := &c.stats
-	doubt := n.doubtHits.Load()
-	s := Stats{
-		LocalHits:       c.fence.hits() + n.batchHits.Load() + doubt,
-		RemoteHits:      n.remoteHits.Load(),
-		JournalHits:     n.journalHits.Load(),
-		StaleHits:       n.staleHits.Load(),
-		DoubtHits:       doubt,
-		Misses:          n.misses.Load(),
-		Undecodable:     n.undecodable.Load(),
-		DialAttempts:    n.dials.Load(),
-		Timeouts:        n.timeouts.Load(),
-		BulkheadRefused: n.bulkheadRefused.Load(),
-		HooksDropped:    n.hooksDropped.Load(),
-		JournalKeys:     int(c.journal.keys.Load()),
-		JournalBytes:    c.journal.bytes.Load(),
-		Journaled:       n.journaled.Load(),
-		Restored:        n.restored.Load(),
-		Replayed:        n.replayed.Load(),
-		Superseded:      n.superseded.Load(),
-		Downgraded:      n.downgraded.Load(),
-		Refused:         n.refused.Load(),
-		Rejected:        n.rejected.Load(),
-		Held:            n.held.Load(),
-		HeldKeys:        int(c.journal.held.n.Load()),
-		Discarded:       n.discarded.Load(),
-		Loads:           n.loads.Load(),
-		LoadsShared:     n.loadsShared.Load(),
-		LoadErrors:      n.loadErrors.Load(),
-		NegativeHits:    n.negativeHits.Load(),
-		EarlyRefreshes:  n.earlyRefreshes.Load(),
-		LeaseWaits:      n.leaseWaits.Load(),
-		FillsDiscarded:  n.fillsDiscarded.Load(),
-		Invalidations:   n.invalidations.Load(),
-		StreamLosses:    n.streamLosses.Load(),
-		Isolated:        n.isolated.Load(),
-		LocalEvicted:    c.local.evicted.Load(),
-		LocalDropped:    c.local.dropped.Load(),
-	}
-	if c.routes != nil {
-		s.BreakerOpens = c.routes.opens()
-	}
-	if lane, open := c.fence.enter(); open {
-		s.LocalBytes, s.LocalEntries = c.local.bytes(), c.local.len()
-		lane.leave()
-	} else {
-		lane.leave()
-	}
-	return s
-}
-
 // closeLimit bounds what Close waits for a user's code that does not return: a
 // hook, a log handler, a loader or a dial function that ignores its context. diskLimit is for
 // a disk that has Journal.Dir.

@@ -208,7 +208,7 @@ func (c *Cache) land(ctx context.Context, r *request, items []*loadItem, l *leas
 			continue
 		}
 		notFound := errors.Is(it.err, ErrNotFound)
-		failed = c.flights.end(it.f, Entry{}, r.fail(it, it.err), rests[i]) && !notFound || failed
+		failed = c.flights.end(it.f, Entry{Tier: Loader}, r.fail(it, it.err), rests[i]) && !notFound || failed
 	}
 	if failed {
 		c.stats.loadErrors.Add(1)
