@@ -42,8 +42,8 @@ func (c *Cache) Health() Health {
 // that fails; an attempt that failed within Breaker.MinBackoff is not repeated. Check waits
 // for Options.Timeout at most for an attempt, and as long again for the probe.
 func (c *Cache) Check(ctx context.Context) error {
-	visited, open := c.fence.enter()
-	defer visited.leave()
+	guard, open := c.fence.enter()
+	defer guard.leave()
 	if err := enterable(ctx, open); err != nil {
 		return err
 	}
