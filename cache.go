@@ -2,6 +2,7 @@ package holdfast
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -294,4 +295,33 @@ func servable(e *entry, now int64, outage bool, o OutageOptions) bool {
 		return false
 	}
 	return now < expires || expires != never && now-expires < int64(o.ServeStaleFor)
+}
+
+// counted counts the result of a read that the call guard did not count as a local hit. It
+// is called once a read, where its caller's answer is known: a load asks the tiers, too, and
+// several callers may wait for its result.
+func (c *Cache) counted(e Entry, err error) {
+	n := &c.stats
+	switch {
+	case err == ErrMiss:
+		n.misses.Add(1)
+	case err != nil && !errors.Is(err, ErrNotFound):
+		n.readErrors.Add(1)
+	case err != nil && e.Tier == Loader:
+		n.misses.Add(1)
+	case err != nil:
+		n.negativeHits.Add(1)
+	case e.Tier == Remote:
+		n.remoteHits.Add(1)
+	case e.Tier == Journal:
+		n.journalHits.Add(1)
+	case e.Tier == Loader:
+		n.loaderHits.Add(1)
+	case e.Stale:
+		n.staleHits.Add(1)
+	case e.Degraded:
+		n.doubtHits.Add(1)
+	default:
+		n.batchHits.Add(1)
+	}
 }

@@ -24,7 +24,7 @@ func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte,
 	now := c.clock.now()
 	found := make(map[string][]byte, len(keys))
 	var missing []string
-	var hits, counted uint64
+	var hits, journalReads uint64
 	for _, key := range keys {
 		h := c.local.hash(key)
 		if e, fresh := c.look(h, key, now); fresh {
@@ -38,11 +38,11 @@ func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte,
 				found[key], err = e.Value, nil
 			}
 			c.counted(e, err)
-			counted++
+			journalReads++
 			continue
 		}
 		if err := checkKey(key); err != nil {
-			c.stats.readErrors.Add(uint64(len(keys)) - counted)
+			c.stats.readErrors.Add(uint64(len(keys)) - journalReads)
 			return nil, &Error{Op: "getmany", Tier: Remote, Err: err}
 		}
 		missing = append(missing, key)

@@ -179,6 +179,29 @@ func (c *Cache) swept(ctx context.Context) error {
 	return err
 }
 
+// Stats returns the counters and gauges. It does no I/O, does not block, and takes a few
+// microseconds.
+func (c *Cache) Stats() Stats {
+	r := statSource{
+		counters:     &c.stats,
+		guardHits:    c.fence.hits(),
+		localEvicted: c.local.evicted.Load(),
+		localDropped: c.local.dropped.Load(),
+		journalKeys:  c.journal.keys.Load(),
+		journalBytes: c.journal.bytes.Load(),
+		heldKeys:     c.journal.held.n.Load(),
+	}
+	if c.routes != nil {
+		r.breakerOpens = c.routes.opens()
+	}
+	guard, open := c.fence.enter()
+	defer guard.leave()
+	if open { // ristretto must not be asked beside its Close
+		r.localBytes, r.localEntries = c.local.bytes(), c.local.len()
+	}
+	return r.snapshot()
+}
+
 // closeLimit bounds how long Close waits for user code that does not return: a hook, a log
 // handler, a loader or a dial function that ignores its context. diskLimit is the bound for
 // the disk of Journal.Dir.

@@ -103,7 +103,7 @@ func (c *Cache) connect() {
 		probeKey: func(string) string { return probe },
 		wanted:   func() bool { return c.journal.keys.Load() > 0 || r.waiting.Load() > 0 || c.listeners.any() },
 		needless: func() bool { return false },
-		hits:     c.localAnswers,
+		hits:     func() uint64 { return c.fence.hits() + c.stats.localAnswers() },
 		leave:    func() {},
 
 		disbelieve: func() {},

@@ -1,7 +1,6 @@
 package holdfast
 
 import (
-	"errors"
 	"iter"
 	"reflect"
 	"sync/atomic"
@@ -38,7 +37,7 @@ type Stats struct {
 	DialAttempts    uint64 // Attempts to connect to Redis or a sentinel.
 	Timeouts        uint64 // Calls that used up Options.Timeout.
 	BulkheadRefused uint64 // Calls refused because too many were in flight.
-	Isolated        uint64 // Commands isolated: the connection broke while they were alone on it.
+	Isolated        uint64 // Commands isolated because the connection broke under each alone.
 	HooksDropped    uint64 // Hook calls and log lines dropped: 256 were waiting already.
 
 	JournalKeys  int    // Keys in the journal now.
@@ -46,22 +45,22 @@ type Stats struct {
 	Journaled    uint64 // Writes that were given to the journal, refused ones among them.
 	Restored     uint64 // Keys that New found in Journal.Dir.
 	Replayed     uint64 // Writes of the journal that Redis has.
-	Superseded   uint64 // Writes of the journal given up: another client wrote the key meanwhile.
+	Superseded   uint64 // Writes given up because another client wrote the key.
 	Downgraded   uint64 // Sets that became deletes, for a reason listed at DropDowngraded.
 	Refused      uint64 // Writes refused with ErrJournalFull.
-	Rejected     uint64 // Sets that became deletes because Redis did not take them; see DropRejected.
-	Held         uint64 // Writes of the journal held because Redis refused them; see Cache.Held.
+	Rejected     uint64 // Sets that Redis refused and that became deletes; see DropRejected.
+	Held         uint64 // Writes held because Redis refused them; see Cache.Held.
 	HeldKeys     int    // Keys of JournalKeys whose write is held now.
 	Discarded    uint64 // Held writes given up by Cache.Discard.
 
-	LocalBytes     int64  // Bytes in the local tier now, with about 250 of bookkeeping an entry.
+	LocalBytes     int64  // Bytes in the local tier now, bookkeeping included.
 	LocalEntries   int64  // Entries in the local tier now.
 	LocalEvicted   uint64 // Entries that the local tier evicted or did not admit.
 	LocalDropped   uint64 // Entries not kept because too many came at once.
-	FillsDiscarded uint64 // Answers of Redis not kept because the key or its epoch had changed.
+	FillsDiscarded uint64 // Answers of Redis not kept: the key or its epoch changed.
 
 	Invalidations uint64 // Keys that a server reported as changed.
-	StreamLosses  uint64 // Losses of an invalidation stream, each of which made copies suspect.
+	StreamLosses  uint64 // Losses of an invalidation stream: copies became suspect.
 }
 
 // counters are the counters that have no better place. A local hit touches none of them:
@@ -75,15 +74,35 @@ type counters struct {
 	// a use of the link.
 	asides atomic.Uint64
 
-	doubtHits, staleHits, journalHits, remoteHits, loaderHits, negativeHits, misses, readErrors atomic.Uint64
+	doubtHits, staleHits, journalHits, remoteHits atomic.Uint64
+
+	loaderHits, negativeHits, misses, readErrors atomic.Uint64
 
 	undecodable, loads, loadsShared, loadErrors, earlyRefreshes, leaseWaits atomic.Uint64
 
 	dials, timeouts, bulkheadRefused, isolated, hooksDropped atomic.Uint64
 
-	journaled, restored, replayed, superseded, downgraded, refused, rejected, held, discarded atomic.Uint64
+	journaled, restored, replayed, superseded, downgraded atomic.Uint64
+
+	refused, rejected, held, discarded atomic.Uint64
 
 	fillsDiscarded, invalidations, streamLosses atomic.Uint64
+}
+
+// statSource is the source of a snapshot: the counters, and the numbers that other parts keep.
+type statSource struct {
+	*counters
+
+	guardHits    uint64 // local hits that the call guard counted
+	breakerOpens uint64
+	localEvicted uint64
+	localDropped uint64
+
+	journalKeys  int64
+	journalBytes int64
+	heldKeys     int64
+	localBytes   int64
+	localEntries int64
 }
 
 // statRow describes the field of Stats of the same index.
@@ -91,127 +110,107 @@ type statRow struct {
 	name, unit string
 	gauge      bool
 	help       string // the field's comment
-	read       func(*Cache) uint64
+	read       func(*statSource) uint64
 }
 
 // statTable has a row for each field of Stats, in the order of the fields.
 var statTable = [...]statRow{
 	{"LocalHits", "reads", false, "Reads answered by a fresh local copy.",
-		func(c *Cache) uint64 { return c.fence.hits() + c.stats.batchHits.Load() }},
+		func(r *statSource) uint64 { return r.guardHits + r.batchHits.Load() }},
 	{"DoubtHits", "reads", false, "Reads answered by a local copy that Redis could not confirm.",
-		func(c *Cache) uint64 { return c.stats.doubtHits.Load() }},
+		func(r *statSource) uint64 { return r.doubtHits.Load() }},
 	{"StaleHits", "reads", false, "Reads answered by a local copy past its TTL.",
-		func(c *Cache) uint64 { return c.stats.staleHits.Load() }},
+		func(r *statSource) uint64 { return r.staleHits.Load() }},
 	{"JournalHits", "reads", false, "Reads answered by a write that waits in the journal.",
-		func(c *Cache) uint64 { return c.stats.journalHits.Load() }},
+		func(r *statSource) uint64 { return r.journalHits.Load() }},
 	{"RemoteHits", "reads", false, "Reads answered by Redis.",
-		func(c *Cache) uint64 { return c.stats.remoteHits.Load() }},
+		func(r *statSource) uint64 { return r.remoteHits.Load() }},
 	{"LoaderHits", "reads", false, "Reads answered by the value that a loader returned.",
-		func(c *Cache) uint64 { return c.stats.loaderHits.Load() }},
+		func(r *statSource) uint64 { return r.loaderHits.Load() }},
 	{"NegativeHits", "reads", false, "Reads answered by a remembered ErrNotFound.",
-		func(c *Cache) uint64 { return c.stats.negativeHits.Load() }},
+		func(r *statSource) uint64 { return r.negativeHits.Load() }},
 	{"Misses", "reads", false, "Reads that ended with ErrMiss, or with a loader's ErrNotFound.",
-		func(c *Cache) uint64 { return c.stats.misses.Load() }},
+		func(r *statSource) uint64 { return r.misses.Load() }},
 	{"ReadErrors", "reads", false, "Reads that ended with another error.",
-		func(c *Cache) uint64 { return c.stats.readErrors.Load() }},
+		func(r *statSource) uint64 { return r.readErrors.Load() }},
 	{"Undecodable", "values", false, "Values found that a Typed could not decode.",
-		func(c *Cache) uint64 { return c.stats.undecodable.Load() }},
+		func(r *statSource) uint64 { return r.undecodable.Load() }},
 
 	{"Loads", "loads", false, "Calls of a loader.",
-		func(c *Cache) uint64 { return c.stats.loads.Load() }},
+		func(r *statSource) uint64 { return r.loads.Load() }},
 	{"LoadsShared", "waits", false, "Reads that waited for a load that another call had begun.",
-		func(c *Cache) uint64 { return c.stats.loadsShared.Load() }},
+		func(r *statSource) uint64 { return r.loadsShared.Load() }},
 	{"LoadErrors", "loads", false, "Loads that failed; ErrNotFound is no failure.",
-		func(c *Cache) uint64 { return c.stats.loadErrors.Load() }},
+		func(r *statSource) uint64 { return r.loadErrors.Load() }},
 	{"EarlyRefreshes", "loads", false, "Loads begun before the end of the copy's TTL.",
-		func(c *Cache) uint64 { return c.stats.earlyRefreshes.Load() }},
+		func(r *statSource) uint64 { return r.earlyRefreshes.Load() }},
 	{"LeaseWaits", "loads", false, "Loads that waited for another process.",
-		func(c *Cache) uint64 { return c.stats.leaseWaits.Load() }},
+		func(r *statSource) uint64 { return r.leaseWaits.Load() }},
 
 	{"BreakerOpens", "opens", false, "Changes of the circuit from closed to open.",
-		func(c *Cache) uint64 { return c.breakerOpens() }},
+		func(r *statSource) uint64 { return r.breakerOpens }},
 	{"DialAttempts", "dials", false, "Attempts to connect to Redis or a sentinel.",
-		func(c *Cache) uint64 { return c.stats.dials.Load() }},
+		func(r *statSource) uint64 { return r.dials.Load() }},
 	{"Timeouts", "calls", false, "Calls that used up Options.Timeout.",
-		func(c *Cache) uint64 { return c.stats.timeouts.Load() }},
+		func(r *statSource) uint64 { return r.timeouts.Load() }},
 	{"BulkheadRefused", "calls", false, "Calls refused because too many were in flight.",
-		func(c *Cache) uint64 { return c.stats.bulkheadRefused.Load() }},
-	{"Isolated", "commands", false, "Commands isolated: the connection broke while they were alone on it.",
-		func(c *Cache) uint64 { return c.stats.isolated.Load() }},
+		func(r *statSource) uint64 { return r.bulkheadRefused.Load() }},
+	{"Isolated", "commands", false, "Commands isolated because the connection broke under each alone.",
+		func(r *statSource) uint64 { return r.isolated.Load() }},
 	{"HooksDropped", "events", false, "Hook calls and log lines dropped: 256 were waiting already.",
-		func(c *Cache) uint64 { return c.stats.hooksDropped.Load() }},
+		func(r *statSource) uint64 { return r.hooksDropped.Load() }},
 
 	{"JournalKeys", "keys", true, "Keys in the journal now.",
-		func(c *Cache) uint64 { return present(c.journal.keys.Load()) }},
+		func(r *statSource) uint64 { return present(r.journalKeys) }},
 	{"JournalBytes", "bytes", true, "Bytes of the keys and values in the journal now.",
-		func(c *Cache) uint64 { return present(c.journal.bytes.Load()) }},
+		func(r *statSource) uint64 { return present(r.journalBytes) }},
 	{"Journaled", "writes", false, "Writes that were given to the journal, refused ones among them.",
-		func(c *Cache) uint64 { return c.stats.journaled.Load() }},
+		func(r *statSource) uint64 { return r.journaled.Load() }},
 	{"Restored", "keys", false, "Keys that New found in Journal.Dir.",
-		func(c *Cache) uint64 { return c.stats.restored.Load() }},
+		func(r *statSource) uint64 { return r.restored.Load() }},
 	{"Replayed", "writes", false, "Writes of the journal that Redis has.",
-		func(c *Cache) uint64 { return c.stats.replayed.Load() }},
-	{"Superseded", "writes", false, "Writes of the journal given up: another client wrote the key meanwhile.",
-		func(c *Cache) uint64 { return c.stats.superseded.Load() }},
+		func(r *statSource) uint64 { return r.replayed.Load() }},
+	{"Superseded", "writes", false, "Writes given up because another client wrote the key.",
+		func(r *statSource) uint64 { return r.superseded.Load() }},
 	{"Downgraded", "writes", false, "Sets that became deletes, for a reason listed at DropDowngraded.",
-		func(c *Cache) uint64 { return c.stats.downgraded.Load() }},
+		func(r *statSource) uint64 { return r.downgraded.Load() }},
 	{"Refused", "writes", false, "Writes refused with ErrJournalFull.",
-		func(c *Cache) uint64 { return c.stats.refused.Load() }},
-	{"Rejected", "writes", false, "Sets that became deletes because Redis did not take them; see DropRejected.",
-		func(c *Cache) uint64 { return c.stats.rejected.Load() }},
-	{"Held", "writes", false, "Writes of the journal held because Redis refused them; see Cache.Held.",
-		func(c *Cache) uint64 { return c.stats.held.Load() }},
+		func(r *statSource) uint64 { return r.refused.Load() }},
+	{"Rejected", "writes", false, "Sets that Redis refused and that became deletes; see DropRejected.",
+		func(r *statSource) uint64 { return r.rejected.Load() }},
+	{"Held", "writes", false, "Writes held because Redis refused them; see Cache.Held.",
+		func(r *statSource) uint64 { return r.held.Load() }},
 	{"HeldKeys", "keys", true, "Keys of JournalKeys whose write is held now.",
-		func(c *Cache) uint64 { return present(c.journal.held.n.Load()) }},
+		func(r *statSource) uint64 { return present(r.heldKeys) }},
 	{"Discarded", "writes", false, "Held writes given up by Cache.Discard.",
-		func(c *Cache) uint64 { return c.stats.discarded.Load() }},
+		func(r *statSource) uint64 { return r.discarded.Load() }},
 
-	{"LocalBytes", "bytes", true, "Bytes in the local tier now, with about 250 of bookkeeping an entry.",
-		func(c *Cache) uint64 { return c.whileOpen((*local).bytes) }},
+	{"LocalBytes", "bytes", true, "Bytes in the local tier now, bookkeeping included.",
+		func(r *statSource) uint64 { return present(r.localBytes) }},
 	{"LocalEntries", "entries", true, "Entries in the local tier now.",
-		func(c *Cache) uint64 { return c.whileOpen((*local).len) }},
+		func(r *statSource) uint64 { return present(r.localEntries) }},
 	{"LocalEvicted", "entries", false, "Entries that the local tier evicted or did not admit.",
-		func(c *Cache) uint64 { return c.local.evicted.Load() }},
+		func(r *statSource) uint64 { return r.localEvicted }},
 	{"LocalDropped", "entries", false, "Entries not kept because too many came at once.",
-		func(c *Cache) uint64 { return c.local.dropped.Load() }},
-	{"FillsDiscarded", "fills", false, "Answers of Redis not kept because the key or its epoch had changed.",
-		func(c *Cache) uint64 { return c.stats.fillsDiscarded.Load() }},
+		func(r *statSource) uint64 { return r.localDropped }},
+	{"FillsDiscarded", "fills", false, "Answers of Redis not kept: the key or its epoch changed.",
+		func(r *statSource) uint64 { return r.fillsDiscarded.Load() }},
 
 	{"Invalidations", "keys", false, "Keys that a server reported as changed.",
-		func(c *Cache) uint64 { return c.stats.invalidations.Load() }},
-	{"StreamLosses", "losses", false, "Losses of an invalidation stream, each of which made copies suspect.",
-		func(c *Cache) uint64 { return c.stats.streamLosses.Load() }},
+		func(r *statSource) uint64 { return r.invalidations.Load() }},
+	{"StreamLosses", "losses", false, "Losses of an invalidation stream: copies became suspect.",
+		func(r *statSource) uint64 { return r.streamLosses.Load() }},
 }
 
 // present is a gauge that changes while it is read, and may be below zero for a moment.
 func present(n int64) uint64 { return uint64(max(n, 0)) }
 
-// breakerOpens is 0 without a Redis configured.
-func (c *Cache) breakerOpens() uint64 {
-	if c.routes == nil {
-		return 0
-	}
-	return c.routes.opens()
-}
-
-// whileOpen reads a gauge of the local tier, 0 once the Cache is closed: ristretto must not
-// be asked beside its Close.
-func (c *Cache) whileOpen(gauge func(*local) int64) uint64 {
-	l, open := c.fence.enter()
-	defer l.leave()
-	if !open {
-		return 0
-	}
-	return present(gauge(c.local))
-}
-
-// Stats returns the counters and gauges. It does no I/O, does not block, and takes a few
-// microseconds.
-func (c *Cache) Stats() Stats {
+// snapshot reads every row.
+func (r *statSource) snapshot() Stats {
 	var s Stats
 	fields := reflect.ValueOf(&s).Elem()
 	for i := range statTable {
-		field, n := fields.Field(i), statTable[i].read(c)
+		field, n := fields.Field(i), statTable[i].read(r)
 		if field.CanUint() {
 			field.SetUint(n)
 		} else {
@@ -248,38 +247,8 @@ func (s Stats) All() iter.Seq[Stat] {
 	}
 }
 
-// counted counts the result of a read that the call guard did not count as a local hit. It
-// is called once a read, where its caller's answer is known: a load asks the tiers, too, and
-// several callers may wait for what it finds.
-func (c *Cache) counted(e Entry, err error) {
-	n := &c.stats
-	switch {
-	case err == ErrMiss:
-		n.misses.Add(1)
-	case err != nil && !errors.Is(err, ErrNotFound):
-		n.readErrors.Add(1)
-	case err != nil && e.Tier == Loader:
-		n.misses.Add(1)
-	case err != nil:
-		n.negativeHits.Add(1)
-	case e.Tier == Remote:
-		n.remoteHits.Add(1)
-	case e.Tier == Journal:
-		n.journalHits.Add(1)
-	case e.Tier == Loader:
-		n.loaderHits.Add(1)
-	case e.Stale:
-		n.staleHits.Add(1)
-	case e.Degraded:
-		n.doubtHits.Add(1)
-	default:
-		n.batchHits.Add(1)
-	}
-}
-
-// localAnswers counts what the local tier answered: it grows while the Cache is in use,
-// even if Redis is asked nothing.
-func (c *Cache) localAnswers() uint64 {
-	n := &c.stats
-	return c.fence.hits() + n.batchHits.Load() + n.asides.Load() + n.doubtHits.Load() + n.staleHits.Load()
+// localAnswers is the number of answers of the local tier, apart from those that the call
+// guard counts. It grows while the Cache is in use, even if Redis is asked nothing.
+func (n *counters) localAnswers() uint64 {
+	return n.batchHits.Load() + n.asides.Load() + n.doubtHits.Load() + n.staleHits.Load()
 }
