@@ -115,9 +115,9 @@ func (c *Cache) Get(ctx context.Context, key string) ([]byte, error) {
 		return e.bytes(), nil
 	}
 	defer lane.leave()
-	answer, err := c.read(ctx, "get", h, key, now, e)
-	c.counted(answer, err)
-	return answer.Value, err
+	got, err := c.read(ctx, "get", h, key, now, e)
+	c.counted(got, err)
+	return got.Value, err
 }
 
 // Lookup is Get with the circumstances. The Entry's Degraded is told beside
@@ -139,9 +139,9 @@ func (c *Cache) lookup(ctx context.Context, op, key string) (Entry, error) {
 		return Entry{Value: e.bytes(), Tier: Local, TTL: left(now, e.expires.Load())}, nil
 	}
 	defer lane.leave()
-	answer, err := c.read(ctx, op, h, key, now, e)
-	c.counted(answer, err)
-	return answer, err
+	got, err := c.read(ctx, op, h, key, now, e)
+	c.counted(got, err)
+	return got, err
 }
 
 // enterable is what every call checks first. The caller's context always wins,

@@ -233,8 +233,8 @@ type Stat struct {
 func (s Stats) All() iter.Seq[Stat] {
 	return func(yield func(Stat) bool) {
 		fields := reflect.ValueOf(s)
-		for i, row := range statTable {
-			st := Stat{Name: row.name, Help: row.help, Unit: row.unit, Gauge: row.gauge}
+		for i, about := range statTable {
+			st := Stat{Name: about.name, Help: about.help, Unit: about.unit, Gauge: about.gauge}
 			if field := fields.Field(i); field.CanUint() {
 				st.Value = field.Uint()
 			} else {
