@@ -2,6 +2,7 @@ package holdfast
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -114,8 +115,9 @@ func (c *Cache) Get(ctx context.Context, key string) ([]byte, error) {
 		return e.bytes(), nil
 	}
 	defer lane.leave()
-	answer, err := c.read(ctx, "get", h, key, now, e)
-	return answer.Value, err
+	got, err := c.read(ctx, "get", h, key, now, e)
+	c.counted(got, err)
+	return got.Value, err
 }
 
 // Lookup is Get with the circumstances. The Entry's Degraded is told beside
@@ -137,7 +139,9 @@ func (c *Cache) lookup(ctx context.Context, op, key string) (Entry, error) {
 		return Entry{Value: e.bytes(), Tier: Local, TTL: left(now, e.expires.Load())}, nil
 	}
 	defer lane.leave()
-	return c.read(ctx, op, h, key, now, e)
+	got, err := c.read(ctx, op, h, key, now, e)
+	c.counted(got, err)
+	return got, err
 }
 
 // enterable is what every call checks first. The caller's context always wins,
@@ -221,7 +225,6 @@ func (c *Cache) readOutcome(op string, h keyHash, key string, now int64, t token
 	}
 	if !v.found {
 		c.local.forget(h, t, now)
-		c.stats.misses.Add(1)
 		return Entry{Tier: Remote}, ErrMiss
 	}
 	if v.open {
@@ -236,7 +239,6 @@ func (c *Cache) readOutcome(op string, h keyHash, key string, now int64, t token
 	if !c.local.fill(h, key, v.bytes, t, k) {
 		c.stats.fillsDiscarded.Add(1)
 	}
-	c.stats.remoteHits.Add(1)
 	return Entry{Value: v.bytes, Tier: Remote, TTL: v.ttl}, nil
 }
 
@@ -257,14 +259,12 @@ func (c *Cache) journaled(h keyHash, key string, now int64) (e Entry, found, fen
 	case !ok:
 		return Entry{}, false, false
 	case f.live:
-		c.stats.journalHits.Add(1)
 		return Entry{Value: f.value, Tier: Journal, Degraded: true, TTL: left(now, f.deadline)}, true, true
 	case f.elsewhere:
 		// Nothing but the last write can be there: the key is not read from Redis.
 		e, err := c.fallback(c.local.get(h), now)
 		return e, err == nil, true
 	}
-	c.stats.misses.Add(1)
 	return Entry{Tier: Journal, Degraded: true}, false, true
 }
 
@@ -273,13 +273,10 @@ func (c *Cache) journaled(h keyHash, key string, now int64) (e Entry, found, fen
 func (c *Cache) fallback(e *entry, now int64) (Entry, error) {
 	degraded := c.routes != nil
 	if e == nil || !servable(e, now, degraded, c.opts.Outage) {
-		c.stats.misses.Add(1)
 		return Entry{Tier: Local, Degraded: degraded}, ErrMiss
 	}
-	c.stats.doubtHits.Add(1)
 	expires := e.expires.Load()
 	if now >= expires {
-		c.stats.staleHits.Add(1)
 		return Entry{Value: e.bytes(), Tier: Local, Degraded: degraded, Stale: true}, nil
 	}
 	return Entry{Value: e.bytes(), Tier: Local, Degraded: degraded, TTL: left(now, expires)}, nil
@@ -298,4 +295,33 @@ func servable(e *entry, now int64, outage bool, o OutageOptions) bool {
 		return false
 	}
 	return now < expires || expires != never && now-expires < int64(o.ServeStaleFor)
+}
+
+// counted counts the result of a read that the call guard did not count as a local hit. It
+// is called once a read, where its caller's answer is known: a load asks the tiers, too, and
+// several callers may wait for its result.
+func (c *Cache) counted(e Entry, err error) {
+	n := &c.stats
+	switch {
+	case err == ErrMiss:
+		n.misses.Add(1)
+	case err != nil && !errors.Is(err, ErrNotFound):
+		n.readErrors.Add(1)
+	case err != nil && e.Tier == Loader:
+		n.misses.Add(1)
+	case err != nil:
+		n.negativeHits.Add(1)
+	case e.Tier == Remote:
+		n.remoteHits.Add(1)
+	case e.Tier == Journal:
+		n.journalHits.Add(1)
+	case e.Tier == Loader:
+		n.loaderHits.Add(1)
+	case e.Stale:
+		n.staleHits.Add(1)
+	case e.Degraded:
+		n.doubtHits.Add(1)
+	default:
+		n.batchHits.Add(1)
+	}
 }

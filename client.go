@@ -204,6 +204,7 @@ func (cl *client) get(ctx context.Context, key string, cache bool, ttl time.Dura
 	}
 	defer guard.leave()
 	got, err := c.read(ctx, "get", h, key, now, e)
+	c.counted(got, err)
 	switch {
 	case err == nil:
 		m := cl.answers.text(got.Value)

@@ -15,7 +15,6 @@ func (r *call) read(st *turn, at int, key string) {
 	h := c.local.hash(key)
 	e, fresh := c.look(h, key, r.now)
 	if fresh && st.takes(e, r.now) && !r.waits(key) {
-		c.stats.batchHits.Add(1)
 		r.found(st, at, Entry{Value: e.bytes(), Tier: Local, TTL: left(r.now, e.expires.Load())}, e)
 		return
 	}
@@ -27,6 +26,7 @@ func (r *call) read(st *turn, at int, key string) {
 		return
 	}
 	if err := checkKey(key); err != nil {
+		c.counted(Entry{}, err)
 		st.fail("", err)
 		return
 	}
@@ -70,6 +70,7 @@ func (r *call) hasRead(e *errand, replies []rueidis.RedisResult, o outcome) {
 	switch o.class {
 	case classOK:
 	case classCanceled:
+		c.counted(Entry{}, o.err)
 		st.decide(rueidis.NewErrorResult(o.err))
 		return
 	case classCommand:
@@ -77,6 +78,7 @@ func (r *call) hasRead(e *errand, replies []rueidis.RedisResult, o outcome) {
 			r.missed(st, e.at) // MGET has no errors of single keys
 			return
 		}
+		c.counted(Entry{}, o.err)
 		st.decide(replies[0])
 		return
 	default:
@@ -99,6 +101,7 @@ func (r *call) hasRead(e *errand, replies []rueidis.RedisResult, o outcome) {
 
 // found gives the turn its value. e is the copy that the value came from, nil for none.
 func (r *call) found(st *turn, at int, got Entry, e *entry) {
+	r.c.counted(got, nil)
 	m := r.cl.answers.text(got.Value)
 	if st.cache {
 		r.cl.answers.cached(&m, got, e, r.now, st.cached)
@@ -122,7 +125,10 @@ func (a *answers) cached(m *rueidis.RedisMessage, got Entry, e *entry, now int64
 	}
 }
 
-func (r *call) missed(st *turn, at int) { r.put(st, at, r.cl.answers.null) }
+func (r *call) missed(st *turn, at int) {
+	r.c.counted(Entry{}, ErrMiss)
+	r.put(st, at, r.cl.answers.null)
+}
 
 func (r *call) put(st *turn, at int, m rueidis.RedisMessage) {
 	if st.verb == verbMget {
@@ -137,7 +143,7 @@ func (r *call) exists(st *turn, key string) {
 	c := r.c
 	h := c.local.hash(key)
 	if _, fresh := c.look(h, key, r.now); fresh && !r.waits(key) {
-		c.stats.batchHits.Add(1)
+		c.stats.asides.Add(1)
 		st.sum++
 		return
 	}
@@ -158,7 +164,7 @@ func (r *call) ttl(st *turn, key string) {
 	e, fresh := c.look(h, key, r.now)
 	// A copy whose expiry is too far away to be stored cannot answer either.
 	if fresh && !strings.HasSuffix(st.name, "TIME") && e.expires.Load() != far && !r.waits(key) {
-		c.stats.batchHits.Add(1)
+		c.stats.asides.Add(1)
 		r.tellTTL(st, left(r.now, e.expires.Load()))
 		return
 	}

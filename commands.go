@@ -24,7 +24,7 @@ func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte,
 	now := c.clock.now()
 	values := make(map[string][]byte, len(keys))
 	var missing []string
-	var hits uint64
+	var hits, journalReads uint64
 	for _, key := range keys {
 		h := c.local.hash(key)
 		if e, fresh := c.look(h, key, now); fresh {
@@ -33,12 +33,16 @@ func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte,
 			continue
 		}
 		if e, ok, journaled := c.journaled(h, key, now); journaled {
+			err := ErrMiss
 			if ok {
-				values[key] = e.Value
+				values[key], err = e.Value, nil
 			}
+			c.counted(e, err)
+			journalReads++
 			continue
 		}
 		if err := checkKey(key); err != nil {
+			c.stats.readErrors.Add(uint64(len(keys)) - journalReads)
 			return nil, &Error{Op: "getmany", Tier: Remote, Err: err}
 		}
 		missing = append(missing, key)
@@ -49,6 +53,7 @@ func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte,
 	}
 	var errs errorList
 	err := c.readMany(ctx, "getmany", missing, now, func(i int, e Entry, err error) {
+		c.counted(e, err)
 		switch {
 		case err == nil:
 			values[missing[i]] = e.Value

@@ -11,31 +11,32 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// The errors to compare with errors.Is. Each says what the caller should do.
+// The errors of this package, for errors.Is.
 var (
-	// ErrMiss: no tier holds the key, or Redis is away and no local copy may
-	// be served. Ask the source of truth.
+	// ErrMiss: no tier has the key, or Redis is away and no local copy may be served. Ask
+	// the source of truth.
 	ErrMiss = errors.New("holdfast: miss: ask the source of truth")
 
-	// ErrUnavailable: only Redis can decide this and Redis is away. Nothing was
-	// done; try again later, or do without.
+	// ErrUnavailable: only Redis can answer, and Redis is away or did not answer in time. In
+	// the latter case a command may have run, unless its method says otherwise. Try again
+	// later, or do without.
 	ErrUnavailable = errors.New("holdfast: redis is unavailable and only redis can answer: try again later")
 
 	// ErrClosed: the Cache was closed. Make a new one.
 	ErrClosed = errors.New("holdfast: the cache is closed")
 
-	// ErrJournalFull: the write was refused, because Redis is away and the
-	// journal holds as many keys as Journal.MaxKeys allows. The key is gone from
-	// the local tier, so that this process does not serve the replaced value
-	// while Redis is away.
+	// ErrJournalFull: Redis did not acknowledge the write, and the journal has no room for
+	// its key, within Journal.MaxKeys or Journal.MaxBytes. The write was refused. The local
+	// tier has dropped the key, so that this process does not serve the replaced value. A
+	// write that had been sent may still run at Redis.
 	ErrJournalFull = errors.New("holdfast: the journal is full: the write was refused")
 
-	// ErrNotFound: a loader returns it, or an error that wraps it, to say that the
-	// source of truth has no such thing. Its callers get it, and for
-	// Load.NotFoundTTL so does who asks again: do not ask at once.
+	// ErrNotFound: the source of truth does not have the key. A loader returns this error,
+	// or one that wraps it. The callers that wait for the load get it, and so do later calls
+	// within Load.NotFoundTTL.
 	ErrNotFound = errors.New("holdfast: not found: the source of truth has no such thing")
 
-	// ErrInvalidTTL: a negative time to live. Nothing was done.
+	// ErrInvalidTTL: the time to live is negative. Nothing was done.
 	ErrInvalidTTL = errors.New("holdfast: invalid ttl: it must be zero or positive")
 
 	errShared      = errors.New("holdfast: the command would change a connection that all callers share: use Dedicate")
@@ -55,16 +56,16 @@ var (
 	errBulkhead      = errors.New("holdfast: too many calls wait for redis already")
 )
 
-// maxString is Redis' proto-max-bulk-len: a longer key or value makes the
-// server close the connection, which every other call in flight would share.
+// maxString is Redis' proto-max-bulk-len. At a longer key or value the server closes the
+// connection, which all calls in flight share.
 const maxString = 512 << 20
 
-// Error says which operation on which key failed and which tier said so. It
-// wraps the cause: a sentinel of this package, a context's error, or Redis'
-// own *rueidis.RedisError.
+// Error names the operation that failed, its key and the tier that refused. It wraps the
+// cause: an error of this package, of a context or of a loader, or Redis' own
+// *rueidis.RedisError.
 type Error struct {
-	Op   string // the method, in lower case: "set"
-	Key  string // the key, or "" where the call names none
+	Op   string // the method or command, in lower case: "set"
+	Key  string // the key, or "" if the call has none or several
 	Tier Tier   // the tier that refused
 	Err  error
 }
@@ -90,15 +91,15 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// BatchError is the error of a call of many keys that failed for more than one of
-// them. Its text names the number of errors and the first few of them, and is short
-// whatever the keys are. errors.Is and errors.As look at all of them; Unwrap returns
-// them: an *Error with its key for each key that failed, in no particular order.
+// BatchError is the error of a call of many keys that failed for more than one of them. Its
+// text has the number of errors and the first few of them; its length is bounded. errors.Is
+// and errors.As look at all errors. Unwrap returns them: an *Error with its key for each key
+// that failed, in no particular order.
 type BatchError struct{ errs []error }
 
 const (
-	// batchErrorsTold is how many errors the text of a BatchError has, and
-	// batchErrorBytes how much of each.
+	// batchErrorsTold is the number of errors in the text of a BatchError, batchErrorBytes
+	// the length of each.
 	batchErrorsTold = 5
 	batchErrorBytes = 200
 )
@@ -125,7 +126,7 @@ func (e *BatchError) Error() string {
 // Unwrap returns the errors. Read the slice, do not write to it.
 func (e *BatchError) Unwrap() []error { return e.errs }
 
-// errorList gathers the errors of a batch.
+// errorList collects the errors of a batch.
 type errorList struct{ errs []error }
 
 // add adds the error of a key at the remote tier.
@@ -135,16 +136,16 @@ func (l *errorList) add(op, key string, err error) {
 	}
 }
 
-// also adds an error that names its key, or those of another batch.
+// also adds an error that names its key, or the errors of another batch.
 func (l *errorList) also(err error) {
-	if batch, ok := err.(*BatchError); ok {
-		l.errs = append(l.errs, batch.errs...)
+	if several, ok := err.(*BatchError); ok {
+		l.errs = append(l.errs, several.errs...)
 	} else if err != nil {
 		l.errs = append(l.errs, err)
 	}
 }
 
-// join is nil for no error, the error itself for one, and else a *BatchError.
+// join returns nil for no error, the error itself for one, and a *BatchError for several.
 func (l *errorList) join() error {
 	switch len(l.errs) {
 	case 0:
@@ -155,23 +156,23 @@ func (l *errorList) join() error {
 	return &BatchError{l.errs}
 }
 
-// maxServerText is how much of what a server says an error of ours repeats, in bytes.
+// maxServerText bounds the text of a server in an error of this package, in bytes.
 const maxServerText = 256
 
-// printable is a server's text as an error, a log line or Health shows it: cut, and
-// without control characters, for a terminal would obey them.
+// printable returns a server's text as errors, log lines and Health show it: cut, and without
+// control characters, because a terminal would obey them.
 func printable(text string) string {
-	shown := escape(text[:min(len(text), maxServerText)])
-	if len(shown) > maxServerText {
-		shown = strings.ToValidUTF8(shown[:maxServerText], "")
+	cut := escape(text[:min(len(text), maxServerText)])
+	if len(cut) > maxServerText {
+		cut = strings.ToValidUTF8(cut[:maxServerText], "")
 	}
 	if len(text) > maxServerText {
-		shown += "..."
+		cut += "..."
 	}
-	return shown
+	return cut
 }
 
-// escape writes what cannot be printed as Go does.
+// escape replaces unprintable characters with Go's escape sequences.
 func escape(text string) string {
 	if !strings.ContainsFunc(text, unprintable) {
 		return text
@@ -182,24 +183,24 @@ func escape(text string) string {
 
 func unprintable(r rune) bool { return !strconv.IsPrint(r) || r == utf8.RuneError }
 
-// describe is the text of an error in which all that a server said is printable. The
-// error itself is as it was: errors.As finds Redis' own, with the whole text.
+// describe returns the text of an error with every server's text in it made printable. The
+// error itself is unchanged: errors.As finds Redis' own error with its whole text.
 func describe(err error) string {
 	text := err.Error()
 	eachServerError(err, func(said string) {
-		if shown := printable(said); shown != said {
-			text = strings.ReplaceAll(text, said, shown)
+		if clean := printable(said); clean != said {
+			text = strings.ReplaceAll(text, said, clean)
 		}
 	})
 	return text
 }
 
 func eachServerError(err error, f func(text string)) {
-	switch e := err.(type) { // not errors.As: there may be several
+	switch e := err.(type) { // not errors.As, which finds only the first
 	case *rueidis.RedisError:
 		f(e.Error())
 	case *strconv.NumError:
-		f(strconv.Quote(e.Num)) // where a number was expected
+		f(strconv.Quote(e.Num)) // the server's text, in place of a number
 	}
 	switch e := err.(type) {
 	case interface{ Unwrap() error }:
@@ -213,12 +214,12 @@ func eachServerError(err error, f func(text string)) {
 	}
 }
 
-// maxTold bounds the text of an error in Health, a log line and a hook, where several
-// may come together.
+// maxTold bounds the text of an error in Health, log lines and hooks, where several errors
+// may be joined. In bytes.
 const maxTold = 8 * maxServerText
 
-// presentable is an error for Health, log lines and hooks: on one line, of bounded
-// length, and without control characters, whatever is in it.
+// presentable returns an error for Health, log lines and hooks: its text is on one line, of
+// bounded length and without control characters.
 func presentable(err error) error {
 	if err == nil {
 		return nil
@@ -230,7 +231,7 @@ func presentable(err error) error {
 	return &presented{text, err}
 }
 
-// shown is the text of an error as presentable shows it.
+// shown returns the text of presentable's error.
 func shown(err error) string {
 	text := escape(strings.ReplaceAll(describe(err), "\n", "; "))
 	if len(text) > maxTold {
@@ -239,7 +240,7 @@ func shown(err error) string {
 	return text
 }
 
-// presented is an error with a text that can be shown.
+// presented is an error with a text that is safe to show.
 type presented struct {
 	text string
 	err  error
@@ -248,7 +249,7 @@ type presented struct {
 func (p *presented) Error() string { return p.text }
 func (p *presented) Unwrap() error { return p.err }
 
-// shortKey is a key as it is shown.
+// shortKey returns a key for a log line or an error: at most 64 bytes of it, valid UTF-8.
 func shortKey(key string) string {
 	if len(key) > 64 {
 		key = key[:64] + "..."
@@ -256,24 +257,25 @@ func shortKey(key string) string {
 	return strings.ToValidUTF8(key, "?")
 }
 
-// class is what an outcome means for the circuit and for the write that met it.
+// class is the meaning of an outcome for the circuit and for the write that met it.
 type class uint8
 
 const (
 	classOK           class = iota // Redis answered; a nil reply is an answer
-	classCommand                   // Redis speaks of this command: the error is the answer
+	classCommand                   // the error is about this command alone, and is its answer
 	classWriteRefused              // Redis refuses every write; reads go on
-	classBusy                      // a script runs and runs: Redis is there, and refuses all but a few commands
-	classDown                      // Redis is away, mute, or refuses this caller
-	classUnknown                   // the text of a reply that nobody understands: a probe decides what it is about
-	classCanceled                  // the caller gave up; says nothing about Redis
+	classBusy                      // a script runs too long; Redis refuses all but a few commands
+	classDown                      // Redis is away, mute, or refuses this client
+	classUnknown                   // the reply's text is not known: a probe decides what it is about
+	classCanceled                  // the caller gave up; no news of Redis
 	classRedirect                  // this node of the cluster does not have the key
 )
 
-// classify is the one place where an error of the remote tier gets its
-// meaning. ctx is the caller's own, without the budget: rueidis reports a used
-// up budget and an impatient caller as the same context error, and only the
-// caller's context can tell them apart.
+// classify gives an error of a command its class. ctx is the caller's own, without the
+// budget: rueidis returns the same context error for a used-up budget and for a caller that
+// gave up, and only the caller's context tells the two apart. Texts that need more than a
+// class are matched beside it: by refusesCommand and tooLarge here, and where a handshake, a
+// probe or a script has replies of its own.
 func classify(ctx context.Context, err error) class {
 	if err == nil || rueidis.IsRedisNil(err) {
 		return classOK
@@ -293,11 +295,11 @@ func classify(ctx context.Context, err error) class {
 	return classDown
 }
 
-// replyClasses maps the code that starts an error reply.
+// replyClasses maps the code at the beginning of an error reply to its class.
 //
-// Only what Redis or Valkey is known to say of one command is classCommand, here and
-// in commandTexts. Anything else may be the words of a proxy whose backend is away, or
-// of a service whose quota is used up, so a probe has to decide what it is about.
+// Here and in commandTexts, classCommand is for texts that Redis or Valkey is known to send
+// about one command. Any other text may come from a proxy whose backend is away, or from a
+// service whose quota is used up, so a probe decides what it is about.
 var replyClasses = map[string]class{
 	"READONLY":   classWriteRefused, // a replica
 	"MISCONF":    classWriteRefused, // a failed snapshot stops writes
@@ -307,7 +309,7 @@ var replyClasses = map[string]class{
 	"MOVED": classRedirect,
 	"ASK":   classRedirect,
 
-	"BUSY": classBusy, // a script or a function of a module; not BUSYKEY, BUSYGROUP
+	"BUSY": classBusy, // a script or a module's function runs; not BUSYKEY, BUSYGROUP
 
 	"LOADING":     classDown,
 	"MASTERDOWN":  classDown,
@@ -338,9 +340,10 @@ var replyClasses = map[string]class{
 	"NOKEY":        classCommand,
 }
 
-// commandTexts begin what Redis 2.8 to 8 and Valkey say of one command without a code of
-// its own, behind "ERR ". Case does not count. None is short enough to begin the text of
-// a system error ("Invalid argument", "Connection refused"), which proxies pass on.
+// commandTexts are the beginnings of the error texts about one command that have no code of
+// their own, behind "ERR ", of Redis 2.8 to 8 and Valkey. Case is ignored. None of them is so
+// short that the text of a system error begins with it ("Invalid argument", "Connection
+// refused"): proxies pass such texts on.
 var commandTexts = []string{
 	// The command and its shape.
 	"unknown command", "unknown subcommand", "wrong number of", "syntax error",
@@ -370,13 +373,13 @@ var commandTexts = []string{
 	"no such key", "source and destination objects are the same", "target key name is busy", "an lfu maxmemory",
 	"an lru maxmemory", "the specified key", "key is too", "value is too", "if you want both",
 
-	// The database, the cluster, and who may do what.
+	// The database, the cluster, and permissions.
 	"db index is out of range", "invalid db index", "invalid first db", "invalid second db", "out of range database",
 	"select is not allowed", "move is not allowed", "swapdb is not allowed", "copying to another database", "this instance has cluster support disabled",
 	"invalid slot", "invalid or out of range slot", "unknown node", "no such client", "no such user", "invalid client",
 	"client names cannot", "auth <password> called without", "client sent auth",
 
-	// Scripts and functions. What a script met is looked at apart.
+	// Scripts and functions. classifyReply looks for the error inside a script's apart.
 	"error running script", "error compiling", "user_script", "@user_script:", "the user executing the script", "script killed", "write commands are not allowed",
 	"write commands not allowed", "function not found", "library '", "library not found", "library names can only", "engine '",
 	"function load", "function with", "function names", "no matching script", "can not execute a script", "the user executing the script", "@user_script", "acl failure in script", "unknown redis command called from", "script attempted", "wrong script",
@@ -390,12 +393,12 @@ var commandTexts = []string{
 	"optin and optout", "you can't specify both", "you can't switch", "both optin and optout", "protocol version is not",
 	"protocol error: ", "unknown attribute",
 
-	// A service's words for a command that is too large.
+	// Of hosted services: the command is too large.
 	"max request size exceeded", "max single record size exceeded",
 }
 
-// commandText says whether a text begins like one of them. Behind the beginning there may
-// be arguments of the command: what stands there is the caller's, and no news of Redis.
+// commandText reports whether a text begins with one of commandTexts. Behind the beginning
+// there may be arguments of the command, which are the caller's and no news of Redis.
 func commandText(text string) bool {
 	for _, t := range commandTexts {
 		if len(text) >= len(t) && strings.EqualFold(text[:len(t)], t) {
@@ -409,20 +412,20 @@ func classifyReply(text string) class {
 	code, rest, _ := strings.Cut(text, " ")
 	switch {
 	case code == "CLUSTERDOWN" && strings.HasPrefix(rest, "Hash slot"):
-		return classRedirect // nobody has that slot; the others are served
+		return classRedirect // no node has that slot; the others are served
 	case code == "CLUSTERDOWN" && strings.Contains(rest, "only accepts read commands"):
 		return classWriteRefused
 	}
 	if c, ok := replyClasses[code]; ok {
 		return c
 	}
-	text = strings.TrimPrefix(text, "ERR ") // rueidis drops it, mostly
+	text = strings.TrimPrefix(text, "ERR ") // mostly rueidis has removed it
 	if strings.HasPrefix(text, "max number of clients") {
 		return classDown
 	}
 	if strings.HasPrefix(text, "Error running script") {
-		// Redis before 7 wraps what a script met: "Error running script (...):
-		// @user_script: 1: -READONLY You can't write ...".
+		// Redis before 7 wraps the error of a command in a script: "Error running script
+		// (...): @user_script: 1: -READONLY You can't write ...".
 		for code, c := range replyClasses {
 			if c == classWriteRefused && strings.Contains(text, " -"+code+" ") {
 				return c
@@ -435,21 +438,21 @@ func classifyReply(text string) class {
 	return classUnknown
 }
 
-// isReply says whether an error is a reply of the server, and not the want of one.
+// isReply reports whether an error is a reply of the server, and not the lack of one.
 func isReply(err error) bool {
 	var re *rueidis.RedisError
 	return errors.As(err, &re)
 }
 
-// refusesKey says whether a read failed because Redis has something against its key: a
-// value of another type, a missing permission. A load goes on then.
+// refusesKey reports whether Redis refused a read because of its key: a value of another
+// type, a missing permission. A load goes on then.
 func refusesKey(err error) bool {
 	var e *Error
 	return errors.As(err, &e) && e.Tier == Remote && !errors.Is(err, errKeyTooLarge)
 }
 
-// refusesCommand says whether Redis does not run a command at all for this user, whatever
-// its keys: it does not know it, or the user may not.
+// refusesCommand reports whether Redis refuses a command to this user for all keys: it does
+// not know the command, or the user has no permission for it.
 func refusesCommand(err error) bool {
 	if err == nil || classify(context.Background(), err) != classCommand {
 		return false
@@ -459,7 +462,7 @@ func refusesCommand(err error) bool {
 		strings.Contains(text, "The user executing the script can't run") || strings.HasPrefix(text, "unknown command")
 }
 
-// tooLarge says whether Redis refused a command for the size of its key or value.
+// tooLarge reports whether Redis refused a command for the size of its key or value.
 func tooLarge(err error) bool {
 	if err == nil || classify(context.Background(), err) != classCommand {
 		return false

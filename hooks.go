@@ -8,70 +8,69 @@ import (
 	"time"
 )
 
-// Hooks are called one at a time, in order, on a goroutine of their own: a
-// hook may block or call the Cache, except Close, which would wait for the hook,
-// for a second; and no call ever waits for one. While a
-// hook is stuck, up to 256 events wait; later ones are dropped and counted in
-// Stats.HooksDropped. A panic in a hook is logged and goes no further.
+// Hooks are called one at a time, in order, on a goroutine of their own. A hook may block
+// and may call the Cache, but not Close, which would wait a second for the hook. No call
+// waits for a hook. While a hook is stuck, up to 256 events wait; later events are dropped
+// and counted in Stats.HooksDropped. A panic in a hook is logged and goes no further.
 type Hooks struct {
-	// OnStateChange is called after each change of Health.State. While Redis was never
+	// OnStateChange is called after each change of Health.State. Before Redis was first
 	// reached, it is also called, with From and To both Connecting, for the first failure
-	// and for each with another cause than the one before: a cause that was told is not
-	// told again within a minute. The log has a line for each call.
+	// and for each failure with a new cause; the same cause is reported at most once a
+	// minute. The log has a line for each call.
 	OnStateChange func(StateChange)
 	// OnReplay is called after each round of replaying the journal.
 	OnReplay func(Replay)
 	// OnDrop is called when a write could not be kept as it was.
 	OnDrop func(Drop)
-	// OnHold is called when Redis refuses a write of the journal for itself, once for
-	// each text by which it does, and not more than once a minute. Cache.Held lists what
-	// is held.
+	// OnHold is called when Redis refuses a write of the journal while a probe succeeds: at
+	// most once a minute for each text of a refusal. Cache.Held lists the writes that are
+	// held.
 	OnHold func(HeldWrite)
 }
 
-// StateChange is one step of the link's life, or a failure to reach Redis for the first
-// time: then From is To.
+// StateChange is a change of Health.State, or, with From equal to To, a failure to reach
+// Redis for the first time.
 type StateChange struct {
 	From, To State
 	At       time.Time
-	Err      error  // why, where To is not Up
-	Shard    string // in a cluster, the address of the master that it is about
+	Err      error  // the cause, where To is not Up
+	Shard    string // in a cluster, the address of the shard's master
 }
 
-// Replay says what one round of draining the journal did, in keys.
+// Replay is the result of one round of replaying the journal, in keys.
 type Replay struct {
-	Replayed   int // Redis holds what was wanted
-	Superseded int // somebody else wrote meanwhile: deleted, or left alone
-	Refused    int // Redis refused the entry: it is held, or a set became a delete
+	Replayed   int // Redis has the write
+	Superseded int // another client wrote the key: it was deleted, or left alone
+	Refused    int // Redis refused the write: it is held, or a set became a delete
 	Left       int // still to be replayed
 }
 
-// Drop says what became of a write that could not be kept.
+// Drop is the fate of a write that could not be kept as it was.
 type Drop struct {
 	Key    string
 	Reason DropReason
 }
 
-// DropReason is why a write could not be kept.
+// DropReason is the reason of a Drop.
 type DropReason uint8
 
 const (
-	// DropDowngraded: the key will be deleted instead of set, because the value
-	// did not fit Journal.MaxBytes, because the server told that the key changed while
-	// the set waited, and has something else by now, because the server runs no
-	// scripts, or because what was found in Journal.Dir may be out of date.
+	// DropDowngraded: the key will be deleted instead of set, for one of these reasons: the
+	// value did not fit Journal.MaxBytes; the server reported a change of the key while the
+	// set waited, and has another value by now; the server runs no scripts; the set was
+	// found in Journal.Dir and may be out of date.
 	DropDowngraded DropReason = iota
-	// DropRefused: the key did not fit Journal.MaxKeys or MaxBytes; the caller was
-	// told.
+	// DropRefused: the key did not fit Journal.MaxKeys or MaxBytes. The caller got
+	// ErrJournalFull.
 	DropRefused
 	// DropSuperseded: another client wrote the key during the outage.
 	DropSuperseded
-	// DropRejected: a set was too large for Redis, was refused for a minute, or Redis
-	// hung up on it again and again. The key is deleted instead.
+	// DropRejected: a set was too large for Redis, was refused for a minute, or the
+	// connection broke under it repeatedly. The key is deleted instead.
 	DropRejected
 	// DropUndelivered: the Cache was closed before Redis had the write.
 	DropUndelivered
-	// DropDiscarded: Cache.Discard gave up a write that was held.
+	// DropDiscarded: Cache.Discard gave up a held write.
 	DropDiscarded
 )
 
@@ -93,13 +92,13 @@ func (r DropReason) String() string {
 	return fmt.Sprintf("drop(%d)", uint8(r))
 }
 
-// notifier runs the user's code, hooks and log handler, away from every caller
-// and from the supervisor.
+// notifier runs the user's hooks and log handler on a goroutine of its own, so that neither
+// callers nor the supervisor wait for them.
 type notifier struct {
 	hooks   Hooks
 	log     *slog.Logger
 	events  chan func()
-	foreign foreign // which of them runs
+	foreign foreign // the hook or handler that runs now
 	stats   *counters
 	stopped chan struct{}
 }
@@ -114,7 +113,7 @@ func newNotifier(o Options, stats *counters) *notifier {
 	}
 }
 
-// run ends after stop is closed and what was queued until then is delivered.
+// run delivers events. It ends once stop is closed and every queued event is delivered.
 func (n *notifier) run(stop <-chan struct{}) {
 	defer close(n.stopped)
 	for {
@@ -138,7 +137,7 @@ func (n *notifier) run(stop <-chan struct{}) {
 func (n *notifier) call(f func()) {
 	defer func() {
 		if p := recover(); p != nil {
-			// It may have been the log handler that panicked.
+			// The log handler itself may have panicked.
 			defer func() { _ = recover() }()
 			n.logs(slog.LevelError, "holdfast: a hook panicked", slog.String("panic", fmt.Sprint(p)))
 		}
@@ -146,7 +145,7 @@ func (n *notifier) call(f func()) {
 	f()
 }
 
-// The user's code, by the option that it was given in.
+// The user's code, by the name of its option.
 const (
 	theLogger    = "the log handler (Logger)"
 	onState      = "Hooks.OnStateChange"
@@ -155,16 +154,16 @@ const (
 	onHoldHook   = "Hooks.OnHold"
 )
 
-// in runs some of the user's code.
-func (n *notifier) in(what string, f func()) {
-	defer n.foreign.enter(what)()
+// in runs a piece of the user's code under the name of its option.
+func (n *notifier) in(option string, f func()) {
+	defer n.foreign.enter(option)()
 	f()
 }
 
-// running names what of the user's code runs now.
+// running returns the names of the user's code that runs now.
 func (n *notifier) running() []string { return n.foreign.names() }
 
-// logs hands a line to the log handler.
+// logs passes a line to the log handler.
 func (n *notifier) logs(level slog.Level, text string, attrs ...slog.Attr) {
 	n.in(theLogger, func() { n.log.LogAttrs(context.Background(), level, text, attrs...) })
 }
@@ -199,7 +198,7 @@ func (n *notifier) stateChange(c StateChange) {
 	})
 }
 
-// untracked tells that a server does not tell of changes, why, and what to do.
+// untracked logs that a server does not report changes, the cause, and the remedy.
 func (n *notifier) untracked(addr, why string, ttl time.Duration) {
 	n.post(func() {
 		n.logs(slog.LevelWarn, "holdfast: redis does not tell of changes, so a copy is read again after Tracking.UntrackedTTL: "+
@@ -208,7 +207,7 @@ func (n *notifier) untracked(addr, why string, ttl time.Duration) {
 	})
 }
 
-// isolated tells of a command at which a server hangs up, and what to do.
+// isolated logs a command at which a server closes the connection, and the remedy.
 func (n *notifier) isolated(key, addr string) {
 	n.post(func() {
 		n.logs(slog.LevelWarn, "holdfast: the connection was lost each time when a command of this key was sent, so it is answered "+
@@ -218,7 +217,7 @@ func (n *notifier) isolated(key, addr string) {
 	})
 }
 
-// scriptless tells that a server does not run the replay's script, and why.
+// scriptless logs that a server does not run the replay's script, and the cause.
 func (n *notifier) scriptless(addr string, why error) {
 	text := shown(why)
 	n.post(func() {
@@ -227,7 +226,7 @@ func (n *notifier) scriptless(addr string, why error) {
 	})
 }
 
-// held tells that Redis refuses entries of the journal for themselves.
+// held reports that Redis refuses writes of the journal while a probe succeeds.
 func (n *notifier) held(h HeldWrite) {
 	n.post(func() {
 		n.logs(slog.LevelWarn, "holdfast: redis refuses writes of the journal for themselves: they are held, and tried again",
@@ -238,13 +237,13 @@ func (n *notifier) held(h HeldWrite) {
 	})
 }
 
-// journalFile tells of a change in what the journal's file is good for.
+// journalFile logs a change of the state of the journal's file.
 func (n *notifier) journalFile(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	n.post(func() { n.logs(slog.LevelWarn, "holdfast: the journal's file: "+strings.TrimPrefix(text, "wal: ")) })
 }
 
-// restored tells what was found in Journal.Dir, if there was anything.
+// restored logs the contents of Journal.Dir that New found, if any.
 func (n *notifier) restored(r restored) {
 	if r.keys == 0 && r.doubt == "" {
 		return
@@ -272,8 +271,8 @@ func (n *notifier) drop(key string, why DropReason) {
 	}
 }
 
-// undelivered tells of what is lost with the Cache: as one event, so that there is room
-// for it.
+// undelivered reports the writes that are lost with the Cache. It queues one event for all of
+// them, so that they fit the queue.
 func (n *notifier) undelivered(keys []string, why error) {
 	n.post(func() {
 		n.logs(slog.LevelWarn, "holdfast: closed before redis had every write",

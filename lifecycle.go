@@ -11,8 +11,8 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// Health tells what was last known of Redis. It does no I/O and waits for
-// nothing. Without a Redis configured the state is Up.
+// Health returns the last known state of Redis. It does no I/O and does not block. Without a
+// Redis configured the state is Up.
 func (c *Cache) Health() Health {
 	if c.fence.closed.Load() {
 		h := Health{State: Closed}
@@ -35,16 +35,15 @@ func (c *Cache) Health() Health {
 	return h
 }
 
-// Check writes a probe to Redis now, over the connection that serves traffic,
-// and returns nil if that succeeded: it is made for readiness endpoints. In a
-// cluster every shard is probed, and the error is a *BatchError if several failed. It
-// waits for at most Options.Timeout in all. While Redis is away it has an attempt
-// made to reach it, or waits for the one that is under way, and returns
-// ErrUnavailable, with the cause, if that failed; an attempt that has failed within
-// Breaker.MinBackoff is not repeated.
+// Check writes a probe to Redis now, over the connection that serves traffic, and returns nil
+// if that succeeded. It is made for readiness endpoints. In a cluster it probes every shard;
+// the error is a *BatchError if several failed. While Redis is away, Check joins the attempt
+// to connect that is in progress or causes one, and returns ErrUnavailable with the cause if
+// that fails; an attempt that failed within Breaker.MinBackoff is not repeated. Check waits
+// for Options.Timeout at most for an attempt, and as long again for the probe.
 func (c *Cache) Check(ctx context.Context) error {
-	lane, open := c.fence.enter()
-	defer lane.leave()
+	guard, open := c.fence.enter()
+	defer guard.leave()
 	if err := enterable(ctx, open); err != nil {
 		return err
 	}
@@ -84,12 +83,12 @@ func (c *Cache) Check(ctx context.Context) error {
 	return errs.join()
 }
 
-// makeSure has every link that has no session make an attempt, or joins the one that is
-// under way, and waits for what becomes of them.
+// makeSure causes an attempt to connect on every link without a session, or joins the attempt
+// in progress, and waits for the results until ctx ends.
 func (c *Cache) makeSure(ctx bound) {
 	looked := map[*link]bool{}
-	for { // the first attempt may find a cluster
-		var waits []*moment
+	for { // again, because the first attempt may find a cluster
+		var attempts []*moment
 		for _, l := range c.routes.links() {
 			if l.gate.Load() != nil || looked[l] {
 				continue
@@ -97,13 +96,13 @@ func (c *Cache) makeSure(ctx bound) {
 			looked[l] = true
 			l.use()
 			if m := l.forced(); m != nil {
-				waits = append(waits, m)
+				attempts = append(attempts, m)
 			}
 		}
-		if len(waits) == 0 {
+		if len(attempts) == 0 {
 			return
 		}
-		for _, m := range waits {
+		for _, m := range attempts {
 			select {
 			case <-m.decided:
 			case <-ctx.Done():
@@ -113,9 +112,9 @@ func (c *Cache) makeSure(ctx bound) {
 	}
 }
 
-// WaitReady waits until Redis was Up for the first time, or until ctx ends. It
-// is for programs that would rather not start than start degraded. Without a Redis
-// configured it returns at once.
+// WaitReady waits until Redis is Up for the first time, or until ctx ends. It is for programs
+// that must not start without Redis. Without a Redis configured it returns at once. The error
+// is the context's own or ErrClosed.
 func (c *Cache) WaitReady(ctx context.Context) error {
 	if ctx == nil {
 		return errNilContext
@@ -141,10 +140,11 @@ func (c *Cache) WaitReady(ctx context.Context) error {
 	}
 }
 
-// Drain waits until everything in the journal was replayed, or until ctx ends. What
-// Redis refuses for itself is held, and not waited for: Health.HeldKeys counts it. A
-// key whose write may still run late at Redis stays fenced a little longer and
-// counts in Health.JournalKeys until it was checked once more.
+// Drain waits until every write of the journal was replayed, or until ctx ends. It does not
+// wait for held writes, which Redis refuses while a probe succeeds; Health.HeldKeys counts
+// them. A key whose earlier write may still run late at Redis stays in the journal, and in
+// Health.JournalKeys, until it was checked a second time; Drain does not wait for that. The
+// error is the context's own, ErrClosed, or the error of Journal.Dir.
 func (c *Cache) Drain(ctx context.Context) error {
 	if err := enterable(ctx, !c.fence.closed.Load()); err != nil {
 		return err
@@ -156,7 +156,7 @@ func (c *Cache) drain(ctx context.Context) error {
 	for {
 		idle := c.journal.drained()
 		if idle == nil {
-			return c.swept(ctx) // so that it stays so if the process dies now
+			return c.swept(ctx) // the file forgets them, too, should the process die now
 		}
 		c.routes.use()
 		select {
@@ -169,7 +169,8 @@ func (c *Cache) drain(ctx context.Context) error {
 	}
 }
 
-// swept is the journal's, and has replayed again what must be.
+// swept waits until the journal's file is up to date, and wakes the replay of writes that
+// must be replayed again.
 func (c *Cache) swept(ctx context.Context) error {
 	again, err := c.journal.swept(ctx)
 	if again {
@@ -178,91 +179,62 @@ func (c *Cache) swept(ctx context.Context) error {
 	return err
 }
 
-// Stats returns the counters and gauges.
+// Stats returns the counters and gauges. It does no I/O, does not block, and takes a few
+// microseconds.
 func (c *Cache) Stats() Stats {
-	n := &c.stats
-	doubt := n.doubtHits.Load()
-	s := Stats{
-		LocalHits:       c.fence.hits() + n.batchHits.Load() + doubt,
-		RemoteHits:      n.remoteHits.Load(),
-		JournalHits:     n.journalHits.Load(),
-		StaleHits:       n.staleHits.Load(),
-		DoubtHits:       doubt,
-		Misses:          n.misses.Load(),
-		Undecodable:     n.undecodable.Load(),
-		DialAttempts:    n.dials.Load(),
-		Timeouts:        n.timeouts.Load(),
-		BulkheadRefused: n.bulkheadRefused.Load(),
-		HooksDropped:    n.hooksDropped.Load(),
-		JournalKeys:     int(c.journal.keys.Load()),
-		JournalBytes:    c.journal.bytes.Load(),
-		Journaled:       n.journaled.Load(),
-		Restored:        n.restored.Load(),
-		Replayed:        n.replayed.Load(),
-		Superseded:      n.superseded.Load(),
-		Downgraded:      n.downgraded.Load(),
-		Refused:         n.refused.Load(),
-		Rejected:        n.rejected.Load(),
-		Held:            n.held.Load(),
-		HeldKeys:        int(c.journal.held.n.Load()),
-		Discarded:       n.discarded.Load(),
-		Loads:           n.loads.Load(),
-		LoadsShared:     n.loadsShared.Load(),
-		LoadErrors:      n.loadErrors.Load(),
-		NegativeHits:    n.negativeHits.Load(),
-		EarlyRefreshes:  n.earlyRefreshes.Load(),
-		LeaseWaits:      n.leaseWaits.Load(),
-		FillsDiscarded:  n.fillsDiscarded.Load(),
-		Invalidations:   n.invalidations.Load(),
-		StreamLosses:    n.streamLosses.Load(),
-		Isolated:        n.isolated.Load(),
-		LocalEvicted:    c.local.evicted.Load(),
-		LocalDropped:    c.local.dropped.Load(),
+	r := statSource{
+		counters:     &c.stats,
+		guardHits:    c.fence.hits(),
+		localEvicted: c.local.evicted.Load(),
+		localDropped: c.local.dropped.Load(),
+		journalKeys:  c.journal.keys.Load(),
+		journalBytes: c.journal.bytes.Load(),
+		heldKeys:     c.journal.held.n.Load(),
 	}
 	if c.routes != nil {
-		s.BreakerOpens = c.routes.opens()
+		r.breakerOpens = c.routes.opens()
 	}
-	if lane, open := c.fence.enter(); open {
-		s.LocalBytes, s.LocalEntries = c.local.bytes(), c.local.len()
-		lane.leave()
-	} else {
-		lane.leave()
+	guard, open := c.fence.enter()
+	defer guard.leave()
+	if open { // ristretto must not be asked beside its Close
+		r.localBytes, r.localEntries = c.local.bytes(), c.local.len()
 	}
-	return s
+	return r.snapshot()
 }
 
-// closeLimit bounds what Close waits for a user's code that does not return: a
-// hook, a log handler, a loader or a dial function that ignores its context. diskLimit is for
-// a disk that has Journal.Dir.
+// closeLimit bounds how long Close waits for user code that does not return: a hook, a log
+// handler, a loader or a dial function that ignores its context. diskLimit is the bound for
+// the disk of Journal.Dir.
 const (
 	closeLimit = time.Second
 	diskLimit  = 5 * time.Second
 )
 
-// Close delivers what the journal holds, if anything, stops everything and waits for it.
+// Close delivers the writes in the journal, if any, stops all goroutines of the Cache and
+// waits for them.
 //
-// It delivers for as long as Redis takes the writes, or the first attempt to reach it is
-// under way, and for Options.CloseTimeout at most; with an empty journal, once an attempt
-// has failed and in an outage it waits for nothing. What Redis did not get is lost, unless
-// Journal.Dir has it: the error is then an *Undelivered that counts the writes, there is
-// one line in the log, and Hooks.OnDrop hears of each. Shutdown takes longer to deliver,
-// if it is let. Beside a Shutdown Close delivers nothing, and cuts it short.
+// It delivers as long as Redis takes the writes, or the first attempt to connect is in
+// progress, and for Options.CloseTimeout at most. It does not wait with an empty journal,
+// after a failed attempt, or in an outage. Writes that were not delivered are lost, unless
+// Journal.Dir has them. The error is then an *Undelivered that counts them, the log has one
+// line, and Hooks.OnDrop is called for each. Use Shutdown to deliver for longer. A Close
+// beside a Shutdown delivers nothing and cuts the Shutdown short.
 //
-// Calls in flight get their answer or, from Redis, none. Otherwise Close takes
-// milliseconds, also while a dial or the server hangs. If the caller's own code does not
-// return, it waits a second each for loaders, for the dial function and for hooks and the
-// log handler, and with Journal.Dir ten seconds for the disk. So it ends within
-// CloseTimeout and four seconds at the worst, 5s by default, and 15s with Journal.Dir:
-// give a pod a longer grace period than that (Kubernetes: terminationGracePeriodSeconds,
-// 30s by default), less what the program needs beside. The error names what did not
-// return, or says why Journal.Dir does not have everything.
+// Calls in flight get their answer from the local tier or the journal, or an error. Apart
+// from the delivery Close takes milliseconds, also while a dial or the server hangs. If the
+// caller's own code does not return, Close waits one second each for loaders, for the dial
+// function, and for hooks and the log handler; with Journal.Dir it waits up to ten seconds
+// for the disk. So Close ends within CloseTimeout and four seconds, 5s by default, and within
+// 15s with Journal.Dir. Give a pod a longer grace period than that plus the time that the
+// rest of the program needs (Kubernetes: terminationGracePeriodSeconds, 30s by default). The
+// error names the code that did not return, or the cause why Journal.Dir is incomplete.
 //
-// Further calls of Close wait for the first and return nil; every other call returns
+// Further calls of Close wait for the first and return nil. Every other call returns
 // ErrClosed.
 func (c *Cache) Close() error {
 	if !c.fence.close() {
 		if c.shutting.Load() {
-			c.cancel() // it drains no longer
+			c.cancel() // ends the Shutdown's drain
 		}
 		<-c.closed
 		return nil
@@ -270,29 +242,29 @@ func (c *Cache) Close() error {
 	return c.end(c.deliver(), false)
 }
 
-// end is Close, once the fence is closed and no longer waits for what is left in the
-// journal; why says why there is anything.
+// end does the rest of Close or Shutdown: the fence is closed, and the delivery is over. why
+// is the cause why the journal is not empty, if it is not.
 func (c *Cache) end(why error, shutdown bool) error {
 	defer close(c.closed)
-	c.cancel() // ends the supervisor, which cuts the connection under every call
-	var late stuck
+	c.cancel() // ends the supervisor, which closes the connection under all calls
+	var slow stuck
 	if !c.left() {
-		late.add("calls that wait for the disk of Journal.Dir")
+		slow.add("calls that wait for the disk of Journal.Dir")
 	}
-	late.group(&c.loaders, c.stuckLoaders)
-	late.group(&c.workers, c.stuckWorkers)
+	slow.group(&c.loaders, c.stuckLoaders)
+	slow.group(&c.workers, c.stuckWorkers)
 	lost := c.lost(why, shutdown)
 	close(c.stop)
-	late.group(&c.notifier, c.notify.running)
-	late.group(&c.flusher, func() []string { return nil })
-	var kept error
-	c.keeper.spawn("journal", func() { kept = c.journal.close() })
+	slow.group(&c.notifier, c.notify.running)
+	slow.group(&c.flusher, func() []string { return nil })
+	var unsaved error
+	c.keeper.spawn("journal", func() { unsaved = c.journal.close() })
 	onDisk := c.keeper.wait(diskLimit)
-	if late.err() == nil {
+	if slow.err() == nil {
 		c.local.close()
 	} else {
-		// Somebody may still be inside, and ristretto panics when it is closed
-		// beside a call. It is closed when they are gone.
+		// A call may still be inside, and ristretto panics when it is closed beside a call.
+		// So it is closed after the last call has left.
 		c.closer.spawn("closer", func() {
 			c.fence.wait(never)
 			c.workers.wait(never)
@@ -301,16 +273,17 @@ func (c *Cache) end(why error, shutdown bool) error {
 		})
 	}
 	if !onDisk {
-		late.add("the disk of Journal.Dir")
-	} else if kept != nil {
-		kept = fmt.Errorf("holdfast: close: the journal: %w", kept)
-		return errors.Join(lost, late.err(), kept)
+		slow.add("the disk of Journal.Dir")
+	} else if unsaved != nil {
+		unsaved = fmt.Errorf("holdfast: close: the journal: %w", unsaved)
+		return errors.Join(lost, slow.err(), unsaved)
 	}
-	return errors.Join(lost, late.err())
+	return errors.Join(lost, slow.err())
 }
 
-// left waits until nobody is inside any more. Calls are bounded by their budget, and
-// may spend it on the disk: that is no reason for Close to take as long as a large one.
+// left waits until the last call has left. Calls are bounded by their budget. With a journal
+// file they may spend it on the disk, and the budget may be large, so diskLimit bounds the
+// wait. It returns false after that.
 func (c *Cache) left() bool {
 	if c.journal.file == nil {
 		return c.fence.wait(never)
@@ -318,9 +291,9 @@ func (c *Cache) left() bool {
 	return c.fence.wait(diskLimit)
 }
 
-// Shutdown turns away new calls, lets those in flight end, drains the journal for
-// as long as ctx allows, and closes. Where writes remain undelivered it returns an
-// *Undelivered that counts them. A Close beside it cuts the drain short.
+// Shutdown refuses new calls with ErrClosed, waits for the calls in flight, drains the journal
+// for as long as ctx allows, and closes the Cache as Close does. If writes remain undelivered
+// it returns an *Undelivered that counts them. A Close beside it cuts the drain short.
 func (c *Cache) Shutdown(ctx context.Context) error {
 	c.shutting.Store(true)
 	if !c.fence.close() {
@@ -328,7 +301,7 @@ func (c *Cache) Shutdown(ctx context.Context) error {
 		<-c.closed
 		return ErrClosed
 	}
-	c.left() // what they could not deliver is in the journal then
+	c.left() // the writes that they could not deliver are in the journal then
 	err := errNilContext
 	if ctx != nil {
 		err = c.drain(ctx)
@@ -336,9 +309,9 @@ func (c *Cache) Shutdown(ctx context.Context) error {
 	return c.end(err, true)
 }
 
-// urlError is what was wrong with a URL. Parsers quote what they stumble on, and
-// in a URL with a user part that may be the password; so it may in one that is no URL,
-// where the @ may be missing, or written as %40.
+// urlError returns the error of a URL without its secrets. Parsers quote the text at which
+// they fail. In a URL with a user part that text may be the password, and in a malformed URL,
+// too, where the @ may be missing or written as %40.
 func urlError(text string, err error) error {
 	if malformed := (*url.Error)(nil); strings.Contains(text, "@") || errors.As(err, &malformed) {
 		return errors.New("holdfast: open: malformed URL: want redis://user:password@host:port/db (it is not shown, for it may hold a password)")

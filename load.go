@@ -79,6 +79,7 @@ func (c *Cache) GetOrLoad(ctx context.Context, key string, ttl time.Duration, lo
 	}
 	v := visit{&c.fence, lane, true}
 	got, err := c.loaded(ctx, newRequest("getorload", key, h, ttl, c.opts.Load, plainly(load)), &v)
+	c.counted(got, err)
 	return got.Value, err
 }
 
@@ -86,13 +87,13 @@ func (c *Cache) GetOrLoad(ctx context.Context, key string, ttl time.Duration, lo
 // and the circumstances of the answer. The Entry's Tier is Loader for what this call
 // waited for.
 func (c *Cache) Load(ctx context.Context, key string, ttl time.Duration, o LoadOptions, load LoadFunc) (Entry, error) {
-	return c.load(ctx, "load", key, ttl, o.over(c.opts.Load), nil, load)
+	return c.load(ctx, "load", key, ttl, o.over(c.opts.Load), nil, load, false)
 }
 
 // load is Load for who cannot use every value: one of which usable says no is as if it
 // were not there, and is written over. nil: all are usable. The options have those of
-// the Cache behind them already.
-func (c *Cache) load(ctx context.Context, op, key string, ttl time.Duration, o LoadOptions, usable usable, load LoadFunc) (Entry, error) {
+// the Cache behind them already. again: an earlier try of the same read was counted.
+func (c *Cache) load(ctx context.Context, op, key string, ttl time.Duration, o LoadOptions, usable usable, load LoadFunc, again bool) (Entry, error) {
 	lane, open := c.fence.enter()
 	if err := loadable(ctx, open, ttl, load == nil); err != nil {
 		lane.leave()
@@ -104,13 +105,20 @@ func (c *Cache) load(ctx context.Context, op, key string, ttl time.Duration, o L
 	e, fresh := c.look(h, key, now)
 	fresh = fresh && usable.of(key, e.bytes(), &v)
 	if !v.open {
+		if !again {
+			c.counted(Entry{}, ErrClosed)
+		}
 		return Entry{}, ErrClosed
 	}
 	if fresh {
 		if part := o.EarlyRefresh; part > 0 && refreshDue(now, e.confirmed.Load(), e.expires.Load(), ttl, part) {
 			c.refresh(ctx, newRequest(op, key, h, ttl, o, load))
 		}
-		v.hit()
+		if again {
+			v.leave()
+		} else {
+			v.hit()
+		}
 		return Entry{Value: e.bytes(), Tier: Local, TTL: left(now, e.expires.Load())}, nil
 	}
 	if err := o.validate(); err != nil {
@@ -118,7 +126,14 @@ func (c *Cache) load(ctx context.Context, op, key string, ttl time.Duration, o L
 	}
 	r := newRequest(op, key, h, ttl, o, load)
 	r.usable = usable
-	return c.loaded(ctx, r, &v)
+	got, err := c.loaded(ctx, r, &v)
+	if !again {
+		c.counted(got, err)
+	}
+	if err != nil {
+		return Entry{}, err
+	}
+	return got, nil
 }
 
 var errNilLoader = errors.New("holdfast: nil loader: there is nothing to ask")
@@ -194,7 +209,6 @@ func (c *Cache) loaded(ctx context.Context, r *request, v *visit) (Entry, error)
 			e, ok := c.standIn(r, it, v)
 			switch {
 			case ok:
-				c.stoodIn(e)
 				return e, nil
 			case !v.open:
 				return Entry{}, ErrClosed
@@ -229,7 +243,6 @@ func (c *Cache) knownAbsent(h keyHash, o LoadOptions) bool {
 	if e == nil || !e.absent(c.clock.now()) {
 		return false
 	}
-	c.stats.negativeHits.Add(1)
 	return true
 }
 
@@ -322,7 +335,6 @@ func (c *Cache) await(ctx context.Context, r *request, it *loadItem, f *flight, 
 		case <-soft:
 			if e, ok := c.standInNow(r, it); ok {
 				f.run.want()
-				c.stoodIn(e)
 				return e, nil
 			}
 		}
@@ -359,21 +371,12 @@ func (c *Cache) arrived(ctx context.Context, r *request, it *loadItem, f *flight
 	case f.err == errAgain:
 		return c.again(ctx, r.anew(it))
 	case errors.Is(f.err, ErrNotFound):
-		return Entry{}, f.err
+		return Entry{Tier: f.entry.Tier}, f.err // Loader, unless it was remembered
 	}
 	if e, ok := c.standInNow(r, it); ok {
-		c.stoodIn(e)
 		return e, nil
 	}
 	return Entry{}, f.err
-}
-
-// stoodIn counts a copy that was served in place of a load.
-func (c *Cache) stoodIn(e Entry) {
-	c.stats.batchHits.Add(1)
-	if e.Stale {
-		c.stats.staleHits.Add(1)
-	}
 }
 
 // standInNow is standIn for who is not inside the fence.

@@ -16,11 +16,11 @@ import (
 // was found nevertheless is returned beside it. Batches are shared within the process
 // and take no lease.
 func (c *Cache) GetOrLoadMany(ctx context.Context, keys []string, ttl time.Duration, load func(context.Context, []string) (map[string][]byte, error)) (map[string][]byte, error) {
-	return c.loadMany(ctx, keys, ttl, c.opts.Load, nil, load)
+	return c.loadMany(ctx, keys, ttl, c.opts.Load, nil, load, false)
 }
 
 // loadMany is GetOrLoadMany for who cannot use every value; see Cache.load.
-func (c *Cache) loadMany(ctx context.Context, keys []string, ttl time.Duration, o LoadOptions, usable usable, load func(context.Context, []string) (map[string][]byte, error)) (map[string][]byte, error) {
+func (c *Cache) loadMany(ctx context.Context, keys []string, ttl time.Duration, o LoadOptions, usable usable, load func(context.Context, []string) (map[string][]byte, error), again bool) (map[string][]byte, error) {
 	const op = "getorloadmany"
 	v := c.fence.visit()
 	if err := loadable(ctx, v.open, ttl, load == nil); err != nil {
@@ -28,12 +28,14 @@ func (c *Cache) loadMany(ctx context.Context, keys []string, ttl time.Duration, 
 		return nil, loadError(op, "", err)
 	}
 	b := &batch{
-		cache: c, parent: runOf(ctx), own: newRun(), found: make(map[string][]byte, len(keys)),
+		cache: c, again: again, parent: runOf(ctx), own: newRun(), found: make(map[string][]byte, len(keys)),
 		request: request{op: op, ttl: ttl, o: o, batch: true, usable: usable, call: together(op, load)},
 	}
 	defer b.quit()
 	b.begin(ctx, keys, v)
-	return b.found, b.await(ctx)
+	err := b.await(ctx)
+	b.counted()
+	return b.found, err
 }
 
 // together asks the loader for all items at once.
@@ -72,6 +74,10 @@ type batch struct {
 	errs  []error
 	said  map[string]bool // their texts, as far as they are looked for
 	begun bool            // what it leads is found, or is being loaded
+
+	again    bool   // an earlier try of the same reads was counted
+	asked    uint64 // keys, each once
+	answered uint64 // of them, those that are counted
 }
 
 // begin is what is done inside the fence.
@@ -110,40 +116,46 @@ func (b *batch) board(keys []string, v *visit) {
 	seen := make(map[string]bool, len(keys))
 	var hits uint64
 	for _, key := range keys {
-		if !v.open {
-			return
-		}
 		if seen[key] {
 			continue
 		}
 		seen[key] = true
+		if !v.open {
+			continue
+		}
 		h := c.local.hash(key)
 		if e, fresh := c.look(h, key, now); fresh && b.request.usable.of(key, e.bytes(), v) {
 			b.found[key] = e.bytes()
 			hits++
 			continue
 		} else if !v.open {
-			return
+			continue
 		}
 		if err := checkKey(key); err != nil {
+			b.answer(Entry{}, err)
 			b.errs = append(b.errs, loadError(b.request.op, "", err))
 			continue
 		}
 		b.boardOne(loadItem{key: key, h: h}, v)
 	}
-	c.stats.batchHits.Add(hits)
+	b.asked, b.answered = uint64(len(seen)), b.answered+hits
+	if !b.again {
+		c.stats.batchHits.Add(hits)
+	}
 }
 
 func (b *batch) boardOne(it loadItem, v *visit) {
 	c := b.cache
 	for {
 		if c.knownAbsent(it.h, b.request.o) {
+			b.answer(Entry{}, ErrNotFound)
 			return
 		}
 		f, role, err := c.flights.join(it.h, b.own, b.parent)
 		it.f = f
 		switch {
 		case err != nil:
+			b.answer(Entry{}, err)
 			b.errs = append(b.errs, loadError(b.request.op, it.key, err))
 			return
 		case role == leads:
@@ -161,7 +173,7 @@ func (b *batch) boardOne(it loadItem, v *visit) {
 		e, ok := c.standIn(&b.request, &it, v)
 		switch {
 		case ok:
-			c.stoodIn(e)
+			b.answer(e, nil)
 			b.found[it.key] = e.Value
 			return
 		case !v.open:
@@ -287,6 +299,7 @@ func (b *batch) await(ctx context.Context) error {
 // note takes down what became of a key. A load that failed has failed for all its keys
 // and is told of once.
 func (b *batch) note(key string, e Entry, err error) {
+	b.answer(e, err)
 	switch {
 	case err == nil:
 		b.found[key] = e.Value
@@ -299,5 +312,20 @@ func (b *batch) note(key string, e Entry, err error) {
 			b.said[text] = true
 			b.errs = append(b.errs, err)
 		}
+	}
+}
+
+// answer counts the result of one of the keys.
+func (b *batch) answer(e Entry, err error) {
+	b.answered++
+	if !b.again {
+		b.cache.counted(e, err)
+	}
+}
+
+// counted counts the keys that got no answer: the call has ended with an error.
+func (b *batch) counted() {
+	if !b.again {
+		b.cache.stats.readErrors.Add(b.asked - b.answered)
 	}
 }

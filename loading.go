@@ -209,7 +209,7 @@ func (c *Cache) land(ctx context.Context, r *request, items []*loadItem, l *leas
 			continue
 		}
 		notFound := errors.Is(it.err, ErrNotFound)
-		anyFailed = c.flights.end(it.f, Entry{}, r.fail(it, it.err), pauses[i]) && !notFound || anyFailed
+		anyFailed = c.flights.end(it.f, Entry{Tier: Loader}, r.fail(it, it.err), pauses[i]) && !notFound || anyFailed
 	}
 	if anyFailed {
 		c.stats.loadErrors.Add(1)

@@ -102,7 +102,7 @@ func (c *Cache) connect() {
 		probeKey: func(string) string { return probe },
 		wanted:   func() bool { return c.journal.keys.Load() > 0 || r.waiting.Load() > 0 || c.listeners.any() },
 		needless: func() bool { return false },
-		hits:     func() uint64 { return c.fence.hits() + c.stats.batchHits.Load() },
+		hits:     func() uint64 { return c.fence.hits() + c.stats.localAnswers() },
 		leave:    func() {},
 
 		disbelieve: func() {},

@@ -11,63 +11,63 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// Options configures a Cache. The zero value is a cache of the local tier
-// only; with Redis.InitAddress set, every other zero value is a good default.
+// Options configures a Cache. The zero value is a cache of the local tier only. With
+// Redis.InitAddress set, every other zero value is a good default.
 //
-// Options are printed and logged, by package fmt and by slog, without Redis.Password and
-// Redis.Sentinel.Password, of which is shown whether they are set; functions, among them
-// AuthCredentialsFn, and TLS configurations are shown as addresses. That does not hold
-// where fmt cannot call methods, in an unexported field of a struct, nor for Redis
-// printed by itself, which is rueidis' type.
+// Packages fmt and slog print Options without Redis.Password and Redis.Sentinel.Password, and
+// show only whether they are set. Functions, AuthCredentialsFn among them, and TLS
+// configurations are printed as addresses. The passwords are printed where fmt cannot call
+// methods, in an unexported field of a struct, and where Redis is printed by itself, because
+// its type is rueidis'.
 type Options struct {
-	// Redis says where Redis is and how to log in: addresses, user, password,
-	// database, TLS, dialer. Empty InitAddress: local tier only.
+	// Redis has the addresses of Redis, user, password, database, TLS and dialer. Empty
+	// InitAddress: local tier only.
 	//
-	// holdfast owns the connection's life, so some fields of
-	// rueidis.ClientOption cannot mean what they mean there. Replica routing,
-	// client-side caching hooks, ConnLifetime and DisableAutoPipelining are
-	// refused by New; DisableRetry, DisableCache, AlwaysPipelining,
-	// ForceSingleClient, PipelineMultiplex and BlockingPipeline are set by
-	// holdfast. Dialer.Timeout (default here 1s) bounds a dial and, again, its
-	// handshake. A silent connection is given up after at most
-	// 2 x Dialer.KeepAlive + ConnWriteTimeout (defaults here 1s and 2s); in place of
-	// ConnWriteTimeout, 2 x Timeout counts where that is more, so that no call is cut
-	// short within its budget.
-	// AuthCredentialsFn is asked before each dial, with the address as it is dialled, and
-	// has 10s for its answer. The server says whether a cluster has a database SelectDB:
-	// Valkey's from version 9 on do. Where TLSConfig.ServerName is the first address'
-	// host, as ParseURL sets it, the certificate of another address may be for that
-	// address' own host, too.
-	// BlockingPoolSize (default 1,024) bounds the connections to one server that
-	// callers of Client have of their own; when all are in use, a further caller
-	// waits for at most Dialer.Timeout and gets ErrUnavailable. An idle one is kept
-	// for BlockingPoolCleanup (default here 10s).
+	// The Cache makes and ends the connections itself, so some fields of
+	// rueidis.ClientOption work differently here:
+	//   - New refuses replica routing, client-side caching hooks, ConnLifetime and
+	//     DisableAutoPipelining.
+	//   - The Cache sets DisableRetry, DisableCache, AlwaysPipelining, ForceSingleClient,
+	//     PipelineMultiplex and BlockingPipeline.
+	//   - Dialer.Timeout (default here 1s) bounds a dial and, again, its handshake.
+	//   - A silent connection is closed after at most 2 x Dialer.KeepAlive +
+	//     ConnWriteTimeout (defaults here 1s and 2s). 2 x Timeout takes the place of
+	//     ConnWriteTimeout where it is longer, so that no call is cut short within its
+	//     budget.
+	//   - AuthCredentialsFn is called before each dial, with the address that is dialled,
+	//     and has 10s for its answer.
+	//   - SelectDB in a cluster: the server decides. Valkey supports it from version 9 on.
+	//   - TLSConfig.ServerName: where it is the first address' host, as ParseURL sets it, the
+	//     certificate of another address may also be for that address' own host.
+	//   - BlockingPoolSize (default 1,024) bounds the connections to one server that callers
+	//     of Client use alone. When all are in use, a further caller waits for at most
+	//     Dialer.Timeout and gets ErrUnavailable. BlockingPoolCleanup (default here 10s) is
+	//     how long an idle one is kept.
 	Redis rueidis.ClientOption
 
-	// Mode says what kind of deployment InitAddress names. See Mode.
+	// Mode is the kind of deployment that InitAddress names. Default ModeAuto.
 	Mode Mode
 
-	// AllowAddress says whether the address, host:port, may be dialled, and the
-	// password be sent there. It is asked for each address that a server names and
-	// Redis.InitAddress does not: the nodes of a cluster, where MOVED and ASK lead, the
-	// master that a sentinel knows. One that is refused is as one that is down, and
-	// Health says so. It may be called by several goroutines at once, must not block,
-	// and a panic in it refuses. Default nil: every address. To dial another address
-	// than the one that was named, behind a NAT for one, use Redis.DialCtxFn.
+	// AllowAddress reports whether the Cache may dial the address, host:port, and send the
+	// password there. It is called for each address that a server names and
+	// Redis.InitAddress does not: the nodes of a cluster, the targets of MOVED and ASK, the
+	// master that a sentinel names. A refused address counts as a server that is down, and
+	// Health says so. AllowAddress may be called by several goroutines at once and must not
+	// block; a panic in it refuses. Default nil: every address. To dial another address than
+	// the one that was named, for example behind a NAT, use Redis.DialCtxFn.
 	AllowAddress func(addr string) bool
 
-	// Timeout is a call's whole remote budget: no call waits for Redis longer
-	// than this, whatever the network does. Default 50ms; at least 1ms. A batch is
-	// sent in pipelines of at most 256 keys and about 256 KiB. The budget is that of
-	// each pipeline, as long as the one before was answered in time.
-	// A call may be given up to 1/16 less, because calls that begin together
-	// share one timer.
+	// Timeout is the budget of a call: the longest time that it waits for Redis in any state
+	// of the network. Default 50ms; at least 1ms. A batch is sent in pipelines of at most 256
+	// keys and about 256 KiB. Each pipeline has this budget, as long as the previous one was
+	// answered in time. A call may get up to 1/16 less, because calls that begin together
+	// share a timer.
 	Timeout time.Duration
 
-	// CloseTimeout is how long Close may take to deliver what the journal holds, while
-	// Redis takes it, or the first attempt to reach it is under way. Default 1s;
-	// negative: Close delivers nothing. What Redis did not get by then is lost, unless
-	// Journal.Dir has it, and Close says so.
+	// CloseTimeout is how long Close may take to deliver the journal, while Redis takes its
+	// writes or the first attempt to connect is in progress. Default 1s; negative: Close
+	// delivers nothing. Writes that were not delivered are lost, unless Journal.Dir has them,
+	// and the error of Close counts them.
 	CloseTimeout time.Duration
 
 	// DefaultTTL is used where a call passes ttl 0. Default 0: no expiry.
@@ -81,25 +81,23 @@ type Options struct {
 	Outage   OutageOptions
 	Load     LoadOptions
 
-	// MaxLoads is how many loads are under way in this Cache at a time, so that a
-	// cold start does not flatten the source. Default 0: no bound. A further load
-	// waits for its turn, for Load.HardLimit at most; who waits for it waits for as
-	// long as their own context allows. A load that a loader of this Cache waits for
-	// needs no turn: it might wait for that loader. A loader that does not heed its
-	// context counts until it returns, and without a bound nothing keeps callers who
-	// give up from starting further ones.
+	// MaxLoads bounds the loads that this Cache runs at a time, so that a cold start does not
+	// overload the source. Default 0: no bound. A further load waits for its turn, for
+	// Load.HardLimit at most; its callers wait for as long as their contexts allow. A load
+	// that a loader of this Cache waits for needs no turn, because it might wait for that
+	// loader. A loader that ignores its context counts until it returns. Without a bound,
+	// callers that give up on such a loader can start any number of further ones.
 	MaxLoads int
 
 	// Logger gets one line for each change of state, and for each new cause why Redis was
-	// not reached from the start, and none for a call.
-	// Default: nothing is logged.
+	// not reached yet, and none for a call. Default: nothing is logged.
 	Logger *slog.Logger
 
-	// Hooks are told of changes of state, replays and drops.
+	// Hooks are called for changes of state, replays, drops and held writes.
 	Hooks Hooks
 }
 
-// withoutSecrets is a copy that hands out no password, and nothing that gives one.
+// withoutSecrets returns a copy without passwords and without AuthCredentialsFn.
 func (o Options) withoutSecrets() Options {
 	o.Redis.AuthCredentialsFn = nil
 	return o.withoutPasswords()
@@ -110,13 +108,12 @@ func (o Options) withoutPasswords() Options {
 	return o
 }
 
-// plainOptions are Options without the methods by which those are printed.
+// plainOptions are Options without their methods for printing.
 type plainOptions Options
 
-// Format implements fmt.Formatter: it prints the fields, passwords apart, as %v, %+v or
-// %#v does, whatever the verb: for another one fmt would print what pointers point to.
-// It is not asked where a struct has Options in a field that is not exported: there fmt
-// prints everything.
+// Format implements fmt.Formatter. It prints the fields without the passwords, as %v, %+v or
+// %#v does, for every verb: for another verb fmt would follow pointers. fmt does not call it
+// for an unexported field of a struct, and prints everything there.
 func (o Options) Format(f fmt.State, _ rune) {
 	for _, secret := range []*string{&o.Redis.Password, &o.Redis.Sentinel.Password} {
 		if *secret != "" {
@@ -133,26 +130,26 @@ func (o Options) Format(f fmt.State, _ rune) {
 	fmt.Fprintf(f, format, plainOptions(o))
 }
 
-// LogValue implements slog.LogValuer: the fields as one string, passwords apart.
+// LogValue implements slog.LogValuer: the fields as one string, without the passwords.
 func (o Options) LogValue() slog.Value { return slog.StringValue(fmt.Sprintf("%+v", o)) }
 
 // Mode is the kind of Redis deployment.
 type Mode uint8
 
 const (
-	// ModeAuto tells by the options: Redis.Sentinel.MasterSet means Sentinel,
-	// several addresses without it mean a cluster, and one address is asked what
-	// it is when it is first reached.
+	// ModeAuto derives the mode from the options: Redis.Sentinel.MasterSet means Sentinel,
+	// and several addresses without it mean a cluster. A single address is asked for its mode
+	// when it is first reached.
 	ModeAuto Mode = iota
-	// ModeStandalone is one server at one address. The address may be a name or a
-	// proxy behind which the server changes: it is resolved at each dial.
+	// ModeStandalone is one server at one address. The server behind a name or a proxy may
+	// change: the address is resolved at each dial.
 	ModeStandalone
-	// ModeSentinel is a master that sentinels watch; Redis.InitAddress are the
-	// sentinels. They are asked for the master before each dial and once each
-	// Breaker.MaxBackoff while the Cache is in use; once a minute while it is not.
+	// ModeSentinel is a master watched by sentinels; Redis.InitAddress are the sentinels.
+	// They are asked for the master before each dial and once each Breaker.MaxBackoff while
+	// the Cache is in use; once a minute while it is not.
 	ModeSentinel
-	// ModeCluster is a Redis Cluster; Redis.InitAddress are some of its nodes.
-	// Only masters are spoken to.
+	// ModeCluster is a Redis Cluster; Redis.InitAddress are some of its nodes. Commands go to
+	// masters only.
 	ModeCluster
 )
 
@@ -172,67 +169,63 @@ func (m Mode) String() string {
 
 // LocalOptions bounds the in-process tier.
 type LocalOptions struct {
-	// MaxBytes bounds keys, values and their bookkeeping (about 250 bytes an
-	// entry). Default 64 MiB; at least 64 KiB. When full, the entries that are
-	// used least go. An entry larger than MaxBytes/8 is not kept here at all;
-	// it still goes to Redis.
+	// MaxBytes bounds keys, values and their bookkeeping (about 250 bytes an entry). Default
+	// 64 MiB; at least 64 KiB. When full, the least used entries are evicted. An entry larger
+	// than MaxBytes/8 is not kept locally; it still goes to Redis.
 	MaxBytes int64
 
-	// MaxTTL is the longest that a local copy of what Redis holds is served
-	// without being read again. Default 10m. It does not shorten an entry's
-	// life where there is no Redis to ask.
+	// MaxTTL is the longest time that a local copy is served without being read again from
+	// Redis. Default 10m. It does not shorten an entry's life without a Redis configured.
 	MaxTTL time.Duration
 }
 
-// BreakerOptions says when Redis counts as away and how it is looked for.
+// BreakerOptions says when Redis counts as away, and how often it is dialled and probed.
 type BreakerOptions struct {
-	// Failures is how many calls in a row must fail for the circuit to open.
-	// Default 5. A lost connection opens it at once.
+	// Failures is the number of consecutive failed calls that opens the circuit. Default 5. A
+	// lost connection opens it at once.
 	Failures int
 
-	// MinBackoff and MaxBackoff bound the time between two attempts to reach
-	// Redis, which doubles from the first to the second with 15% of jitter.
-	// Defaults 100ms and 1s. The very first attempt after a stable connection
-	// was lost is made at once. While no call has come by for ten times MaxBackoff, it
-	// doubles on to a minute.
+	// MinBackoff and MaxBackoff bound the time between two attempts to connect, which doubles
+	// from the first to the second with 15% of jitter. Defaults 100ms and 1s. The first
+	// attempt after the loss of a stable connection is made at once. Once no call has used
+	// the link for ten times MaxBackoff, the time doubles further, up to a minute.
 	MinBackoff time.Duration
 	MaxBackoff time.Duration
 
-	// ProbePrefix begins the name of the one key that the probe writes and reads.
-	// The key is never there: the write is SET with XX. Default "holdfast:probe:".
-	// The Redis user needs SET and GET on it.
+	// ProbePrefix is the beginning of the name of the one key that the probe writes and reads.
+	// The key never exists: the write is SET with XX. Default "holdfast:probe:". The Redis
+	// user needs SET and GET on it.
 	ProbePrefix string
 }
 
-// TrackingOptions says how the Cache learns of what other clients write.
+// TrackingOptions says how the Cache learns of the writes of other clients.
 type TrackingOptions struct {
-	// Mode says what the server is asked to tell of. See TrackingMode.
+	// Mode selects the keys whose changes the server reports. Default TrackReads.
 	Mode TrackingMode
 
-	// Prefixes are the keys of which the server tells in TrackPrefixes; no one
-	// may begin with another. One that is empty means every key.
+	// Prefixes select the keys whose changes the server reports in TrackPrefixes. No prefix
+	// may begin with another. An empty one means every key.
 	Prefixes []string
 
-	// UntrackedTTL is how long a local copy counts as fresh where the server
-	// does not tell of changes. Default 5s. What another client writes is seen
-	// at the latest after this time. The copy stays behind it as a fallback for
-	// an outage.
+	// UntrackedTTL is how long a local copy is fresh where the server does not report
+	// changes. Default 5s. The write of another client is seen after this time at the
+	// latest. After it the copy stays as a fallback for an outage.
 	UntrackedTTL time.Duration
 }
 
-// TrackingMode is a use of Redis' server-assisted client-side caching. Where the
-// server cannot do it (before Redis 6, RESP2, no permission for CLIENT) the Cache
-// works as in TrackOff, says so in Health.Tracking and in one log line.
+// TrackingMode is a use of Redis' server-assisted client-side caching. Where the server does
+// not support it (before Redis 6, RESP2, no permission for CLIENT) the Cache works as in
+// TrackOff, sets Health.Tracking to false and logs one line.
 type TrackingMode uint8
 
 const (
-	// TrackReads has the server tell of every key that was read through this
-	// Cache. It remembers them, for each client. A key that was written here is
-	// read once before its copy is fresh.
+	// TrackReads: the server reports changes of every key that was read through this Cache.
+	// It remembers those keys, for each client. A key that was written here is read once
+	// before its copy is fresh.
 	TrackReads TrackingMode = iota
-	// TrackPrefixes has it tell of every key that begins with one of
-	// Tracking.Prefixes, whether it was read or not: it remembers nothing, and
-	// tells more. Other keys are as in TrackOff.
+	// TrackPrefixes: the server reports changes of every key that begins with one of
+	// Tracking.Prefixes, read or not. It remembers no keys and reports more of them. Other
+	// keys are as in TrackOff.
 	TrackPrefixes
 	// TrackOff: a copy is read again after Tracking.UntrackedTTL.
 	TrackOff
@@ -250,67 +243,65 @@ func (m TrackingMode) String() string {
 	return fmt.Sprintf("trackingmode(%d)", uint8(m))
 }
 
-// JournalOptions says what is remembered of the writes made while Redis is away,
-// and how it is replayed when Redis is back.
+// JournalOptions bounds the journal of the writes made while Redis is away, and says how it
+// is replayed and stored.
 type JournalOptions struct {
-	// MaxKeys bounds the keys. Default 65536. When reached, a write of a
-	// further key is refused with ErrJournalFull. At most half of them may be writes
-	// that Redis refuses for themselves, see Cache.Held; then the replay pauses.
+	// MaxKeys bounds the keys. Default 65536. When it is reached, a write of a further key is
+	// refused with ErrJournalFull. At most half of the keys may be held, see Cache.Held; with
+	// more the replay pauses.
 	MaxKeys int
 
-	// MaxBytes bounds keys and values. Default 64 MiB. A set whose value does
-	// not fit is downgraded to a delete, and counted: after the outage the key
-	// is absent rather than old. Where not even the key fits, the write is
-	// refused with ErrJournalFull.
+	// MaxBytes bounds keys and values. Default 64 MiB. A set whose value does not fit becomes
+	// a delete, and is counted in Stats.Downgraded: after the outage the key is absent rather
+	// than old. If not even the key fits, the write is refused with ErrJournalFull.
 	MaxBytes int64
 
-	// OnConflict says what becomes of a set whose key somebody else wrote
-	// meanwhile. Default ConflictDelete. See ConflictRule.
+	// OnConflict is the rule for a set whose key another client wrote meanwhile. Default
+	// ConflictDelete.
 	OnConflict ConflictRule
 
-	// KeysOnly has the journal keep no values: a key that was set while Redis was
-	// away is deleted there when Redis is back, and read anew from the source of
-	// truth. Until then the local tier serves the value, as long as it has it.
+	// KeysOnly: the journal keeps no values. A key that was set while Redis was away is
+	// deleted there when Redis is back, and loaded again from the source of truth. Until then
+	// the local tier serves the value, as long as it has it. Default false.
 	KeysOnly bool
 
-	// MaxRate is how many keys a second are replayed to one server at most, so
-	// that a full journal does not take a server that has just come back from its
-	// other clients. Default 100000.
+	// MaxRate bounds the keys per second that are replayed to one server, so that a full
+	// journal does not overload a server that has just come back. Default 100000.
 	MaxRate int
 
-	// Dir is a directory, which New creates if need be, for a copy of the journal
-	// that survives the process: what New finds there is replayed, and no key of
-	// it is read from Redis before. One Cache at a time uses it. Default "": the
-	// journal is in memory only. Not used where there is no Redis.
+	// Dir is a directory for a copy of the journal that survives the process. New creates it
+	// if it is missing. The writes that New finds there are replayed, and their keys are not
+	// read from Redis before. One Cache at a time may use a directory. Default "": the journal
+	// is in memory only. Dir is not used without a Redis configured.
 	//
-	// With Dir, New reads the files, and a write that goes to the journal waits
-	// for the operating system to take it, for at most Timeout; see Fsync. Where the
-	// disk does not take it, or stands still for longer, the write is accepted in
-	// memory and survives no crash; Health.JournalError says why until everything
-	// is in the files again, which is tried once a second. A directory that is
-	// removed or changed meanwhile is noticed within about a second and written
-	// anew. A directory that a newer version has written is an error of New.
+	// With Dir, New reads the files, and a write that goes to the journal waits for the
+	// operating system to take it, for at most Timeout; see Fsync. If the disk fails or takes
+	// longer, the write is accepted in memory and does not survive a crash.
+	// Health.JournalError has the cause until the files are complete again, which is tried
+	// once a second. A directory that was removed or changed is noticed within about a second
+	// and written again. A directory that a newer version has written is an error of New.
 	Dir string
 
-	// Fsync says what an accepted write survives. Default FsyncNo: the death of
-	// the process. See FsyncPolicy.
+	// Fsync says whether an accepted write also survives the death of the machine. Default
+	// FsyncNo: the death of the process only.
 	Fsync FsyncPolicy
 }
 
-// ConflictRule says what a replay does where Redis holds what neither it was last
-// known to hold nor this Cache wrote, or where it lost what somebody deleted.
+// ConflictRule is the action of a replay on a conflict: Redis holds a value that is neither
+// the one that it was last known to hold nor one that this Cache wrote, or another client
+// deleted the key.
 type ConflictRule uint8
 
 const (
-	// ConflictDelete deletes the key: both values are gone, and a miss is always
-	// safe. Whose value is the newer one is for the source of truth to say.
+	// ConflictDelete deletes the key: both values are gone, and a miss is always safe. Only
+	// the source of truth knows which value is the newer one.
 	ConflictDelete ConflictRule = iota
-	// ConflictKeep leaves what is there. Where no local copy told, at the time of the
-	// write, what was there before, that may be the value from before, also an own one:
+	// ConflictKeep leaves the value in Redis. If there was no local copy at the time of the
+	// write, that value may be the one from before the write, even one that this Cache wrote:
 	// then reading your own writes ends with the replay.
 	ConflictKeep
-	// ConflictOverwrite writes the journaled value. It is for keys that nobody
-	// else writes: another client's newer value would be lost.
+	// ConflictOverwrite writes the journaled value. It is for keys that no other client
+	// writes: another client's newer value would be lost.
 	ConflictOverwrite
 )
 
@@ -326,17 +317,18 @@ func (r ConflictRule) String() string {
 	return fmt.Sprintf("conflictrule(%d)", uint8(r))
 }
 
-// FsyncPolicy says when what was written to Journal.Dir is forced to the disk.
+// FsyncPolicy says when the files of Journal.Dir are forced to the disk.
 type FsyncPolicy uint8
 
 const (
-	// FsyncNo never waits for the disk: an accepted write survives the death of
-	// the process, and not that of the machine.
+	// FsyncNo does not call fsync: an accepted write survives the death of the process, but
+	// not that of the machine.
 	FsyncNo FsyncPolicy = iota
-	// FsyncEverySecond loses at most about a second of them with the machine.
+	// FsyncEverySecond: the death of the machine loses at most the accepted writes of about a
+	// second.
 	FsyncEverySecond
-	// FsyncAlways has a write on the disk before it is accepted; writes that are
-	// made at the same time share one fsync.
+	// FsyncAlways: a write is on the disk before it is accepted. Writes that are made at the
+	// same time share one fsync.
 	FsyncAlways
 )
 
@@ -352,64 +344,61 @@ func (p FsyncPolicy) String() string {
 	return fmt.Sprintf("fsyncpolicy(%d)", uint8(p))
 }
 
-// OutageOptions says what may be served while Redis is away.
+// OutageOptions says which copies may be served while Redis is away.
 type OutageOptions struct {
-	// ServeFor is how long after it was last confirmed a copy may be served
-	// that Redis cannot confirm. Default 0: for as long as its own TTL lasts.
+	// ServeFor is how long a copy may be served after Redis last confirmed it. Default 0:
+	// for as long as its own TTL lasts.
 	ServeFor time.Duration
 
-	// ServeStaleFor is how long past its TTL a copy may be served while Redis
-	// is away. Default 0: not at all.
+	// ServeStaleFor is how long past its TTL a copy may be served. Default 0: not at all.
 	ServeStaleFor time.Duration
 }
 
-// LoadOptions says how GetOrLoad, GetOrLoadMany and Load treat what they load. In
-// Options they hold for every load of the Cache; a call of Load may have its own, of
-// which those that are zero are the Cache's, and those that are negative are off.
+// LoadOptions are the options of loads. In Options they hold for every load of the Cache. A
+// call of Load may pass its own: a zero field means the Cache's, a negative one means off.
 type LoadOptions struct {
-	// TTLJitter is the part of a TTL, between 0 and 1, by which it is shortened at
-	// most, at random, so that what was loaded at one time does not end at one
-	// time. Default 0.
+	// TTLJitter is the largest part of a TTL, between 0 and 1, by which it is shortened at
+	// random, so that values loaded at the same time do not expire at the same time. Default
+	// 0.
 	TTLJitter float64
 
-	// EarlyRefresh is the part of its TTL, between 0 and 1, after which a value that
-	// is asked for is loaded again in the background, while it is served: 0.8 is a
-	// good choice. The TTL is the call's, or that of the copy if that is shorter.
-	// Default 0: a value is loaded when it is gone. Not for GetOrLoadMany.
+	// EarlyRefresh is the part of a TTL, between 0 and 1, after which a call that reads the
+	// value also causes a load in the background; 0.8 is a good choice. The TTL is the call's,
+	// or the copy's if that is shorter. Default 0: a value is loaded when it has expired. Not
+	// for GetOrLoadMany.
 	EarlyRefresh float64
 
-	// StaleIfError is how long past its end a local copy may answer when the load
-	// fails. For a second, or StaleIfError if that is shorter, further calls get
-	// it without a new load. Default 0: the error is the answer.
+	// StaleIfError is how long past its TTL a local copy may answer when the load fails. For
+	// a second, or StaleIfError if that is shorter, further calls get the copy without a new
+	// load. Default 0: the error is the answer.
 	StaleIfError time.Duration
 
-	// SoftLimit is how long a caller for whom there is such a copy waits for the
-	// load; then it gets the copy, and the load goes on. Default 0: until the load
-	// has ended. It needs StaleIfError. Not for GetOrLoadMany.
+	// SoftLimit is how long a caller waits for the load if a copy may answer within
+	// StaleIfError. Then the caller gets the copy, and the load goes on. Default 0: until the
+	// load has ended. It needs StaleIfError. Not for GetOrLoadMany.
 	SoftLimit time.Duration
 
-	// HardLimit is how long a load may take. Then its context ends, and who waits
-	// for it gets an error, also where the loader does not heed its context.
-	// Default 1m. It cannot be switched off.
+	// HardLimit is how long a load may take. Then its context ends and its callers get an
+	// error, even if the loader ignores its context. Default 1m. It cannot be switched off.
 	HardLimit time.Duration
 
-	// NotFoundTTL is how long this process remembers that a loader said
-	// ErrNotFound, unless it hears that the key was written. Like a copy it is
-	// forgotten after Local.MaxTTL, and after Tracking.UntrackedTTL where the server
-	// does not tell. Default 1s; negative: not at all.
+	// NotFoundTTL is how long this process remembers a loader's ErrNotFound, unless the
+	// server reports a write of the key. Like a copy it ends after Local.MaxTTL, and after
+	// Tracking.UntrackedTTL where the server does not report changes. Default 1s; negative:
+	// not at all.
 	NotFoundTTL time.Duration
 
-	// Lease is how long one process may keep the others that share the Redis from
-	// loading a key that it loads. A process that cannot have it waits for what the
-	// other one loads, and at most this long. Default 3s; negative: each process
-	// loads for itself. It should be longer than a load takes: past it, a Delete by
-	// another process is not heard of. Those that share keys should agree on whether
-	// there are leases: where Options.Load.Lease is negative, Delete takes none away.
-	// See the package's documentation. Not for GetOrLoadMany.
+	// Lease is how long one process may keep the others that share the Redis from loading the
+	// key that it loads. Another process waits for the loaded value, for at most this time.
+	// Default 3s; negative: each process loads for itself. It should be longer than a load
+	// takes: after its end, the load does not learn of a Delete by another process. Processes
+	// that share keys should agree on the use of leases: where Options.Load.Lease is
+	// negative, Delete does not remove a lease. See the package's documentation. Not for
+	// GetOrLoadMany.
 	Lease time.Duration
 }
 
-// over is what a call's options come to, with those of the Cache behind them.
+// over returns a call's options, with the Cache's in place of the zero ones.
 func (l LoadOptions) over(c LoadOptions) LoadOptions {
 	pick(&l.TTLJitter, c.TTLJitter)
 	pick(&l.EarlyRefresh, c.EarlyRefresh)
@@ -424,12 +413,13 @@ func (l LoadOptions) over(c LoadOptions) LoadOptions {
 	return l
 }
 
-func pick[T float64 | time.Duration](field *T, value T) {
-	def(field, value)
+// pick is def for an option that a negative value switches off.
+func pick[T float64 | time.Duration](field *T, preset T) {
+	def(field, preset)
 	*field = max(*field, 0)
 }
 
-// withDefaults fills in what was left zero.
+// withDefaults replaces zero fields with their defaults.
 func (o Options) withDefaults() Options {
 	def(&o.Timeout, 50*time.Millisecond)
 	def(&o.CloseTimeout, time.Second)
@@ -459,15 +449,16 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-func def[T comparable](field *T, value T) {
+// def sets a field that is zero.
+func def[T comparable](field *T, preset T) {
 	var zero T
 	if *field == zero {
-		*field = value
+		*field = preset
 	}
 }
 
-// validate reports every contradiction at once, in the words of the fields.
-// It is given options that already have their defaults.
+// validate returns all contradictions, joined, by the names of the fields. The options must
+// have their defaults already.
 func (o Options) validate() error {
 	var errs []error
 	bad := func(format string, args ...any) {
@@ -507,7 +498,7 @@ func (o Options) validate() error {
 	return errors.Join(errs...)
 }
 
-// validateMode finds what contradicts the mode, given or told by the options.
+// validateMode returns the options that contradict the mode, given or derived.
 func (o Options) validateMode() []error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
@@ -542,7 +533,7 @@ func (o Options) validateMode() []error {
 	if r.ClusterOption.MaxMovedRedirections < 0 {
 		bad("Redis.ClusterOption.MaxMovedRedirections is %d: it must not be negative", r.ClusterOption.MaxMovedRedirections)
 	}
-	s := r.Sentinel.Dialer // it inherits from the other
+	s := r.Sentinel.Dialer // with the defaults of Dialer
 	if s.Timeout < 0 && r.Dialer.Timeout >= 0 || s.KeepAlive < 0 && r.Dialer.KeepAlive >= 0 {
 		bad("Redis.Sentinel.Dialer is negative in Timeout or KeepAlive")
 	}
@@ -552,7 +543,8 @@ func (o Options) validateMode() []error {
 	return errs
 }
 
-// mode is the mode as far as the options tell; ModeAuto where the server has to.
+// mode returns the mode as far as the options determine it, and ModeAuto if the server must
+// be asked.
 func (o Options) mode() Mode {
 	switch {
 	case o.Mode != ModeAuto:
@@ -656,10 +648,10 @@ func validateRedis(r rueidis.ClientOption) []error {
 		case addr == "":
 			bad(field, "is empty")
 		case r.DialCtxFn == nil && err != nil:
-			// With a dial function the address may be anything, a socket's path
-			// for one.
+			// With a dial function the address may have any form, for example a socket's
+			// path.
 			if at := strings.LastIndexByte(addr, '@'); at >= 0 {
-				addr = "..." + addr[at:] // a URL, with a password maybe
+				addr = "..." + addr[at:] // a URL may have a password before the @
 			} else if scheme, _, isURL := strings.Cut(addr, "://"); isURL {
 				addr = scheme + "://..."
 			}

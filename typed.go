@@ -156,7 +156,7 @@ type TypedEntry[V any] struct {
 
 // Get returns the value of key, or ErrMiss. It waits as Cache.Get does.
 func (t *Typed[V]) Get(ctx context.Context, key string) (V, error) {
-	if k, _, _ := t.hit(ctx, key); k != nil {
+	if k, _, _ := t.hit(ctx, key, 0, 0); k != nil {
 		return t.handOut("get", key, k)
 	}
 	e, err := t.lookup(ctx, "get", t.prefix+key)
@@ -165,7 +165,7 @@ func (t *Typed[V]) Get(ctx context.Context, key string) (V, error) {
 
 // Lookup is Get with the circumstances. It waits as Cache.Lookup does.
 func (t *Typed[V]) Lookup(ctx context.Context, key string) (TypedEntry[V], error) {
-	if k, e, now := t.hit(ctx, key); k != nil {
+	if k, e, now := t.hit(ctx, key, 0, 0); k != nil {
 		v, err := t.handOut("lookup", key, k)
 		return TypedEntry[V]{Value: v, Tier: Local, TTL: left(now, e.expires.Load())}, err
 	}
@@ -173,8 +173,9 @@ func (t *Typed[V]) Lookup(ctx context.Context, key string) (TypedEntry[V], error
 }
 
 // hit returns what is kept with a fresh local copy, the copy, and the time of that.
-// Whatever else there may be, or be wrong, is for the long way to find out.
-func (t *Typed[V]) hit(ctx context.Context, key string) (*decodedAs[V], *entry, int64) {
+// Whatever else there may be, or be wrong, is for the long way to find out: also a copy
+// whose refresh is due, by a caller whose part of its ttl is not 0.
+func (t *Typed[V]) hit(ctx context.Context, key string, part float64, ttl time.Duration) (*decodedAs[V], *entry, int64) {
 	c := t.c
 	// look compares whole keys only where the journal has some.
 	if !t.keeps || t.prefix != "" && c.journal.keys.Load() != 0 {
@@ -187,7 +188,8 @@ func (t *Typed[V]) hit(ctx context.Context, key string) (*decodedAs[V], *entry, 
 	}
 	now := c.clock.now()
 	if e, fresh := c.look(t.hash(key), key, now); fresh {
-		if k := keptBy[V](e, unsafe.Pointer(t)); k != nil {
+		due := part > 0 && refreshDue(now, e.confirmed.Load(), e.expires.Load(), ttl, part)
+		if k := keptBy[V](e, unsafe.Pointer(t)); k != nil && !due {
 			lane.hit()
 			return k, e, now
 		}

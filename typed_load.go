@@ -28,9 +28,8 @@ var (
 // What the codec cannot encode, or not decode again, is an error to all who wait, and
 // nothing is stored.
 func (t *Typed[V]) GetOrLoad(ctx context.Context, key string, ttl time.Duration, load func(context.Context) (V, error)) (V, error) {
-	if k, e, now := t.hit(ctx, key); k != nil && load != nil && ttl >= 0 {
-		part := t.load.EarlyRefresh
-		if part == 0 || !refreshDue(now, e.confirmed.Load(), e.expires.Load(), t.life(ttl), part) {
+	if load != nil && ttl >= 0 {
+		if k, _, _ := t.hit(ctx, key, t.load.EarlyRefresh, t.life(ttl)); k != nil {
 			return t.handOut("getorload", key, k)
 		}
 	}
@@ -86,7 +85,8 @@ func (l *typedLoad[V]) do(ctx context.Context, key string, ttl time.Duration, o 
 	for try := 1; ; try++ {
 		e, err := l.t.c.load(ctx, l.op, key, l.t.life(ttl), o.over(l.t.load),
 			l.usable,
-			func(ctx context.Context, had Entry) (Loaded, error) { return l.run(ctx, key, had) })
+			func(ctx context.Context, had Entry) (Loaded, error) { return l.run(ctx, key, had) },
+			try > 1)
 		if err != nil {
 			return TypedEntry[V]{Tier: e.Tier, Degraded: e.Degraded}, err
 		}

@@ -42,7 +42,7 @@ func (t *Typed[V]) GetOrLoadMany(ctx context.Context, keys []string, ttl time.Du
 	for try := 1; ; try++ {
 		read, err := t.c.loadMany(ctx, missing, t.life(ttl), t.load, l.usable, func(ctx context.Context, keys []string) (map[string][]byte, error) {
 			return l.runMany(ctx, keys, load)
-		})
+		}, try > 1)
 		errs.also(err)
 		missing = nil // what somebody else loaded, with another codec, is to be loaded anew
 		for key, b := range read {
@@ -64,7 +64,7 @@ func (t *Typed[V]) GetOrLoadMany(ctx context.Context, keys []string, ttl time.Du
 func (t *Typed[V]) hits(ctx context.Context, op string, keys []string) (found map[string]V, missing []string, errs errorList) {
 	found = make(map[string]V, len(keys))
 	for _, key := range keys {
-		k, _, _ := t.hit(ctx, key)
+		k, _, _ := t.hit(ctx, key, 0, 0)
 		if k == nil {
 			missing = append(missing, t.prefix+key)
 			continue

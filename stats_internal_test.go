@@ -1,0 +1,118 @@
+package holdfast
+
+import (
+	"go/ast"
+	"reflect"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"unsafe"
+)
+
+// The table, the struct and the comments of its fields say the same.
+func TestEachFieldOfStatsHasOneRow(t *testing.T) {
+	comments := map[string]string{}
+	for _, s := range sources(t, ".", func(name string) bool { return name == "stats.go" }) {
+		ast.Inspect(s.File, func(n ast.Node) bool {
+			spec, ok := n.(*ast.TypeSpec)
+			if !ok || spec.Name.Name != "Stats" {
+				return true
+			}
+			for _, f := range spec.Type.(*ast.StructType).Fields.List {
+				comments[f.Names[0].Name] = strings.TrimSpace(f.Comment.Text())
+			}
+			return false
+		})
+	}
+	fields := reflect.TypeFor[Stats]()
+	if fields.NumField() != len(statTable) {
+		t.Fatalf("Stats has %d fields, statTable %d rows", fields.NumField(), len(statTable))
+	}
+	for i, row := range statTable {
+		switch f := fields.Field(i); {
+		case f.Name != row.name:
+			t.Errorf("row %d of statTable is %s, field %d of Stats %s", i, row.name, i, f.Name)
+		case row.help != comments[f.Name] || !strings.HasSuffix(row.help, "."):
+			t.Errorf("%s: the help is %q, the comment %q; want the same sentence", f.Name, row.help, comments[f.Name])
+		case row.unit == "" || row.read == nil:
+			t.Errorf("%s has no unit, or is not read", f.Name)
+		case row.gauge != strings.Contains(row.help, " now"):
+			t.Errorf("%s: a gauge, and it alone, tells of now: %q", f.Name, row.help)
+		case !row.gauge && f.Type.Kind() != reflect.Uint64:
+			t.Errorf("%s is a counter and no uint64", f.Name)
+		}
+	}
+}
+
+// Each counter gets a number of its own, and Stats must show it where it belongs.
+func TestEachFieldOfStatsIsReadFromItsOwnCounter(t *testing.T) {
+	c, err := New(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	want := map[string]uint64{}
+	n := uint64(1 << 20)
+	next := func() uint64 { n += 1 << 20; return n }
+
+	stats := reflect.ValueOf(&c.stats).Elem()
+	aside := map[string]string{ // of another name, or of none
+		"batchHits": "LocalHits", "asides": "", "dials": "DialAttempts",
+	}
+	for i := range stats.NumField() {
+		counter := (*atomic.Uint64)(unsafe.Pointer(stats.Field(i).UnsafeAddr()))
+		counter.Store(next())
+		field := stats.Type().Field(i).Name
+		name, ok := aside[field]
+		if !ok {
+			name = strings.ToUpper(field[:1]) + field[1:]
+		}
+		want[name] += n
+	}
+	delete(want, "")
+
+	// Those that are counted elsewhere.
+	call, _ := c.fence.enter()
+	call.hit()
+	want["LocalHits"]++
+	c.local.evicted.Store(next())
+	want["LocalEvicted"] = n
+	c.local.dropped.Store(next())
+	want["LocalDropped"] = n
+	c.routes = &routes{home: &link{breaker: new(breaker)}}
+	c.routes.home.breaker.opens.Store(next())
+	want["BreakerOpens"] = n
+	c.journal.keys.Store(int64(next()))
+	want["JournalKeys"] = n
+	c.journal.bytes.Store(int64(next()))
+	want["JournalBytes"] = n
+	c.journal.held.n.Store(int64(next()))
+	want["HeldKeys"] = n
+	c.local.overlay.Add(int64(next()))
+	want["LocalBytes"] = n
+	c.local.entries.Add(int64(next()))
+	want["LocalEntries"] = n
+
+	s := c.Stats()
+	c.routes = nil
+	c.journal.keys.Store(0)
+	c.local.overlay.Store(0)
+	var names []string
+	for st := range s.All() {
+		names = append(names, st.Name)
+		if st.Value != want[st.Name] || st.Value == 0 {
+			t.Errorf("%s is %d, want %d", st.Name, st.Value, want[st.Name])
+		}
+		if got := reflect.ValueOf(s).FieldByName(st.Name); got.CanInt() && uint64(got.Int()) != st.Value || got.CanUint() && got.Uint() != st.Value {
+			t.Errorf("%s is %v in Stats, %d in All", st.Name, got, st.Value)
+		}
+		delete(want, st.Name)
+	}
+	if len(want) > 0 {
+		t.Errorf("counted and not shown: %v", want)
+	}
+	if slices.Contains(names, "") || len(names) != len(statTable) {
+		t.Errorf("All yields %v", names)
+	}
+}
