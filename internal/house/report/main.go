@@ -2,7 +2,7 @@
 // which arch_test.go sets bounds. Run it in the module's directory:
 //
 //	go run ./internal/house/report        the table, and the largest knot of each package
-//	go run ./internal/house/report -v     with each local that shadows a name, and each file's edges
+//	go run ./internal/house/report -v     with each local that shadows a name, each file's edges, and the locks
 package main
 
 import (
@@ -69,5 +69,23 @@ func report(w io.Writer, packages []*house.Package, verbose bool) error {
 			}
 		}
 	}
+	if verbose {
+		printLocks(w, packages)
+	}
 	return nil
+}
+
+// printLocks prints the order of the locks and the other things done under them.
+func printLocks(w io.Writer, packages []*house.Package) {
+	fmt.Fprintln(w, "\nWhile a lock is held:")
+	for _, h := range house.Locks(packages) {
+		switch h.Kind {
+		case house.TakesLock:
+			fmt.Fprintf(w, "%s > %s: %s\n", h.Lock, h.Does, h.By)
+		case house.CallsOut:
+			fmt.Fprintf(w, "%s, calls %s: %s\n", h.Lock, h.Does, h.By)
+		default:
+			fmt.Fprintf(w, "%s, %s: %s\n", h.Lock, h.Does, h.By)
+		}
+	}
 }
