@@ -143,8 +143,8 @@ func (w *walker) note(held locks, kind HeldKind, does string, pos token.Pos) {
 }
 
 // block walks statements; open says that the end is reached.
-func (w *walker) block(list []ast.Stmt, held locks) (end locks, open bool) {
-	for _, s := range list {
+func (w *walker) block(body []ast.Stmt, held locks) (end locks, open bool) {
+	for _, s := range body {
 		if held, open = w.stmt(s, held); !open {
 			return held, false
 		}
