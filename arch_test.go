@@ -118,18 +118,6 @@ func TestEachDependencyIsImportedByItsOwnFilesAlone(t *testing.T) {
 	}
 }
 
-func TestInternalPackagesNeedTheStandardLibraryOnly(t *testing.T) {
-	for _, dir := range []string{"internal/resp", "internal/redistest", "internal/wal"} {
-		for _, s := range sources(t, dir, notTest) {
-			for _, path := range s.imports() {
-				if thirdParty(path) || strings.HasPrefix(path, modulePath) {
-					t.Errorf("%s imports %s", s.path, path)
-				}
-			}
-		}
-	}
-}
-
 func TestOnlyTheGroupStartsGoroutines(t *testing.T) {
 	for _, s := range sources(t, ".", notTest) {
 		if s.path == "group.go" {

@@ -1,0 +1,174 @@
+package holdfast
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// The layers are checked here: between the packages of the module by their
+// imports, within the root by the uses of declarations. A file that is to become
+// part of a package of its own has a layer of its own already.
+
+// layer is a group of root files and the layers that it may use beside itself.
+type layer struct {
+	name  string
+	uses  []string
+	files []string
+}
+
+// layers go from the lowest to the highest; a layer uses lower ones alone. A leaf
+// uses nothing. The api is the vocabulary of all. The four rooms flight, local,
+// journal and link do not know each other: the core puts them together. The typed
+// and the drop-in interface stand on the core and do not know each other either.
+var layers = []layer{
+	{"clock", nil, []string{"clock.go"}},
+	{"inflight", nil, []string{"fence.go"}},
+	{"group", nil, []string{"group.go"}},
+	{"api", []string{"clock", "group"}, []string{
+		"allow.go", "doc.go", "errors.go", "health.go", "hooks.go", "options.go", "stats.go",
+	}},
+	{"flight", []string{"clock", "group", "api"}, []string{"flight.go", "run.go"}},
+	{"local", []string{"clock", "group", "api"}, []string{"decoded.go", "entry.go", "local.go"}},
+	{"journal", []string{"clock", "group", "api"}, []string{
+		"held.go", "intent.go", "journal.go", "journal_file.go", "record.go", "settle.go",
+	}},
+	{"link", []string{"clock", "inflight", "group", "api"}, []string{
+		"attempt.go", "breaker.go", "budget.go", "causes.go", "cluster.go", "conn.go", "credentials.go",
+		"emptied.go", "handshake.go", "hearing.go", "isolation.go", "lacks.go", "link.go", "manner.go",
+		"moment.go", "own.go", "own_stream.go", "probe.go", "remote.go", "route.go", "scripts.go",
+		"sentinel.go", "session.go", "slot.go", "tls.go", "tracking.go",
+	}},
+	{"core", []string{"clock", "inflight", "group", "api", "flight", "local", "journal", "link"}, []string{
+		"beside.go", "cache.go", "closing.go", "commands.go", "lease.go", "lifecycle.go", "load.go",
+		"load_many.go", "loading.go", "news.go", "open.go", "precedence.go", "replay.go", "replay_pace.go",
+		"replay_plain.go", "replay_script.go", "request.go", "write.go",
+	}},
+	{"typed", []string{"clock", "inflight", "group", "api", "flight", "local", "journal", "link", "core"}, []string{
+		"codec.go", "typed.go", "typed_load.go", "typed_many.go",
+	}},
+	{"drop-in", []string{"clock", "inflight", "group", "api", "flight", "local", "journal", "link", "core"}, []string{
+		"client.go", "client_dedicated.go", "client_hooks.go", "client_keys.go", "client_listen.go",
+		"client_own.go", "client_pass.go", "client_read.go", "client_reply.go", "client_run.go", "client_write.go",
+	}},
+}
+
+// exceptionsFile lists the uses that the layers forbid and that the code has
+// nevertheless, one a line: the file, its layer, the declaration and its layer.
+const (
+	exceptionsFile = "testdata/layers.txt"
+	mostExceptions = 117
+)
+
+// rooms are the packages under internal and what each may import beside the standard
+// library.
+var rooms = map[string][]string{
+	"internal/house":        nil,
+	"internal/house/report": {modulePath + "/internal/house"},
+	"internal/redistest":    nil,
+	"internal/resp":         nil,
+	"internal/wal":          nil,
+}
+
+func TestInternalPackagesImportWhatTheirRoomAllows(t *testing.T) {
+	there := map[string]bool{}
+	walk(t, func(path string) {
+		if dir := filepath.ToSlash(filepath.Dir(path)); strings.HasPrefix(dir, "internal/") && strings.HasSuffix(path, ".go") {
+			there[dir] = true
+		}
+	})
+	for dir := range there {
+		allowed, ok := rooms[dir]
+		if !ok {
+			t.Errorf("%s is not in the table of rooms", dir)
+			continue
+		}
+		for _, s := range sources(t, dir, notTest) {
+			for _, path := range s.imports() {
+				if (thirdParty(path) || strings.HasPrefix(path, modulePath)) && !slices.Contains(allowed, path) {
+					t.Errorf("%s imports %s", s.path, path)
+				}
+			}
+		}
+	}
+	for dir := range rooms {
+		if !there[dir] {
+			t.Errorf("the table of rooms names %s, which is not there", dir)
+		}
+	}
+}
+
+func TestLayersUseLowerOnesAlone(t *testing.T) {
+	below, of := map[string]bool{}, map[string]layer{}
+	for _, l := range layers {
+		for _, lower := range l.uses {
+			if !below[lower] {
+				t.Errorf("the layer %s uses %s, which is not below it", l.name, lower)
+			}
+		}
+		below[l.name] = true
+		for _, file := range l.files {
+			if of[file].name != "" {
+				t.Errorf("%s is in two layers", file)
+			}
+			of[file] = l
+		}
+	}
+	p := root(t)
+	there := map[string]bool{}
+	for _, file := range p.Files {
+		there[file.Name] = true
+		if of[file.Name].name == "" {
+			t.Errorf("%s is in no layer; add it to one in the table above", file.Name)
+		}
+	}
+	for file := range of {
+		if !there[file] {
+			t.Errorf("the table of layers names %s, which is not there", file)
+		}
+	}
+	found := map[string]bool{}
+	for _, u := range p.Uses() {
+		from, to := of[u.From], of[u.To]
+		if from.name != to.name && !slices.Contains(from.uses, to.name) {
+			found[fmt.Sprintf("%s (%s) uses %s of %s (%s)", u.From, from.name, u.Decl, u.To, to.name)] = true
+		}
+	}
+	compareExceptions(t, slices.Sorted(maps.Keys(found)))
+}
+
+// compareExceptions compares the uses that the layers forbid with the list of those
+// that are known. The list may only become shorter: HOLDFAST_UPDATE=1 writes it anew
+// (names change, and so do files), but not longer than mostExceptions.
+func compareExceptions(t *testing.T, found []string) {
+	t.Helper()
+	known := strings.Split(strings.TrimSpace(readFile(t, exceptionsFile)), "\n")
+	if os.Getenv("HOLDFAST_UPDATE") != "" && len(found) <= mostExceptions {
+		text := strings.Join(found, "\n") + "\n"
+		if err := os.WriteFile(exceptionsFile, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		known = found
+	}
+	known = slices.DeleteFunc(known, func(line string) bool { return line == "" })
+	for _, line := range found {
+		if !slices.Contains(known, line) {
+			t.Errorf("%s: that is upwards or sideways; move the declaration, or pass what is needed from above", line)
+		}
+	}
+	for _, line := range known {
+		if !slices.Contains(found, line) {
+			t.Errorf("%s lists %q, which is no longer so; HOLDFAST_UPDATE=1 removes it", exceptionsFile, line)
+		}
+	}
+	switch {
+	case len(found) > mostExceptions:
+		t.Errorf("%d exceptions to the layers, over %d", len(found), mostExceptions)
+	case len(found) < mostExceptions:
+		t.Errorf("%d exceptions to the layers are left; set mostExceptions, now %d, to that", len(found), mostExceptions)
+	}
+}
