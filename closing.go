@@ -99,17 +99,17 @@ func (j *journal) undeliveredKeys() []string {
 	return keys
 }
 
-// Undelivered is the error of Close and Shutdown: what the journal still held.
-type Undelivered struct {
+// UndeliveredError is the error of Close and Shutdown: what the journal still held.
+type UndeliveredError struct {
 	Keys int   // writes that did not reach Redis
 	Err  error // why not
 }
 
-func (u *Undelivered) Error() string {
+func (u *UndeliveredError) Error() string {
 	return fmt.Sprintf("holdfast: close: %d writes did not reach redis: %v", u.Keys, u.Err)
 }
 
-func (u *Undelivered) Unwrap() error { return u.Err }
+func (u *UndeliveredError) Unwrap() error { return u.Err }
 
 // lost is what Close and Shutdown say of writes that did not reach Redis, by error, log
 // line and hook; nil where there are none. The workers have ended, the notifier has not.
@@ -129,7 +129,7 @@ func (c *Cache) lost(why error, shutdown bool) error {
 	if why == nil {
 		why = errUndelivered
 	}
-	u := &Undelivered{Keys: n, Err: why}
+	u := &UndeliveredError{Keys: n, Err: why}
 	if !onDisk {
 		c.notify.undelivered(c.journal.undeliveredKeys(), why)
 	}

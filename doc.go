@@ -85,7 +85,7 @@
 // GetOrLoad, GetOrLoadMany and Load ask a function of the caller's where the tiers
 // have nothing. In one process a key is loaded once at a time, for all who ask
 // meanwhile. A load is bound to none of them: it goes on as long as one waits, or a
-// refresh wants it, and ends with Load.HardLimit. So these calls wait for as long as
+// refresh wants it, and ends with Load.HardTimeout. So these calls wait for as long as
 // their contexts allow, once Redis has had its Options.Timeout.
 //
 // Among processes that share a Redis, one has a lease on the key, and the others wait

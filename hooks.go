@@ -38,11 +38,13 @@ type StateChange struct {
 	Shard    string // in a cluster, the address of the master that it is about
 }
 
-// Replay says what one round of draining the journal did, in keys.
+// Replay says what one round of draining the journal did, in keys. The fields count what
+// the fields of the same name in Stats count.
 type Replay struct {
 	Replayed   int // Redis holds what was wanted
 	Superseded int // somebody else wrote meanwhile: deleted, or left alone
-	Refused    int // Redis refused the entry: it is held, or a set became a delete
+	Held       int // Redis refused the entry for itself: it stays, see Cache.Held
+	Rejected   int // sets that Redis refused for good, or hung up on: they became deletes
 	Left       int // still to be replayed
 }
 

@@ -244,7 +244,7 @@ const (
 // It delivers for as long as Redis takes the writes, or the first attempt to reach it is
 // under way, and for Options.CloseTimeout at most; with an empty journal, once an attempt
 // has failed and in an outage it waits for nothing. What Redis did not get is lost, unless
-// Journal.Dir has it: the error is then an *Undelivered that counts the writes, there is
+// Journal.Dir has it: the error is then an *UndeliveredError that counts the writes, there is
 // one line in the log, and Hooks.OnDrop hears of each. Shutdown takes longer to deliver,
 // if it is let. Beside a Shutdown Close delivers nothing, and cuts it short.
 //
@@ -320,7 +320,7 @@ func (c *Cache) left() bool {
 
 // Shutdown turns away new calls, lets those in flight end, drains the journal for
 // as long as ctx allows, and closes. Where writes remain undelivered it returns an
-// *Undelivered that counts them. A Close beside it cuts the drain short.
+// *UndeliveredError that counts them. A Close beside it cuts the drain short.
 func (c *Cache) Shutdown(ctx context.Context) error {
 	c.shutting.Store(true)
 	if !c.fence.close() {

@@ -12,10 +12,10 @@ import (
 // can tell whether it changed (an ETag, a version) may answer with NotModified.
 //
 // It runs on a goroutine of its own, for all who ask for the key meanwhile. Its
-// context has the values of the first caller's and ends with Load.HardLimit, when
+// context has the values of the first caller's and ends with Load.HardTimeout, when
 // the Cache is closed, or when nobody waits for the load any more. It may use the
 // Cache for other keys; asking for its own is an error. A panic is one, too.
-type LoadFunc func(ctx context.Context, had Entry) (Loaded, error)
+type LoadFunc func(ctx context.Context, had *Entry) (Loaded, error)
 
 // Loaded is what a LoadFunc returns.
 type Loaded struct {
@@ -57,7 +57,7 @@ func (p *PanicError) Unwrap() error {
 // call.
 //
 // Errors: load's own, in an *Error; ErrNotFound among them, which is remembered for
-// Load.NotFoundTTL; *PanicError; one that says that Load.HardLimit has passed, or that
+// Load.NotFoundTTL; *PanicError; one that says that Load.HardTimeout has passed, or that
 // the loader asked for its own key; those of Get but for ErrMiss. See LoadOptions for
 // what may answer in place of an error.
 //
@@ -85,8 +85,8 @@ func (c *Cache) GetOrLoad(ctx context.Context, key string, ttl time.Duration, lo
 // Load is GetOrLoad with options of its own, a loader that sees the copy there was,
 // and the circumstances of the answer. The Entry's Tier is Loader for what this call
 // waited for.
-func (c *Cache) Load(ctx context.Context, key string, ttl time.Duration, o LoadOptions, load LoadFunc) (Entry, error) {
-	return c.load(ctx, "load", key, ttl, o.over(c.opts.Load), nil, load)
+func (c *Cache) GetOrLoadWith(ctx context.Context, key string, ttl time.Duration, o LoadOptions, load LoadFunc) (Entry, error) {
+	return c.load(ctx, "getorloadwith", key, ttl, o.over(c.opts.Load), nil, load)
 }
 
 // load is Load for who cannot use every value: one of which usable says no is as if it
@@ -113,7 +113,7 @@ func (c *Cache) load(ctx context.Context, op, key string, ttl time.Duration, o L
 		v.hit()
 		return Entry{Value: e.bytes(), Tier: Local, TTL: left(now, e.expires.Load())}, nil
 	}
-	if err := o.validate(); err != nil {
+	if err := o.validateWithin(c.opts.Load); err != nil {
 		return Entry{}, loadError(op, key, errors.Join(err...))
 	}
 	r := newRequest(op, key, h, ttl, o, load)
@@ -145,7 +145,7 @@ func loadError(op, key string, err error) error {
 
 // plainly makes a LoadFunc of a loader that knows nothing of copies.
 func plainly(load func(context.Context) ([]byte, error)) LoadFunc {
-	return func(ctx context.Context, _ Entry) (Loaded, error) {
+	return func(ctx context.Context, _ *Entry) (Loaded, error) {
 		value, err := load(ctx)
 		return Loaded{Value: value}, err
 	}
@@ -167,7 +167,7 @@ func (c *Cache) loaded(ctx context.Context, r *request, v *visit) (Entry, error)
 	defer v.leave()
 	it, parent := &r.items[0], runOf(ctx)
 	for {
-		if c.knownAbsent(it.h, r.o) {
+		if c.knownAbsent(it.h, r) {
 			return Entry{}, loadError(r.op, it.key, ErrNotFound)
 		}
 		f, role, err := c.flights.join(it.h, newRun(), parent)
@@ -177,11 +177,22 @@ func (c *Cache) loaded(ctx context.Context, r *request, v *visit) (Entry, error)
 		switch role {
 		case leads:
 			it.f = f
+			if r.reload {
+				f.run.want()
+			}
 			c.lead(ctx, r, it, parent, v)
 			v.leave()
 			return c.await(ctx, r, it, f, parent)
 		case waits:
 			v.leave()
+			if r.reload && !r.mayShare {
+				err := c.over(ctx, f)
+				c.flights.leave(f, parent)
+				if err != nil {
+					return Entry{}, err
+				}
+				return c.again(ctx, r.anew(it))
+			}
 			c.stats.loadsShared.Add(1)
 			return c.await(ctx, r, it, f, parent)
 		case yields:
@@ -221,8 +232,8 @@ func (c *Cache) lead(ctx context.Context, r *request, it *loadItem, parent *run,
 }
 
 // knownAbsent says whether a loader said lately that there is no such thing.
-func (c *Cache) knownAbsent(h keyHash, o LoadOptions) bool {
-	if o.NotFoundTTL <= 0 {
+func (c *Cache) knownAbsent(h keyHash, r *request) bool {
+	if r.o.NotFoundTTL <= 0 || r.reload {
 		return false
 	}
 	e := c.local.get(h)
@@ -247,7 +258,7 @@ func (c *Cache) find(ctx context.Context, r *request, it *loadItem, v *visit) bo
 		}
 		c.flights.arm(it.f)
 		it.base = ""
-		if c.knownAbsent(it.h, r.o) {
+		if c.knownAbsent(it.h, r) {
 			return c.flights.end(it.f, Entry{}, loadError(r.op, it.key, ErrNotFound), 0)
 		}
 		now := c.clock.now()
@@ -300,13 +311,13 @@ func (c *Cache) begin(ctx context.Context, r *request) {
 }
 
 // await waits for the flight, as long as the caller's context allows and no longer
-// than SoftLimit, if a stale copy can stand in for it.
+// than SoftTimeout, if a stale copy can stand in for it.
 func (c *Cache) await(ctx context.Context, r *request, it *loadItem, f *flight, parent *run) (Entry, error) {
 	defer c.flights.leave(f, parent)
 	var soft <-chan time.Time
-	if r.o.SoftLimit > 0 {
+	if r.o.SoftTimeout > 0 {
 		if _, ok := c.standInNow(r, it); ok {
-			t := time.NewTimer(r.o.SoftLimit)
+			t := time.NewTimer(r.o.SoftTimeout)
 			defer t.Stop()
 			soft = t.C
 		}

@@ -137,7 +137,7 @@ func (b *batch) board(keys []string, v *visit) {
 func (b *batch) boardOne(it loadItem, v *visit) {
 	c := b.cache
 	for {
-		if c.knownAbsent(it.h, b.request.o) {
+		if c.knownAbsent(it.h, &b.request) {
 			return
 		}
 		f, role, err := c.flights.join(it.h, b.own, b.parent)
@@ -207,7 +207,7 @@ func (b *batch) readOnce(ctx context.Context, items []loadItem, v *visit) (misse
 		it.base = ""
 		it.token = c.local.token(it.h, c.domainOf(it.key))
 		it.seen = c.local.get(it.h)
-		if c.knownAbsent(it.h, b.request.o) {
+		if c.knownAbsent(it.h, &b.request) {
 			c.flights.end(it.f, Entry{}, b.request.fail(&it, ErrNotFound), 0)
 			continue
 		}

@@ -10,7 +10,7 @@ import (
 )
 
 var (
-	errHardLimit   = errors.New("holdfast: the load did not end within Load.HardLimit")
+	errHardTimeout = errors.New("holdfast: the load did not end within Load.HardTimeout")
 	errGoexit      = errors.New("holdfast: the loader, or the codec, called runtime.Goexit")
 	errNotModified = errors.New("holdfast: the loader says that the copy is still right, and was given none")
 )
@@ -27,7 +27,7 @@ func (c *Cache) fly(ctx context.Context, r *request) {
 	}
 	// Should a codec end the goroutine; else they have ended by then.
 	defer c.giveUp(r, refs(r.items), errGoexit)
-	taken, err := c.takePlace(ctx, run, r.o.HardLimit)
+	taken, err := c.takePlace(ctx, run, r.o.HardTimeout)
 	if err != nil {
 		c.giveUp(r, refs(r.items), err)
 		return
@@ -51,11 +51,11 @@ func (c *Cache) fly(ctx context.Context, r *request) {
 		c.giveBack(items[0].key, l)
 		return
 	}
-	limited, stop := context.WithTimeout(ctx, r.o.HardLimit)
+	limited, stop := context.WithTimeout(ctx, r.o.HardTimeout)
 	defer stop()
 	defer context.AfterFunc(limited, func() {
 		if limited.Err() == context.DeadlineExceeded {
-			c.giveUp(r, items, errHardLimit)
+			c.giveUp(r, items, errHardTimeout)
 		}
 	})()
 	// Deferred: a loader may end its goroutine.
@@ -71,7 +71,7 @@ func refs(items []loadItem) []*loadItem {
 	return all
 }
 
-// takePlace waits for a place among MaxLoads, and says whether it has taken one. What a
+// takePlace waits for a place among Load.MaxConcurrent, and says whether it has taken one. What a
 // load waits for that has one needs none: it might wait for the place of that load.
 func (c *Cache) takePlace(ctx context.Context, r *run, limit time.Duration) (taken bool, err error) {
 	if c.places == nil {
@@ -85,7 +85,7 @@ func (c *Cache) takePlace(ctx context.Context, r *run, limit time.Duration) (tak
 	case <-r.urged():
 		return false, nil
 	case <-t.C:
-		return false, errHardLimit
+		return false, errHardTimeout
 	case <-ctx.Done():
 		return false, errAgain // nobody waits, or the Cache is closed
 	}
@@ -186,7 +186,7 @@ func (c *Cache) land(ctx context.Context, r *request, items []*loadItem, l *leas
 		case it.err == nil:
 			it.err = c.accept(r, it)
 		case ctx.Err() == context.DeadlineExceeded:
-			it.err = r.fail(it, errHardLimit)
+			it.err = r.fail(it, errHardTimeout)
 		}
 		if it.err != nil && !errors.Is(it.err, ErrNotFound) && v.open {
 			rests[i] = c.pause(r, it, v)
@@ -261,7 +261,7 @@ func (c *Cache) keepLoaded(r *request, items []*loadItem, l *lease) {
 	for _, it := range items {
 		switch {
 		case errors.Is(it.err, ErrNotFound):
-			if (r.o.NotFoundTTL > 0 || r.early) && c.mayStore(it) {
+			if (r.o.NotFoundTTL > 0 || r.early || r.reload) && c.mayStore(it) {
 				c.keepAbsence(r, it)
 			}
 			continue
@@ -414,7 +414,7 @@ func (c *Cache) keepUntold(it *loadItem, e *entry, now int64) {
 // keepAbsence remembers that there is no such thing. Redis is told only where it holds
 // what was a good copy until now.
 func (c *Cache) keepAbsence(r *request, it *loadItem) {
-	if r.early && c.destination(it) == toTiers {
+	if (r.early || r.reload) && c.destination(it) == toTiers {
 		w := [1]change{{key: it.key, del: true, flight: it.f, seen: it.seen}}
 		c.write(context.Background(), r.op, w[:], 0)
 	}

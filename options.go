@@ -81,15 +81,6 @@ type Options struct {
 	Outage   OutageOptions
 	Load     LoadOptions
 
-	// MaxLoads is how many loads are under way in this Cache at a time, so that a
-	// cold start does not flatten the source. Default 0: no bound. A further load
-	// waits for its turn, for Load.HardLimit at most; who waits for it waits for as
-	// long as their own context allows. A load that a loader of this Cache waits for
-	// needs no turn: it might wait for that loader. A loader that does not heed its
-	// context counts until it returns, and without a bound nothing keeps callers who
-	// give up from starting further ones.
-	MaxLoads int
-
 	// Logger gets one line for each change of state, and for each new cause why Redis was
 	// not reached from the start, and none for a call.
 	// Default: nothing is logged.
@@ -363,9 +354,10 @@ type OutageOptions struct {
 	ServeStaleFor time.Duration
 }
 
-// LoadOptions says how GetOrLoad, GetOrLoadMany and Load treat what they load. In
-// Options they hold for every load of the Cache; a call of Load may have its own, of
-// which those that are zero are the Cache's, and those that are negative are off.
+// LoadOptions says how GetOrLoad, GetOrLoadMany, GetOrLoadWith and Refresh treat what they
+// load. In Options they hold for every load of the Cache. WithLoad and GetOrLoadWith take
+// options of their own: a zero field means the Cache's value, a negative one switches the
+// option off.
 type LoadOptions struct {
 	// TTLJitter is the part of a TTL, between 0 and 1, by which it is shortened at
 	// most, at random, so that what was loaded at one time does not end at one
@@ -383,21 +375,31 @@ type LoadOptions struct {
 	// it without a new load. Default 0: the error is the answer.
 	StaleIfError time.Duration
 
-	// SoftLimit is how long a caller for whom there is such a copy waits for the
+	// SoftTimeout is how long a caller for whom there is such a copy waits for the
 	// load; then it gets the copy, and the load goes on. Default 0: until the load
 	// has ended. It needs StaleIfError. Not for GetOrLoadMany.
-	SoftLimit time.Duration
+	SoftTimeout time.Duration
 
-	// HardLimit is how long a load may take. Then its context ends, and who waits
+	// HardTimeout is how long a load may take. Then its context ends, and who waits
 	// for it gets an error, also where the loader does not heed its context.
 	// Default 1m. It cannot be switched off.
-	HardLimit time.Duration
+	HardTimeout time.Duration
 
 	// NotFoundTTL is how long this process remembers that a loader said
 	// ErrNotFound, unless it hears that the key was written. Like a copy it is
 	// forgotten after Local.MaxTTL, and after Tracking.UntrackedTTL where the server
 	// does not tell. Default 1s; negative: not at all.
 	NotFoundTTL time.Duration
+
+	// MaxConcurrent bounds the loads that run at the same time in this Cache, so that
+	// a cold start does not flatten the source. Default 0: no bound. It belongs to the
+	// Cache: a LoadOptions of WithLoad or GetOrLoadWith has 0 or the Cache's number. A
+	// load over the bound waits for a place, for at most HardTimeout; its callers wait
+	// as long as their contexts allow. A load that a loader of this Cache waits for
+	// needs no place, because the two would wait for each other. A loader that ignores
+	// its context keeps its place until it returns. Without a bound nothing limits the
+	// loads that callers start and give up.
+	MaxConcurrent int
 
 	// Lease is how long one process may keep the others that share the Redis from
 	// loading a key that it loads. A process that cannot have it waits for what the
@@ -414,12 +416,13 @@ func (l LoadOptions) over(c LoadOptions) LoadOptions {
 	pick(&l.TTLJitter, c.TTLJitter)
 	pick(&l.EarlyRefresh, c.EarlyRefresh)
 	pick(&l.StaleIfError, c.StaleIfError)
-	pick(&l.SoftLimit, c.SoftLimit)
-	def(&l.HardLimit, c.HardLimit)
+	pick(&l.SoftTimeout, c.SoftTimeout)
+	def(&l.HardTimeout, c.HardTimeout)
 	def(&l.NotFoundTTL, c.NotFoundTTL)
 	def(&l.Lease, c.Lease)
+	def(&l.MaxConcurrent, c.MaxConcurrent)
 	if l.StaleIfError == 0 {
-		l.SoftLimit = 0
+		l.SoftTimeout = 0
 	}
 	return l
 }
@@ -443,7 +446,7 @@ func (o Options) withDefaults() Options {
 	def(&o.Journal.MaxKeys, 65536)
 	def(&o.Journal.MaxBytes, 64<<20)
 	def(&o.Journal.MaxRate, 100_000)
-	def(&o.Load.HardLimit, time.Minute)
+	def(&o.Load.HardTimeout, time.Minute)
 	def(&o.Load.NotFoundTTL, time.Second)
 	def(&o.Load.Lease, 3*time.Second)
 	def(&o.Redis.Dialer.Timeout, time.Second)
@@ -500,9 +503,6 @@ func (o Options) validate() error {
 	atLeast("Outage.ServeFor", o.Outage.ServeFor, 0)
 	atLeast("Outage.ServeStaleFor", o.Outage.ServeStaleFor, 0)
 	errs = append(errs, o.Load.validate()...)
-	if o.MaxLoads < 0 {
-		bad("MaxLoads is %d: it must not be negative", o.MaxLoads)
-	}
 	errs = append(errs, validateRedis(o.Redis)...)
 	return errors.Join(errs...)
 }
@@ -630,17 +630,30 @@ func (l LoadOptions) validate() []error {
 	if l.StaleIfError < 0 {
 		bad("Load.StaleIfError is %v: it must not be negative", l.StaleIfError)
 	}
-	if l.SoftLimit < 0 {
-		bad("Load.SoftLimit is %v: it must not be negative", l.SoftLimit)
+	if l.SoftTimeout < 0 {
+		bad("Load.SoftTimeout is %v: it must not be negative", l.SoftTimeout)
 	}
-	if l.SoftLimit > 0 && l.StaleIfError <= 0 {
-		bad("Load.SoftLimit is %v: without Load.StaleIfError there is nothing to serve when it ends", l.SoftLimit)
+	if l.SoftTimeout > 0 && l.StaleIfError <= 0 {
+		bad("Load.SoftTimeout is %v: without Load.StaleIfError there is nothing to serve when it ends", l.SoftTimeout)
 	}
-	if l.HardLimit < time.Millisecond {
-		bad("Load.HardLimit is %v: it must be at least 1ms", l.HardLimit)
+	if l.HardTimeout < time.Millisecond {
+		bad("Load.HardTimeout is %v: it must be at least 1ms", l.HardTimeout)
 	}
 	if l.Lease > 0 && l.Lease < 10*time.Millisecond {
 		bad("Load.Lease is %v: it must be at least 10ms, or negative for none", l.Lease)
+	}
+	if l.MaxConcurrent < 0 {
+		bad("Load.MaxConcurrent is %d: it must not be negative", l.MaxConcurrent)
+	}
+	return errs
+}
+
+// validateWithin is validate for the options of a Typed or of a call, with those of the
+// Cache behind them.
+func (l LoadOptions) validateWithin(c LoadOptions) []error {
+	errs := l.validate()
+	if l.MaxConcurrent != c.MaxConcurrent {
+		errs = append(errs, fmt.Errorf("holdfast: options: Load.MaxConcurrent is %d: the bound is the Cache's, %d", l.MaxConcurrent, c.MaxConcurrent))
 	}
 	return errs
 }

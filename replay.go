@@ -270,7 +270,7 @@ func (r *replayer) replay(ctx context.Context, s *session, tasks []task) (round 
 	// somebody else's; and what the round before has decided.
 	_, _ = r.journal.swept(ctx)
 	round, ok = r.pass(ctx, s, tasks, false)
-	if again, _ := r.journal.swept(ctx); again || round.Superseded+round.Refused > 0 {
+	if again, _ := r.journal.swept(ctx); again || round.Superseded+round.Held+round.Rejected > 0 {
 		r.wake() // what somebody else wrote is deleted by another round
 	}
 	return round, ok
@@ -325,7 +325,8 @@ func (r *replayer) pass(parent context.Context, s *session, tasks []task, asking
 func (r *Replay) add(more Replay) {
 	r.Replayed += more.Replayed
 	r.Superseded += more.Superseded
-	r.Refused += more.Refused
+	r.Held += more.Held
+	r.Rejected += more.Rejected
 }
 
 // conclude does with a task what the answer to it says.
@@ -424,7 +425,6 @@ func (p *pass) refused(t *task, c class, err error) {
 	// be taken for the cause.
 	p.failed = p.failed || strings.HasPrefix(err.Error(), "Protocol error")
 	if !t.del && tooLarge(err) {
-		p.round.Refused++
 		p.rejected(t)
 		p.settle(t, foundTheirs) // what is there may be older: another round deletes it
 		return
@@ -461,7 +461,7 @@ func (p *pass) hold(r *refusedTask) bool {
 		return false
 	}
 	if !again {
-		p.round.Refused++
+		p.round.Held++
 		p.stats.held.Add(1)
 	}
 	if news {
@@ -472,6 +472,7 @@ func (p *pass) hold(r *refusedTask) bool {
 
 // rejected tells of a set that is given up and becomes a delete.
 func (p *pass) rejected(t *task) {
+	p.round.Rejected++
 	p.stats.rejected.Add(1)
 	p.notify.drop(t.key, DropRejected)
 }
@@ -509,7 +510,6 @@ func (p *pass) postpone(t *task, c class, err error) {
 	}
 	p.journal.settle(*t, what, s.id, s.server, p.clock.now())
 	if what == foundCut && t.alone && t.cuts > suspectCuts && !t.del {
-		p.round.Refused++
 		p.rejected(t)
 		p.journal.giveUp(t)
 	}

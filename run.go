@@ -79,7 +79,7 @@ func (r *run) within(t *flights) bool {
 	return false
 }
 
-// urge has the run go on without a place among Options.MaxLoads: a load that has one
+// urge has the run go on without a place among Load.MaxConcurrent: a load that has one
 // waits for it, and might keep the last.
 func (r *run) urge() {
 	r.mu.Lock()

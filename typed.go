@@ -42,6 +42,7 @@ type Typed[V any] struct {
 	load   LoadOptions // with the Cache's where they are zero
 	clone  func(V) V
 	keeps  bool
+	owner  unsafe.Pointer // of the decoded values: the Typed that NewTyped made
 
 	size    int64 // of what is kept of a value, whatever its bytes
 	perByte int64 // and for each of those
@@ -54,7 +55,6 @@ type typedOptions struct {
 	prefix    string
 	ttl       time.Duration
 	load      LoadOptions
-	clone     any
 	undecoded bool
 }
 
@@ -74,12 +74,6 @@ func WithTTL(ttl time.Duration) TypedOption {
 // Cache's.
 func WithLoad(load LoadOptions) TypedOption {
 	return func(o *typedOptions) { o.load = load }
-}
-
-// WithClone gives each reader a copy, by the function given, of the value that is
-// kept. V must be the Typed's.
-func WithClone[V any](clone func(V) V) TypedOption {
-	return func(o *typedOptions) { o.clone = clone }
 }
 
 // WithoutDecoded keeps no decoded values: each read decodes its own, and the local
@@ -109,18 +103,22 @@ func NewTyped[V any](c *Cache, codec Codec[V], opts ...TypedOption) *Typed[V] {
 	}
 	t := &Typed[V]{c: c, codec: codec, prefix: o.prefix, ttl: o.ttl, keeps: !o.undecoded}
 	t.load = o.load.over(c.opts.Load)
-	if err := errors.Join(t.load.validate()...); err != nil {
+	if err := errors.Join(t.load.validateWithin(c.opts.Load)...); err != nil {
 		panic("holdfast: NewTyped: WithLoad: " + err.Error())
 	}
-	if o.clone != nil {
-		clone, ok := o.clone.(func(V) V)
-		if !ok || clone == nil {
-			panic(fmt.Sprintf("holdfast: NewTyped: WithClone has a nil function or a %T; it must be a %T", o.clone, clone))
-		}
-		t.clone = clone
-	}
+	t.owner = unsafe.Pointer(t)
 	t.size, t.perByte = t.footprint()
 	return t
+}
+
+// WithClone returns a Typed like t, each read of which returns a copy, made by clone, of
+// the value that is kept: its callers may change what they get. The two share the decoded
+// values, so code that only reads can go on with t. With a nil function the kept value
+// itself is returned.
+func (t *Typed[V]) WithClone(clone func(V) V) *Typed[V] {
+	cloning := *t
+	cloning.clone = clone
+	return &cloning
 }
 
 // footprint is what a kept value costs, and what more for each encoded byte.
@@ -187,7 +185,7 @@ func (t *Typed[V]) hit(ctx context.Context, key string) (*decodedAs[V], *entry, 
 	}
 	now := c.clock.now()
 	if e, fresh := c.look(t.hash(key), key, now); fresh {
-		if k := keptBy[V](e, unsafe.Pointer(t)); k != nil {
+		if k := keptBy[V](e, t.owner); k != nil {
 			lane.hit()
 			return k, e, now
 		}
@@ -255,7 +253,7 @@ func (t *Typed[V]) known(key string, b []byte) *decodedAs[V] {
 		return nil
 	}
 	if e := t.c.local.get(t.c.local.hash(key)); e != nil && e.holds(b) {
-		return keptBy[V](e, unsafe.Pointer(t))
+		return keptBy[V](e, t.owner)
 	}
 	return nil
 }
@@ -273,7 +271,7 @@ func (t *Typed[V]) keep(key string, b []byte, k *decodedAs[V]) {
 // theirs is an error. Nothing is held meanwhile: no lock, no place in the fence.
 func (t *Typed[V]) decodeNew(b []byte) (k *decodedAs[V], err error) {
 	size := min(t.size+t.perByte*int64(len(b)), math.MaxInt32)
-	k = &decodedAs[V]{decoded: decoded{owner: unsafe.Pointer(t), size: int32(size)}}
+	k = &decodedAs[V]{decoded: decoded{owner: t.owner, size: int32(size)}}
 	defer caught(&err)
 	k.value, err = t.codec.Decode(b)
 	return k, err

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// TypedLoaded is what the loader of Typed.Load returns; see Loaded.
+// TypedLoaded is what the loader of Typed.GetOrLoadWith returns; see Loaded.
 type TypedLoaded[V any] struct {
 	Value        V
 	NotModified  bool
@@ -40,22 +40,38 @@ func (t *Typed[V]) GetOrLoad(ctx context.Context, key string, ttl time.Duration,
 
 // getOrLoad is apart so that a hit makes no function.
 func (t *Typed[V]) getOrLoad(ctx context.Context, key string, ttl time.Duration, load func(context.Context) (V, error)) (TypedEntry[V], error) {
-	l := &typedLoad[V]{t: t, op: "getorload"}
-	if load != nil {
-		l.load = func(ctx context.Context, _ *TypedEntry[V]) (TypedLoaded[V], error) {
-			v, err := load(ctx)
-			return TypedLoaded[V]{Value: v}, err
-		}
-	}
+	l := &typedLoad[V]{t: t, op: "getorload", load: typedPlainly(load)}
 	return l.do(ctx, t.prefix+key, ttl, LoadOptions{})
 }
 
-// Load is GetOrLoad with options of its own, a loader that sees the copy that there
-// was, nil for none, and the circumstances of the answer; see Cache.Load. Options that
+// GetOrLoadWith is GetOrLoad with options of its own, a loader that sees the copy that there
+// was, nil for none, and the circumstances of the answer; see Cache.GetOrLoadWith. Options that
 // are zero are the Typed's, and where those are, too, the Cache's.
-func (t *Typed[V]) Load(ctx context.Context, key string, ttl time.Duration, o LoadOptions, load func(ctx context.Context, had *TypedEntry[V]) (TypedLoaded[V], error)) (TypedEntry[V], error) {
-	l := &typedLoad[V]{t: t, op: "load", load: load}
+func (t *Typed[V]) GetOrLoadWith(ctx context.Context, key string, ttl time.Duration, o LoadOptions, load func(ctx context.Context, had *TypedEntry[V]) (TypedLoaded[V], error)) (TypedEntry[V], error) {
+	l := &typedLoad[V]{t: t, op: "getorloadwith", load: load}
 	return l.do(ctx, t.prefix+key, ttl, o)
+}
+
+// Refresh calls load now, whether or not the tiers have a value, and keeps and returns
+// the value that it loads. It shares loads, waits, treats a load's errors and leaves the
+// old value in place as Cache.Refresh does; values are encoded and decoded as by
+// GetOrLoad.
+func (t *Typed[V]) Refresh(ctx context.Context, key string, ttl time.Duration, load func(context.Context) (V, error)) (V, error) {
+	l := &typedLoad[V]{t: t, op: "refresh", load: typedPlainly(load), reload: true}
+	e, err := l.do(ctx, t.prefix+key, ttl, LoadOptions{})
+	return e.Value, err
+}
+
+// typedPlainly makes a loader of the form of GetOrLoadWith out of one of GetOrLoad; nil
+// stays nil.
+func typedPlainly[V any](load func(context.Context) (V, error)) func(context.Context, *TypedEntry[V]) (TypedLoaded[V], error) {
+	if load == nil {
+		return nil
+	}
+	return func(ctx context.Context, _ *TypedEntry[V]) (TypedLoaded[V], error) {
+		v, err := load(ctx)
+		return TypedLoaded[V]{Value: v}, err
+	}
 }
 
 // typedLoad is one call that may load, for one key or several. What it decodes on the
@@ -65,6 +81,8 @@ type typedLoad[V any] struct {
 	t    *Typed[V]
 	op   string
 	load func(ctx context.Context, had *TypedEntry[V]) (TypedLoaded[V], error)
+	// reload: the values that the tiers have are no answer; see Refresh.
+	reload bool
 
 	seen struct {
 		sync.Mutex
@@ -84,9 +102,7 @@ func (l *typedLoad[V]) do(ctx context.Context, key string, ttl time.Duration, o 
 		return TypedEntry[V]{}, &Error{Op: l.op, Key: key, Tier: Loader, Err: errNilLoader}
 	}
 	for try := 1; ; try++ {
-		e, err := l.t.c.load(ctx, l.op, key, l.t.life(ttl), o.over(l.t.load),
-			l.usable,
-			func(ctx context.Context, had Entry) (Loaded, error) { return l.run(ctx, key, had) })
+		e, err := l.ask(ctx, key, l.t.life(ttl), o.over(l.t.load))
 		if err != nil {
 			return TypedEntry[V]{Tier: e.Tier, Degraded: e.Degraded}, err
 		}
@@ -98,6 +114,15 @@ func (l *typedLoad[V]) do(ctx context.Context, key string, ttl time.Duration, o 
 			return TypedEntry[V]{Tier: e.Tier, Degraded: e.Degraded}, err
 		}
 	}
+}
+
+// ask calls the Cache with a loader of bytes.
+func (l *typedLoad[V]) ask(ctx context.Context, key string, ttl time.Duration, o LoadOptions) (Entry, error) {
+	load := func(ctx context.Context, had *Entry) (Loaded, error) { return l.run(ctx, key, had) }
+	if l.reload {
+		return l.t.c.reload(ctx, l.op, key, ttl, o, load)
+	}
+	return l.t.c.load(ctx, l.op, key, ttl, o, l.usable, load)
 }
 
 // loadTries bounds how often a load is waited for that somebody else leads, with
@@ -115,20 +140,20 @@ func (l *typedLoad[V]) decode(key string, b []byte, from Tier) (V, error) {
 }
 
 // run calls the loader.
-func (l *typedLoad[V]) run(ctx context.Context, key string, had Entry) (Loaded, error) {
-	var copied *TypedEntry[V]
-	if had.Value != nil {
-		if e, err := l.t.entry(l.op, key, had); err == nil {
-			copied = &e
+func (l *typedLoad[V]) run(ctx context.Context, key string, had *Entry) (Loaded, error) {
+	var shown *TypedEntry[V]
+	if had != nil {
+		if e, err := l.t.entry(l.op, key, *had); err == nil {
+			shown = &e
 		}
 	}
-	made, err := l.load(ctx, copied)
+	made, err := l.load(ctx, shown)
 	if err != nil {
 		return Loaded{}, err
 	}
 	loaded := Loaded{NotModified: made.NotModified, TTL: made.TTL, StaleIfError: made.StaleIfError}
 	if made.NotModified {
-		if copied == nil {
+		if shown == nil {
 			return Loaded{}, errNotModified
 		}
 		return loaded, nil
