@@ -82,7 +82,7 @@
 //
 // # Loading
 //
-// GetOrLoad, GetOrLoadMany and Load ask a function of the caller's where the tiers
+// GetOrLoad, GetOrLoadMany and GetOrLoadWith ask a function of the caller's where the tiers
 // have nothing. In one process a key is loaded once at a time, for all who ask
 // meanwhile. A load is bound to none of them: it goes on as long as one waits, or a
 // refresh wants it, and ends with Load.HardTimeout. So these calls wait for as long as
@@ -113,7 +113,7 @@
 // NewTyped puts a Codec between a type and the bytes: JSON, Bytes, String, Binary, or any
 // two functions. What it decoded is kept beside the bytes, so a local hit decodes
 // nothing; it may be shared between callers, who must not change what it leads to,
-// unless WithClone or WithoutDecoded give each its own. What cannot be decoded is a
+// unless Typed.WithClone or WithoutDecoded give each its own. What cannot be decoded is a
 // miss, is counted, and is loaded anew. The module compress, below this one, has a
 // Codec that compresses.
 //
