@@ -38,7 +38,6 @@ func (c *Cache) Refresh(ctx context.Context, key string, ttl time.Duration, load
 
 // reload is Refresh with a loader of the form of GetOrLoadWith.
 func (c *Cache) reload(ctx context.Context, op, key string, ttl time.Duration, o LoadOptions, load LoadFunc) (Entry, error) {
-	o.StaleIfError, o.SoftTimeout = 0, 0
 	r := newRequest(op, key, c.local.hash(key), ttl, o, load)
 	r.reload, r.usable = true, unusable
 	for {

@@ -12,6 +12,30 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 )
 
+func TestARefreshThatFindsNothingTakesTheValueAway(t *testing.T) {
+	for name, notFound := range map[string]time.Duration{"remembered": 0, "not remembered": -1} {
+		backends(t, func(t *testing.T, ctx context.Context, b backend) {
+			o := at(b.addr)
+			o.Load.NotFoundTTL = notFound
+			// A copy does not stand in for a source that has none.
+			o.Load.StaleIfError = time.Hour
+			c := open(t, o)
+			ready(t, c)
+			must(t, c.Set(ctx, "k", []byte("old"), 0))
+			wantGet(t, c, "k", "old")
+			s := newSource("")
+			s.fail(holdfast.ErrNotFound)
+			if _, err := c.Refresh(ctx, "k", time.Hour, s.load); !errors.Is(err, holdfast.ErrNotFound) {
+				t.Errorf("%s: %v", name, err)
+			}
+			wantGet(t, c, "k", "")
+			if got, there := b.get("k"); there {
+				t.Errorf("%s: redis holds %q", name, got)
+			}
+		})
+	}
+}
+
 func wantRefresh(t *testing.T, c *holdfast.Cache, key string, s *source, want string) {
 	t.Helper()
 	got, err := c.Refresh(t.Context(), key, time.Hour, s.load)
