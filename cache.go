@@ -102,20 +102,20 @@ type Entry struct {
 //
 // The bytes may be shared: read them, do not write to them.
 func (c *Cache) Get(ctx context.Context, key string) ([]byte, error) {
-	lane, open := c.fence.enter()
+	sh, open := c.fence.enter()
 	if err := enterable(ctx, open); err != nil {
-		lane.leave()
+		sh.leave()
 		return nil, err
 	}
 	h, now := c.local.hash(key), c.clock.now()
 	e, fresh := c.look(h, key, now)
 	if fresh {
-		lane.hit()
+		sh.hit()
 		return e.bytes(), nil
 	}
-	defer lane.leave()
-	answer, err := c.read(ctx, "get", h, key, now, e)
-	return answer.Value, err
+	defer sh.leave()
+	got, err := c.read(ctx, "get", h, key, now, e)
+	return got.Value, err
 }
 
 // Lookup is Get with the circumstances. The Entry's Degraded is told beside
@@ -125,18 +125,18 @@ func (c *Cache) Lookup(ctx context.Context, key string) (Entry, error) {
 }
 
 func (c *Cache) lookup(ctx context.Context, op, key string) (Entry, error) {
-	lane, open := c.fence.enter()
+	sh, open := c.fence.enter()
 	if err := enterable(ctx, open); err != nil {
-		lane.leave()
+		sh.leave()
 		return Entry{}, err
 	}
 	h, now := c.local.hash(key), c.clock.now()
 	e, fresh := c.look(h, key, now)
 	if fresh {
-		lane.hit()
+		sh.hit()
 		return Entry{Value: e.bytes(), Tier: Local, TTL: left(now, e.expires.Load())}, nil
 	}
-	defer lane.leave()
+	defer sh.leave()
 	return c.read(ctx, op, h, key, now, e)
 }
 
@@ -157,7 +157,7 @@ func enterable(ctx context.Context, open bool) error {
 // entry is while the server is silent for too long.
 func (c *Cache) look(h keyHash, key string, now int64) (e *entry, fresh bool) {
 	if c.journal.keys.Load() != 0 {
-		if _, fenced := c.journal.get(h, key, now); fenced {
+		if _, inJournal := c.journal.get(h, key, now); inJournal {
 			return nil, false
 		}
 	}
@@ -172,10 +172,10 @@ func (c *Cache) look(h keyHash, key string, now int64) (e *entry, fresh bool) {
 // read answers what the local tier could not: from the journal, from Redis, or
 // with e, the copy in doubt, if the outage options allow it.
 func (c *Cache) read(ctx context.Context, op string, h keyHash, key string, now int64, e *entry) (Entry, error) {
-	if kept, found, fenced := c.journaled(h, key, now); found {
-		return kept, nil
-	} else if fenced {
-		return kept, ErrMiss
+	if got, answered, inJournal := c.journaled(h, key, now); answered {
+		return got, nil
+	} else if inJournal {
+		return got, ErrMiss
 	}
 	if err := checkKey(key); err != nil {
 		return Entry{}, &Error{Op: op, Tier: Remote, Err: err}
@@ -251,7 +251,7 @@ func (c *Cache) freshUntil(now, expires int64, told bool) int64 {
 
 // journaled answers for a fenced key: with its value, or with a miss where the key
 // was deleted or has expired.
-func (c *Cache) journaled(h keyHash, key string, now int64) (e Entry, found, fenced bool) {
+func (c *Cache) journaled(h keyHash, key string, now int64) (e Entry, answered, inJournal bool) {
 	f, ok := c.journal.get(h, key, now)
 	switch {
 	case !ok:

@@ -37,10 +37,10 @@ func (c *Cache) deliver() error {
 	tick := time.NewTicker(deliverTick)
 	defer tick.Stop()
 	for {
-		answers := !c.fence.drained() && c.clock.now()-began < int64(c.opts.Timeout) && slices.ContainsFunc(c.routes.links(), (*link).hopeful)
+		inFlight := !c.fence.drained() && c.clock.now()-began < int64(c.opts.Timeout) && slices.ContainsFunc(c.routes.links(), (*link).hopeful)
 		idle := c.journal.drained()
 		switch {
-		case answers:
+		case inFlight:
 		case idle == nil:
 			return nil
 		case !c.journal.deliverable(c.deliverableBy):
@@ -151,11 +151,11 @@ type stuck struct{ whom []string }
 func (s *stuck) add(whom ...string) { s.whom = append(s.whom, whom...) }
 
 // group waits for the group; foreign is what of the user's code it is in.
-func (s *stuck) group(g *group, foreign func() []string) {
+func (s *stuck) group(g *group, running func() []string) {
 	if g.wait(closeLimit) {
 		return
 	}
-	if named := foreign(); len(named) > 0 {
+	if named := running(); len(named) > 0 {
 		s.add(named...)
 		return
 	}
@@ -231,19 +231,19 @@ func (f *foreign) watch(o rueidis.ClientOption, workers *group) rueidis.ClientOp
 	if dial := o.DialCtxFn; dial != nil {
 		o.DialCtxFn = func(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (conn net.Conn, err error) {
 			const what = "Redis.DialCtxFn"
-			if ended := workers.call("dial", what, func() {
+			if died := workers.call("dial", what, func() {
 				defer f.enter("the dial function (" + what + ")")()
 				conn, err = dial(ctx, addr, nd, cfg)
-			}); ended != nil {
-				return nil, ended
+			}); died != nil {
+				return nil, died
 			}
 			return conn, err
 		}
 	}
-	if credentials := o.AuthCredentialsFn; credentials != nil {
+	if ask := o.AuthCredentialsFn; ask != nil {
 		o.AuthCredentialsFn = func(ctx rueidis.AuthCredentialsContext) (rueidis.AuthCredentials, error) {
 			defer f.enter("Redis.AuthCredentialsFn")()
-			return credentials(ctx)
+			return ask(ctx)
 		}
 	}
 	return o

@@ -63,9 +63,9 @@ func (p *PanicError) Unwrap() error {
 //
 // The bytes may be shared: read them, do not write to them.
 func (c *Cache) GetOrLoad(ctx context.Context, key string, ttl time.Duration, load func(context.Context) ([]byte, error)) ([]byte, error) {
-	lane, open := c.fence.enter()
+	sh, open := c.fence.enter()
 	if err := loadable(ctx, open, ttl, load == nil); err != nil {
-		lane.leave()
+		sh.leave()
 		return nil, loadError("getorload", key, err)
 	}
 	h, now := c.local.hash(key), c.clock.now()
@@ -74,10 +74,10 @@ func (c *Cache) GetOrLoad(ctx context.Context, key string, ttl time.Duration, lo
 		if part := c.opts.Load.EarlyRefresh; part > 0 && refreshDue(now, e.confirmed.Load(), e.expires.Load(), ttl, part) {
 			c.refresh(ctx, newRequest("getorload", key, h, ttl, c.opts.Load, plainly(load)))
 		}
-		lane.hit()
+		sh.hit()
 		return e.bytes(), nil
 	}
-	v := visit{&c.fence, lane, true}
+	v := visit{&c.fence, sh, true}
 	got, err := c.loaded(ctx, newRequest("getorload", key, h, ttl, c.opts.Load, plainly(load)), &v)
 	return got.Value, err
 }
@@ -92,17 +92,17 @@ func (c *Cache) GetOrLoadWith(ctx context.Context, key string, ttl time.Duration
 // load is Load for who cannot use every value: one of which usable says no is as if it
 // were not there, and is written over. nil: all are usable. The options have those of
 // the Cache behind them already.
-func (c *Cache) load(ctx context.Context, op, key string, ttl time.Duration, o LoadOptions, usable usable, load LoadFunc) (Entry, error) {
-	lane, open := c.fence.enter()
+func (c *Cache) load(ctx context.Context, op, key string, ttl time.Duration, o LoadOptions, accepts usable, load LoadFunc) (Entry, error) {
+	sh, open := c.fence.enter()
 	if err := loadable(ctx, open, ttl, load == nil); err != nil {
-		lane.leave()
+		sh.leave()
 		return Entry{}, loadError(op, key, err)
 	}
-	v := visit{&c.fence, lane, true}
+	v := visit{&c.fence, sh, true}
 	defer v.leave()
 	h, now := c.local.hash(key), c.clock.now()
 	e, fresh := c.look(h, key, now)
-	fresh = fresh && usable.of(key, e.bytes(), &v)
+	fresh = fresh && accepts.of(key, e.bytes(), &v)
 	if !v.open {
 		return Entry{}, ErrClosed
 	}
@@ -117,7 +117,7 @@ func (c *Cache) load(ctx context.Context, op, key string, ttl time.Duration, o L
 		return Entry{}, loadError(op, key, errors.Join(err...))
 	}
 	r := newRequest(op, key, h, ttl, o, load)
-	r.usable = usable
+	r.usable = accepts
 	return c.loaded(ctx, r, &v)
 }
 
@@ -146,8 +146,8 @@ func loadError(op, key string, err error) error {
 // plainly makes a LoadFunc of a loader that knows nothing of copies.
 func plainly(load func(context.Context) ([]byte, error)) LoadFunc {
 	return func(ctx context.Context, _ *Entry) (Loaded, error) {
-		value, err := load(ctx)
-		return Loaded{Value: value}, err
+		b, err := load(ctx)
+		return Loaded{Value: b}, err
 	}
 }
 
@@ -170,11 +170,11 @@ func (c *Cache) loaded(ctx context.Context, r *request, v *visit) (Entry, error)
 		if c.knownAbsent(it.h, r) {
 			return Entry{}, loadError(r.op, it.key, ErrNotFound)
 		}
-		f, role, err := c.flights.join(it.h, newRun(), parent)
+		f, as, err := c.flights.join(it.h, newRun(), parent)
 		if err != nil {
 			return Entry{}, loadError(r.op, it.key, err)
 		}
-		switch role {
+		switch as {
 		case leads:
 			it.f = f
 			if r.reload {
@@ -417,8 +417,8 @@ func entryOfCopy(e *entry, now int64, degraded bool) Entry {
 }
 
 // maySubstitute decides whether a copy with this end may stand in for a load.
-func maySubstitute(now, expires int64, grace time.Duration) bool {
-	return grace > 0 && (expires == never || now-expires < int64(grace))
+func maySubstitute(now, expires int64, limit time.Duration) bool {
+	return limit > 0 && (expires == never || now-expires < int64(limit))
 }
 
 // refreshDue decides whether a fresh copy is to be loaded anew: past that part of its
@@ -449,12 +449,12 @@ func (c *Cache) refresh(ctx context.Context, r *request) {
 	if !c.flights.idle(it.h) {
 		return
 	}
-	f, role, err := c.flights.join(it.h, newRun(), nil)
-	if err != nil || role == rests || role == yields {
+	f, as, err := c.flights.join(it.h, newRun(), nil)
+	if err != nil || as == rests || as == yields {
 		return
 	}
 	defer c.flights.leave(f, nil)
-	if role == waits {
+	if as == waits {
 		return
 	}
 	it.f, r.early = f, true

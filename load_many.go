@@ -20,7 +20,7 @@ func (c *Cache) GetOrLoadMany(ctx context.Context, keys []string, ttl time.Durat
 }
 
 // loadMany is GetOrLoadMany for who cannot use every value; see Cache.load.
-func (c *Cache) loadMany(ctx context.Context, keys []string, ttl time.Duration, o LoadOptions, usable usable, load func(context.Context, []string) (map[string][]byte, error)) (map[string][]byte, error) {
+func (c *Cache) loadMany(ctx context.Context, keys []string, ttl time.Duration, o LoadOptions, accepts usable, load func(context.Context, []string) (map[string][]byte, error)) (map[string][]byte, error) {
 	const op = "getorloadmany"
 	v := c.fence.visit()
 	if err := loadable(ctx, v.open, ttl, load == nil); err != nil {
@@ -29,7 +29,7 @@ func (c *Cache) loadMany(ctx context.Context, keys []string, ttl time.Duration, 
 	}
 	b := &batch{
 		cache: c, parent: runOf(ctx), own: newRun(), found: make(map[string][]byte, len(keys)),
-		request: request{op: op, ttl: ttl, o: o, batch: true, usable: usable, call: together(op, load)},
+		request: request{op: op, ttl: ttl, o: o, batch: true, usable: accepts, call: together(op, load)},
 	}
 	defer b.quit()
 	b.begin(ctx, keys, v)
@@ -49,8 +49,8 @@ func together(op string, load func(context.Context, []string) (map[string][]byte
 		}
 		err = loadError(op, "", err)
 		for _, it := range items {
-			if value, ok := values[it.key]; ok {
-				it.loaded, it.err = Loaded{Value: value}, nil
+			if b, ok := values[it.key]; ok {
+				it.loaded, it.err = Loaded{Value: b}, nil
 			} else {
 				it.err = err
 			}
@@ -104,7 +104,7 @@ func (b *batch) quit() {
 	t.drop(b.own)
 }
 
-// board answers what the local tier has, and finds each other key its flight.
+// board replies what the local tier has, and finds each other key its flight.
 func (b *batch) board(keys []string, v *visit) {
 	c, now := b.cache, b.cache.clock.now()
 	seen := make(map[string]bool, len(keys))
@@ -140,21 +140,21 @@ func (b *batch) boardOne(it loadItem, v *visit) {
 		if c.knownAbsent(it.h, &b.request) {
 			return
 		}
-		f, role, err := c.flights.join(it.h, b.own, b.parent)
+		f, as, err := c.flights.join(it.h, b.own, b.parent)
 		it.f = f
 		switch {
 		case err != nil:
 			b.errs = append(b.errs, loadError(b.request.op, it.key, err))
 			return
-		case role == leads:
+		case as == leads:
 			b.request.items = append(b.request.items, it)
 			b.seats = append(b.seats, it)
 			return
-		case role == waits:
+		case as == waits:
 			c.stats.loadsShared.Add(1)
 			b.seats = append(b.seats, it)
 			return
-		case role == yields:
+		case as == yields:
 			b.later = append(b.later, it)
 			return
 		}
@@ -175,10 +175,10 @@ func (b *batch) boardOne(it loadItem, v *visit) {
 // those that are to be loaded. See Cache.find.
 func (b *batch) read(ctx context.Context, v *visit) {
 	var missed []loadItem
-	pending := b.request.items
-	for try := 1; len(pending) > 0 && v.open; try++ {
+	rest := b.request.items
+	for try := 1; len(rest) > 0 && v.open; try++ {
 		var again []loadItem
-		for _, it := range b.readOnce(ctx, pending, v) {
+		for _, it := range b.readOnce(ctx, rest, v) {
 			switch {
 			case it.token.domain == nil: // this caller leaves; whoever else waits does not
 				missed = append(missed, it)
@@ -188,7 +188,7 @@ func (b *batch) read(ctx context.Context, v *visit) {
 				again = append(again, it)
 			}
 		}
-		pending = again
+		rest = again
 	}
 	b.request.items = missed
 }
@@ -217,10 +217,10 @@ func (b *batch) readOnce(ctx context.Context, items []loadItem, v *visit) (misse
 		} else if !v.open {
 			return nil
 		}
-		if e, found, fenced := c.journaled(it.h, it.key, now); found && !e.Stale && b.request.usable.of(it.key, e.Value, v) {
+		if e, answered, inJournal := c.journaled(it.h, it.key, now); answered && !e.Stale && b.request.usable.of(it.key, e.Value, v) {
 			c.flights.end(it.f, e, nil, 0)
 			continue
-		} else if fenced {
+		} else if inJournal {
 			it.answered = false
 			missed = append(missed, it)
 			continue
@@ -235,10 +235,10 @@ func (b *batch) readOnce(ctx context.Context, items []loadItem, v *visit) (misse
 		err error
 	}
 	// Decided on below: usable is the caller's code, and readMany holds a place in line.
-	answers := make([]answer, len(asked))
-	c.readMany(ctx, b.request.op, keys, now, func(i int, e Entry, err error) { answers[i] = answer{e, err} })
+	replies := make([]answer, len(asked))
+	c.readMany(ctx, b.request.op, keys, now, func(i int, e Entry, err error) { replies[i] = answer{e, err} })
 	for i, it := range asked {
-		e, err := answers[i].e, answers[i].err
+		e, err := replies[i].e, replies[i].err
 		switch {
 		case err == nil && !e.Stale && b.request.usable.of(it.key, e.Value, v):
 			c.flights.end(it.f, e, nil, 0)

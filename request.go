@@ -88,8 +88,8 @@ func newRequest(op, key string, h keyHash, ttl time.Duration, o LoadOptions, loa
 			it := items[0]
 			var had *Entry
 			if it.had.Value != nil {
-				shown := it.had
-				had = &shown
+				e := it.had
+				had = &e
 			}
 			it.loaded, it.err = load(ctx, had)
 		},

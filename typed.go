@@ -178,19 +178,19 @@ func (t *Typed[V]) hit(ctx context.Context, key string) (*decodedAs[V], *entry, 
 	if !t.keeps || t.prefix != "" && c.journal.keys.Load() != 0 {
 		return nil, nil, 0
 	}
-	lane, open := c.fence.enter()
+	sh, open := c.fence.enter()
 	if enterable(ctx, open) != nil {
-		lane.leave()
+		sh.leave()
 		return nil, nil, 0
 	}
 	now := c.clock.now()
 	if e, fresh := c.look(t.hash(key), key, now); fresh {
 		if k := keptBy[V](e, t.owner); k != nil {
-			lane.hit()
+			sh.hit()
 			return k, e, now
 		}
 	}
-	lane.leave()
+	sh.leave()
 	return nil, nil, 0
 }
 
@@ -247,8 +247,8 @@ func (t *Typed[V]) settle(op, key string, b []byte, k *decodedAs[V]) (V, error) 
 
 // known returns what is kept of these bytes.
 func (t *Typed[V]) known(key string, b []byte) *decodedAs[V] {
-	lane, open := t.c.fence.enter()
-	defer lane.leave()
+	sh, open := t.c.fence.enter()
+	defer sh.leave()
 	if !open || !t.keeps {
 		return nil
 	}
@@ -260,8 +260,8 @@ func (t *Typed[V]) known(key string, b []byte) *decodedAs[V] {
 
 // keep keeps k with the key's entry, if that still holds these bytes.
 func (t *Typed[V]) keep(key string, b []byte, k *decodedAs[V]) {
-	lane, open := t.c.fence.enter()
-	defer lane.leave()
+	sh, open := t.c.fence.enter()
+	defer sh.leave()
 	if open {
 		t.c.local.attach(t.c.local.hash(key), b, &k.decoded)
 	}
@@ -300,7 +300,7 @@ func (t *Typed[V]) handOut(op, key string, k *decodedAs[V]) (V, error) {
 	return v, err
 }
 
-func (t *Typed[V]) cloned(v V) (copied V, err error) {
+func (t *Typed[V]) cloned(v V) (out V, err error) {
 	defer caught(&err)
 	return t.clone(v), nil
 }

@@ -141,19 +141,19 @@ func (l *typedLoad[V]) decode(key string, b []byte, from Tier) (V, error) {
 
 // run calls the loader.
 func (l *typedLoad[V]) run(ctx context.Context, key string, had *Entry) (Loaded, error) {
-	var shown *TypedEntry[V]
+	var decodedHad *TypedEntry[V]
 	if had != nil {
 		if e, err := l.t.entry(l.op, key, *had); err == nil {
-			shown = &e
+			decodedHad = &e
 		}
 	}
-	made, err := l.load(ctx, shown)
+	made, err := l.load(ctx, decodedHad)
 	if err != nil {
 		return Loaded{}, err
 	}
 	loaded := Loaded{NotModified: made.NotModified, TTL: made.TTL, StaleIfError: made.StaleIfError}
 	if made.NotModified {
-		if shown == nil {
+		if decodedHad == nil {
 			return Loaded{}, errNotModified
 		}
 		return loaded, nil

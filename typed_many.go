@@ -9,9 +9,9 @@ import (
 // GetMany returns the values of the keys that are found and can be decoded; see
 // Cache.GetMany.
 func (t *Typed[V]) GetMany(ctx context.Context, keys ...string) (map[string]V, error) {
-	found, missing, errs := t.hits(ctx, "getmany", keys)
+	values, missing, errs := t.hits(ctx, "getmany", keys)
 	if len(missing) == 0 && len(keys) > 0 {
-		return found, errs.join()
+		return values, errs.join()
 	}
 	read, err := t.c.GetMany(ctx, missing...)
 	if read == nil {
@@ -20,11 +20,11 @@ func (t *Typed[V]) GetMany(ctx context.Context, keys ...string) (map[string]V, e
 	errs.also(err)
 	for key, b := range read {
 		v, err := t.decode("getmany", key, b, Local)
-		if !t.found(found, key, v, err) {
+		if !t.found(values, key, v, err) {
 			errs.also(err)
 		}
 	}
-	return found, errs.join()
+	return values, errs.join()
 }
 
 // GetOrLoadMany is GetMany, and one call of load for the keys that are missing; see
@@ -34,9 +34,9 @@ func (t *Typed[V]) GetOrLoadMany(ctx context.Context, keys []string, ttl time.Du
 	if load == nil {
 		return nil, &Error{Op: "getorloadmany", Tier: Loader, Err: errNilLoader}
 	}
-	found, missing, errs := t.hits(ctx, "getorloadmany", keys)
+	values, missing, errs := t.hits(ctx, "getorloadmany", keys)
 	if len(missing) == 0 && len(keys) > 0 {
-		return found, errs.join()
+		return values, errs.join()
 	}
 	l := &typedLoad[V]{t: t, op: "getorloadmany"}
 	for try := 1; ; try++ {
@@ -47,22 +47,22 @@ func (t *Typed[V]) GetOrLoadMany(ctx context.Context, keys []string, ttl time.Du
 		missing = nil // what somebody else loaded, with another codec, is to be loaded anew
 		for key, b := range read {
 			v, err := l.decode(key, b, Loader)
-			if t.found(found, key, v, err) && err != nil && try < loadTries {
+			if t.found(values, key, v, err) && err != nil && try < loadTries {
 				missing = append(missing, key)
 			} else {
 				errs.also(err)
 			}
 		}
 		if len(missing) == 0 || err != nil {
-			return found, errs.join()
+			return values, errs.join()
 		}
 	}
 }
 
 // hits takes what is kept with fresh local copies, and returns the whole keys of the
 // rest.
-func (t *Typed[V]) hits(ctx context.Context, op string, keys []string) (found map[string]V, missing []string, errs errorList) {
-	found = make(map[string]V, len(keys))
+func (t *Typed[V]) hits(ctx context.Context, op string, keys []string) (values map[string]V, missing []string, errs errorList) {
+	values = make(map[string]V, len(keys))
 	for _, key := range keys {
 		k, _, _ := t.hit(ctx, key)
 		if k == nil {
@@ -74,16 +74,16 @@ func (t *Typed[V]) hits(ctx context.Context, op string, keys []string) (found ma
 			errs.also(err)
 			continue
 		}
-		found[key] = v
+		values[key] = v
 	}
-	return found, missing, errs
+	return values, missing, errs
 }
 
 // found adds what was decoded of a whole key, and says whether the error is none to
 // tell: what cannot be decoded is only missing.
-func (t *Typed[V]) found(found map[string]V, key string, v V, err error) bool {
+func (t *Typed[V]) found(values map[string]V, key string, v V, err error) bool {
 	if err == nil {
-		found[key[len(t.prefix):]] = v
+		values[key[len(t.prefix):]] = v
 	}
 	return err == nil || errors.Is(err, ErrMiss)
 }
