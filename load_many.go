@@ -6,20 +6,19 @@ import (
 	"time"
 )
 
-// GetOrLoadMany is GetMany, and one call of load for the keys that are missing and
-// that nobody in this process loads already; for those it waits. A key that load does
-// not return is not found: it is absent from the map, and that is remembered for
-// Load.NotFoundTTL. What it returns beside the keys that it was asked for is not
-// looked at.
+// GetOrLoadMany is GetMany, and one call of load for the keys that are missing. A key that
+// another call in this process is loading is not loaded again: GetOrLoadMany waits for
+// that load. A key that load does not return is not found: it is absent from the map, and
+// this is remembered for Load.NotFoundTTL. Other keys that load returns are ignored.
 //
-// It waits as GetOrLoad does. The error is the one of GetMany, or of the load; what
-// was found nevertheless is returned beside it. Batches are shared within the process
-// and take no lease.
+// It waits as GetOrLoad does. The error is that of GetMany, or of the load; the values
+// that were found are returned beside it. Loads of batches are shared in the process and
+// take no lease.
 func (c *Cache) GetOrLoadMany(ctx context.Context, keys []string, ttl time.Duration, load func(context.Context, []string) (map[string][]byte, error)) (map[string][]byte, error) {
 	return c.loadMany(ctx, keys, ttl, c.opts.Load, nil, load)
 }
 
-// loadMany is GetOrLoadMany for who cannot use every value; see Cache.load.
+// loadMany is GetOrLoadMany for a caller that cannot use every value; see Cache.load.
 func (c *Cache) loadMany(ctx context.Context, keys []string, ttl time.Duration, o LoadOptions, accepts usable, load func(context.Context, []string) (map[string][]byte, error)) (map[string][]byte, error) {
 	const op = "getorloadmany"
 	v := c.fence.visit()
@@ -36,7 +35,7 @@ func (c *Cache) loadMany(ctx context.Context, keys []string, ttl time.Duration, 
 	return b.found, b.await(ctx)
 }
 
-// together asks the loader for all items at once.
+// together returns the function that calls the loader once for all items.
 func together(op string, load func(context.Context, []string) (map[string][]byte, error)) func(context.Context, []*loadItem) {
 	return func(ctx context.Context, items []*loadItem) {
 		keys := make([]string, len(items))
@@ -58,23 +57,23 @@ func together(op string, load func(context.Context, []string) (map[string][]byte
 	}
 }
 
-// batch is one call of GetOrLoadMany: a flight for each key that is nobody's yet, all
-// of one run, and a seat in those of others.
+// batch is one call of GetOrLoadMany. It leads a flight for each key that no other call is
+// loading, all of one run, and follows the flights of the other keys.
 type batch struct {
 	cache   *Cache
 	parent  *run
 	own     *run
-	request request // its items are the flights that the batch leads
+	request request // its items are of the flights that the batch leads
 	seats   []loadItem
-	later   []loadItem // those whose flights are to end first
+	later   []loadItem // keys of flights that must end first
 
 	found map[string][]byte
 	errs  []error
-	said  map[string]bool // their texts, as far as they are looked for
-	begun bool            // what it leads is found, or is being loaded
+	said  map[string]bool // texts of the errors of loads
+	begun bool            // the flights that it leads have ended or are being loaded
 }
 
-// begin is what is done inside the fence.
+// begin does the part of the call that is counted in.
 func (b *batch) begin(ctx context.Context, keys []string, v *visit) {
 	defer v.leave()
 	b.board(keys, v)
@@ -85,8 +84,8 @@ func (b *batch) begin(ctx context.Context, keys []string, v *visit) {
 	b.begun = v.open
 }
 
-// quit leaves the flights. Those that the batch leads are given up if it did not get to
-// load them: a codec has ended the goroutine, or the Cache is closed.
+// quit leaves the flights. If the batch did not start the load of the flights that it
+// leads, because a codec has ended the goroutine or the Cache is closed, it aborts them.
 func (b *batch) quit() {
 	t := b.cache.flights
 	if !b.begun {
@@ -104,7 +103,8 @@ func (b *batch) quit() {
 	t.drop(b.own)
 }
 
-// board replies what the local tier has, and finds each other key its flight.
+// board answers the keys that the local tier has, and joins or creates a flight for each
+// other key.
 func (b *batch) board(keys []string, v *visit) {
 	c, now := b.cache, b.cache.clock.now()
 	seen := make(map[string]bool, len(keys))
@@ -171,8 +171,8 @@ func (b *batch) boardOne(it loadItem, v *visit) {
 	}
 }
 
-// read asks the tiers for the keys that the batch leads, in one pipeline, and keeps
-// those that are to be loaded. See Cache.find.
+// read looks for the keys that the batch leads in the tiers, in one pipeline, and keeps
+// the keys that must be loaded. See Cache.find.
 func (b *batch) read(ctx context.Context, v *visit) {
 	var missed []loadItem
 	rest := b.request.items
@@ -180,7 +180,7 @@ func (b *batch) read(ctx context.Context, v *visit) {
 		var again []loadItem
 		for _, it := range b.readOnce(ctx, rest, v) {
 			switch {
-			case it.token.domain == nil: // this caller leaves; whoever else waits does not
+			case it.token.domain == nil: // this caller leaves; other callers may wait
 				missed = append(missed, it)
 			case b.cache.flights.load(it.f, try == findTries):
 				missed = append(missed, it)
@@ -193,8 +193,8 @@ func (b *batch) read(ctx context.Context, v *visit) {
 	b.request.items = missed
 }
 
-// readOnce returns the items that no tier has. Those of which nothing was learnt,
-// because ctx has ended, have no token.
+// readOnce returns the items that no tier has. An item that was not read, because ctx has
+// ended, has no token.
 func (b *batch) readOnce(ctx context.Context, items []loadItem, v *visit) (missed []loadItem) {
 	c, now := b.cache, b.cache.clock.now()
 	var asked []loadItem
@@ -234,7 +234,8 @@ func (b *batch) readOnce(ctx context.Context, items []loadItem, v *visit) (misse
 		e   Entry
 		err error
 	}
-	// Decided on below: usable is the caller's code, and readMany holds a place in line.
+	// The answers are judged below: usable is user code that may block, and readMany calls
+	// its function between the pipelines of a batch.
 	replies := make([]answer, len(asked))
 	c.readMany(ctx, b.request.op, keys, now, func(i int, e Entry, err error) { replies[i] = answer{e, err} })
 	for i, it := range asked {
@@ -258,7 +259,7 @@ func (b *batch) readOnce(ctx context.Context, items []loadItem, v *visit) (misse
 	return missed
 }
 
-// await gathers what the flights bring.
+// await collects the results of the flights.
 func (b *batch) await(ctx context.Context) error {
 	c := b.cache
 	if !b.begun {
@@ -284,8 +285,8 @@ func (b *batch) await(ctx context.Context) error {
 	return l.join()
 }
 
-// note takes down what became of a key. A load that failed has failed for all its keys
-// and is told of once.
+// note adds the result of a key. The error of a load is the same for all its keys and is
+// returned once.
 func (b *batch) note(key string, e Entry, err error) {
 	switch {
 	case err == nil:
