@@ -50,11 +50,11 @@ func (c *Cache) reload(ctx context.Context, op, key string, ttl time.Duration, o
 		if err != nil || e.Tier == Loader {
 			return e, err
 		}
-		// A shared flight has ended with a value of the tiers, for a call of GetOrLoad
-		// that led it.
+		// The call shared a flight that a GetOrLoad led, and that found a value in the
+		// tiers.
 		r = r.anew(&r.items[0])
 	}
 }
 
-// unusable is the usable of a reload: a value that is there is loaded over.
+// unusable is the usable of a reload: no value of the tiers is an answer.
 func unusable(string, []byte) bool { return false }
