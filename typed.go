@@ -113,10 +113,10 @@ func NewTyped[V any](c *Cache, codec Codec[V], opts ...TypedOption) *Typed[V] {
 	return t
 }
 
-// WithClone returns a Typed like t, each read of which returns a copy, made by clone, of
-// the value that is kept: its callers may change what they get. The two share the decoded
-// values, so code that only reads can go on with t. With a nil function the kept value
-// itself is returned.
+// WithClone returns a Typed like t whose reads return a copy of the kept value, made by
+// clone, so their callers may modify the result. The two share the decoded values, so code
+// that only reads can go on with t. If clone is nil, reads return the kept value itself.
+// A panic of clone is an error of the read.
 func (t *Typed[V]) WithClone(clone func(V) V) *Typed[V] {
 	cloning := *t
 	cloning.clone = clone
