@@ -124,7 +124,7 @@ func everyCommand(t *testing.T, ctx context.Context, c *holdfast.Cache) {
 	must(t, c.Set(ctx, "app:early", []byte("old"), time.Hour))
 	early := holdfast.LoadOptions{EarlyRefresh: 1e-9}
 	redistest.WaitFor(t, patience, "a refresh", func() bool {
-		e, err := c.Load(ctx, "app:early", time.Hour, early, func(context.Context, holdfast.Entry) (holdfast.Loaded, error) {
+		e, err := c.GetOrLoadWith(ctx, "app:early", time.Hour, early, func(context.Context, *holdfast.Entry) (holdfast.Loaded, error) {
 			return holdfast.Loaded{Value: []byte("new")}, nil
 		})
 		return err == nil && string(e.Value) == "new"

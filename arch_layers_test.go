@@ -45,7 +45,7 @@ var layers = []layer{
 	}},
 	{"core", []string{"clock", "inflight", "group", "api", "flight", "local", "journal", "link"}, []string{
 		"beside.go", "cache.go", "closing.go", "commands.go", "lease.go", "lifecycle.go", "load.go",
-		"load_many.go", "loading.go", "news.go", "open.go", "precedence.go", "replay.go", "replay_pace.go",
+		"load_many.go", "loading.go", "news.go", "open.go", "precedence.go", "refresh.go", "replay.go", "replay_pace.go",
 		"replay_plain.go", "replay_script.go", "request.go", "write.go",
 	}},
 	{"typed", []string{"clock", "inflight", "group", "api", "flight", "local", "journal", "link", "core"}, []string{

@@ -5,25 +5,28 @@ import (
 	"fmt"
 )
 
-// What goes to Redis beside the tiers: a command that they do not know, of the
-// drop-in client or of another client in the program. Before it is sent, Redis must
-// have what this Cache wrote to its keys; once it is answered, nothing that was known
-// of them before may be served.
+// This file has the calls for a program that uses another client of the same Redis beside
+// the Cache, and for commands that the tiers do not know. Before such a command is sent,
+// Redis must have the writes that this Cache made to the command's keys. After the
+// answer, no value of these keys that was known before may be served.
 
-// Settle is for a program that also writes by another client. It returns nil once
-// Redis has what this Cache wrote to the keys, so that a command of that client finds
-// it there; mostly at once, for a write that Redis has acknowledged is there. One that
-// the journal still holds is replayed first. It may wait for that, for at most
-// Options.Timeout.
+// Deliver waits until Redis has the writes of this Cache to the keys, so that another
+// client of the program finds them there. A write that Redis has acknowledged is there
+// already, so Deliver mostly returns at once. A write that is in the journal is replayed
+// first. Deliver waits for at most Options.Timeout. Without keys it does nothing and
+// returns nil; see Available.
 //
-// Errors: ErrUnavailable, at once but as with Add, while Redis is away, and where a write could not be
-// replayed in time or waits for its second look; the context's own; ErrClosed. Without
-// keys it says whether Redis is there, all of it.
-func (c *Cache) Settle(ctx context.Context, keys ...string) error {
-	lane, open := c.fence.enter()
-	defer lane.leave()
+// Errors: ErrUnavailable while Redis is away (at once, but for the attempts that Add waits
+// for, too), where a write could not be replayed in time, and where its second check is
+// still due; the context's own; ErrClosed.
+func (c *Cache) Deliver(ctx context.Context, keys ...string) error {
+	sh, open := c.fence.enter()
+	defer sh.leave()
 	if err := enterable(ctx, open); err != nil {
 		return err
+	}
+	if len(keys) == 0 {
+		return nil
 	}
 	if c.routes == nil {
 		return ErrUnavailable
@@ -33,20 +36,8 @@ func (c *Cache) Settle(ctx context.Context, keys ...string) error {
 	return c.settled(bounded, keys)
 }
 
-// settled is Settle within the fence.
+// settled is Deliver for a call that is counted in.
 func (c *Cache) settled(ctx bound, keys []string) error {
-	if len(keys) == 0 {
-		for again := true; again; { // the first attempt may find a cluster
-			again = false
-			for _, l := range c.routes.links() {
-				_, waited := c.awaitLink(ctx.caller, ctx.began, true, func() *link { return l })
-				again = again || waited && ctx.Err() == nil
-				if l.reader() == nil && !again {
-					return ErrUnavailable
-				}
-			}
-		}
-	}
 	for _, key := range keys {
 		h := c.local.hash(key)
 		if c.journal.holds(h, key) {
@@ -60,15 +51,47 @@ func (c *Cache) settled(ctx bound, keys []string) error {
 	return nil
 }
 
-// Invalidate is for a program that also writes by another client, or whose Redis
-// cannot tell of changes: what this Cache has of the keys is not served any more, nor
-// what a read or a load that is under way finds of them. What the journal holds of
-// them stays: that is newer. It waits for nothing and asks nobody.
+// Available returns nil while the circuit to Redis is closed: in a cluster, to each
+// master. It is for a program that uses another client beside the Cache and wants to
+// know, before each command, whether to send it. It sends nothing; Check sends a probe.
+// It counts as a use of the Cache, so the supervisor looks for a Redis that is away.
 //
-// The error is ErrClosed.
+// Errors: ErrUnavailable while Redis is away, at once, but for the attempts that Add waits
+// for, too, within Options.Timeout; the context's own; ErrClosed.
+func (c *Cache) Available(ctx context.Context) error {
+	sh, open := c.fence.enter()
+	defer sh.leave()
+	if err := enterable(ctx, open); err != nil {
+		return err
+	}
+	if c.routes == nil {
+		return ErrUnavailable
+	}
+	began := c.clock.now()
+	bounded, cancel := c.remote.bound(ctx, began)
+	defer cancel()
+	for again := true; again; { // the first attempt may find a cluster
+		again = false
+		for _, l := range c.routes.links() {
+			_, waited := c.awaitLink(ctx, began, true, func() *link { return l })
+			again = again || waited && bounded.Err() == nil
+			if l.reader() == nil && !again {
+				return ErrUnavailable
+			}
+		}
+	}
+	return nil
+}
+
+// Invalidate is for a program that also writes by another client, or whose Redis does not
+// track keys. The local copies of the keys are no longer served, and a read or a load of
+// them that is under way is not kept. A write of theirs in the journal stays, because it
+// is newer. Invalidate waits for nothing and sends nothing.
+//
+// The only error is ErrClosed.
 func (c *Cache) Invalidate(keys ...string) error {
-	lane, open := c.fence.enter()
-	defer lane.leave()
+	sh, open := c.fence.enter()
+	defer sh.leave()
 	if !open {
 		return ErrClosed
 	}
@@ -84,13 +107,16 @@ func (c *Cache) invalidate(keys []string) {
 	}
 }
 
-// Options returns what New was given, with the defaults filled in: for whoever puts
-// another client beside the Cache and must know where it goes and how long a call may
-// take. It is a copy, but what it points to is the Cache's own. Passwords are left out,
-// and so is Redis.AuthCredentialsFn.
+// Options returns the options that New was given, with the defaults filled in. It is for
+// a program that puts another client beside the Cache and must know where Redis is and
+// how long a call may take. The secrets are left out: Redis.Password and
+// Redis.Sentinel.Password are empty, and Redis.AuthCredentialsFn, which would return
+// them, is nil. The struct is a copy, but its slices and pointers, such as
+// Redis.TLSConfig with the client's certificates, are the Cache's own: do not write to
+// them.
 func (c *Cache) Options() Options { return c.opts.withoutSecrets() }
 
-// Format implements fmt.Formatter: a Cache prints as its state, for its fields hold
+// Format implements fmt.Formatter. A Cache prints as its state, because its fields hold
 // passwords.
 func (c *Cache) Format(f fmt.State, _ rune) {
 	if c == nil {

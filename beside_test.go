@@ -13,7 +13,7 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// Another client of the same program writes, as the hook for go-redis does: Settle before,
+// Another client of the same program writes, as the hook for go-redis does: Deliver before,
 // Invalidate after. Readers fill the local tier all the while.
 func TestWhatAnotherClientWroteIsReadAfterInvalidate(t *testing.T) {
 	redistest.Long(t)
@@ -38,7 +38,7 @@ func TestWhatAnotherClientWroteIsReadAfterInvalidate(t *testing.T) {
 			}
 		})
 		for i := range int64(1000) {
-			must(t, c.Settle(ctx, "n"))
+			must(t, c.Deliver(ctx, "n"))
 			if n, err := other.Do(ctx, other.B().Incr().Key("n").Build()).AsInt64(); err != nil || n != i+1 {
 				t.Fatalf("INCR: %d, %v; want %d", n, err, i+1)
 			}
@@ -69,7 +69,7 @@ func TestSettleBringsRedisWhatTheJournalHolds(t *testing.T) {
 	other := plainClient(t, s.Addr())
 	for i := n - 1; i > n-10; i-- {
 		key := "k" + strconv.Itoa(i)
-		must(t, c.Settle(ctx, key))
+		must(t, c.Deliver(ctx, key))
 		if v, err := other.Do(ctx, other.B().Incr().Key(key).Build()).AsInt64(); err != nil || v != 11 {
 			t.Fatalf("INCR %s: %d, %v; want 11", key, v, err)
 		}
@@ -77,7 +77,7 @@ func TestSettleBringsRedisWhatTheJournalHolds(t *testing.T) {
 		wantGet(t, c, key, "11")
 	}
 	if c.Health().JournalKeys == 0 {
-		t.Error("all was replayed before Settle came: the test shows nothing")
+		t.Error("all was replayed before Deliver came: the test shows nothing")
 	}
 }
 
@@ -102,42 +102,58 @@ func TestInvalidateLeavesWhatTheJournalHolds(t *testing.T) {
 	}
 }
 
-func TestSettleSaysAtOnceThatRedisIsAway(t *testing.T) {
+func TestDeliverSaysAtOnceThatRedisIsAway(t *testing.T) {
 	ctx := begin(t)
 	s := redistest.Start(t)
 	o := at(s.Addr())
 	o.Timeout = patience // what waited would be noticed
 	c := open(t, o)
 	ready(t, c)
-	must(t, c.Settle(ctx))
-	must(t, c.Settle(ctx, "k"))
+	must(t, c.Available(ctx))
+	must(t, c.Deliver(ctx, "k"))
 	s.Kill()
 	waitState(t, c, holdfast.Down)
 	must(t, c.Set(ctx, "journaled", []byte("1"), 0))
 	began := time.Now()
-	for _, keys := range [][]string{nil, {"k"}, {"journaled"}, {"k", "journaled"}} {
-		if err := c.Settle(ctx, keys...); !errors.Is(err, holdfast.ErrUnavailable) {
-			t.Errorf("settle %v: %v; want ErrUnavailable", keys, err)
+	for _, keys := range [][]string{{"k"}, {"journaled"}, {"k", "journaled"}} {
+		if err := c.Deliver(ctx, keys...); !errors.Is(err, holdfast.ErrUnavailable) {
+			t.Errorf("deliver %v: %v; want ErrUnavailable", keys, err)
 		}
 	}
+	if err := c.Available(ctx); !errors.Is(err, holdfast.ErrUnavailable) {
+		t.Errorf("available: %v; want ErrUnavailable", err)
+	}
+	must(t, c.Deliver(ctx)) // of no keys: it is no question about Redis
 	if d := time.Since(began); d > patience/10 {
 		t.Errorf("it took %v", d)
 	}
 	gone, cancel := context.WithCancel(ctx)
 	cancel()
-	if err := c.Settle(gone, "k"); !errors.Is(err, context.Canceled) {
-		t.Errorf("settle with an ended context: %v", err)
+	if err := c.Deliver(gone, "k"); !errors.Is(err, context.Canceled) {
+		t.Errorf("deliver with an ended context: %v", err)
+	}
+	if err := c.Available(gone); !errors.Is(err, context.Canceled) {
+		t.Errorf("available with an ended context: %v", err)
 	}
 	closed(t, c)
-	if err := c.Settle(ctx, "k"); !errors.Is(err, holdfast.ErrClosed) {
-		t.Errorf("settle after Close: %v", err)
+	if err := c.Deliver(ctx, "k"); !errors.Is(err, holdfast.ErrClosed) {
+		t.Errorf("deliver after Close: %v", err)
+	}
+	if err := c.Deliver(ctx); !errors.Is(err, holdfast.ErrClosed) {
+		t.Errorf("deliver of no keys after Close: %v", err)
+	}
+	if err := c.Available(ctx); !errors.Is(err, holdfast.ErrClosed) {
+		t.Errorf("available after Close: %v", err)
 	}
 	if err := c.Invalidate("k"); !errors.Is(err, holdfast.ErrClosed) {
 		t.Errorf("invalidate after Close: %v", err)
 	}
 	local := open(t, holdfast.Options{Redis: rueidis.ClientOption{}})
-	if err := local.Settle(ctx, "k"); !errors.Is(err, holdfast.ErrUnavailable) {
-		t.Errorf("settle without any Redis: %v", err)
+	if err := local.Deliver(ctx, "k"); !errors.Is(err, holdfast.ErrUnavailable) {
+		t.Errorf("deliver without any Redis: %v", err)
+	}
+	if err := local.Available(ctx); !errors.Is(err, holdfast.ErrUnavailable) {
+		t.Errorf("available without any Redis: %v", err)
 	}
 }
 
@@ -163,7 +179,7 @@ func TestALoadThatBeganBeforeInvalidateIsNotKept(t *testing.T) {
 		got <- string(v)
 	}()
 	<-loading
-	must(t, c.Settle(ctx, "k"))
+	must(t, c.Deliver(ctx, "k"))
 	s.MustDo("SET", "k", "after")
 	must(t, c.Invalidate("k"))
 	close(release)

@@ -8,17 +8,16 @@ import (
 	"time"
 )
 
-// Cache is a cache of two tiers. It is safe for concurrent use. Close stops
-// every goroutine that it started and waits for them.
+// Cache is a cache with two tiers: memory of the process, and Redis. It is safe for
+// concurrent use. Close stops every goroutine that it started and waits for them.
 type Cache struct {
 	opts  Options // without passwords
 	clock clock
 	stats counters
 	fence fence
 
-	// The workers, who speak to Redis, end with life. The notifier and the
-	// flusher, who carry what workers and calls leave behind, end with stop,
-	// after them.
+	// The workers use Redis and end with life. The notifier and the flusher finish the
+	// work that workers and calls have queued; they end with stop, after the workers.
 	life     context.Context
 	cancel   context.CancelFunc
 	workers  group
@@ -27,30 +26,31 @@ type Cache struct {
 	flusher  group
 	keeper   group // of the journal's file
 	loaders  group
-	closer   group // waits for whom Close stopped waiting for; nobody waits for it
+	closer   group // outlives Close: waits for code that did not return in time
 
 	local   *local
 	notify  *notifier
 	journal *journal
 	flights *flights
-	places  chan struct{} // taken by loads; nil for no bound
-	holder  string        // begins the token of each lease of this Cache
-	routes  *routes       // nil where there is no Redis
+	places  chan struct{} // one element per running load; nil: no bound
+	holder  string        // prefix of the token of each lease of this Cache
+	routes  *routes       // nil without Redis
 	remote  *remote
 	dropIn  dropIn
 
 	listeners listeners
 
-	// dialled is the options with the passwords. fmt prints what the fields of a caller's
-	// struct point to, for some verbs, and calls no methods there; but it goes no further.
+	// dialled has the options with the passwords. For some verbs fmt prints the targets of
+	// pointers in a caller's struct without calling their methods, but follows no pointer
+	// inside them; so the passwords are behind a second pointer.
 	dialled *Options
 
-	foreign  foreign       // the user's code that runs now
-	shutting atomic.Bool   // a Shutdown drains
-	closed   chan struct{} // Close is done
+	foreign  foreign       // user code that is running
+	shutting atomic.Bool   // a Shutdown is draining
+	closed   chan struct{} // closed at the end of Close
 }
 
-// Tier says where an Entry came from.
+// Tier is the origin of an Entry.
 type Tier uint8
 
 const (
@@ -58,9 +58,9 @@ const (
 	Local Tier = iota
 	// Remote is Redis.
 	Remote
-	// Journal holds what was written while Redis was away.
+	// Journal holds the writes that Redis has not acknowledged.
 	Journal
-	// Loader is the caller's own function, which asked the source of truth.
+	// Loader is a function of the caller that loads from the source of truth.
 	Loader
 )
 
@@ -78,74 +78,74 @@ func (t Tier) String() string {
 	return fmt.Sprintf("tier(%d)", uint8(t))
 }
 
-// Entry is a value and how it was come by.
+// Entry is a value with its origin.
 type Entry struct {
 	// Value may be shared with other callers: read it, do not write to it.
 	Value []byte
-	// Tier answered.
+	// Tier is the tier that answered.
 	Tier Tier
-	// Stale: the value is past its TTL. It is served only while Redis is away,
-	// within Outage.ServeStaleFor.
+	// Stale: the value is past its TTL. It is served only while Redis is away, within
+	// Outage.ServeStaleFor, or in place of a load, within Load.StaleIfError.
 	Stale bool
-	// Degraded: Redis was not there to confirm the answer, be it a value or a
-	// miss.
+	// Degraded: the answer, a value or a miss, was given without Redis.
 	Degraded bool
-	// TTL is what is left of the value's life; 0 where it has no expiry, and
-	// where it is stale.
+	// TTL is the remaining time to live; 0 if the value has no expiry, and if it is
+	// stale.
 	TTL time.Duration
 }
 
-// Get returns the value of key, or ErrMiss. While Redis is up it may wait for
-// it, for at most Options.Timeout; while Redis is away it waits for nothing, but for the
-// attempt that the first call after a quiet time makes, see the package's documentation. A
-// miss and an outage look the same: ask the source of truth. Other errors are
-// the context's own, ErrClosed, and what Redis says of this command.
+// Get returns the value of key, or ErrMiss. A fresh local copy is returned at once. While
+// Redis is up, Get may wait for it, for at most Options.Timeout. While Redis is away, Get
+// waits for nothing, except that the first call after a quiet time waits for the attempt
+// that it causes; see the package's documentation. A miss and an outage look the same: ask
+// the source of truth. Other errors are the context's own, ErrClosed, and errors of Redis
+// about this command, in an *Error.
 //
 // The bytes may be shared: read them, do not write to them.
 func (c *Cache) Get(ctx context.Context, key string) ([]byte, error) {
-	lane, open := c.fence.enter()
+	sh, open := c.fence.enter()
 	if err := enterable(ctx, open); err != nil {
-		lane.leave()
+		sh.leave()
 		return nil, err
 	}
 	h, now := c.local.hash(key), c.clock.now()
 	e, fresh := c.look(h, key, now)
 	if fresh {
-		lane.hit()
+		sh.hit()
 		return e.bytes(), nil
 	}
-	defer lane.leave()
+	defer sh.leave()
 	got, err := c.read(ctx, "get", h, key, now, e)
 	c.counted(got, err)
 	return got.Value, err
 }
 
-// Lookup is Get with the circumstances. The Entry's Degraded is told beside
-// ErrMiss, too: the miss of an outage is none that Redis has confirmed.
+// Lookup is Get with the origin of the value. Beside ErrMiss, too, the Entry's Degraded
+// is set if the miss was not confirmed by Redis, as in an outage.
 func (c *Cache) Lookup(ctx context.Context, key string) (Entry, error) {
 	return c.lookup(ctx, "lookup", key)
 }
 
 func (c *Cache) lookup(ctx context.Context, op, key string) (Entry, error) {
-	lane, open := c.fence.enter()
+	sh, open := c.fence.enter()
 	if err := enterable(ctx, open); err != nil {
-		lane.leave()
+		sh.leave()
 		return Entry{}, err
 	}
 	h, now := c.local.hash(key), c.clock.now()
 	e, fresh := c.look(h, key, now)
 	if fresh {
-		lane.hit()
+		sh.hit()
 		return Entry{Value: e.bytes(), Tier: Local, TTL: left(now, e.expires.Load())}, nil
 	}
-	defer lane.leave()
+	defer sh.leave()
 	got, err := c.read(ctx, op, h, key, now, e)
 	c.counted(got, err)
 	return got, err
 }
 
-// enterable is what every call checks first. The caller's context always wins,
-// also over a local hit.
+// enterable is the first check of every call. The caller's context always wins, even over
+// a local hit.
 func enterable(ctx context.Context, open bool) error {
 	switch {
 	case !open:
@@ -156,30 +156,30 @@ func enterable(ctx context.Context, open bool) error {
 	return ctx.Err()
 }
 
-// look returns the key's local entry, if there is one, and whether it may be
-// served without asking anybody: an entry of an older epoch is in doubt, and every
-// entry is while the server is silent for too long.
+// look returns the key's local entry, or nil, and whether it may be served without Redis
+// (law 5). An entry of an older epoch is suspect, and so is every entry if the server has
+// been silent for too long. A journaled key has no entry: the journal answers.
 func (c *Cache) look(h keyHash, key string, now int64) (e *entry, fresh bool) {
 	if c.journal.keys.Load() != 0 {
-		if _, fenced := c.journal.get(h, key, now); fenced {
+		if _, inJournal := c.journal.get(h, key, now); inJournal {
 			return nil, false
 		}
 	}
 	if e = c.local.get(h); e == nil {
 		return nil, false
 	}
-	// The epoch first: a confirmation stores it before the new freshness, and
-	// takes the old one away before that.
+	// The epoch is read before the freshness: a confirmation clears the old freshness,
+	// then stores the epoch, then the new freshness.
 	return e, e.vouched(now) && now < e.fresh.Load()
 }
 
-// read answers what the local tier could not: from the journal, from Redis, or
-// with e, the copy in doubt, if the outage options allow it.
+// read answers a call that found no fresh local copy: from the journal, from Redis, or
+// with e, the suspect copy, if the outage options allow it.
 func (c *Cache) read(ctx context.Context, op string, h keyHash, key string, now int64, e *entry) (Entry, error) {
-	if kept, found, fenced := c.journaled(h, key, now); found {
-		return kept, nil
-	} else if fenced {
-		return kept, ErrMiss
+	if got, answered, inJournal := c.journaled(h, key, now); answered {
+		return got, nil
+	} else if inJournal {
+		return got, ErrMiss
 	}
 	if err := checkKey(key); err != nil {
 		return Entry{}, &Error{Op: op, Tier: Remote, Err: err}
@@ -190,7 +190,7 @@ func (c *Cache) read(ctx context.Context, op string, h keyHash, key string, now 
 	s, t := c.readerOf(h, key)
 	if s == nil && c.awaitKey(ctx, now, false, key) {
 		if s, t = c.readerOf(h, key); s == nil {
-			e = c.local.get(h) // a write of our own may have come since
+			e = c.local.get(h) // our own write may have replaced it
 		}
 	}
 	if s == nil {
@@ -202,15 +202,15 @@ func (c *Cache) read(ctx context.Context, op string, h keyHash, key string, now 
 	return c.readOutcome(op, h, key, now, t, v, o)
 }
 
-// readerOf returns the session that reads the key, nil where there is none, and the
-// token that a fill with what it says needs.
+// readerOf returns the session for reading the key, or nil, and the token with which its
+// answer may fill the local tier.
 func (c *Cache) readerOf(h keyHash, key string) (*session, token) {
 	place := c.routes.of(key)
 	t := c.local.token(h, &place.domain)
 	return c.routes.link(place).reader(), t
 }
 
-// readOutcome turns what Redis said, or did not say, into an answer.
+// readOutcome turns the outcome of a read, which may be no reply, into an answer.
 func (c *Cache) readOutcome(op string, h keyHash, key string, now int64, t token, v value, o outcome) (Entry, error) {
 	switch o.class {
 	case classOK:
@@ -219,8 +219,7 @@ func (c *Cache) readOutcome(op string, h keyHash, key string, now int64, t token
 	case classCanceled:
 		return Entry{}, o.err
 	default:
-		// Not the copy that was there when the call began: a write of our own
-		// may have come since.
+		// Get the copy again: our own write may have replaced it since the call began.
 		return c.fallback(c.local.get(h), c.clock.now())
 	}
 	if !v.found {
@@ -231,8 +230,8 @@ func (c *Cache) readOutcome(op string, h keyHash, key string, now int64, t token
 		v.ttl = max(c.opts.Tracking.UntrackedTTL, time.Nanosecond)
 	}
 	k := term{confirmed: now, expires: after(now, v.ttl), domain: t.domain, epoch: t.epoch}
-	// A replica's master may hold something newer; and who imports a slot tells
-	// of no changes to it that the owner makes.
+	// A replica's master may have a newer value. A server that imports a slot does not
+	// report the changes that the slot's owner makes.
 	if !o.session.replica.Load() && !o.asked {
 		k.fresh = c.freshUntil(now, k.expires, o.session.tells(key))
 	}
@@ -242,8 +241,8 @@ func (c *Cache) readOutcome(op string, h keyHash, key string, now int64, t token
 	return Entry{Value: v.bytes, Tier: Remote, TTL: v.ttl}, nil
 }
 
-// freshUntil bounds how long a copy counts as fresh, if the server tells of
-// changes to it, and if it does not.
+// freshUntil returns the time until which a copy is fresh; told says whether the server
+// tracks the key.
 func (c *Cache) freshUntil(now, expires int64, told bool) int64 {
 	if !told {
 		expires = min(expires, after(now, c.opts.Tracking.UntrackedTTL))
@@ -251,9 +250,10 @@ func (c *Cache) freshUntil(now, expires int64, told bool) int64 {
 	return min(expires, after(now, c.opts.Local.MaxTTL))
 }
 
-// journaled answers for a fenced key: with its value, or with a miss where the key
-// was deleted or has expired.
-func (c *Cache) journaled(h keyHash, key string, now int64) (e Entry, found, fenced bool) {
+// journaled answers for a journaled key: with its value, or with a miss if the key was
+// deleted or has expired. inJournal is false for other keys; answered says whether there is
+// a value.
+func (c *Cache) journaled(h keyHash, key string, now int64) (e Entry, answered, inJournal bool) {
 	f, ok := c.journal.get(h, key, now)
 	switch {
 	case !ok:
@@ -261,15 +261,15 @@ func (c *Cache) journaled(h keyHash, key string, now int64) (e Entry, found, fen
 	case f.live:
 		return Entry{Value: f.value, Tier: Journal, Degraded: true, TTL: left(now, f.deadline)}, true, true
 	case f.elsewhere:
-		// Nothing but the last write can be there: the key is not read from Redis.
+		// The journal has no value, the local tier may. Redis is not read.
 		e, err := c.fallback(c.local.get(h), now)
 		return e, err == nil, true
 	}
 	return Entry{Tier: Journal, Degraded: true}, false, true
 }
 
-// fallback answers without Redis: with a copy in doubt, if the outage options
-// allow it, or with a miss. It waits for nothing.
+// fallback answers without Redis: with a suspect copy, if the outage options allow it, or
+// with a miss. It waits for nothing.
 func (c *Cache) fallback(e *entry, now int64) (Entry, error) {
 	degraded := c.routes != nil
 	if e == nil || !servable(e, now, degraded, c.opts.Outage) {
@@ -282,7 +282,7 @@ func (c *Cache) fallback(e *entry, now int64) (Entry, error) {
 	return Entry{Value: e.bytes(), Tier: Local, Degraded: degraded, TTL: left(now, expires)}, nil
 }
 
-// servable decides whether a copy that cannot be confirmed may be served.
+// servable decides whether a copy that Redis cannot confirm may be served.
 func servable(e *entry, now int64, outage bool, o OutageOptions) bool {
 	expires := e.expires.Load()
 	if !outage {

@@ -15,7 +15,7 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// deliverTick is how often Close looks whether what it delivers can still be delivered.
+// deliverTick is the interval at which Close checks whether Redis may still take writes.
 const deliverTick = 2 * time.Millisecond
 
 var (
@@ -23,10 +23,11 @@ var (
 	errUndelivered  = errors.New("holdfast: the cache was closed before they were sent")
 )
 
-// deliver lets the calls in flight have their answers, for their budget, and waits until
-// Redis has what the journal holds, for CloseTimeout at most in all. It waits no longer
-// than there is something to wait for: a link that is up and takes the writes, or whose
-// first attempt is under way. It returns why it stopped waiting, nil where nothing is left.
+// deliver waits until the calls in flight have their answers, for at most Timeout, and
+// until the journal is replayed, for at most CloseTimeout in all. It stops earlier if no
+// link can take a write: a link must be up and take the writes, or its first attempt must
+// be under way. The error says why it stopped; nil if the journal is empty or if lost knows
+// the reason.
 func (c *Cache) deliver() error {
 	if c.routes == nil || c.opts.CloseTimeout < 0 {
 		return nil
@@ -37,14 +38,14 @@ func (c *Cache) deliver() error {
 	tick := time.NewTicker(deliverTick)
 	defer tick.Stop()
 	for {
-		answers := !c.fence.drained() && c.clock.now()-began < int64(c.opts.Timeout) && slices.ContainsFunc(c.routes.links(), (*link).hopeful)
+		inFlight := !c.fence.drained() && c.clock.now()-began < int64(c.opts.Timeout) && slices.ContainsFunc(c.routes.links(), (*link).hopeful)
 		idle := c.journal.drained()
 		switch {
-		case answers:
+		case inFlight:
 		case idle == nil:
 			return nil
 		case !c.journal.deliverable(c.deliverableBy):
-			return nil // lost says why
+			return nil // lost finds the reason
 		}
 		select {
 		case <-idle:
@@ -57,15 +58,15 @@ func (c *Cache) deliver() error {
 	}
 }
 
-// deliverableBy says whether a write of the key may reach Redis soon.
+// deliverableBy reports whether a write of the key may reach Redis soon.
 func (c *Cache) deliverableBy(key string, del bool) bool {
 	l := c.routes.link(c.routes.of(key))
 	s := l.gate.Load()
 	return l.hopeful() && (s == nil || s.takes(del))
 }
 
-// deliverable says whether Redis may get any write that is queued, by what way says of
-// its key.
+// deliverable reports whether the journal has a queued write for which way returns true:
+// one that may reach Redis soon.
 func (j *journal) deliverable(way func(key string, del bool) bool) bool {
 	for i := range j.shards {
 		sh := &j.shards[i]
@@ -81,8 +82,8 @@ func (j *journal) deliverable(way func(key string, del bool) bool) bool {
 	return false
 }
 
-// undeliveredKeys are the keys of what Redis has not got, in order. What waits for its
-// second check has been replayed.
+// undeliveredKeys returns the sorted keys of the writes that did not reach Redis. A write
+// that waits for its second check has been replayed and is not among them.
 func (j *journal) undeliveredKeys() []string {
 	var keys []string
 	for i := range j.shards {
@@ -99,21 +100,22 @@ func (j *journal) undeliveredKeys() []string {
 	return keys
 }
 
-// Undelivered is the error of Close and Shutdown: what the journal still held.
-type Undelivered struct {
-	Keys int   // writes that did not reach Redis
-	Err  error // why not
+// UndeliveredError is the error of Close and Shutdown if the journal still held writes.
+type UndeliveredError struct {
+	Keys int   // number of writes that did not reach Redis
+	Err  error // the reason
 }
 
-func (u *Undelivered) Error() string {
+func (u *UndeliveredError) Error() string {
 	return fmt.Sprintf("holdfast: close: %d writes did not reach redis: %v", u.Keys, u.Err)
 }
 
-func (u *Undelivered) Unwrap() error { return u.Err }
+func (u *UndeliveredError) Unwrap() error { return u.Err }
 
-// lost is what Close and Shutdown say of writes that did not reach Redis, by error, log
-// line and hook; nil where there are none. The workers have ended, the notifier has not.
-// Where Journal.Dir has them they are not lost, but Shutdown was asked to deliver them.
+// lost reports the writes that did not reach Redis: by the error of Close and Shutdown, a
+// log line and the hook OnDrop. It returns nil if there are none. Writes that Journal.Dir
+// has are not lost and are not logged, but they are an error of Shutdown, which was asked to
+// deliver them. It is called when the workers have ended and the notifier has not.
 func (c *Cache) lost(why error, shutdown bool) error {
 	onDisk := c.journal.file != nil
 	n := c.journal.undelivered()
@@ -129,33 +131,34 @@ func (c *Cache) lost(why error, shutdown bool) error {
 	if why == nil {
 		why = errUndelivered
 	}
-	u := &Undelivered{Keys: n, Err: why}
+	u := &UndeliveredError{Keys: n, Err: why}
 	if !onDisk {
 		c.notify.undelivered(c.journal.undeliveredKeys(), why)
 	}
 	return u
 }
 
-// stuckError is what Close returns when it stopped waiting: for whom.
+// stuckError is the error of Close if it stopped waiting: it names the code that did not
+// return.
 type stuckError struct{ whom []string }
 
 func (e *stuckError) Error() string {
 	return "holdfast: close: did not return in time: " + strings.Join(e.whom, ", ")
 }
 
-// stuck names those whom end did not wait for to the end. Only what runs is blamed: a
-// user's code by the option that it was given in, and else a goroutine of this package,
-// which the machine has not let run.
+// stuck collects the names of the code for which end stopped waiting. Only running code is
+// named: user code by its option, and otherwise a goroutine of this package, which had no
+// CPU time.
 type stuck struct{ whom []string }
 
 func (s *stuck) add(whom ...string) { s.whom = append(s.whom, whom...) }
 
-// group waits for the group; foreign is what of the user's code it is in.
-func (s *stuck) group(g *group, foreign func() []string) {
+// group waits for g; running names the user code in which its goroutines are.
+func (s *stuck) group(g *group, running func() []string) {
 	if g.wait(closeLimit) {
 		return
 	}
-	if named := foreign(); len(named) > 0 {
+	if named := running(); len(named) > 0 {
 		s.add(named...)
 		return
 	}
@@ -171,7 +174,7 @@ func (s *stuck) err() error {
 	return &stuckError{s.whom}
 }
 
-// stuckLoaders names what the loaders' group is in.
+// stuckLoaders names the code in which the goroutines of the loaders' group are.
 func (c *Cache) stuckLoaders() []string {
 	names := c.loaders.members()
 	for i, name := range names {
@@ -185,7 +188,7 @@ func (c *Cache) stuckLoaders() []string {
 	return names
 }
 
-// stuckWorkers names what the workers are in.
+// stuckWorkers names the code in which the workers are.
 func (c *Cache) stuckWorkers() []string {
 	names := c.foreign.names()
 	if c.journal.file != nil && slices.Contains(c.workers.members(), "replayer") {
@@ -194,7 +197,7 @@ func (c *Cache) stuckWorkers() []string {
 	return names
 }
 
-// foreign is the user's code that runs at this moment on goroutines of this package.
+// foreign counts the user code that is running on goroutines of this package, by name.
 type foreign struct {
 	mu struct {
 		sync.Mutex
@@ -224,26 +227,26 @@ func (f *foreign) names() []string {
 	return slices.Sorted(maps.Keys(f.mu.running))
 }
 
-// watch has foreign know of the functions that the options bring for the connection. The
-// one that dials runs on a goroutine of its own, of the workers': if it ends its
-// goroutine, that is not the supervisor's.
+// watch wraps the functions of o that are user code, so that foreign knows when they run.
+// DialCtxFn runs on a goroutine of its own, of the workers' group: if it ends its goroutine
+// (runtime.Goexit), the supervisor's goroutine goes on.
 func (f *foreign) watch(o rueidis.ClientOption, workers *group) rueidis.ClientOption {
 	if dial := o.DialCtxFn; dial != nil {
 		o.DialCtxFn = func(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (conn net.Conn, err error) {
 			const what = "Redis.DialCtxFn"
-			if ended := workers.call("dial", what, func() {
+			if died := workers.call("dial", what, func() {
 				defer f.enter("the dial function (" + what + ")")()
 				conn, err = dial(ctx, addr, nd, cfg)
-			}); ended != nil {
-				return nil, ended
+			}); died != nil {
+				return nil, died
 			}
 			return conn, err
 		}
 	}
-	if credentials := o.AuthCredentialsFn; credentials != nil {
+	if ask := o.AuthCredentialsFn; ask != nil {
 		o.AuthCredentialsFn = func(ctx rueidis.AuthCredentialsContext) (rueidis.AuthCredentials, error) {
 			defer f.enter("Redis.AuthCredentialsFn")()
-			return credentials(ctx)
+			return ask(ctx)
 		}
 	}
 	return o

@@ -179,7 +179,7 @@ func TestCloseSaysWhatItCouldNotDeliver(t *testing.T) {
 			start := time.Now()
 			err = c.Close()
 			took := time.Since(start)
-			var u *holdfast.Undelivered
+			var u *holdfast.UndeliveredError
 			if !errors.As(err, &u) || u.Keys != 300 || u.Err == nil {
 				t.Errorf("close: %v", err)
 			}
@@ -246,7 +246,7 @@ func TestCloseAddsNothingToAShutdown(t *testing.T) {
 				must(t, c.Close())
 			}
 			err = <-shut
-			var u *holdfast.Undelivered
+			var u *holdfast.UndeliveredError
 			if !errors.As(err, &u) || u.Keys != 1 {
 				t.Errorf("shutdown: %v", err)
 			}
@@ -290,7 +290,7 @@ func TestCloseOfAClusterDeliversToTheShardsThatAreThere(t *testing.T) {
 	}
 	start := time.Now()
 	err = c.Close()
-	var u *holdfast.Undelivered
+	var u *holdfast.UndeliveredError
 	if !errors.As(err, &u) || u.Keys != n {
 		t.Errorf("%v; want %d undelivered", err, n)
 	}
@@ -399,7 +399,7 @@ func TestCloseDeliversWhatFoundTheConnectionLostJustNow(t *testing.T) {
 	s.Kill()
 	must(t, c.Set(ctx, "a", nil, 0))
 	began := time.Now()
-	var u *holdfast.Undelivered
+	var u *holdfast.UndeliveredError
 	if err := c.Close(); !asUndelivered(err, &u) || time.Since(began) > patience/2 {
 		t.Errorf("close took %v: %v", time.Since(began), err)
 	}

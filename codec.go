@@ -5,19 +5,19 @@ import (
 	"encoding/json"
 )
 
-// Codec turns values into what Redis stores and back. What it stores is all that
-// is stored: other clients read and write the same keys if they agree on it.
+// Codec encodes values as the bytes that Redis stores, and decodes them. Nothing else
+// is stored, so other clients can read and write the same keys with the same encoding.
 //
 // The bytes given to Decode are shared: it must not write to them, but may keep
-// them. What it returns may be shared between callers of a Typed; see there. What
-// Encode returns is copied. Both are called from any goroutine, several at once. An
-// error, or a panic, of Decode is a miss; one of Encode is the writer's error.
+// them. The value that it returns may be shared between callers; see Typed. The bytes
+// that Encode returns are copied. Both must be safe for concurrent use. An error or a
+// panic of Decode is a miss; one of Encode is an error of the call that writes.
 type Codec[V any] interface {
 	Encode(V) ([]byte, error)
 	Decode([]byte) (V, error)
 }
 
-// JSON is a Codec by encoding/json.
+// JSON returns a Codec that uses encoding/json.
 func JSON[V any]() Codec[V] { return jsonCodec[V]{} }
 
 type jsonCodec[V any] struct{}
@@ -29,7 +29,7 @@ func (jsonCodec[V]) Decode(b []byte) (v V, err error) {
 	return v, err
 }
 
-// Bytes is the Codec that changes nothing.
+// Bytes returns the Codec that stores bytes unchanged.
 func Bytes() Codec[[]byte] { return bytesCodec{} }
 
 type bytesCodec struct{}
@@ -37,7 +37,7 @@ type bytesCodec struct{}
 func (bytesCodec) Encode(v []byte) ([]byte, error) { return v, nil }
 func (bytesCodec) Decode(b []byte) ([]byte, error) { return b, nil }
 
-// String is a Codec of strings as they are, in any encoding.
+// String returns the Codec that stores the bytes of a string unchanged.
 func String() Codec[string] { return stringCodec{} }
 
 type stringCodec struct{}
@@ -45,9 +45,8 @@ type stringCodec struct{}
 func (stringCodec) Encode(v string) ([]byte, error) { return []byte(v), nil }
 func (stringCodec) Decode(b []byte) (string, error) { return string(b), nil }
 
-// Binary is a Codec of types that marshal themselves: those of which the pointer is
-// an encoding.BinaryMarshaler and an encoding.BinaryUnmarshaler. Only the type itself
-// is named: Binary[netip.Addr]().
+// Binary returns a Codec for a type whose pointer is an encoding.BinaryMarshaler and an
+// encoding.BinaryUnmarshaler. Only the type itself is given: Binary[netip.Addr]().
 func Binary[V any, P interface {
 	*V
 	encoding.BinaryMarshaler
@@ -69,8 +68,8 @@ func (binaryCodec[V, P]) Decode(b []byte) (v V, err error) {
 	return v, err
 }
 
-// CodecFuncs is a Codec of two functions. So any library of formats fits, without
-// being a dependency of this one. Protobuf:
+// CodecFuncs returns a Codec made of two functions. It serves for any encoding library
+// without making that a dependency of this package. Protobuf:
 //
 //	holdfast.CodecFuncs(
 //		func(u *pb.User) ([]byte, error) { return proto.Marshal(u) },
@@ -88,7 +87,7 @@ func (binaryCodec[V, P]) Decode(b []byte) (v V, err error) {
 //			return u, err
 //		})
 //
-// It panics if one of them is nil.
+// It panics if a function is nil.
 func CodecFuncs[V any](encode func(V) ([]byte, error), decode func([]byte) (V, error)) Codec[V] {
 	if encode == nil || decode == nil {
 		panic("holdfast: CodecFuncs needs both functions")

@@ -89,10 +89,10 @@
 //
 // # Loading
 //
-// GetOrLoad, GetOrLoadMany and Load call a loader, a function of the caller's, for keys that
+// GetOrLoad, GetOrLoadMany and GetOrLoadWith call a loader, a function of the caller's, for keys that
 // the tiers do not have. A process runs one load of a key at a time, for all callers that ask
 // meanwhile. A load belongs to none of them: it continues as long as one caller waits, or a
-// refresh wants it, and ends with Load.HardLimit.
+// refresh wants it, and ends with Load.HardTimeout.
 //
 // Of the processes that share a Redis, one takes a lease on the key, and the others wait for
 // the value that it stores. The server reports that value to them, or the end of the lease.
@@ -119,7 +119,7 @@
 //
 // NewTyped puts a Codec between a type and the bytes: JSON, Bytes, String, Binary, or two
 // functions of the caller's. The decoded value is kept beside the bytes, so a local hit
-// decodes nothing. Callers may share that value and must not change it, unless WithClone or
+// decodes nothing. Callers may share that value and must not change it, unless Typed.WithClone or
 // WithoutDecoded gives each of them its own. A value that cannot be decoded counts as a miss
 // and is loaded again. The module compress, below this one, has a Codec that compresses.
 //

@@ -228,7 +228,7 @@ func ExampleCache_Shutdown() {
 }
 
 // What Redis did not get is counted.
-func ExampleUndelivered() {
+func ExampleUndeliveredError() {
 	cache, err := holdfast.Open("redis://" + unused())
 	if err != nil {
 		panic(err)
@@ -240,7 +240,7 @@ func ExampleUndelivered() {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()
 	err = cache.Shutdown(ctx)
-	var lost *holdfast.Undelivered
+	var lost *holdfast.UndeliveredError
 	if errors.As(err, &lost) {
 		fmt.Println(lost.Keys, "not delivered:", lost.Err)
 	}
@@ -294,7 +294,7 @@ func ExampleCache_GetOrLoad() {
 
 // An upstream that knows ETags: the copy is kept with its tag before it, and given a
 // new life as long as the upstream says that it has not changed.
-func ExampleCache_Load() {
+func ExampleCache_GetOrLoadWith() {
 	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fmt.Printf("asked with %q\n", r.Header.Get("If-None-Match"))
 		w.Header().Set("ETag", `"v1"`)
@@ -312,12 +312,13 @@ func ExampleCache_Load() {
 	defer shutdown(cache)
 	ctx := context.Background()
 
-	fetch := func(ctx context.Context, had holdfast.Entry) (holdfast.Loaded, error) {
+	fetch := func(ctx context.Context, had *holdfast.Entry) (holdfast.Loaded, error) {
 		req, err := http.NewRequestWithContext(ctx, "GET", upstream.URL, nil)
 		if err != nil {
 			return holdfast.Loaded{}, err
 		}
-		if tag, _, ok := bytes.Cut(had.Value, []byte("\n")); ok {
+		if had != nil {
+			tag, _, _ := bytes.Cut(had.Value, []byte("\n"))
 			req.Header.Set("If-None-Match", string(tag))
 		}
 		res, err := http.DefaultClient.Do(req)
@@ -338,7 +339,7 @@ func ExampleCache_Load() {
 	}
 	o := holdfast.LoadOptions{StaleIfError: time.Hour}
 	for range 2 {
-		page, err := cache.Load(ctx, "page", 10*time.Millisecond, o, fetch)
+		page, err := cache.GetOrLoadWith(ctx, "page", 10*time.Millisecond, o, fetch)
 		_, body, _ := bytes.Cut(page.Value, []byte("\n"))
 		fmt.Println(string(body), err)
 		for { // until it is past its end

@@ -90,7 +90,7 @@ func ExampleTyped_GetOrLoad() {
 
 // A page of an upstream that knows ETags. When the copy is past its end the upstream is
 // asked whether it changed, and an answer of 304 gives the copy a new life.
-func ExampleTyped_Load() {
+func ExampleTyped_GetOrLoadWith() {
 	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("If-None-Match") == `"1"` {
 			fmt.Println("304")
@@ -113,7 +113,7 @@ func ExampleTyped_Load() {
 	fetch := func(url string, life time.Duration) (holdfast.TypedEntry[page], error) {
 		// Should the upstream fail, a copy of the last hour will do.
 		o := holdfast.LoadOptions{StaleIfError: time.Hour}
-		return pages.Load(context.Background(), url, life, o, func(ctx context.Context, had *holdfast.TypedEntry[page]) (loaded holdfast.TypedLoaded[page], err error) {
+		return pages.GetOrLoadWith(context.Background(), url, life, o, func(ctx context.Context, had *holdfast.TypedEntry[page]) (loaded holdfast.TypedLoaded[page], err error) {
 			req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 			if err != nil {
 				return loaded, err

@@ -276,11 +276,11 @@ func TestJitterOnlyShortens(t *testing.T) {
 }
 
 func TestACallsOptionsAreTheCachesWhereTheyAreZero(t *testing.T) {
-	c := LoadOptions{0.1, 0.2, 3, 4, 5, 6, 7}
+	c := LoadOptions{0.1, 0.2, 3, 4, 5, 6, 8, 7}
 	for _, tt := range []struct{ call, want LoadOptions }{
 		{LoadOptions{}, c},
-		{LoadOptions{TTLJitter: -1, EarlyRefresh: -1, StaleIfError: -1, SoftLimit: -1, NotFoundTTL: -1, Lease: -1}, LoadOptions{HardLimit: 5, NotFoundTTL: -1, Lease: -1}},
-		{LoadOptions{0.5, 0.6, 7, 8, 9, 10, 11}, LoadOptions{0.5, 0.6, 7, 8, 9, 10, 11}},
+		{LoadOptions{TTLJitter: -1, EarlyRefresh: -1, StaleIfError: -1, SoftTimeout: -1, NotFoundTTL: -1, Lease: -1}, LoadOptions{HardTimeout: 5, NotFoundTTL: -1, MaxConcurrent: 8, Lease: -1}},
+		{LoadOptions{0.5, 0.6, 7, 8, 9, 10, 12, 11}, LoadOptions{0.5, 0.6, 7, 8, 9, 10, 12, 11}},
 	} {
 		if got := tt.call.over(c); got != tt.want {
 			t.Errorf("%+v: %+v", tt.call, got)

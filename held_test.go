@@ -511,7 +511,7 @@ func TestWhatIsHeldCountsAsUndelivered(t *testing.T) {
 	w.says("", nil)
 	redistest.WaitFor(t, patience, "one to be held", func() bool { return c.Health().HeldKeys == 1 })
 	drain(t, c)
-	var u *holdfast.Undelivered
+	var u *holdfast.UndeliveredError
 	if err := c.Shutdown(ctx); !errors.As(err, &u) || u.Keys != 1 || !strings.Contains(err.Error(), "refuses") {
 		t.Errorf("shutdown: %v", err)
 	}

@@ -138,7 +138,7 @@ func wantGet(t testing.TB, c *holdfast.Cache, key, want string) {
 // closed closes a Cache that may have writes that nobody has got.
 func closed(t testing.TB, c *holdfast.Cache) {
 	t.Helper()
-	var u *holdfast.Undelivered
+	var u *holdfast.UndeliveredError
 	if err := c.Close(); err != nil && !asUndelivered(err, &u) {
 		t.Fatalf("close: %v", err)
 	}
@@ -266,7 +266,7 @@ func contains(text string, parts ...string) bool {
 	return false
 }
 
-func asUndelivered(err error, u **holdfast.Undelivered) bool { return errors.As(err, u) }
+func asUndelivered(err error, u **holdfast.UndeliveredError) bool { return errors.As(err, u) }
 
 // roundsFactor is HOLDFAST_ROUNDS, by which the longest of the race tests are
 // multiplied; 1 if it is not set.

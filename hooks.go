@@ -37,11 +37,13 @@ type StateChange struct {
 	Shard    string // in a cluster, the address of the shard's master
 }
 
-// Replay is the result of one round of replaying the journal, in keys.
+// Replay is the result of one round of replaying the journal, in keys. The fields count what
+// the fields of the same name in Stats count.
 type Replay struct {
 	Replayed   int // Redis has the write
 	Superseded int // another client wrote the key: it was deleted, or left alone
-	Refused    int // Redis refused the write: it is held, or a set became a delete
+	Held       int // Redis refused the entry for itself: it stays, see Cache.Held
+	Rejected   int // sets that Redis refused for good, or hung up on: they became deletes
 	Left       int // still to be replayed
 }
 

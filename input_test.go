@@ -421,7 +421,7 @@ func TestANilContextIsAnErrorAndNothingIsDone(t *testing.T) {
 		begin(t)
 		c := open(t, at(redistest.FreeAddr(t)))
 		must(t, c.Set(context.Background(), "k", []byte("v"), 0))
-		var left *holdfast.Undelivered
+		var left *holdfast.UndeliveredError
 		//lint:ignore SA1012 it is what the test is about
 		if err := c.Shutdown(nil); !errors.As(err, &left) || left.Keys != 1 || !strings.Contains(err.Error(), "nil context") {
 			t.Errorf("shutdown: %v", err)

@@ -233,7 +233,7 @@ func TestCloseLeavesWhatIsUndeliveredAndShutdownNothing(t *testing.T) {
 	}
 	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 	defer cancel()
-	var u *holdfast.Undelivered
+	var u *holdfast.UndeliveredError
 	if err := c.Shutdown(short); !asUndelivered(err, &u) || u.Keys != 200 {
 		t.Fatalf("shutdown without redis: %v", err)
 	}

@@ -152,7 +152,7 @@ func TestAReplayGoesOnInMemoryWhereTheDiskStandsStill(t *testing.T) {
 	// Redis is well, and the disk is nobody's business.
 	within(t, "Set", func() error { return c.Set(ctx, "k0", []byte("w"), 0) })
 	within(t, "Add", func() error { _, err := c.Add(ctx, "added", []byte("v"), 0); return err })
-	within(t, "Settle", func() error { return c.Settle(ctx, "k1") })
+	within(t, "Deliver", func() error { return c.Deliver(ctx, "k1") })
 	goOn()
 	durableAgain(t, c)
 }

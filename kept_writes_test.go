@@ -203,7 +203,7 @@ func TestShutdownBehindAnOutageDeliversOrSaysHowManyItCouldNot(t *testing.T) {
 		short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
 		defer cancel()
 		err := hasty.Shutdown(short)
-		var u *holdfast.Undelivered
+		var u *holdfast.UndeliveredError
 		if !errors.As(err, &u) || u.Keys != 70 || !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("shutdown in the outage: %v", err)
 		}

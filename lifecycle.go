@@ -216,7 +216,7 @@ const (
 // It delivers as long as Redis takes the writes, or the first attempt to connect is in
 // progress, and for Options.CloseTimeout at most. It does not wait with an empty journal,
 // after a failed attempt, or in an outage. Writes that were not delivered are lost, unless
-// Journal.Dir has them. The error is then an *Undelivered that counts them, the log has one
+// Journal.Dir has them. The error is then an *UndeliveredError that counts them, the log has one
 // line, and Hooks.OnDrop is called for each. Use Shutdown to deliver for longer. A Close
 // beside a Shutdown delivers nothing and cuts the Shutdown short.
 //
@@ -293,7 +293,7 @@ func (c *Cache) left() bool {
 
 // Shutdown refuses new calls with ErrClosed, waits for the calls in flight, drains the journal
 // for as long as ctx allows, and closes the Cache as Close does. If writes remain undelivered
-// it returns an *Undelivered that counts them. A Close beside it cuts the drain short.
+// it returns an *UndeliveredError that counts them. A Close beside it cuts the drain short.
 func (c *Cache) Shutdown(ctx context.Context) error {
 	c.shutting.Store(true)
 	if !c.fence.close() {

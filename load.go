@@ -7,35 +7,36 @@ import (
 	"time"
 )
 
-// LoadFunc asks the source of truth. had is the copy that this process still has,
-// past its end or about to be, or one without Value where it has none: a source that
-// can tell whether it changed (an ETag, a version) may answer with NotModified.
+// LoadFunc loads a value from the source of truth. had is the copy that this process
+// has, expired or about to expire, and nil if it has none. A loader whose source can tell
+// whether a value has changed (by an ETag or a version) may answer with NotModified.
 //
-// It runs on a goroutine of its own, for all who ask for the key meanwhile. Its
-// context has the values of the first caller's and ends with Load.HardLimit, when
-// the Cache is closed, or when nobody waits for the load any more. It may use the
-// Cache for other keys; asking for its own is an error. A panic is one, too.
-type LoadFunc func(ctx context.Context, had Entry) (Loaded, error)
+// A LoadFunc runs on a goroutine of its own, for all callers that ask for the key in the
+// meantime. Its context has the values of the first caller's context. It ends after
+// Load.HardTimeout, when the Cache is closed, and when no caller waits for the load any
+// more. A LoadFunc may use the Cache for other keys; a call for its own key returns an
+// error. A panic becomes a *PanicError.
+type LoadFunc func(ctx context.Context, had *Entry) (Loaded, error)
 
-// Loaded is what a LoadFunc returns.
+// Loaded is the result of a LoadFunc.
 type Loaded struct {
-	// Value is copied. nil is an empty value: what there is not is ErrNotFound.
+	// Value is copied. nil is an empty value; for a missing one return ErrNotFound.
 	Value []byte
-	// NotModified: the value is that of the copy that the loader was given, which
-	// gets a new life. Value is not looked at.
+	// NotModified: the value of the copy that the loader was given is still right, and
+	// gets a new TTL. Value is ignored.
 	NotModified bool
-	// TTL of this value; 0: as the caller asked. Negative: who waits for it gets
-	// it, and it is not kept.
+	// TTL of this value; 0: the caller's. Negative: the callers that wait get the
+	// value, and it is not kept.
 	TTL time.Duration
-	// StaleIfError of this value, as in LoadOptions, known to this process for as
-	// long as it keeps the copy; 0: as the caller asked. Negative: not at all.
+	// StaleIfError of this value, as in LoadOptions; 0: the caller's. Negative: off.
+	// Only this process knows it, for as long as it keeps the copy.
 	StaleIfError time.Duration
 }
 
-// PanicError is what callers get whose loader panicked, or whose codec.
+// PanicError is the error of a call whose loader, codec or clone function panicked.
 type PanicError struct {
-	Value any    // what it panicked with
-	Stack []byte // where
+	Value any    // the argument of panic
+	Stack []byte // the stack of the goroutine that panicked
 }
 
 func (p *PanicError) Error() string { return fmt.Sprintf("holdfast: a panic: %v", p.Value) }
@@ -45,27 +46,27 @@ func (p *PanicError) Unwrap() error {
 	return err
 }
 
-// GetOrLoad is Get, and where that is a miss, the value that load returns, which is
-// kept for ttl as with Set; 0 means Options.DefaultTTL. However many ask for the key,
-// load is called once at a time in this process, and mostly once among all that
-// share the Redis (see LoadOptions.Lease). A fresh local copy is returned at once. Else the
-// call waits for Redis, for at most Options.Timeout, and then for the load, as long
-// as ctx allows; a load goes on as long as anybody waits for it.
+// GetOrLoad is Get, and on a miss it calls load, returns the loaded value and keeps it for
+// ttl, as Set does; 0 means Options.DefaultTTL. In this process one load of a key runs at
+// a time, for all callers, and mostly one among all processes that share the Redis (see
+// LoadOptions.Lease). A fresh local copy is returned at once. Otherwise the call waits for
+// Redis, for at most Options.Timeout, and then for the load, as long as ctx allows. A load
+// goes on as long as a caller waits for it.
 //
-// A Set or Delete of the key wins over a load that is under way: who waits gets what
-// was loaded, and it is not kept. That it could not be kept is never an error of the
-// call.
+// A Set or Delete of the key supersedes a load that is under way: the callers that wait
+// get the loaded value, and it is not kept. A value that could not be kept is never an
+// error of the call.
 //
-// Errors: load's own, in an *Error; ErrNotFound among them, which is remembered for
-// Load.NotFoundTTL; *PanicError; one that says that Load.HardLimit has passed, or that
-// the loader asked for its own key; those of Get but for ErrMiss. See LoadOptions for
-// what may answer in place of an error.
+// Errors: the loader's own, in an *Error, with ErrNotFound among them, which is remembered
+// for Load.NotFoundTTL; *PanicError; an error that says that Load.HardTimeout has passed,
+// or that the loader asked for its own key; those of Get except ErrMiss. LoadOptions says
+// when an old copy answers in place of an error.
 //
 // The bytes may be shared: read them, do not write to them.
 func (c *Cache) GetOrLoad(ctx context.Context, key string, ttl time.Duration, load func(context.Context) ([]byte, error)) ([]byte, error) {
-	lane, open := c.fence.enter()
+	sh, open := c.fence.enter()
 	if err := loadable(ctx, open, ttl, load == nil); err != nil {
-		lane.leave()
+		sh.leave()
 		return nil, loadError("getorload", key, err)
 	}
 	h, now := c.local.hash(key), c.clock.now()
@@ -74,36 +75,37 @@ func (c *Cache) GetOrLoad(ctx context.Context, key string, ttl time.Duration, lo
 		if part := c.opts.Load.EarlyRefresh; part > 0 && refreshDue(now, e.confirmed.Load(), e.expires.Load(), ttl, part) {
 			c.refresh(ctx, newRequest("getorload", key, h, ttl, c.opts.Load, plainly(load)))
 		}
-		lane.hit()
+		sh.hit()
 		return e.bytes(), nil
 	}
-	v := visit{&c.fence, lane, true}
+	v := visit{&c.fence, sh, true}
 	got, err := c.loaded(ctx, newRequest("getorload", key, h, ttl, c.opts.Load, plainly(load)), &v)
 	c.counted(got, err)
 	return got.Value, err
 }
 
-// Load is GetOrLoad with options of its own, a loader that sees the copy there was,
-// and the circumstances of the answer. The Entry's Tier is Loader for what this call
-// waited for.
-func (c *Cache) Load(ctx context.Context, key string, ttl time.Duration, o LoadOptions, load LoadFunc) (Entry, error) {
-	return c.load(ctx, "load", key, ttl, o.over(c.opts.Load), nil, load, false)
+// GetOrLoadWith is GetOrLoad with options of its own, a loader that is given the local
+// copy, nil for none, and an Entry as the answer. The Entry's Tier is Loader if the value
+// was loaded, for this call or for one that it shared the load with. Fields of o that are
+// zero are those of Options.Load.
+func (c *Cache) GetOrLoadWith(ctx context.Context, key string, ttl time.Duration, o LoadOptions, load LoadFunc) (Entry, error) {
+	return c.load(ctx, "getorloadwith", key, ttl, o.over(c.opts.Load), nil, load, false)
 }
 
-// load is Load for who cannot use every value: one of which usable says no is as if it
-// were not there, and is written over. nil: all are usable. The options have those of
-// the Cache behind them already. again: an earlier try of the same read was counted.
-func (c *Cache) load(ctx context.Context, op, key string, ttl time.Duration, o LoadOptions, usable usable, load LoadFunc, again bool) (Entry, error) {
-	lane, open := c.fence.enter()
+// load is GetOrLoadWith for a caller that cannot use every value: a value that accepts
+// refuses counts as missing and is written over. nil accepts every value. The zero fields
+// of o have been replaced by the Cache's. again: an earlier try of the same read was counted.
+func (c *Cache) load(ctx context.Context, op, key string, ttl time.Duration, o LoadOptions, accepts usable, load LoadFunc, again bool) (Entry, error) {
+	sh, open := c.fence.enter()
 	if err := loadable(ctx, open, ttl, load == nil); err != nil {
-		lane.leave()
+		sh.leave()
 		return Entry{}, loadError(op, key, err)
 	}
-	v := visit{&c.fence, lane, true}
+	v := visit{&c.fence, sh, true}
 	defer v.leave()
 	h, now := c.local.hash(key), c.clock.now()
 	e, fresh := c.look(h, key, now)
-	fresh = fresh && usable.of(key, e.bytes(), &v)
+	fresh = fresh && accepts.of(key, e.bytes(), &v)
 	if !v.open {
 		if !again {
 			c.counted(Entry{}, ErrClosed)
@@ -121,11 +123,11 @@ func (c *Cache) load(ctx context.Context, op, key string, ttl time.Duration, o L
 		}
 		return Entry{Value: e.bytes(), Tier: Local, TTL: left(now, e.expires.Load())}, nil
 	}
-	if err := o.validate(); err != nil {
+	if err := o.validateWithin(c.opts.Load); err != nil {
 		return Entry{}, loadError(op, key, errors.Join(err...))
 	}
 	r := newRequest(op, key, h, ttl, o, load)
-	r.usable = usable
+	r.usable = accepts
 	got, err := c.loaded(ctx, r, &v)
 	if !again {
 		c.counted(got, err)
@@ -138,7 +140,7 @@ func (c *Cache) load(ctx context.Context, op, key string, ttl time.Duration, o L
 
 var errNilLoader = errors.New("holdfast: nil loader: there is nothing to ask")
 
-// loadable is what every call with a loader checks first.
+// loadable is the first check of every call with a loader.
 func loadable(ctx context.Context, open bool, ttl time.Duration, nilLoader bool) error {
 	switch {
 	case nilLoader:
@@ -149,8 +151,8 @@ func loadable(ctx context.Context, open bool, ttl time.Duration, nilLoader bool)
 	return enterable(ctx, open)
 }
 
-// loadError is the error of a call with a loader; the context's own, ErrClosed and
-// what is an *Error already stay as they are.
+// loadError wraps err for a call with a loader. Errors of contexts, ErrClosed and an
+// *Error are returned unchanged.
 func loadError(op, key string, err error) error {
 	if _, ok := err.(*Error); ok || err == ErrClosed || err == context.Canceled || err == context.DeadlineExceeded {
 		return err
@@ -158,45 +160,56 @@ func loadError(op, key string, err error) error {
 	return &Error{Op: op, Key: key, Tier: Loader, Err: err}
 }
 
-// plainly makes a LoadFunc of a loader that knows nothing of copies.
+// plainly turns a loader of GetOrLoad into a LoadFunc.
 func plainly(load func(context.Context) ([]byte, error)) LoadFunc {
-	return func(ctx context.Context, _ Entry) (Loaded, error) {
-		value, err := load(ctx)
-		return Loaded{Value: value}, err
+	return func(ctx context.Context, _ *Entry) (Loaded, error) {
+		b, err := load(ctx)
+		return Loaded{Value: b}, err
 	}
 }
 
-// loaderOf is the key of a loader's context under which its run is found.
+// loaderOf is the key under which a loader's context has its run.
 type loaderOf struct{}
 
-// runOf is the run whose loader has this context, of this Cache or another, nil for
-// none.
+// runOf returns the run whose loader has this context, of this Cache or another, or
+// nil.
 func runOf(ctx context.Context) *run {
 	r, _ := ctx.Value(loaderOf{}).(*run)
 	return r
 }
 
-// loaded answers what the local tier could not. It ends the visit: what it waits for
-// then is not Redis, and may take long.
+// loaded answers a call that found no fresh local copy. It ends the visit before it
+// waits for a load, because a load may take long and Close must not wait for it.
 func (c *Cache) loaded(ctx context.Context, r *request, v *visit) (Entry, error) {
 	defer v.leave()
 	it, parent := &r.items[0], runOf(ctx)
 	for {
-		if c.knownAbsent(it.h, r.o) {
+		if c.knownAbsent(it.h, r) {
 			return Entry{}, loadError(r.op, it.key, ErrNotFound)
 		}
-		f, role, err := c.flights.join(it.h, newRun(), parent)
+		f, as, err := c.flights.join(it.h, newRun(), parent)
 		if err != nil {
 			return Entry{}, loadError(r.op, it.key, err)
 		}
-		switch role {
+		switch as {
 		case leads:
 			it.f = f
+			if r.reload {
+				f.run.want() // it goes on if the caller leaves
+			}
 			c.lead(ctx, r, it, parent, v)
 			v.leave()
 			return c.await(ctx, r, it, f, parent)
 		case waits:
 			v.leave()
+			if r.reload && !r.mayShare { // the load began before this call
+				err := c.over(ctx, f)
+				c.flights.leave(f, parent)
+				if err != nil {
+					return Entry{}, err
+				}
+				return c.again(ctx, r.anew(it))
+			}
 			c.stats.loadsShared.Add(1)
 			return c.await(ctx, r, it, f, parent)
 		case yields:
@@ -218,8 +231,9 @@ func (c *Cache) loaded(ctx context.Context, r *request, v *visit) (Entry, error)
 	}
 }
 
-// lead begins what a new flight is for. A codec may end the goroutine in it: then who
-// waits for the flight begins anew.
+// lead looks for the key of a new flight in the tiers, and starts the load if they do
+// not have it. A codec may end the goroutine meanwhile (runtime.Goexit). Then the other
+// callers of the flight begin again.
 func (c *Cache) lead(ctx context.Context, r *request, it *loadItem, parent *run, v *visit) {
 	led := false
 	defer func() {
@@ -234,9 +248,10 @@ func (c *Cache) lead(ctx context.Context, r *request, it *loadItem, parent *run,
 	led = true
 }
 
-// knownAbsent says whether a loader said lately that there is no such thing.
-func (c *Cache) knownAbsent(h keyHash, o LoadOptions) bool {
-	if o.NotFoundTTL <= 0 {
+// knownAbsent reports whether a loader has returned ErrNotFound for the key lately. A
+// Refresh loads all the same.
+func (c *Cache) knownAbsent(h keyHash, r *request) bool {
+	if r.o.NotFoundTTL <= 0 || r.reload {
 		return false
 	}
 	e := c.local.get(h)
@@ -246,12 +261,12 @@ func (c *Cache) knownAbsent(h keyHash, o LoadOptions) bool {
 	return true
 }
 
-// findTries bounds how often a key is read of which the server tells meanwhile.
+// findTries bounds how often a key is read again that is invalidated during the read.
 const findTries = 3
 
-// find asks the tiers for the key of a flight that is led. It says whether the flight
-// has ended with that, or because the Cache is closed; else its loader is to be asked,
-// and the visit has not ended.
+// find looks for the key of a flight in the tiers, for the flight's leader. It returns
+// true if the flight has ended, with a value, an error, or because the Cache is closed.
+// If it returns false, the loader must be called, and the visit is still open.
 func (c *Cache) find(ctx context.Context, r *request, it *loadItem, v *visit) bool {
 	for try := 1; ; try++ {
 		if !v.open {
@@ -260,7 +275,7 @@ func (c *Cache) find(ctx context.Context, r *request, it *loadItem, v *visit) bo
 		}
 		c.flights.arm(it.f)
 		it.base = ""
-		if c.knownAbsent(it.h, r.o) {
+		if c.knownAbsent(it.h, r) {
 			return c.flights.end(it.f, Entry{}, loadError(r.op, it.key, ErrNotFound), 0)
 		}
 		now := c.clock.now()
@@ -281,14 +296,14 @@ func (c *Cache) find(ctx context.Context, r *request, it *loadItem, v *visit) bo
 		case err == nil && got.Tier == Remote:
 			it.base, it.seen = digestOf(got.Value), c.local.get(it.h)
 		case err != nil && err == ctx.Err():
-			// Others who wait do not leave with this caller: begin finds out
-			// whether there are any, and reads anew.
+			// This caller leaves. Other callers may wait for the flight: begin
+			// finds out, and reads again for them.
 			it.token = token{}
 			return false
 		case err != nil && err != ErrMiss && !refusesKey(err):
 			return c.flights.end(it.f, Entry{}, err, 0)
 		}
-		// What Redis has against the key is no reason not to load it.
+		// A key that Redis refuses is loaded all the same.
 		it.refused = err != nil && err != ErrMiss
 		it.answered = !it.refused && !got.Degraded
 		if c.flights.load(it.f, try == findTries) {
@@ -304,22 +319,22 @@ func (c *Cache) domainOf(key string) *domain {
 	return &c.routes.of(key).domain
 }
 
-// begin has the request's loader asked, on a goroutine of its own. The caller is
-// inside the fence.
+// begin starts the load of the request on a goroutine of its own. The caller is counted
+// in.
 func (c *Cache) begin(ctx context.Context, r *request) {
 	if !c.loaders.spawn("loader", func() { c.fly(ctx, r) }) {
 		c.giveUp(r, refs(r.items), ErrClosed)
 	}
 }
 
-// await waits for the flight, as long as the caller's context allows and no longer
-// than SoftLimit, if a stale copy can stand in for it.
+// await waits for the flight as long as the caller's context allows. If an old copy can
+// stand in for the load, it waits for at most SoftTimeout.
 func (c *Cache) await(ctx context.Context, r *request, it *loadItem, f *flight, parent *run) (Entry, error) {
 	defer c.flights.leave(f, parent)
 	var soft <-chan time.Time
-	if r.o.SoftLimit > 0 {
+	if r.o.SoftTimeout > 0 {
 		if _, ok := c.standInNow(r, it); ok {
-			t := time.NewTimer(r.o.SoftLimit)
+			t := time.NewTimer(r.o.SoftTimeout)
 			defer t.Stop()
 			soft = t.C
 		}
@@ -353,7 +368,7 @@ func (c *Cache) over(ctx context.Context, f *flight) error {
 	}
 }
 
-// again is loaded for who has left the fence.
+// again is loaded for a call that is no longer counted in.
 func (c *Cache) again(ctx context.Context, r *request) (Entry, error) {
 	v := c.fence.visit()
 	if err := enterable(ctx, v.open); err != nil {
@@ -363,7 +378,7 @@ func (c *Cache) again(ctx context.Context, r *request) (Entry, error) {
 	return c.loaded(ctx, r, v)
 }
 
-// arrived is what a caller gets of a flight that has ended.
+// arrived returns a caller's answer from a flight that has ended.
 func (c *Cache) arrived(ctx context.Context, r *request, it *loadItem, f *flight) (Entry, error) {
 	switch {
 	case f.err == nil:
@@ -379,7 +394,7 @@ func (c *Cache) arrived(ctx context.Context, r *request, it *loadItem, f *flight
 	return Entry{}, f.err
 }
 
-// standInNow is standIn for who is not inside the fence.
+// standInNow is standIn for a call that is not counted in.
 func (c *Cache) standInNow(r *request, it *loadItem) (Entry, bool) {
 	v := c.fence.visit()
 	defer v.leave()
@@ -389,7 +404,7 @@ func (c *Cache) standInNow(r *request, it *loadItem) (Entry, bool) {
 	return c.standIn(r, it, v)
 }
 
-// standIn is the copy that answers in place of a load that failed, or takes long.
+// standIn returns the copy that answers in place of a load that failed or takes long.
 func (c *Cache) standIn(r *request, it *loadItem, v *visit) (Entry, bool) {
 	e, now := c.local.get(it.h), c.clock.now()
 	if e == nil || e.refuted() || !maySubstitute(now, e.expires.Load(), e.grace().or(r.o.StaleIfError)) || !r.usable.of(it.key, e.bytes(), v) {
@@ -398,7 +413,7 @@ func (c *Cache) standIn(r *request, it *loadItem, v *visit) (Entry, bool) {
 	return entryOfCopy(e, now, c.routes != nil), true
 }
 
-// entryOfCopy is a copy that nobody has confirmed.
+// entryOfCopy returns the Entry for a copy that is not confirmed.
 func entryOfCopy(e *entry, now int64, degraded bool) Entry {
 	expires := e.expires.Load()
 	got := Entry{Value: e.bytes(), Tier: Local, Degraded: degraded, Stale: now >= expires}
@@ -408,13 +423,14 @@ func entryOfCopy(e *entry, now int64, degraded bool) Entry {
 	return got
 }
 
-// maySubstitute decides whether a copy with this end may stand in for a load.
-func maySubstitute(now, expires int64, grace time.Duration) bool {
-	return grace > 0 && (expires == never || now-expires < int64(grace))
+// maySubstitute decides whether a copy that expires at this time may stand in for a load.
+func maySubstitute(now, expires int64, limit time.Duration) bool {
+	return limit > 0 && (expires == never || now-expires < int64(limit))
 }
 
-// refreshDue decides whether a fresh copy is to be loaded anew: past that part of its
-// life. Where the caller's ttl is shorter than the copy's, it counts from the end.
+// refreshDue decides whether a fresh copy is due for an early refresh: more than part of
+// its TTL has passed. If the caller's ttl is shorter than the copy's, part is of the
+// caller's, counted back from the end.
 func refreshDue(now, confirmed, expires int64, ttl time.Duration, part float64) bool {
 	if expires == never {
 		return false
@@ -426,7 +442,7 @@ func refreshDue(now, confirmed, expires int64, ttl time.Duration, part float64) 
 	return float64(expires-now) < (1-part)*float64(life)
 }
 
-// jittered shortens a ttl by up to that part of it; by is random, in [0, 1).
+// jittered shortens a ttl by up to part of it; by is random, in [0, 1).
 func jittered(ttl time.Duration, part, by float64) time.Duration {
 	if ttl == 0 || part == 0 {
 		return ttl
@@ -434,24 +450,24 @@ func jittered(ttl time.Duration, part, by float64) time.Duration {
 	return max(ttl-time.Duration(float64(ttl)*part*by), time.Millisecond)
 }
 
-// refresh loads the key of a fresh copy in the background, unless that is under way,
-// or failed a moment ago. The caller is inside the fence.
+// refresh loads the key of a fresh copy in the background (EarlyRefresh), unless a load
+// is under way or has failed a moment ago. The caller is counted in.
 func (c *Cache) refresh(ctx context.Context, r *request) {
 	it := &r.items[0]
 	if !c.flights.idle(it.h) {
 		return
 	}
-	f, role, err := c.flights.join(it.h, newRun(), nil)
-	if err != nil || role == rests || role == yields {
+	f, as, err := c.flights.join(it.h, newRun(), nil)
+	if err != nil || as == rests || as == yields {
 		return
 	}
 	defer c.flights.leave(f, nil)
-	if role == waits {
+	if as == waits {
 		return
 	}
 	it.f, r.early = f, true
 	f.run.want()
-	// Once more: what came before the flight did not find it.
+	// Look again: a write before the flight existed could not supersede it.
 	now := c.clock.now()
 	e, fresh := c.look(it.h, it.key, now)
 	if !fresh || e.absent(now) || !c.flights.load(f, false) {

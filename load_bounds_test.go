@@ -80,8 +80,8 @@ func TestLoadsLeaveNoGoroutineAndNoKeyBehind(t *testing.T) {
 	srv := redistest.Start(t)
 	for _, o := range []holdfast.Options{{}, at(srv.Addr()), at(unused())} {
 		o.Timeout = 5 * time.Second
-		o.MaxLoads = 50
-		o.Load = holdfast.LoadOptions{HardLimit: 20 * time.Millisecond, StaleIfError: 5 * time.Millisecond, EarlyRefresh: 0.01, NotFoundTTL: time.Millisecond}
+		o.Load.MaxConcurrent = 50
+		o.Load = holdfast.LoadOptions{HardTimeout: 20 * time.Millisecond, StaleIfError: 5 * time.Millisecond, EarlyRefresh: 0.01, NotFoundTTL: time.Millisecond}
 		c := open(t, o)
 		if len(o.Redis.InitAddress) > 0 && o.Redis.InitAddress[0] == srv.Addr() {
 			ready(t, c)
@@ -130,21 +130,21 @@ func TestLoadsLeaveNoGoroutineAndNoKeyBehind(t *testing.T) {
 		redistest.WaitFor(t, patience, "the loads to end", func() bool { return runtime.NumGoroutine() <= before+5 })
 		// All the places are free.
 		var all sync.WaitGroup
-		in, out := make(chan struct{}, o.MaxLoads), make(chan struct{})
-		for i := range o.MaxLoads {
+		in, out := make(chan struct{}, o.Load.MaxConcurrent), make(chan struct{})
+		for i := range o.Load.MaxConcurrent {
 			all.Go(func() {
-				c.Load(ctx, fmt.Sprint("place", i), 0, holdfast.LoadOptions{HardLimit: patience}, func(context.Context, holdfast.Entry) (l holdfast.Loaded, err error) {
+				c.GetOrLoadWith(ctx, fmt.Sprint("place", i), 0, holdfast.LoadOptions{HardTimeout: patience}, func(context.Context, *holdfast.Entry) (l holdfast.Loaded, err error) {
 					in <- struct{}{}
 					<-out
 					return l, nil
 				})
 			})
 		}
-		for range o.MaxLoads {
+		for range o.Load.MaxConcurrent {
 			select {
 			case <-in:
 			case <-time.After(patience):
-				t.Fatal("a place among MaxLoads was not given back")
+				t.Fatal("a place among Load.MaxConcurrent was not given back")
 			}
 		}
 		close(out)

@@ -154,7 +154,7 @@ func TestACodecThatHangsDoesNotHangClose(t *testing.T) {
 			go func() { shut <- c.Close() }()
 			select {
 			case err := <-shut:
-				var u *holdfast.Undelivered
+				var u *holdfast.UndeliveredError
 				if err != nil && !asUndelivered(err, &u) {
 					t.Error(err)
 				}
@@ -178,9 +178,11 @@ func TestWhatATypedSwitchesOffIsOff(t *testing.T) {
 			return l, boom
 		}
 		for name, call := range map[string]func() error{
-			"by the call": func() error { return second(holdfast.NewTyped(c, holdfast.String()).Load(ctx, "k", 0, off, fails)) },
+			"by the call": func() error {
+				return second(holdfast.NewTyped(c, holdfast.String()).GetOrLoadWith(ctx, "k", 0, off, fails))
+			},
 			"by the typed": func() error {
-				return second(holdfast.NewTyped(c, holdfast.String(), holdfast.WithLoad(off)).Load(ctx, "k", 0, holdfast.LoadOptions{}, fails))
+				return second(holdfast.NewTyped(c, holdfast.String(), holdfast.WithLoad(off)).GetOrLoadWith(ctx, "k", 0, holdfast.LoadOptions{}, fails))
 			},
 			"by the typed, loading": func() error {
 				return second(holdfast.NewTyped(c, holdfast.String(), holdfast.WithLoad(off)).GetOrLoad(ctx, "k", 0, func(context.Context) (string, error) { return "", boom }))

@@ -6,21 +6,20 @@ import (
 	"time"
 )
 
-// GetOrLoadMany is GetMany, and one call of load for the keys that are missing and
-// that nobody in this process loads already; for those it waits. A key that load does
-// not return is not found: it is absent from the map, and that is remembered for
-// Load.NotFoundTTL. What it returns beside the keys that it was asked for is not
-// looked at.
+// GetOrLoadMany is GetMany, and one call of load for the keys that are missing. A key that
+// another call in this process is loading is not loaded again: GetOrLoadMany waits for
+// that load. A key that load does not return is not found: it is absent from the map, and
+// this is remembered for Load.NotFoundTTL. Other keys that load returns are ignored.
 //
-// It waits as GetOrLoad does. The error is the one of GetMany, or of the load; what
-// was found nevertheless is returned beside it. Batches are shared within the process
-// and take no lease.
+// It waits as GetOrLoad does. The error is that of GetMany, or of the load; the values
+// that were found are returned beside it. Loads of batches are shared in the process and
+// take no lease.
 func (c *Cache) GetOrLoadMany(ctx context.Context, keys []string, ttl time.Duration, load func(context.Context, []string) (map[string][]byte, error)) (map[string][]byte, error) {
 	return c.loadMany(ctx, keys, ttl, c.opts.Load, nil, load, false)
 }
 
-// loadMany is GetOrLoadMany for who cannot use every value; see Cache.load.
-func (c *Cache) loadMany(ctx context.Context, keys []string, ttl time.Duration, o LoadOptions, usable usable, load func(context.Context, []string) (map[string][]byte, error), again bool) (map[string][]byte, error) {
+// loadMany is GetOrLoadMany for a caller that cannot use every value; see Cache.load.
+func (c *Cache) loadMany(ctx context.Context, keys []string, ttl time.Duration, o LoadOptions, accepts usable, load func(context.Context, []string) (map[string][]byte, error), again bool) (map[string][]byte, error) {
 	const op = "getorloadmany"
 	v := c.fence.visit()
 	if err := loadable(ctx, v.open, ttl, load == nil); err != nil {
@@ -29,7 +28,7 @@ func (c *Cache) loadMany(ctx context.Context, keys []string, ttl time.Duration, 
 	}
 	b := &batch{
 		cache: c, again: again, parent: runOf(ctx), own: newRun(), found: make(map[string][]byte, len(keys)),
-		request: request{op: op, ttl: ttl, o: o, batch: true, usable: usable, call: together(op, load)},
+		request: request{op: op, ttl: ttl, o: o, batch: true, usable: accepts, call: together(op, load)},
 	}
 	defer b.quit()
 	b.begin(ctx, keys, v)
@@ -38,7 +37,7 @@ func (c *Cache) loadMany(ctx context.Context, keys []string, ttl time.Duration, 
 	return b.found, err
 }
 
-// together asks the loader for all items at once.
+// together returns the function that calls the loader once for all items.
 func together(op string, load func(context.Context, []string) (map[string][]byte, error)) func(context.Context, []*loadItem) {
 	return func(ctx context.Context, items []*loadItem) {
 		keys := make([]string, len(items))
@@ -51,8 +50,8 @@ func together(op string, load func(context.Context, []string) (map[string][]byte
 		}
 		err = loadError(op, "", err)
 		for _, it := range items {
-			if value, ok := values[it.key]; ok {
-				it.loaded, it.err = Loaded{Value: value}, nil
+			if b, ok := values[it.key]; ok {
+				it.loaded, it.err = Loaded{Value: b}, nil
 			} else {
 				it.err = err
 			}
@@ -60,27 +59,27 @@ func together(op string, load func(context.Context, []string) (map[string][]byte
 	}
 }
 
-// batch is one call of GetOrLoadMany: a flight for each key that is nobody's yet, all
-// of one run, and a seat in those of others.
+// batch is one call of GetOrLoadMany. It leads a flight for each key that no other call is
+// loading, all of one run, and follows the flights of the other keys.
 type batch struct {
 	cache   *Cache
 	parent  *run
 	own     *run
-	request request // its items are the flights that the batch leads
+	request request // its items are of the flights that the batch leads
 	seats   []loadItem
-	later   []loadItem // those whose flights are to end first
+	later   []loadItem // keys of flights that must end first
 
 	found map[string][]byte
 	errs  []error
-	said  map[string]bool // their texts, as far as they are looked for
-	begun bool            // what it leads is found, or is being loaded
+	said  map[string]bool // texts of the errors of loads
+	begun bool            // the flights that it leads have ended or are being loaded
 
 	again    bool   // an earlier try of the same reads was counted
 	asked    uint64 // keys, each once
 	answered uint64 // of them, those that are counted
 }
 
-// begin is what is done inside the fence.
+// begin does the part of the call that is counted in.
 func (b *batch) begin(ctx context.Context, keys []string, v *visit) {
 	defer v.leave()
 	b.board(keys, v)
@@ -91,8 +90,8 @@ func (b *batch) begin(ctx context.Context, keys []string, v *visit) {
 	b.begun = v.open
 }
 
-// quit leaves the flights. Those that the batch leads are given up if it did not get to
-// load them: a codec has ended the goroutine, or the Cache is closed.
+// quit leaves the flights. If the batch did not start the load of the flights that it
+// leads, because a codec has ended the goroutine or the Cache is closed, it aborts them.
 func (b *batch) quit() {
 	t := b.cache.flights
 	if !b.begun {
@@ -110,7 +109,8 @@ func (b *batch) quit() {
 	t.drop(b.own)
 }
 
-// board answers what the local tier has, and finds each other key its flight.
+// board answers the keys that the local tier has, and joins or creates a flight for each
+// other key.
 func (b *batch) board(keys []string, v *visit) {
 	c, now := b.cache, b.cache.clock.now()
 	seen := make(map[string]bool, len(keys))
@@ -147,26 +147,26 @@ func (b *batch) board(keys []string, v *visit) {
 func (b *batch) boardOne(it loadItem, v *visit) {
 	c := b.cache
 	for {
-		if c.knownAbsent(it.h, b.request.o) {
+		if c.knownAbsent(it.h, &b.request) {
 			b.answer(Entry{}, ErrNotFound)
 			return
 		}
-		f, role, err := c.flights.join(it.h, b.own, b.parent)
+		f, as, err := c.flights.join(it.h, b.own, b.parent)
 		it.f = f
 		switch {
 		case err != nil:
 			b.answer(Entry{}, err)
 			b.errs = append(b.errs, loadError(b.request.op, it.key, err))
 			return
-		case role == leads:
+		case as == leads:
 			b.request.items = append(b.request.items, it)
 			b.seats = append(b.seats, it)
 			return
-		case role == waits:
+		case as == waits:
 			c.stats.loadsShared.Add(1)
 			b.seats = append(b.seats, it)
 			return
-		case role == yields:
+		case as == yields:
 			b.later = append(b.later, it)
 			return
 		}
@@ -183,16 +183,16 @@ func (b *batch) boardOne(it loadItem, v *visit) {
 	}
 }
 
-// read asks the tiers for the keys that the batch leads, in one pipeline, and keeps
-// those that are to be loaded. See Cache.find.
+// read looks for the keys that the batch leads in the tiers, in one pipeline, and keeps
+// the keys that must be loaded. See Cache.find.
 func (b *batch) read(ctx context.Context, v *visit) {
 	var missed []loadItem
-	pending := b.request.items
-	for try := 1; len(pending) > 0 && v.open; try++ {
+	rest := b.request.items
+	for try := 1; len(rest) > 0 && v.open; try++ {
 		var again []loadItem
-		for _, it := range b.readOnce(ctx, pending, v) {
+		for _, it := range b.readOnce(ctx, rest, v) {
 			switch {
-			case it.token.domain == nil: // this caller leaves; whoever else waits does not
+			case it.token.domain == nil: // this caller leaves; other callers may wait
 				missed = append(missed, it)
 			case b.cache.flights.load(it.f, try == findTries):
 				missed = append(missed, it)
@@ -200,13 +200,13 @@ func (b *batch) read(ctx context.Context, v *visit) {
 				again = append(again, it)
 			}
 		}
-		pending = again
+		rest = again
 	}
 	b.request.items = missed
 }
 
-// readOnce returns the items that no tier has. Those of which nothing was learnt,
-// because ctx has ended, have no token.
+// readOnce returns the items that no tier has. An item that was not read, because ctx has
+// ended, has no token.
 func (b *batch) readOnce(ctx context.Context, items []loadItem, v *visit) (missed []loadItem) {
 	c, now := b.cache, b.cache.clock.now()
 	var asked []loadItem
@@ -219,7 +219,7 @@ func (b *batch) readOnce(ctx context.Context, items []loadItem, v *visit) (misse
 		it.base = ""
 		it.token = c.local.token(it.h, c.domainOf(it.key))
 		it.seen = c.local.get(it.h)
-		if c.knownAbsent(it.h, b.request.o) {
+		if c.knownAbsent(it.h, &b.request) {
 			c.flights.end(it.f, Entry{}, b.request.fail(&it, ErrNotFound), 0)
 			continue
 		}
@@ -229,10 +229,10 @@ func (b *batch) readOnce(ctx context.Context, items []loadItem, v *visit) (misse
 		} else if !v.open {
 			return nil
 		}
-		if e, found, fenced := c.journaled(it.h, it.key, now); found && !e.Stale && b.request.usable.of(it.key, e.Value, v) {
+		if e, answered, inJournal := c.journaled(it.h, it.key, now); answered && !e.Stale && b.request.usable.of(it.key, e.Value, v) {
 			c.flights.end(it.f, e, nil, 0)
 			continue
-		} else if fenced {
+		} else if inJournal {
 			it.answered = false
 			missed = append(missed, it)
 			continue
@@ -246,11 +246,12 @@ func (b *batch) readOnce(ctx context.Context, items []loadItem, v *visit) (misse
 		e   Entry
 		err error
 	}
-	// Decided on below: usable is the caller's code, and readMany holds a place in line.
-	answers := make([]answer, len(asked))
-	c.readMany(ctx, b.request.op, keys, now, func(i int, e Entry, err error) { answers[i] = answer{e, err} })
+	// The answers are judged below: usable is user code that may block, and readMany calls
+	// its function between the pipelines of a batch.
+	replies := make([]answer, len(asked))
+	c.readMany(ctx, b.request.op, keys, now, func(i int, e Entry, err error) { replies[i] = answer{e, err} })
 	for i, it := range asked {
-		e, err := answers[i].e, answers[i].err
+		e, err := replies[i].e, replies[i].err
 		switch {
 		case err == nil && !e.Stale && b.request.usable.of(it.key, e.Value, v):
 			c.flights.end(it.f, e, nil, 0)
@@ -270,7 +271,7 @@ func (b *batch) readOnce(ctx context.Context, items []loadItem, v *visit) (misse
 	return missed
 }
 
-// await gathers what the flights bring.
+// await collects the results of the flights.
 func (b *batch) await(ctx context.Context) error {
 	c := b.cache
 	if !b.begun {
@@ -296,8 +297,8 @@ func (b *batch) await(ctx context.Context) error {
 	return l.join()
 }
 
-// note takes down what became of a key. A load that failed has failed for all its keys
-// and is told of once.
+// note adds the result of a key. The error of a load is the same for all its keys and is
+// returned once.
 func (b *batch) note(key string, e Entry, err error) {
 	b.answer(e, err)
 	switch {

@@ -87,7 +87,7 @@ func newLoadProgram(t *testing.T, seed uint64) *loadProgram {
 		NotFoundTTL:  -1,
 	}
 	if r.IntN(4) == 0 {
-		o.MaxLoads = 1 + r.IntN(2)
+		o.Load.MaxConcurrent = 1 + r.IntN(2)
 	}
 	p.c = open(t, o)
 	for i := range p.keys {

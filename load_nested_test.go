@@ -14,7 +14,7 @@ import (
 // What a load waits for that has the only place needs none: else both would wait for
 // the hard limit.
 func TestALoaderMayAskForOtherKeysWhereLoadsAreCapped(t *testing.T) {
-	alone(t, holdfast.Options{MaxLoads: 1}, func(t *testing.T, ctx context.Context, c *holdfast.Cache) {
+	alone(t, holdfast.Options{Load: holdfast.LoadOptions{MaxConcurrent: 1}}, func(t *testing.T, ctx context.Context, c *holdfast.Cache) {
 		const takes = time.Second
 		leaf := func(context.Context) ([]byte, error) { time.Sleep(takes); return []byte("v"), nil }
 		asks := func(key string, load func(context.Context) ([]byte, error)) func(context.Context) ([]byte, error) {
@@ -60,7 +60,7 @@ func TestALoaderMayAskForOtherKeysWhereLoadsAreCapped(t *testing.T) {
 
 // The places of one Cache protect its source from the loaders of another.
 func TestTheLoadersOfAnotherCacheAreCapped(t *testing.T) {
-	alone(t, holdfast.Options{MaxLoads: 1}, func(t *testing.T, ctx context.Context, rows *holdfast.Cache) {
+	alone(t, holdfast.Options{Load: holdfast.LoadOptions{MaxConcurrent: 1}}, func(t *testing.T, ctx context.Context, rows *holdfast.Cache) {
 		pages := open(t, holdfast.Options{})
 		start := time.Now()
 		var wg sync.WaitGroup

@@ -50,7 +50,7 @@ func overwrites(t *testing.T, ctx context.Context, c *holdfast.Cache, b backend,
 			done := make(chan struct{})
 			end := sync.OnceFunc(func() { close(done) })
 			for {
-				e, err := c.Load(ctx, key, time.Hour, early, func(context.Context, holdfast.Entry) (holdfast.Loaded, error) {
+				e, err := c.GetOrLoadWith(ctx, key, time.Hour, early, func(context.Context, *holdfast.Entry) (holdfast.Loaded, error) {
 					defer end()
 					source()
 					return holdfast.Loaded{Value: []byte("ours")}, nil

@@ -39,14 +39,14 @@ func TestAStaleCopyStandsInForALoadThatFails(t *testing.T) {
 			wantLoad(t, c, "k", 10*time.Second, s, "v")
 		}
 		s.wasAsked(t, 2) // no storm
-		e, err := c.Load(ctx, "k", 0, holdfast.LoadOptions{}, s.rich)
+		e, err := c.GetOrLoadWith(ctx, "k", 0, holdfast.LoadOptions{}, s.rich)
 		if err != nil || !e.Stale || e.Tier != holdfast.Local || e.TTL != 0 {
 			t.Errorf("%+v, %v", e, err)
 		}
 		time.Sleep(1100 * time.Millisecond)
 		wantLoad(t, c, "k", 10*time.Second, s, "v")
 		s.wasAsked(t, 3)
-		if _, err := c.Load(ctx, "k", 0, holdfast.LoadOptions{StaleIfError: -1}, s.rich); !errors.Is(err, boom) {
+		if _, err := c.GetOrLoadWith(ctx, "k", 0, holdfast.LoadOptions{StaleIfError: -1}, s.rich); !errors.Is(err, boom) {
 			t.Errorf("with stale-if-error off: %v", err)
 		}
 		time.Sleep(time.Minute)
@@ -81,8 +81,8 @@ func TestADeletedValueStandsInForNothing(t *testing.T) {
 	})
 }
 
-func TestTheSoftLimitServesTheCopyAndTheLoadGoesOn(t *testing.T) {
-	o := holdfast.Options{Load: holdfast.LoadOptions{StaleIfError: time.Minute, SoftLimit: 100 * time.Millisecond}}
+func TestTheSoftTimeoutServesTheCopyAndTheLoadGoesOn(t *testing.T) {
+	o := holdfast.Options{Load: holdfast.LoadOptions{StaleIfError: time.Minute, SoftTimeout: 100 * time.Millisecond}}
 	alone(t, o, func(t *testing.T, ctx context.Context, c *holdfast.Cache) {
 		s := newSource("old")
 		s.takes = time.Second
@@ -94,7 +94,7 @@ func TestTheSoftLimitServesTheCopyAndTheLoadGoesOn(t *testing.T) {
 		time.Sleep(11 * time.Second)
 		s.value.Store("new")
 		start = time.Now()
-		e, err := c.Load(ctx, "k", 10*time.Second, holdfast.LoadOptions{}, s.rich)
+		e, err := c.GetOrLoadWith(ctx, "k", 10*time.Second, holdfast.LoadOptions{}, s.rich)
 		if took := time.Since(start); err != nil || string(e.Value) != "old" || !e.Stale || took != 100*time.Millisecond {
 			t.Errorf("after %v: %+v, %v", took, e, err)
 		}
@@ -143,7 +143,7 @@ func TestNotFoundIsRememberedBriefly(t *testing.T) {
 				if st := c.Stats(); st.NegativeHits != 10 || st.LoadErrors != 0 {
 					t.Errorf("%d negative hits, %d errors", st.NegativeHits, st.LoadErrors)
 				}
-				if _, err := c.Load(ctx, "k", 0, holdfast.LoadOptions{NotFoundTTL: -1}, s.rich); !errors.Is(err, holdfast.ErrNotFound) {
+				if _, err := c.GetOrLoadWith(ctx, "k", 0, holdfast.LoadOptions{NotFoundTTL: -1}, s.rich); !errors.Is(err, holdfast.ErrNotFound) {
 					t.Errorf("%v", err)
 				}
 				s.wasAsked(t, 2)
@@ -252,8 +252,12 @@ func TestALoaderMaySetTTLAndKeepTheCopyItWasShown(t *testing.T) {
 	inBubble(t, o, func(ctx context.Context, c *holdfast.Cache, v *virtual) {
 		var had []string
 		ask := func(l holdfast.Loaded, err error) (holdfast.Entry, error) {
-			return c.Load(ctx, "k", time.Hour, holdfast.LoadOptions{}, func(_ context.Context, h holdfast.Entry) (holdfast.Loaded, error) {
-				had = append(had, fmt.Sprintf("%s %v", h.Value, h.Stale))
+			return c.GetOrLoadWith(ctx, "k", time.Hour, holdfast.LoadOptions{}, func(_ context.Context, h *holdfast.Entry) (holdfast.Loaded, error) {
+				if h == nil {
+					had = append(had, "none")
+				} else {
+					had = append(had, fmt.Sprintf("%s %v", h.Value, h.Stale))
+				}
 				return l, err
 			})
 		}
@@ -294,7 +298,7 @@ func TestALoaderMaySetTTLAndKeepTheCopyItWasShown(t *testing.T) {
 		if e, err := ask(holdfast.Loaded{}, boom); !errors.Is(err, boom) {
 			t.Errorf("past the loader's bound: %+v, %v", e, err)
 		}
-		want := []string{" false", "v1 true", " false", " false", "v3 true", "v3 true"}
+		want := []string{"none", "v1 true", "none", "none", "v3 true", "v3 true"}
 		if fmt.Sprint(had) != fmt.Sprint(want) {
 			t.Errorf("the loader was shown %q, want %q", had, want)
 		}

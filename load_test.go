@@ -55,7 +55,7 @@ func (s *source) load(ctx context.Context) ([]byte, error) {
 	return []byte(s.value.Load().(string)), nil
 }
 
-func (s *source) rich(ctx context.Context, _ holdfast.Entry) (holdfast.Loaded, error) {
+func (s *source) rich(ctx context.Context, _ *holdfast.Entry) (holdfast.Loaded, error) {
 	v, err := s.load(ctx)
 	return holdfast.Loaded{Value: v}, err
 }
@@ -120,7 +120,7 @@ func TestWhatRedisHoldsIsNotLoaded(t *testing.T) {
 		b.set("k", "theirs")
 		s := newSource("ours")
 		wantLoad(t, c, "k", time.Hour, s, "theirs")
-		e, err := c.Load(ctx, "k", time.Hour, holdfast.LoadOptions{}, s.rich)
+		e, err := c.GetOrLoadWith(ctx, "k", time.Hour, holdfast.LoadOptions{}, s.rich)
 		if err != nil || string(e.Value) != "theirs" || e.Tier != holdfast.Local {
 			t.Errorf("load: %+v, %v", e, err)
 		}
@@ -311,13 +311,13 @@ func TestBadInputIsRefused(t *testing.T) {
 		s := newSource("v")
 		for name, err := range map[string]error{
 			"nil loader": second(c.GetOrLoad(ctx, "k", 0, nil)),
-			"nil rich":   second(c.Load(ctx, "k", 0, holdfast.LoadOptions{}, nil)),
+			"nil rich":   second(c.GetOrLoadWith(ctx, "k", 0, holdfast.LoadOptions{}, nil)),
 			"nil batch":  second(c.GetOrLoadMany(ctx, []string{"k"}, 0, nil)),
 			"ttl":        second(c.GetOrLoad(ctx, "k", -1, s.load)),
-			"jitter":     second(c.Load(ctx, "k", 0, holdfast.LoadOptions{TTLJitter: 2}, s.rich)),
-			"hard limit": second(c.Load(ctx, "k", 0, holdfast.LoadOptions{HardLimit: -1}, s.rich)),
-			"lease":      second(c.Load(ctx, "k", 0, holdfast.LoadOptions{Lease: time.Millisecond}, s.rich)),
-			"nothing to be unmodified": second(c.Load(ctx, "k", 0, holdfast.LoadOptions{}, func(context.Context, holdfast.Entry) (holdfast.Loaded, error) {
+			"jitter":     second(c.GetOrLoadWith(ctx, "k", 0, holdfast.LoadOptions{TTLJitter: 2}, s.rich)),
+			"hard limit": second(c.GetOrLoadWith(ctx, "k", 0, holdfast.LoadOptions{HardTimeout: -1}, s.rich)),
+			"lease":      second(c.GetOrLoadWith(ctx, "k", 0, holdfast.LoadOptions{Lease: time.Millisecond}, s.rich)),
+			"nothing to be unmodified": second(c.GetOrLoadWith(ctx, "k", 0, holdfast.LoadOptions{}, func(context.Context, *holdfast.Entry) (holdfast.Loaded, error) {
 				return holdfast.Loaded{NotModified: true}, nil
 			})),
 		} {
@@ -348,14 +348,14 @@ func TestBadInputIsRefused(t *testing.T) {
 
 func second[T any](_ T, err error) error { return err }
 
-func TestALoadIsGivenUpAtTheHardLimit(t *testing.T) {
-	o := holdfast.Options{Load: holdfast.LoadOptions{HardLimit: 3 * time.Second}}
+func TestALoadIsGivenUpAtTheHardTimeout(t *testing.T) {
+	o := holdfast.Options{Load: holdfast.LoadOptions{HardTimeout: 3 * time.Second}}
 	alone(t, o, func(t *testing.T, ctx context.Context, c *holdfast.Cache) {
 		let := make(chan struct{})
 		stubborn := func(context.Context) ([]byte, error) { <-let; return []byte("late"), nil }
 		start := time.Now()
 		_, err := c.GetOrLoad(ctx, "k", 0, stubborn)
-		if took := time.Since(start); took != 3*time.Second || err == nil || !strings.Contains(err.Error(), "HardLimit") {
+		if took := time.Since(start); took != 3*time.Second || err == nil || !strings.Contains(err.Error(), "HardTimeout") {
 			t.Errorf("after %v: %v", took, err)
 		}
 		// The next one does not wait for it, and what it brings late is not kept.
@@ -368,14 +368,14 @@ func TestALoadIsGivenUpAtTheHardLimit(t *testing.T) {
 		}
 		// One that heeds its context.
 		_, err = c.GetOrLoad(ctx, "l", 0, func(ctx context.Context) ([]byte, error) { <-ctx.Done(); return nil, ctx.Err() })
-		if err == nil || !strings.Contains(err.Error(), "HardLimit") {
+		if err == nil || !strings.Contains(err.Error(), "HardTimeout") {
 			t.Errorf("%v", err)
 		}
 	})
 }
 
 func TestLoadsInFlightAreCapped(t *testing.T) {
-	o := holdfast.Options{MaxLoads: 3, Load: holdfast.LoadOptions{HardLimit: 10 * time.Second}}
+	o := holdfast.Options{Load: holdfast.LoadOptions{MaxConcurrent: 3, HardTimeout: 10 * time.Second}}
 	alone(t, o, func(t *testing.T, ctx context.Context, c *holdfast.Cache) {
 		var now, most atomic.Int64
 		slow := func(context.Context) ([]byte, error) {
@@ -416,7 +416,7 @@ func TestLoadsInFlightAreCapped(t *testing.T) {
 		}
 		synctest.Wait()
 		start = time.Now()
-		if _, err := c.GetOrLoad(ctx, "k", 0, slow); err == nil || !strings.Contains(err.Error(), "HardLimit") || time.Since(start) != 10*time.Second {
+		if _, err := c.GetOrLoad(ctx, "k", 0, slow); err == nil || !strings.Contains(err.Error(), "HardTimeout") || time.Since(start) != 10*time.Second {
 			t.Errorf("after %v: %v", time.Since(start), err)
 		}
 		close(let)

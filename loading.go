@@ -10,7 +10,7 @@ import (
 )
 
 var (
-	errHardLimit   = errors.New("holdfast: the load did not end within Load.HardLimit")
+	errHardTimeout = errors.New("holdfast: the load did not end within Load.HardTimeout")
 	errGoexit      = errors.New("holdfast: the loader, or the codec, called runtime.Goexit")
 	errNotModified = errors.New("holdfast: the loader says that the copy is still right, and was given none")
 )
@@ -27,7 +27,7 @@ func (c *Cache) fly(ctx context.Context, r *request) {
 	}
 	// For a codec that ends the goroutine; otherwise the flights have ended by then.
 	defer c.giveUp(r, refs(r.items), errGoexit)
-	taken, err := c.takePlace(ctx, thisRun, r.o.HardLimit)
+	taken, err := c.takePlace(ctx, thisRun, r.o.HardTimeout)
 	if err != nil {
 		c.giveUp(r, refs(r.items), err)
 		return
@@ -51,11 +51,11 @@ func (c *Cache) fly(ctx context.Context, r *request) {
 		c.giveBack(items[0].key, l)
 		return
 	}
-	limited, stop := context.WithTimeout(ctx, r.o.HardLimit)
+	limited, stop := context.WithTimeout(ctx, r.o.HardTimeout)
 	defer stop()
 	defer context.AfterFunc(limited, func() {
 		if limited.Err() == context.DeadlineExceeded {
-			c.giveUp(r, items, errHardLimit)
+			c.giveUp(r, items, errHardTimeout)
 		}
 	})()
 	// Deferred: a loader may end its goroutine.
@@ -71,8 +71,8 @@ func refs(items []loadItem) []*loadItem {
 	return all
 }
 
-// takePlace acquires a load slot (Options.MaxLoads) and reports whether it has one. It waits
-// for at most limit, then fails with errHardLimit. An urged run goes on without a slot: it
+// takePlace acquires a load slot (Load.MaxConcurrent) and reports whether it has one. It waits
+// for at most limit, then fails with errHardTimeout. An urged run goes on without a slot: it
 // might wait for the slot of the very load that waits for it.
 func (c *Cache) takePlace(ctx context.Context, r *run, limit time.Duration) (taken bool, err error) {
 	if c.places == nil {
@@ -86,7 +86,7 @@ func (c *Cache) takePlace(ctx context.Context, r *run, limit time.Duration) (tak
 	case <-r.urged():
 		return false, nil
 	case <-t.C:
-		return false, errHardLimit
+		return false, errHardTimeout
 	case <-ctx.Done():
 		return false, errAgain // abandoned, or the Cache is closed
 	}
@@ -187,7 +187,7 @@ func (c *Cache) land(ctx context.Context, r *request, items []*loadItem, l *leas
 		case it.err == nil:
 			it.err = c.accept(r, it)
 		case ctx.Err() == context.DeadlineExceeded:
-			it.err = r.fail(it, errHardLimit)
+			it.err = r.fail(it, errHardTimeout)
 		}
 		if it.err != nil && !errors.Is(it.err, ErrNotFound) && v.open {
 			pauses[i] = c.pause(r, it, v)
@@ -261,7 +261,7 @@ func (c *Cache) keepLoaded(r *request, items []*loadItem, l *lease) {
 	for _, it := range items {
 		switch {
 		case errors.Is(it.err, ErrNotFound):
-			if (r.o.NotFoundTTL > 0 || r.early) && c.mayStore(it) {
+			if (r.o.NotFoundTTL > 0 || r.early || r.reload) && c.mayStore(it) {
 				c.keepAbsence(r, it)
 			}
 			continue
@@ -415,7 +415,7 @@ func (c *Cache) keepUntold(it *loadItem, e *entry, now int64) {
 // keepAbsence remembers that the key has no value. It changes Redis only for an early
 // refresh: Redis still has the copy, which was good until now, and the key is deleted.
 func (c *Cache) keepAbsence(r *request, it *loadItem) {
-	if r.early && c.destination(it) == toTiers {
+	if (r.early || r.reload) && c.destination(it) == toTiers {
 		w := [1]change{{key: it.key, del: true, flight: it.f, seen: it.seen}}
 		c.write(context.Background(), r.op, w[:], 0)
 	}

@@ -88,8 +88,8 @@ func firstMoments(t *testing.T, ctx context.Context, options func() holdfast.Opt
 				}
 				return err
 			},
-			"Check":  func(c *holdfast.Cache) error { return c.Check(ctx) },
-			"Settle": func(c *holdfast.Cache) error { return c.Settle(ctx) },
+			"Check":     func(c *holdfast.Cache) error { return c.Check(ctx) },
+			"Available": func(c *holdfast.Cache) error { return c.Available(ctx) },
 			"INCR": func(c *holdfast.Cache) error {
 				return c.Client().Do(ctx, c.Client().B().Incr().Key("counter").Build()).Error()
 			},

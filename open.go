@@ -37,8 +37,8 @@ func New(opts Options) (*Cache, error) {
 	full := c.opts
 	c.dialled, c.opts = &full, c.opts.withoutPasswords()
 	c.flights, c.holder = newFlights(), rand.Text()
-	if opts.MaxLoads > 0 {
-		c.places = make(chan struct{}, opts.MaxLoads)
+	if opts.Load.MaxConcurrent > 0 {
+		c.places = make(chan struct{}, opts.Load.MaxConcurrent)
 	}
 	c.notify = newNotifier(opts, &c.stats)
 	c.journal.downgraded = c.downgraded

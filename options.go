@@ -81,14 +81,6 @@ type Options struct {
 	Outage   OutageOptions
 	Load     LoadOptions
 
-	// MaxLoads bounds the loads that this Cache runs at a time, so that a cold start does not
-	// overload the source. Default 0: no bound. A further load waits for its turn, for
-	// Load.HardLimit at most; its callers wait for as long as their contexts allow. A load
-	// that a loader of this Cache waits for needs no turn, because it might wait for that
-	// loader. A loader that ignores its context counts until it returns. Without a bound,
-	// callers that give up on such a loader can start any number of further ones.
-	MaxLoads int
-
 	// Logger gets one line for each change of state, and for each new cause why Redis was
 	// not reached yet, and none for a call. Default: nothing is logged.
 	Logger *slog.Logger
@@ -354,8 +346,10 @@ type OutageOptions struct {
 	ServeStaleFor time.Duration
 }
 
-// LoadOptions are the options of loads. In Options they hold for every load of the Cache. A
-// call of Load may pass its own: a zero field means the Cache's, a negative one means off.
+// LoadOptions says how GetOrLoad, GetOrLoadMany, GetOrLoadWith and Refresh treat what they
+// load. In Options they hold for every load of the Cache. WithLoad and GetOrLoadWith take
+// options of their own: a zero field means the Cache's value, a negative one switches the
+// option off.
 type LoadOptions struct {
 	// TTLJitter is the largest part of a TTL, between 0 and 1, by which it is shortened at
 	// random, so that values loaded at the same time do not expire at the same time. Default
@@ -373,20 +367,30 @@ type LoadOptions struct {
 	// load. Default 0: the error is the answer.
 	StaleIfError time.Duration
 
-	// SoftLimit is how long a caller waits for the load if a copy may answer within
+	// SoftTimeout is how long a caller waits for the load if a copy may answer within
 	// StaleIfError. Then the caller gets the copy, and the load goes on. Default 0: until the
 	// load has ended. It needs StaleIfError. Not for GetOrLoadMany.
-	SoftLimit time.Duration
+	SoftTimeout time.Duration
 
-	// HardLimit is how long a load may take. Then its context ends and its callers get an
+	// HardTimeout is how long a load may take. Then its context ends and its callers get an
 	// error, even if the loader ignores its context. Default 1m. It cannot be switched off.
-	HardLimit time.Duration
+	HardTimeout time.Duration
 
 	// NotFoundTTL is how long this process remembers a loader's ErrNotFound, unless the
 	// server reports a write of the key. Like a copy it ends after Local.MaxTTL, and after
 	// Tracking.UntrackedTTL where the server does not report changes. Default 1s; negative:
 	// not at all.
 	NotFoundTTL time.Duration
+
+	// MaxConcurrent bounds the loads that run at the same time in this Cache, so that
+	// a cold start does not overload the source. Default 0: no bound. It belongs to the
+	// Cache: a LoadOptions of WithLoad or GetOrLoadWith has 0 or the Cache's number. A
+	// load over the bound waits for a slot, for at most HardTimeout; its callers wait
+	// as long as their contexts allow. A load that a loader of this Cache waits for
+	// needs no slot, because the two would wait for each other. A loader that ignores
+	// its context keeps its slot until it returns. Without a bound nothing limits the
+	// loads that callers start and give up.
+	MaxConcurrent int
 
 	// Lease is how long one process may keep the others that share the Redis from loading the
 	// key that it loads. Another process waits for the loaded value, for at most this time.
@@ -403,12 +407,13 @@ func (l LoadOptions) over(c LoadOptions) LoadOptions {
 	pick(&l.TTLJitter, c.TTLJitter)
 	pick(&l.EarlyRefresh, c.EarlyRefresh)
 	pick(&l.StaleIfError, c.StaleIfError)
-	pick(&l.SoftLimit, c.SoftLimit)
-	def(&l.HardLimit, c.HardLimit)
+	pick(&l.SoftTimeout, c.SoftTimeout)
+	def(&l.HardTimeout, c.HardTimeout)
 	def(&l.NotFoundTTL, c.NotFoundTTL)
 	def(&l.Lease, c.Lease)
+	def(&l.MaxConcurrent, c.MaxConcurrent)
 	if l.StaleIfError == 0 {
-		l.SoftLimit = 0
+		l.SoftTimeout = 0
 	}
 	return l
 }
@@ -433,7 +438,7 @@ func (o Options) withDefaults() Options {
 	def(&o.Journal.MaxKeys, 65536)
 	def(&o.Journal.MaxBytes, 64<<20)
 	def(&o.Journal.MaxRate, 100_000)
-	def(&o.Load.HardLimit, time.Minute)
+	def(&o.Load.HardTimeout, time.Minute)
 	def(&o.Load.NotFoundTTL, time.Second)
 	def(&o.Load.Lease, 3*time.Second)
 	def(&o.Redis.Dialer.Timeout, time.Second)
@@ -491,9 +496,6 @@ func (o Options) validate() error {
 	atLeast("Outage.ServeFor", o.Outage.ServeFor, 0)
 	atLeast("Outage.ServeStaleFor", o.Outage.ServeStaleFor, 0)
 	errs = append(errs, o.Load.validate()...)
-	if o.MaxLoads < 0 {
-		bad("MaxLoads is %d: it must not be negative", o.MaxLoads)
-	}
 	errs = append(errs, validateRedis(o.Redis)...)
 	return errors.Join(errs...)
 }
@@ -622,17 +624,30 @@ func (l LoadOptions) validate() []error {
 	if l.StaleIfError < 0 {
 		bad("Load.StaleIfError is %v: it must not be negative", l.StaleIfError)
 	}
-	if l.SoftLimit < 0 {
-		bad("Load.SoftLimit is %v: it must not be negative", l.SoftLimit)
+	if l.SoftTimeout < 0 {
+		bad("Load.SoftTimeout is %v: it must not be negative", l.SoftTimeout)
 	}
-	if l.SoftLimit > 0 && l.StaleIfError <= 0 {
-		bad("Load.SoftLimit is %v: without Load.StaleIfError there is nothing to serve when it ends", l.SoftLimit)
+	if l.SoftTimeout > 0 && l.StaleIfError <= 0 {
+		bad("Load.SoftTimeout is %v: without Load.StaleIfError there is nothing to serve when it ends", l.SoftTimeout)
 	}
-	if l.HardLimit < time.Millisecond {
-		bad("Load.HardLimit is %v: it must be at least 1ms", l.HardLimit)
+	if l.HardTimeout < time.Millisecond {
+		bad("Load.HardTimeout is %v: it must be at least 1ms", l.HardTimeout)
 	}
 	if l.Lease > 0 && l.Lease < 10*time.Millisecond {
 		bad("Load.Lease is %v: it must be at least 10ms, or negative for none", l.Lease)
+	}
+	if l.MaxConcurrent < 0 {
+		bad("Load.MaxConcurrent is %d: it must not be negative", l.MaxConcurrent)
+	}
+	return errs
+}
+
+// validateWithin is validate for the options of a Typed or of a call, with those of the
+// Cache behind them.
+func (l LoadOptions) validateWithin(c LoadOptions) []error {
+	errs := l.validate()
+	if l.MaxConcurrent != c.MaxConcurrent {
+		errs = append(errs, fmt.Errorf("holdfast: options: Load.MaxConcurrent is %d: the bound is the Cache's, %d", l.MaxConcurrent, c.MaxConcurrent))
 	}
 	return errs
 }

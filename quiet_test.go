@@ -75,8 +75,8 @@ var firstCalls = map[string]func(ctx context.Context, c *holdfast.Cache) error{
 		}
 		return err
 	},
-	"Check":  func(ctx context.Context, c *holdfast.Cache) error { return c.Check(ctx) },
-	"Settle": func(ctx context.Context, c *holdfast.Cache) error { return c.Settle(ctx) },
+	"Check":     func(ctx context.Context, c *holdfast.Cache) error { return c.Check(ctx) },
+	"Available": func(ctx context.Context, c *holdfast.Cache) error { return c.Available(ctx) },
 	"INCR": func(ctx context.Context, c *holdfast.Cache) error {
 		cl := c.Client()
 		return cl.Do(ctx, cl.B().Incr().Key("counter").Build()).Error()

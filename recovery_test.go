@@ -179,7 +179,7 @@ func TestShutdownOfAClientThatNeverReachedRedisSaysHowManyWritesAreLost(t *testi
 	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 	defer cancel()
 	err := c.Shutdown(short)
-	var u *holdfast.Undelivered
+	var u *holdfast.UndeliveredError
 	if !asUndelivered(err, &u) || u.Keys != 7 {
 		t.Errorf("shutdown without redis: %v", err)
 	}
@@ -206,7 +206,8 @@ func TestWhatAReplayDidIsTold(t *testing.T) {
 		case r := <-told:
 			sum.Replayed += r.Replayed
 			sum.Superseded += r.Superseded
-			sum.Refused += r.Refused
+			sum.Held += r.Held
+			sum.Rejected += r.Rejected
 			sum.Left = r.Left
 		case <-time.After(patience):
 			t.Fatalf("told of %+v and no more", sum)

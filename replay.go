@@ -274,7 +274,7 @@ func (r *replayer) replay(ctx context.Context, s *session, tasks []task) (round 
 	// value for another writer's. It must also have the results of the round before.
 	_, _ = r.journal.swept(ctx)
 	round, ok = r.pass(ctx, s, tasks, false)
-	if again, _ := r.journal.swept(ctx); again || round.Superseded+round.Refused > 0 {
+	if again, _ := r.journal.swept(ctx); again || round.Superseded+round.Held+round.Rejected > 0 {
 		r.wake() // another writer's value is deleted by the next round
 	}
 	return round, ok
@@ -331,7 +331,8 @@ func (r *replayer) pass(parent context.Context, s *session, tasks []task, asking
 func (r *Replay) add(more Replay) {
 	r.Replayed += more.Replayed
 	r.Superseded += more.Superseded
-	r.Refused += more.Refused
+	r.Held += more.Held
+	r.Rejected += more.Rejected
 }
 
 // conclude processes the answer to a task.
@@ -430,7 +431,6 @@ func (p *pass) refused(t *task, c class, err error) {
 	// taken for the cause.
 	p.failed = p.failed || strings.HasPrefix(err.Error(), "Protocol error")
 	if !t.del && tooLarge(err) {
-		p.round.Refused++
 		p.rejected(t)
 		p.settle(t, foundTheirs) // the value in Redis may be older: the next round deletes it
 		return
@@ -468,7 +468,7 @@ func (p *pass) hold(r *refusedTask) bool {
 		return false
 	}
 	if !again {
-		p.round.Refused++
+		p.round.Held++
 		p.stats.held.Add(1)
 	}
 	if news {
@@ -479,6 +479,7 @@ func (p *pass) hold(r *refusedTask) bool {
 
 // rejected reports a set that is given up and becomes a delete.
 func (p *pass) rejected(t *task) {
+	p.round.Rejected++
 	p.stats.rejected.Add(1)
 	p.notify.drop(t.key, DropRejected)
 }
@@ -516,7 +517,6 @@ func (p *pass) postpone(t *task, c class, err error) {
 	}
 	p.journal.settle(*t, what, s.id, s.server, p.clock.now())
 	if what == foundCut && t.alone && t.cuts > suspectCuts && !t.del {
-		p.round.Refused++
 		p.rejected(t)
 		p.journal.giveUp(t)
 	}

@@ -85,7 +85,7 @@ func TestAPauseForTheRateEndsWithWhatItIsFor(t *testing.T) {
 		inBubble(t, slow, func(ctx context.Context, c *holdfast.Cache, v *virtual) {
 			paused(ctx, c, v)
 			start := time.Now()
-			var u *holdfast.Undelivered
+			var u *holdfast.UndeliveredError
 			if err := c.Close(); !asUndelivered(err, &u) {
 				t.Errorf("close: %v", err)
 			}
@@ -100,7 +100,7 @@ func TestAPauseForTheRateEndsWithWhatItIsFor(t *testing.T) {
 			start := time.Now()
 			ctx, cancel := context.WithTimeout(ctx, 2500*time.Millisecond)
 			defer cancel()
-			var u *holdfast.Undelivered
+			var u *holdfast.UndeliveredError
 			if err := c.Shutdown(ctx); !asUndelivered(err, &u) {
 				t.Errorf("shutdown: %v", err)
 			}

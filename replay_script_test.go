@@ -70,7 +70,7 @@ func TestAPoisonEntryHoldsUpNobody(t *testing.T) {
 		}
 		tasks = append(tasks, task{key: key, intent: intent{value: []byte("v"), deadline: never}})
 	}
-	if got, want := r.replay(tasks...), (Replay{Replayed: 988, Superseded: 10, Refused: 2}); got != want {
+	if got, want := r.replay(tasks...), (Replay{Replayed: 988, Superseded: 10, Held: 2}); got != want {
 		t.Errorf("%+v; want %+v", got, want)
 	}
 	if got := s.MustDo("DBSIZE"); got != "998" && got != "999" { // and the probe's key

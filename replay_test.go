@@ -38,7 +38,7 @@ func newReplayed(t *testing.T, addr string, do func(args ...string) string, set 
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		var u *Undelivered // some tests end with what Redis refuses
+		var u *UndeliveredError // some tests end with what Redis refuses
 		if err := c.Close(); err != nil && !errors.As(err, &u) {
 			t.Errorf("close: %v", err)
 		}
@@ -304,7 +304,7 @@ func TestAReplayDecidesByWhatRedisHoldsAndWhatWasKnown(t *testing.T) {
 					t.Errorf("%s, redis held %q: now %q, want %q", tt.name, tt.holds, got, tt.want)
 				}
 			})
-			if one := r.replay(k); one.Replayed != b2i(tt.says == done) || one.Superseded != b2i(tt.says == superseded) || one.Refused != 0 {
+			if one := r.replay(k); one.Replayed != b2i(tt.says == done) || one.Superseded != b2i(tt.says == superseded) || one.Held+one.Rejected != 0 {
 				t.Errorf("%s, redis holds %q: %+v", tt.name, tt.holds, one)
 			}
 		}
@@ -466,7 +466,7 @@ func TestWithoutScriptsAReplayDeletes(t *testing.T) {
 			}
 			round, ok := r.c.routes.home.replayer.replay(context.Background(), r.session(), tasks)
 			written := tt.loads && round.Replayed == 3
-			if !ok || round.Superseded != 0 || round.Refused != 0 || !written && round.Replayed != 1 {
+			if !ok || round.Superseded != 0 || round.Held+round.Rejected != 0 || !written && round.Replayed != 1 {
 				t.Errorf("%+v, %v", round, ok)
 			}
 			for key, want := range map[string]string{"set": nothing, "absent": nothing, "deleted": nothing, "untouched": "v0"} {
@@ -508,7 +508,7 @@ func TestAnEntryThatRedisRefusesIsHeldAndHoldsUpNobody(t *testing.T) {
 		tasks = append(tasks, r.c.journal.takeOne(h, key)...)
 	}
 	round, ok := r.c.routes.home.replayer.replay(context.Background(), r.session(), tasks)
-	if want := (Replay{Replayed: 2, Refused: 1}); round != want || !ok {
+	if want := (Replay{Replayed: 2, Held: 1}); round != want || !ok {
 		t.Errorf("%+v, %v; want %+v", round, ok, want)
 	}
 	r.drain() // is not held up by that

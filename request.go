@@ -18,6 +18,10 @@ type request struct {
 	early bool // the present copy is still fresh
 	batch bool // of GetOrLoadMany
 
+	reload bool // of Refresh: the loader is asked in any case
+	// mayShare: the load of another call that this request meets began after this call.
+	mayShare bool
+
 	usable usable
 }
 
@@ -35,6 +39,7 @@ func (u usable) of(key string, val []byte, v *visit) bool {
 // the first try may still be using the original.
 func (r *request) anew(it *loadItem) *request {
 	again := *r
+	again.mayShare = true
 	again.items = []loadItem{{key: it.key, h: it.h}}
 	return &again
 }
@@ -84,7 +89,12 @@ func newRequest(op, key string, h keyHash, ttl time.Duration, o LoadOptions, loa
 		op: op, ttl: ttl, o: o, items: []loadItem{{key: key, h: h}},
 		call: func(ctx context.Context, items []*loadItem) {
 			it := items[0]
-			it.loaded, it.err = load(ctx, it.had)
+			var had *Entry
+			if it.had.Value != nil {
+				e := it.had
+				had = &e
+			}
+			it.loaded, it.err = load(ctx, had)
 		},
 	}
 }

@@ -79,8 +79,8 @@ func (r *run) within(t *flights) bool {
 	return false
 }
 
-// urge lets the run start without one of the Options.MaxLoads load slots: a load that has one
-// waits for it, and that might be the last slot.
+// urge lets the run start without one of the Load.MaxConcurrent load slots: a load that has
+// one waits for it, and that might be the last slot.
 func (r *run) urge() {
 	r.mu.Lock()
 	defer r.mu.Unlock()

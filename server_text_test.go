@@ -177,7 +177,7 @@ func TestWhatAServerSaysIsCutAndQuotedWhereverItIsShown(t *testing.T) {
 			shown.err("ttl", err)
 			shown.err("setmany", c.SetMany(ctx, map[string][]byte{"x": nil, "y": nil}, 0))
 			shown.err("check", c.Check(ctx))
-			shown.err("settle", c.Settle(ctx, key))
+			shown.err("deliver", c.Deliver(ctx, key))
 			shown.err("health", c.Health().LastError)
 			_, err = c.Client().Do(ctx, c.Client().B().Incr().Key("n").Build()).AsInt64()
 			if re := (*rueidis.RedisError)(nil); !errors.As(err, &re) { // else it is passed on

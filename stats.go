@@ -10,10 +10,10 @@ import (
 // present. Counters only grow. All lists the fields with their units.
 //
 // A read is one key that is asked for: by Get, Lookup, GetMany, GetOrLoad, GetOrLoadMany or
-// Load of a Cache or a Typed, or by GET or MGET of Client. Each read ends in exactly one of
+// GetOrLoadWith of a Cache or a Typed, or by GET or MGET of Client. Each read ends in exactly one of
 // the nine results from LocalHits to ReadErrors, so their sum is the number of reads. A call
 // that is turned away at its beginning is no read: ErrClosed, a context that has ended, a
-// nil loader, an invalid TTL, invalid LoadOptions. TTL and EXISTS are no reads. GetMany and
+// nil loader, an invalid TTL, invalid LoadOptions. TTL, EXISTS and Refresh are no reads. GetMany and
 // MGET count a key as often as it is named, GetOrLoadMany counts it once.
 type Stats struct {
 	LocalHits    uint64 // Reads answered by a fresh local copy.
@@ -227,6 +227,21 @@ type Stat struct {
 	Unit  string // "reads", "bytes", ...; of the nine results of a read, and only of them, "reads"
 	Gauge bool   // it shows the present; else it is a counter
 	Value uint64
+}
+
+// Minus returns the difference between two snapshots of one Cache: each counter, which is
+// each uint64 field, less its value in earlier, and each gauge, which is any other field,
+// as it is in s. A counter that is less than in earlier, because the snapshots are in the
+// wrong order or of two Caches, gives 0.
+func (s Stats) Minus(earlier Stats) Stats {
+	now, before := reflect.ValueOf(&s).Elem(), reflect.ValueOf(earlier)
+	for i := range now.NumField() {
+		if field := now.Field(i); field.Kind() == reflect.Uint64 {
+			n := field.Uint()
+			field.SetUint(n - min(n, before.Field(i).Uint()))
+		}
+	}
+	return s
 }
 
 // All yields every field of s, in the order of the fields.

@@ -181,7 +181,7 @@ func TestEachReadIsCountedAsWhatItsCallerGot(t *testing.T) {
 }
 
 func ignoreUndelivered(err error) error {
-	var u *holdfast.Undelivered
+	var u *holdfast.UndeliveredError
 	if asUndelivered(err, &u) {
 		return nil
 	}
@@ -255,10 +255,10 @@ func TestEachReadOfATypedIsCountedOnce(t *testing.T) {
 // results is the number of reads that were asked for.
 func TestTheResultsAddUpToTheReads(t *testing.T) {
 	o := func(o *holdfast.Options) {
-		o.Outage.ServeStaleFor, o.Load.StaleIfError, o.Load.SoftLimit = time.Hour, time.Hour, 20*time.Millisecond
+		o.Outage.ServeStaleFor, o.Load.StaleIfError, o.Load.SoftTimeout = time.Hour, time.Hour, 20*time.Millisecond
 		o.Load.EarlyRefresh, o.Load.NotFoundTTL = 0.5, 100*time.Millisecond
 		o.Tracking.UntrackedTTL = 200 * time.Millisecond
-		o.Load.HardLimit = 500 * time.Millisecond
+		o.Load.HardTimeout = 500 * time.Millisecond
 	}
 	inBubble(t, o, func(ctx context.Context, c *holdfast.Cache, v *virtual) {
 		const keys, callers, turns = 40, 16, 400
@@ -306,9 +306,9 @@ func TestTheResultsAddUpToTheReads(t *testing.T) {
 					case 3:
 						c.GetOrLoad(ctx, k, ttl, raw)
 					case 4:
-						c.Load(ctx, k, ttl, holdfast.LoadOptions{Lease: -1}, func(ctx context.Context, had holdfast.Entry) (holdfast.Loaded, error) {
+						c.GetOrLoadWith(ctx, k, ttl, holdfast.LoadOptions{Lease: -1}, func(ctx context.Context, had *holdfast.Entry) (holdfast.Loaded, error) {
 							value, err := raw(ctx)
-							return holdfast.Loaded{Value: value, NotModified: had.Value != nil && err == nil}, err
+							return holdfast.Loaded{Value: value, NotModified: had != nil && err == nil}, err
 						})
 					case 5:
 						c.GetOrLoadMany(ctx, []string{k, k + "+", k}, ttl, func(ctx context.Context, keys []string) (map[string][]byte, error) {

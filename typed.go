@@ -12,26 +12,28 @@ import (
 )
 
 // Typed is a Cache whose values are of type V: the same two tiers and the same
-// laws, with a Codec between V and the bytes. What it stores is what the Codec
-// encodes, byte for byte, so that a Cache, another Typed and other clients can share
+// laws, with a Codec between V and the bytes. It stores the bytes that the Codec
+// encodes and nothing else, so a Cache, another Typed and other clients can share
 // its keys.
 //
-// What is read may be shared. The value that was decoded is kept beside its bytes,
-// for every later reader of this Typed: a local hit decodes nothing. So do not write
-// to what V leads to: what a pointer points to, the elements of a slice or a map.
-// Who must, asks for copies (WithClone), or has each call decode its own
-// (WithoutDecoded). Values given to a Typed are encoded and not kept: they stay
-// their owner's, and GetOrLoad returns what Decode made of what was loaded.
+// A value that a read returns may be shared. A Typed keeps the decoded value beside
+// its bytes for later reads, so a local hit decodes nothing. Do not modify the targets
+// of pointers, slices and maps in a value. If you need to modify values, use
+// Typed.WithClone to get a copy per call, or WithoutDecoded to decode per call.
+// Values given to a Typed are encoded and not kept: they stay the caller's, and
+// GetOrLoad returns the decoded form of the encoded value.
 //
-// A decoded value goes when its bytes go, and counts against Local.MaxBytes with
-// them: with the size of V, of what V points to itself, and, where there is more to
-// follow from there, with twice the encoded bytes, which is an estimate. It belongs
-// to the Typed that made it: make one for a kind of value, and keep it. Two that read
-// the same keys take turns in decoding.
+// A decoded value is dropped with its bytes, and counts against Local.MaxBytes with
+// them. It costs the size of V and of the value that V points to; if that has pointers
+// of its own, the estimate adds twice the encoded bytes. It belongs to the Typed that
+// decoded it, so make one Typed for a kind of value, and keep it. Two calls of NewTyped
+// for the same keys evict each other's decoded values; a Typed and its WithClone share
+// them.
 //
-// What cannot be decoded is a miss: Get returns an error that is ErrMiss and tells
-// the reason, GetOrLoad loads, and Stats.Undecodable counts it. It stays where it is
-// until it is written over: another version of the program may be able to read it.
+// A value that cannot be decoded is a miss: Get returns an error that is ErrMiss and
+// has the cause, GetOrLoad loads, and Stats.Undecodable counts it. The bytes stay
+// until they are written over, because another version of the program may be able to
+// read them.
 //
 // A Typed is safe for concurrent use. It holds nothing that must be closed.
 type Typed[V any] struct {
@@ -39,12 +41,13 @@ type Typed[V any] struct {
 	codec  Codec[V]
 	prefix string
 	ttl    time.Duration
-	load   LoadOptions // with the Cache's where they are zero
+	load   LoadOptions // zero fields replaced by the Cache's
 	clone  func(V) V
 	keeps  bool
+	owner  unsafe.Pointer // of the decoded values: the Typed that NewTyped made
 
-	size    int64 // of what is kept of a value, whatever its bytes
-	perByte int64 // and for each of those
+	size    int64 // cost of a decoded value, without perByte
+	perByte int64 // additional cost for each encoded byte
 }
 
 // TypedOption is an option of NewTyped.
@@ -54,42 +57,35 @@ type typedOptions struct {
 	prefix    string
 	ttl       time.Duration
 	load      LoadOptions
-	clone     any
 	undecoded bool
 }
 
 // WithPrefix puts prefix before every key. The methods of the Typed take and return
-// keys without it; an *Error tells the whole key. Default: none.
+// keys without it; an *Error has the whole key. Default: none.
 func WithPrefix(prefix string) TypedOption {
 	return func(o *typedOptions) { o.prefix = prefix }
 }
 
-// WithTTL is what a ttl of 0 means to the Typed. Default, and where it is 0:
+// WithTTL is the time to live for calls of the Typed that pass a ttl of 0. Default 0:
 // Options.DefaultTTL.
 func WithTTL(ttl time.Duration) TypedOption {
 	return func(o *typedOptions) { o.ttl = ttl }
 }
 
-// WithLoad is how the Typed treats what it loads. Options that are zero are the
+// WithLoad sets the options of the Typed's loads. Fields that are zero are the
 // Cache's.
 func WithLoad(load LoadOptions) TypedOption {
 	return func(o *typedOptions) { o.load = load }
 }
 
-// WithClone gives each reader a copy, by the function given, of the value that is
-// kept. V must be the Typed's.
-func WithClone[V any](clone func(V) V) TypedOption {
-	return func(o *typedOptions) { o.clone = clone }
-}
-
-// WithoutDecoded keeps no decoded values: each read decodes its own, and the local
-// tier has the memory for more entries.
+// WithoutDecoded keeps no decoded values: each read decodes, and the local tier has the
+// memory for more entries.
 func WithoutDecoded() TypedOption {
 	return func(o *typedOptions) { o.undecoded = true }
 }
 
-// NewTyped makes a Typed over c. It panics where c or codec is nil, and where an
-// option makes no sense: these are faults of the program, not of what it meets.
+// NewTyped makes a Typed over c. It panics if c, codec or an option is nil, and if the
+// value of an option is invalid, because these are faults of the program.
 func NewTyped[V any](c *Cache, codec Codec[V], opts ...TypedOption) *Typed[V] {
 	if c == nil {
 		panic("holdfast: NewTyped: the Cache is nil")
@@ -109,26 +105,31 @@ func NewTyped[V any](c *Cache, codec Codec[V], opts ...TypedOption) *Typed[V] {
 	}
 	t := &Typed[V]{c: c, codec: codec, prefix: o.prefix, ttl: o.ttl, keeps: !o.undecoded}
 	t.load = o.load.over(c.opts.Load)
-	if err := errors.Join(t.load.validate()...); err != nil {
+	if err := errors.Join(t.load.validateWithin(c.opts.Load)...); err != nil {
 		panic("holdfast: NewTyped: WithLoad: " + err.Error())
 	}
-	if o.clone != nil {
-		clone, ok := o.clone.(func(V) V)
-		if !ok || clone == nil {
-			panic(fmt.Sprintf("holdfast: NewTyped: WithClone has a nil function or a %T; it must be a %T", o.clone, clone))
-		}
-		t.clone = clone
-	}
+	t.owner = unsafe.Pointer(t)
 	t.size, t.perByte = t.footprint()
 	return t
 }
 
-// footprint is what a kept value costs, and what more for each encoded byte.
+// WithClone returns a Typed like t whose reads return a copy of the kept value, made by
+// clone, so their callers may modify the result. The two share the decoded values, so code
+// that only reads can go on with t. If clone is nil, reads return the kept value itself.
+// A panic of clone is an error of the read.
+func (t *Typed[V]) WithClone(clone func(V) V) *Typed[V] {
+	cloning := *t
+	cloning.clone = clone
+	return &cloning
+}
+
+// footprint returns the cost of a decoded value in bytes, and the additional cost for
+// each encoded byte.
 func (t *Typed[V]) footprint() (size, perByte int64) {
 	size, open := footprint(reflect.TypeFor[V]())
 	size += int64(unsafe.Sizeof(decoded{}))
 	switch any(t.codec).(type) {
-	case bytesCodec: // the entry's own bytes
+	case bytesCodec: // the value is the entry's bytes
 		return size, 0
 	case stringCodec:
 		return size, 1
@@ -139,18 +140,18 @@ func (t *Typed[V]) footprint() (size, perByte int64) {
 	return size, 0
 }
 
-// TypedEntry is a value and how it was come by; see Entry.
+// TypedEntry is a value with its origin; see Entry.
 type TypedEntry[V any] struct {
-	// Value may be shared with other callers: do not write to what it leads to.
+	// Value may be shared with other callers: do not modify it. See Typed.
 	Value V
-	// Tier answered.
+	// Tier is the tier that answered.
 	Tier Tier
 	// Stale: the value is past its TTL.
 	Stale bool
-	// Degraded: Redis was not there to confirm the answer.
+	// Degraded: the answer was given without Redis.
 	Degraded bool
-	// TTL is what is left of the value's life; 0 where it has no expiry, and
-	// where it is stale.
+	// TTL is the remaining time to live; 0 if the value has no expiry, and if it is
+	// stale.
 	TTL time.Duration
 }
 
@@ -163,7 +164,7 @@ func (t *Typed[V]) Get(ctx context.Context, key string) (V, error) {
 	return e.Value, err
 }
 
-// Lookup is Get with the circumstances. It waits as Cache.Lookup does.
+// Lookup is Get with the origin of the value. It waits as Cache.Lookup does.
 func (t *Typed[V]) Lookup(ctx context.Context, key string) (TypedEntry[V], error) {
 	if k, e, now := t.hit(ctx, key, 0, 0); k != nil {
 		v, err := t.handOut("lookup", key, k)
@@ -172,33 +173,34 @@ func (t *Typed[V]) Lookup(ctx context.Context, key string) (TypedEntry[V], error
 	return t.lookup(ctx, "lookup", t.prefix+key)
 }
 
-// hit returns what is kept with a fresh local copy, the copy, and the time of that.
-// Whatever else there may be, or be wrong, is for the long way to find out: also a copy
-// whose refresh is due, by a caller whose part of its ttl is not 0.
+// hit returns the decoded value of a fresh local entry, the entry, and the time at
+// which it was fresh. In every other case, errors included, it returns nil, and the
+// caller takes the slow path: also if a refresh of the entry is due, by a caller whose
+// part of its ttl is not 0.
 func (t *Typed[V]) hit(ctx context.Context, key string, part float64, ttl time.Duration) (*decodedAs[V], *entry, int64) {
 	c := t.c
-	// look compares whole keys only where the journal has some.
+	// look needs the whole key only if the journal has keys.
 	if !t.keeps || t.prefix != "" && c.journal.keys.Load() != 0 {
 		return nil, nil, 0
 	}
-	lane, open := c.fence.enter()
+	sh, open := c.fence.enter()
 	if enterable(ctx, open) != nil {
-		lane.leave()
+		sh.leave()
 		return nil, nil, 0
 	}
 	now := c.clock.now()
 	if e, fresh := c.look(t.hash(key), key, now); fresh {
 		due := part > 0 && refreshDue(now, e.confirmed.Load(), e.expires.Load(), ttl, part)
-		if k := keptBy[V](e, unsafe.Pointer(t)); k != nil && !due {
-			lane.hit()
+		if k := keptBy[V](e, t.owner); k != nil && !due {
+			sh.hit()
 			return k, e, now
 		}
 	}
-	lane.leave()
+	sh.leave()
 	return nil, nil, 0
 }
 
-// hash is that of the whole key, which is put together on the stack.
+// hash returns the hash of the whole key, which is built on the stack.
 func (t *Typed[V]) hash(key string) keyHash {
 	if t.prefix == "" {
 		return t.c.local.hash(key)
@@ -208,7 +210,7 @@ func (t *Typed[V]) hash(key string) keyHash {
 	return t.c.local.hash(unsafe.String(unsafe.SliceData(whole), len(whole)))
 }
 
-// lookup is Lookup of a whole key, the long way.
+// lookup is the slow path of Lookup, for a whole key.
 func (t *Typed[V]) lookup(ctx context.Context, op, key string) (TypedEntry[V], error) {
 	e, err := t.c.lookup(ctx, op, key)
 	if err != nil {
@@ -217,7 +219,7 @@ func (t *Typed[V]) lookup(ctx context.Context, op, key string) (TypedEntry[V], e
 	return t.entry(op, key, e)
 }
 
-// entry is e decoded.
+// entry decodes e.
 func (t *Typed[V]) entry(op, key string, e Entry) (TypedEntry[V], error) {
 	v, err := t.decode(op, key, e.Value, e.Tier)
 	if err != nil {
@@ -226,8 +228,8 @@ func (t *Typed[V]) entry(op, key string, e Entry) (TypedEntry[V], error) {
 	return TypedEntry[V]{Value: v, Tier: e.Tier, Stale: e.Stale, Degraded: e.Degraded, TTL: e.TTL}, nil
 }
 
-// decode returns what the bytes of a whole key stand for. The error is an ErrMiss, or
-// of the clone function.
+// decode returns the decoded value of the bytes of a whole key. An error is an ErrMiss,
+// or one of the clone function.
 func (t *Typed[V]) decode(op, key string, b []byte, from Tier) (v V, err error) {
 	if k := t.known(key, b); k != nil {
 		return t.handOut(op, key, k)
@@ -240,7 +242,7 @@ func (t *Typed[V]) decode(op, key string, b []byte, from Tier) (v V, err error) 
 	return t.settle(op, key, b, k)
 }
 
-// settle keeps what was decoded of the bytes of a whole key, and hands it out.
+// settle keeps the decoded value of the bytes of a whole key, and returns it.
 func (t *Typed[V]) settle(op, key string, b []byte, k *decodedAs[V]) (V, error) {
 	if !t.keeps {
 		return k.value, nil // the caller's own
@@ -249,33 +251,34 @@ func (t *Typed[V]) settle(op, key string, b []byte, k *decodedAs[V]) (V, error) 
 	return t.handOut(op, key, k)
 }
 
-// known returns what is kept of these bytes.
+// known returns the decoded value that is kept for these bytes, or nil.
 func (t *Typed[V]) known(key string, b []byte) *decodedAs[V] {
-	lane, open := t.c.fence.enter()
-	defer lane.leave()
+	sh, open := t.c.fence.enter()
+	defer sh.leave()
 	if !open || !t.keeps {
 		return nil
 	}
 	if e := t.c.local.get(t.c.local.hash(key)); e != nil && e.holds(b) {
-		return keptBy[V](e, unsafe.Pointer(t))
+		return keptBy[V](e, t.owner)
 	}
 	return nil
 }
 
 // keep keeps k with the key's entry, if that still holds these bytes.
 func (t *Typed[V]) keep(key string, b []byte, k *decodedAs[V]) {
-	lane, open := t.c.fence.enter()
-	defer lane.leave()
+	sh, open := t.c.fence.enter()
+	defer sh.leave()
 	if open {
 		t.c.local.attach(t.c.local.hash(key), b, &k.decoded)
 	}
 }
 
 // decodeNew and encode call the codec; handOut calls the clone function. A panic of
-// theirs is an error. Nothing is held meanwhile: no lock, no place in the fence.
+// either is an error. No lock is held during these calls, and the call is not counted
+// in, so Close does not wait for them.
 func (t *Typed[V]) decodeNew(b []byte) (k *decodedAs[V], err error) {
 	size := min(t.size+t.perByte*int64(len(b)), math.MaxInt32)
-	k = &decodedAs[V]{decoded: decoded{owner: unsafe.Pointer(t), size: int32(size)}}
+	k = &decodedAs[V]{decoded: decoded{owner: t.owner, size: int32(size)}}
 	defer caught(&err)
 	k.value, err = t.codec.Decode(b)
 	return k, err
@@ -304,12 +307,12 @@ func (t *Typed[V]) handOut(op, key string, k *decodedAs[V]) (V, error) {
 	return v, err
 }
 
-func (t *Typed[V]) cloned(v V) (copied V, err error) {
+func (t *Typed[V]) cloned(v V) (out V, err error) {
 	defer caught(&err)
 	return t.clone(v), nil
 }
 
-// caught makes an error of a panic.
+// caught turns a panic into an error.
 func caught(err *error) {
 	if v := recover(); v != nil {
 		*err = &PanicError{Value: v, Stack: debug.Stack()}
@@ -325,8 +328,8 @@ func (u undecodable) Error() string {
 func (u undecodable) Is(target error) bool { return target == ErrMiss }
 func (u undecodable) Unwrap() error        { return u.cause }
 
-// Set stores v under key for ttl; 0 means WithTTL. It waits as Cache.Set does. What
-// the codec cannot encode is an error, and nothing is stored.
+// Set stores v under key for ttl; 0 means WithTTL. It waits as Cache.Set does. If the
+// codec cannot encode v, it returns the codec's error and stores nothing.
 func (t *Typed[V]) Set(ctx context.Context, key string, v V, ttl time.Duration) error {
 	key = t.prefix + key
 	b, err := t.encode("set", key, v)
@@ -336,7 +339,7 @@ func (t *Typed[V]) Set(ctx context.Context, key string, v V, ttl time.Duration) 
 	return t.c.Set(ctx, key, b, t.life(ttl))
 }
 
-// Add stores v under key if the key is absent, and says whether it did; see
+// Add stores v under key if the key is absent, and reports whether it did; see
 // Cache.Add.
 func (t *Typed[V]) Add(ctx context.Context, key string, v V, ttl time.Duration) (bool, error) {
 	key = t.prefix + key
@@ -352,17 +355,17 @@ func (t *Typed[V]) Delete(ctx context.Context, keys ...string) error {
 	return t.c.Delete(ctx, t.whole(keys)...)
 }
 
-// TTL returns what is left of the key's life; see Cache.TTL.
+// TTL returns the key's remaining time to live; see Cache.TTL.
 func (t *Typed[V]) TTL(ctx context.Context, key string) (time.Duration, error) {
 	return t.c.TTL(ctx, t.prefix+key)
 }
 
-// Touch gives the key a new life of ttl; 0 means WithTTL. See Cache.Touch.
+// Touch sets the key's time to live to ttl; 0 means WithTTL. See Cache.Touch.
 func (t *Typed[V]) Touch(ctx context.Context, key string, ttl time.Duration) error {
 	return t.c.Touch(ctx, t.prefix+key, t.life(ttl))
 }
 
-// life gives a ttl of 0 its meaning.
+// life replaces a ttl of 0 by the Typed's.
 func (t *Typed[V]) life(ttl time.Duration) time.Duration {
 	if ttl == 0 {
 		return t.ttl

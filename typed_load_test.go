@@ -77,7 +77,7 @@ func TestALoaderSeesTheDecodedCopy(t *testing.T) {
 	users := holdfast.NewTyped(c, holdfast.JSON[user](), holdfast.WithLoad(holdfast.LoadOptions{StaleIfError: time.Hour}))
 	type loader = func(context.Context, *holdfast.TypedEntry[user]) (holdfast.TypedLoaded[user], error)
 	load := func(key string, ttl time.Duration, l loader) (holdfast.TypedEntry[user], error) {
-		return users.Load(ctx, key, ttl, holdfast.LoadOptions{}, l)
+		return users.GetOrLoadWith(ctx, key, ttl, holdfast.LoadOptions{}, l)
 	}
 	notModified := func(want *user) loader {
 		return func(_ context.Context, had *holdfast.TypedEntry[user]) (loaded holdfast.TypedLoaded[user], err error) {

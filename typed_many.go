@@ -6,12 +6,12 @@ import (
 	"time"
 )
 
-// GetMany returns the values of the keys that are found and can be decoded; see
-// Cache.GetMany.
+// GetMany returns the values of the keys that are found and can be decoded. See
+// Cache.GetMany, also for how long it waits and for its errors.
 func (t *Typed[V]) GetMany(ctx context.Context, keys ...string) (map[string]V, error) {
-	found, missing, errs := t.hits(ctx, "getmany", keys)
+	values, missing, errs := t.hits(ctx, "getmany", keys)
 	if len(missing) == 0 && len(keys) > 0 {
-		return found, errs.join()
+		return values, errs.join()
 	}
 	read, err := t.c.GetMany(ctx, missing...)
 	if read == nil {
@@ -20,23 +20,23 @@ func (t *Typed[V]) GetMany(ctx context.Context, keys ...string) (map[string]V, e
 	errs.also(err)
 	for key, b := range read {
 		v, err := t.decode("getmany", key, b, Local)
-		if !t.found(found, key, v, err) {
+		if !t.found(values, key, v, err) {
 			errs.also(err)
 		}
 	}
-	return found, errs.join()
+	return values, errs.join()
 }
 
 // GetOrLoadMany is GetMany, and one call of load for the keys that are missing; see
-// Cache.GetOrLoadMany. What is said of GetOrLoad and the codec holds for each key: the
-// error of one does not keep the others from being stored and returned.
+// Cache.GetOrLoadMany. The codec is used for each key as in GetOrLoad. An error of one
+// key does not keep the others from being stored and returned.
 func (t *Typed[V]) GetOrLoadMany(ctx context.Context, keys []string, ttl time.Duration, load func(context.Context, []string) (map[string]V, error)) (map[string]V, error) {
 	if load == nil {
 		return nil, &Error{Op: "getorloadmany", Tier: Loader, Err: errNilLoader}
 	}
-	found, missing, errs := t.hits(ctx, "getorloadmany", keys)
+	values, missing, errs := t.hits(ctx, "getorloadmany", keys)
 	if len(missing) == 0 && len(keys) > 0 {
-		return found, errs.join()
+		return values, errs.join()
 	}
 	l := &typedLoad[V]{t: t, op: "getorloadmany"}
 	for try := 1; ; try++ {
@@ -44,25 +44,25 @@ func (t *Typed[V]) GetOrLoadMany(ctx context.Context, keys []string, ttl time.Du
 			return l.runMany(ctx, keys, load)
 		}, try > 1)
 		errs.also(err)
-		missing = nil // what somebody else loaded, with another codec, is to be loaded anew
+		missing = nil // values that another caller loaded with another codec are loaded again
 		for key, b := range read {
 			v, err := l.decode(key, b, Loader)
-			if t.found(found, key, v, err) && err != nil && try < loadTries {
+			if t.found(values, key, v, err) && err != nil && try < loadTries {
 				missing = append(missing, key)
 			} else {
 				errs.also(err)
 			}
 		}
 		if len(missing) == 0 || err != nil {
-			return found, errs.join()
+			return values, errs.join()
 		}
 	}
 }
 
-// hits takes what is kept with fresh local copies, and returns the whole keys of the
-// rest.
-func (t *Typed[V]) hits(ctx context.Context, op string, keys []string) (found map[string]V, missing []string, errs errorList) {
-	found = make(map[string]V, len(keys))
+// hits returns the decoded values of fresh local entries, and the whole keys of the
+// other keys.
+func (t *Typed[V]) hits(ctx context.Context, op string, keys []string) (values map[string]V, missing []string, errs errorList) {
+	values = make(map[string]V, len(keys))
 	for _, key := range keys {
 		k, _, _ := t.hit(ctx, key, 0, 0)
 		if k == nil {
@@ -74,16 +74,16 @@ func (t *Typed[V]) hits(ctx context.Context, op string, keys []string) (found ma
 			errs.also(err)
 			continue
 		}
-		found[key] = v
+		values[key] = v
 	}
-	return found, missing, errs
+	return values, missing, errs
 }
 
-// found adds what was decoded of a whole key, and says whether the error is none to
-// tell: what cannot be decoded is only missing.
-func (t *Typed[V]) found(found map[string]V, key string, v V, err error) bool {
+// found adds the decoded value of a whole key to values. It returns false if the caller
+// must be told the error; a value that cannot be decoded is only missing.
+func (t *Typed[V]) found(values map[string]V, key string, v V, err error) bool {
 	if err == nil {
-		found[key[len(t.prefix):]] = v
+		values[key[len(t.prefix):]] = v
 	}
 	return err == nil || errors.Is(err, ErrMiss)
 }
@@ -113,8 +113,8 @@ func (l *typedLoad[V]) runMany(ctx context.Context, keys []string, load func(con
 	return loaded, errs.join()
 }
 
-// SetMany is Set for each item; see Cache.SetMany. An item that the
-// codec cannot encode refuses the whole call.
+// SetMany is Set for each item; see Cache.SetMany. If the codec cannot encode an item,
+// it returns that error and stores nothing.
 func (t *Typed[V]) SetMany(ctx context.Context, items map[string]V, ttl time.Duration) error {
 	encoded := make(map[string][]byte, len(items))
 	for key, v := range items {

@@ -77,7 +77,7 @@ func stress(t *testing.T, ctx context.Context, c *holdfast.Cache, rounds int) {
 	marks := []string{"a", "b"}
 	typed := []*holdfast.Typed[stamped]{
 		holdfast.NewTyped(c, stamps("a")),
-		holdfast.NewTyped(c, stamps("b"), holdfast.WithClone(func(v stamped) stamped { return v })),
+		holdfast.NewTyped(c, stamps("b")).WithClone(func(v stamped) stamped { return v }),
 	}
 	var hits atomic.Int64
 	var wg sync.WaitGroup

@@ -299,7 +299,7 @@ func TestAnErrorOfEncodeIsTheCallersAndNothingIsStored(t *testing.T) {
 				return err
 			},
 			"load": func() error {
-				_, err := typed.Load(ctx, "k", 0, holdfast.LoadOptions{}, func(context.Context, *holdfast.TypedEntry[string]) (holdfast.TypedLoaded[string], error) {
+				_, err := typed.GetOrLoadWith(ctx, "k", 0, holdfast.LoadOptions{}, func(context.Context, *holdfast.TypedEntry[string]) (holdfast.TypedLoaded[string], error) {
 					return holdfast.TypedLoaded[string]{Value: v}, nil
 				})
 				return err
@@ -364,10 +364,10 @@ func TestACloneIsTheCallersOwn(t *testing.T) {
 		}
 		return append([]string(nil), v...)
 	}
-	for name, opt := range map[string]holdfast.TypedOption{
-		"WithClone": holdfast.WithClone(clone), "WithoutDecoded": holdfast.WithoutDecoded(),
+	for name, typed := range map[string]*holdfast.Typed[[]string]{
+		"WithClone":      holdfast.NewTyped(c, list).WithClone(clone),
+		"WithoutDecoded": holdfast.NewTyped(c, list, holdfast.WithoutDecoded()),
 	} {
-		typed := holdfast.NewTyped(c, list, opt)
 		must(t, typed.Set(ctx, "k", []string{"a", "b"}, 0))
 		before := codec.decoded.Load()
 		reads := map[string]func() []string{
@@ -400,7 +400,26 @@ func TestACloneIsTheCallersOwn(t *testing.T) {
 			t.Errorf("%s: decoded %d times in 15 reads", name, n)
 		}
 	}
-	typed := holdfast.NewTyped(c, list, holdfast.WithClone(clone))
+	// A Typed and its clone share what they have decoded.
+	kept := holdfast.NewTyped(c, list)
+	typed := kept.WithClone(clone)
+	must(t, kept.Set(ctx, "k", []string{"a", "b"}, 0))
+	before := codec.decoded.Load()
+	for range 3 {
+		for _, reader := range []*holdfast.Typed[[]string]{kept, typed, typed.WithClone(nil)} {
+			v, err := reader.Get(ctx, "k")
+			must(t, err)
+			if v[0] != "a" {
+				t.Fatalf("a reader changed the kept value to %q", v)
+			}
+			if reader == typed {
+				v[0] = "changed"
+			}
+		}
+	}
+	if n := codec.decoded.Load() - before; n != 1 {
+		t.Errorf("two that share decoded %d times in 9 reads", n)
+	}
 	must(t, typed.Set(ctx, "k", []string{"panic"}, 0))
 	for range 2 {
 		var p *holdfast.PanicError
@@ -457,8 +476,7 @@ func TestNewTypedPanicsWhereItMakesNoSense(t *testing.T) {
 		"no cache":          {"Cache is nil", func() { holdfast.NewTyped(nil, str) }},
 		"no codec":          {"Codec is nil", func() { holdfast.NewTyped[string](c, nil) }},
 		"a negative ttl":    {"WithTTL", func() { holdfast.NewTyped(c, str, holdfast.WithTTL(-1)) }},
-		"another's clone":   {"func(string) string", func() { holdfast.NewTyped(c, str, holdfast.WithClone(func(i int) int { return i })) }},
-		"a nil clone":       {"WithClone", func() { holdfast.NewTyped(c, str, holdfast.WithClone[string](nil)) }},
+		"a bound of loads":  {"MaxConcurrent", func() { holdfast.NewTyped(c, str, holdfast.WithLoad(holdfast.LoadOptions{MaxConcurrent: 2})) }},
 		"a nil option":      {"option is nil", func() { holdfast.NewTyped(c, str, nil) }},
 		"senseless loading": {"TTLJitter", func() { holdfast.NewTyped(c, str, holdfast.WithLoad(holdfast.LoadOptions{TTLJitter: 2})) }},
 		"no functions":      {"both functions", func() { holdfast.CodecFuncs[string](nil, nil) }},
@@ -510,7 +528,7 @@ func TestATypedReturnsWhatItsCacheDoesOfContextsAndClosing(t *testing.T) {
 	if _, err := typed.GetOrLoadMany(ctx, []string{"k"}, 0, nil); err == nil {
 		t.Error("a nil loader of many: no error")
 	}
-	if _, err := typed.Load(ctx, "k", 0, holdfast.LoadOptions{}, nil); err == nil {
+	if _, err := typed.GetOrLoadWith(ctx, "k", 0, holdfast.LoadOptions{}, nil); err == nil {
 		t.Error("a nil loader of the rich form: no error")
 	}
 	must(t, c.Close())

@@ -236,7 +236,7 @@ func TestALoadNeverFailsBecauseRedisRefusesItsKey(t *testing.T) {
 		if err != nil || len(many) != 1 {
 			t.Errorf("getorloadmany %s: %v, %v", key, many, err)
 		}
-		if e, err := c.Load(ctx, key, 0, holdfast.LoadOptions{}, func(context.Context, holdfast.Entry) (holdfast.Loaded, error) {
+		if e, err := c.GetOrLoadWith(ctx, key, 0, holdfast.LoadOptions{}, func(context.Context, *holdfast.Entry) (holdfast.Loaded, error) {
 			return holdfast.Loaded{Value: []byte("v")}, nil
 		}); err != nil {
 			t.Errorf("load %s: %+v, %v", key, e, err)

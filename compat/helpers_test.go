@@ -25,7 +25,7 @@ func open(t testing.TB, s *redistest.Server, timeout time.Duration) *holdfast.Ca
 	})
 	must(t, err)
 	t.Cleanup(func() {
-		var u *holdfast.Undelivered // a test may end in an outage
+		var u *holdfast.UndeliveredError // a test may end in an outage
 		if err := c.Close(); err != nil && !errors.As(err, &u) {
 			t.Error(err)
 		}

@@ -52,7 +52,7 @@ func open(t testing.TB, o holdfast.Options) *holdfast.Cache {
 	c, err := holdfast.New(o)
 	must(t, err)
 	t.Cleanup(func() {
-		var u *holdfast.Undelivered // a test may end in an outage
+		var u *holdfast.UndeliveredError // a test may end in an outage
 		if err := c.Close(); err != nil && !errors.As(err, &u) {
 			t.Errorf("close: %v", err)
 		}

@@ -172,7 +172,7 @@ func busyError(err error) bool {
 // there returns nil where Redis is there for the keys. Should the cache be about to
 // connect for the first time, it is given the budget of one call, once, to do so.
 func (h *hook) there(ctx context.Context, keys []string) error {
-	err := h.cache.Settle(ctx, keys...)
+	err := h.delivered(ctx, keys)
 	if err == nil || !errors.Is(err, holdfast.ErrUnavailable) {
 		return err
 	}
@@ -189,7 +189,15 @@ func (h *hook) there(ctx context.Context, keys []string) error {
 	if h.cache.WaitReady(wait) != nil {
 		return err
 	}
-	return h.cache.Settle(ctx, keys...)
+	return h.delivered(ctx, keys)
+}
+
+// delivered returns nil where Redis is there and has what the cache wrote to the keys.
+func (h *hook) delivered(ctx context.Context, keys []string) error {
+	if len(keys) == 0 {
+		return h.cache.Available(ctx)
+	}
+	return h.cache.Deliver(ctx, keys...)
 }
 
 // after forgets what was known of the keys of a command that may have run.
@@ -207,7 +215,7 @@ type dialGuard struct{ hook *hook }
 
 func (g dialGuard) DialHook(next redis.DialHook) redis.DialHook {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
-		// Not by Settle, which would keep the cache looking for a Redis that nobody but a
+		// Not by Available, which would keep the cache looking for a Redis that nobody but a
 		// pool asks for.
 		// One that is busy is there; no command is sent to it that it would not run.
 		if h := g.hook.cache.Health(); !up(h, addr) && !busy(h) {

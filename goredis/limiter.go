@@ -24,8 +24,8 @@ var _ redis.Limiter = (*Limiter)(nil)
 func NewLimiter(cache *holdfast.Cache) *Limiter { return &Limiter{cache} }
 
 // Allow returns nil, holdfast.ErrUnavailable or, once the cache is closed,
-// holdfast.ErrClosed. It waits for nothing.
-func (l *Limiter) Allow() error { return l.cache.Settle(context.Background()) }
+// holdfast.ErrClosed; see Cache.Available, also for how long it waits.
+func (l *Limiter) Allow() error { return l.cache.Available(context.Background()) }
 
 // ReportResult does nothing: the cache has its own way of finding out.
 func (l *Limiter) ReportResult(error) {}

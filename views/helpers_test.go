@@ -41,7 +41,7 @@ func open(t testing.TB, addr string, o holdfast.Options) *holdfast.Cache {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		var u *holdfast.Undelivered // a test may end in an outage
+		var u *holdfast.UndeliveredError // a test may end in an outage
 		if err := c.Close(); err != nil && !errors.As(err, &u) {
 			t.Errorf("close: %v", err)
 		}
