@@ -6,10 +6,10 @@ import (
 	"time"
 )
 
-// pollEvery is how often the helpers look again while they wait.
+// pollEvery is the interval at which the helpers check a condition.
 const pollEvery = 5 * time.Millisecond
 
-// poll calls cond until it holds or the time is over, and says whether it held.
+// poll calls cond until it holds or the time is over, and reports whether it held.
 func poll(within time.Duration, cond func() bool) bool {
 	if cond() {
 		return true
@@ -30,9 +30,8 @@ func poll(within time.Duration, cond func() bool) bool {
 	}
 }
 
-// WaitFor blocks until cond holds, looking every few milliseconds, and fails
-// the test when it does not within the given time. what completes the sentence
-// "waited 5s for ...".
+// WaitFor blocks until cond holds, checking every few milliseconds, and fails the test if
+// it does not within the given time. The text completes the sentence "waited 5s for ...".
 func WaitFor(tb testing.TB, within time.Duration, what string, cond func() bool) {
 	tb.Helper()
 	if !poll(within, cond) {
@@ -40,11 +39,10 @@ func WaitFor(tb testing.TB, within time.Duration, what string, cond func() bool)
 	}
 }
 
-// GoroutinesBackTo blocks until no more than base+slack goroutines run, and
-// fails the test with all their stacks when that has not happened after 10
-// seconds. A connection through a Proxy costs the test binary goroutines too;
-// they end with the connection, but not while the proxy hangs: let it pass or
-// Close it first.
+// GoroutinesBackTo blocks until at most base+slack goroutines run. After 10 seconds it
+// fails the test with all their stacks. A connection through a Proxy costs the test
+// binary goroutines, too. They end with the connection, but not while the proxy hangs:
+// set it to Pass or Close it first.
 func GoroutinesBackTo(tb testing.TB, base, slack int) {
 	tb.Helper()
 	const within = 10 * time.Second
