@@ -207,9 +207,9 @@ type dialGuard struct{ hook *hook }
 
 func (g dialGuard) DialHook(next redis.DialHook) redis.DialHook {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
-		// Settle is not used here: it would keep the cache looking for a Redis that only
-		// the pool asks for. A busy server is there; only commands that it runs while
-		// busy are sent to it.
+		// Not by Settle, which would keep the cache looking for a Redis that nobody but a
+		// pool asks for.
+		// One that is busy is there; no command is sent to it that it would not run.
 		if h := g.hook.cache.Health(); !up(h, addr) && !busy(h) {
 			return nil, holdfast.ErrUnavailable
 		}

@@ -14,12 +14,13 @@ type Cluster struct {
 	ids   map[*Server]string
 }
 
-// StartCluster runs a cluster of masters that share the hash slots evenly, each with
-// replicasPerMaster replicas. Nodes consider each other dead after one second, and a slot
-// without a node does not stop the others. It returns when every node knows all others
-// and reports that the cluster is fine, and the replicas are in sync, usually after three
-// to five seconds; after a minute it fails the test. The nodes are killed when the test
-// ends. Unless the environment has HOLDFAST_REQUIRE_REDIS=1 it skips the test.
+// StartCluster runs a cluster of masters that share the hash slots evenly, each
+// with replicasPerMaster replicas. Nodes take each other for dead after one
+// second, and a slot without a node does not stop the rest. It returns when
+// every node knows all others, says that the cluster is fine, and the replicas
+// are in sync, usually after three to five seconds; after a minute it fails the
+// test. Everything ends with the test. Unless the environment has
+// HOLDFAST_REQUIRE_REDIS=1 it skips the test.
 func StartCluster(tb testing.TB, masters, replicasPerMaster int) *Cluster {
 	tb.Helper()
 	needMany(tb)

@@ -56,9 +56,10 @@ func streams(master *Server, n int) error {
 	return nil
 }
 
-// AwaitReplicas blocks until n replicas have all earlier writes of the server. It fails
-// the test if they do not within 10 seconds. (A WAIT sent by Do is useless: it waits for
-// the writes of its own connection, and there are none.)
+// AwaitReplicas blocks until n replicas have everything that was written to the
+// server before the call, and fails the test when they do not within 10
+// seconds. (A WAIT sent by Do says nothing: it waits for the writes of its own
+// connection, of which there are none.)
 func (s *Server) AwaitReplicas(n int) {
 	s.tb.Helper()
 	var last error

@@ -33,7 +33,7 @@ type SentinelOptions struct {
 	// MasterProxy puts a proxy in front of the first master: sentinels and replicas know
 	// only the proxy's address.
 	MasterProxy bool
-	// Hostnames makes the sentinels announce the master as localhost.
+	// Hostnames has the sentinels tell the master as localhost.
 	Hostnames bool
 }
 
@@ -45,11 +45,11 @@ type Sentinel struct {
 	proxy     *Proxy
 }
 
-// StartSentinel runs one master, the given number of replicas, and three sentinels that
-// consider a master dead after 500 ms, fail over if two of them agree, and allow a
-// failover 2 seconds. It returns when the replicas are in sync and every sentinel knows
-// the others and the replicas, usually after a second; after a minute it fails the test.
-// The processes are killed when the test ends.
+// StartSentinel runs one master, the given number of replicas, and three
+// sentinels that take a master for dead after 500 ms, fail over when two of
+// them agree, and allow a failover 2 seconds. It returns when the replicas are
+// in sync and every sentinel knows the others and the replicas, usually after a
+// second; after a minute it fails the test. Everything ends with the test.
 func StartSentinel(tb testing.TB, replicas int) *Sentinel {
 	tb.Helper()
 	return StartSentinelWith(tb, SentinelOptions{Replicas: replicas})

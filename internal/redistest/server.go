@@ -77,13 +77,13 @@ func Long(tb testing.TB) {
 	}
 }
 
-// Start runs a redis-server without persistence on a free loopback port, in a directory
-// of its own and with the debug command enabled; args follow on its command line and
-// override that ("--requirepass", "x"). It returns when the server answers, usually after
-// some ten milliseconds; after 30 seconds it fails the test with the server's log.
-// Without a redis-server in PATH it skips the test, or fails it if the environment has
-// HOLDFAST_REQUIRE_REDIS=1 or names another program in HOLDFAST_REDIS_SERVER. The server
-// is killed when the test ends.
+// Start runs a redis-server without persistence on a free loopback port, in a
+// directory of its own and with the debug command enabled; args follow on its
+// command line and win over that ("--requirepass", "x"). It returns when the
+// server answers, usually after some ten milliseconds; after 30 seconds it
+// fails the test with the server's log. Without a redis-server in PATH it skips
+// the test, or fails it if the environment has HOLDFAST_REQUIRE_REDIS=1. The
+// server is killed when the test ends.
 func Start(tb testing.TB, args ...string) *Server {
 	tb.Helper()
 	return start(tb, func(dir string, port int) ([]string, error) {
@@ -254,9 +254,9 @@ func (s *Server) responsive() bool {
 	return s.proc != nil && s.proc.running() && !s.paused
 }
 
-// Kill ends the process with SIGKILL, paused or not, and returns when it is reaped, which
-// takes milliseconds; after 10 seconds it fails the test. It does nothing if the server
-// does not run.
+// Kill ends the process with SIGKILL, paused or not, and returns when it is
+// reaped, which takes milliseconds; after 10 seconds it fails the test. Killing
+// a server that does not run does nothing.
 func (s *Server) Kill() {
 	s.tb.Helper()
 	if err := s.kill(); err != nil {
@@ -280,9 +280,9 @@ func (s *Server) killLocked() error {
 	return p.kill()
 }
 
-// Pause stops the process with SIGSTOP and returns when it has stopped; after 5 seconds
-// it fails the test. The kernel still accepts connections for a paused server, which get
-// no answer.
+// Pause stops the process with SIGSTOP and returns when it stands still; after
+// 5 seconds it fails the test. The kernel still accepts connections for a
+// paused server, and nobody answers on them.
 func (s *Server) Pause() {
 	s.tb.Helper()
 	s.op.Lock()
@@ -313,9 +313,10 @@ func (s *Server) Resume() {
 	}
 }
 
-// Restart runs the server again on the same port and in the same directory, and kills it
-// first if it runs. args are appended to those of Start, for this run only. It returns
-// when the server answers, and fails the test if it does not within 30 seconds.
+// Restart runs the server again on the same port and in the same directory,
+// killing it first if it runs. args are appended to those given to Start, for
+// this run only. It returns when the server answers, and fails the test when it
+// does not within 30 seconds.
 func (s *Server) Restart(args ...string) {
 	s.tb.Helper()
 	s.restart(args, false)
@@ -431,7 +432,7 @@ func (s *Server) pipeline(cmds [][]string) error {
 	return refused
 }
 
-// MustDo is Do that fails the test on an error. It blocks for at most 5 seconds.
+// MustDo is Do that fails the test on an error. It blocks for 5 seconds at most.
 func (s *Server) MustDo(args ...string) string {
 	s.tb.Helper()
 	out, err := s.Do(args...)
