@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sync/singleflight"
 )
 
-// flights is what a program writes that has no cache library: Redis, the source
-// behind it, and singleflight in front of both.
+// flights is a program without a cache library: Redis, the source behind it, and
+// singleflight in front of both.
 type flights struct {
 	store store
 	group singleflight.Group

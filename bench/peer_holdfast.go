@@ -9,7 +9,7 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// keptFor is how long each peer keeps what was loaded.
+// keptFor is the TTL of loaded values in each peer.
 const keptFor = 10 * time.Minute
 
 type holdfastPeer struct{ c *holdfast.Cache }
@@ -26,7 +26,7 @@ func openHoldfast(s worker.Setup, lease bool) (worker.Peer, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The others are connected once they are open.
+	// The other peers are connected once they are open.
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := c.WaitReady(ctx); err != nil {

@@ -12,15 +12,16 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// leasing keeps a fleet from loading a key twice in the way of rueidisaside: who
-// loads puts the name of a key of its own in the place of the value, and renews that
-// key for as long as it lives. Who finds such a name waits until the server tells that
-// the value has come or that the loader has gone. Reads are cached in the process by
-// rueidis. Within the process one caller goes ahead, and the others wait for it.
+// leasing prevents a fleet from loading a key twice, in the way of rueidisaside. The
+// loading process stores the name of a key of its own in place of the value, and renews
+// that key as long as it lives. A process that finds such a name waits for an
+// invalidation: the value was stored, or the loader's key has expired. rueidis caches
+// reads in the process. Within the process one caller proceeds, and the others wait for
+// it.
 //
-// It was written for this benchmark, after the library's source: the library itself
-// could not be had in a version for this rueidis. The last that was part of rueidis' own
-// module is measured beside it.
+// It was written for this benchmark after the library's source, because no version of the
+// library works with this rueidis. The last version that was part of rueidis' own module
+// is measured beside it.
 type leasing struct {
 	client rueidis.Client
 	ended  context.Context
@@ -28,9 +29,9 @@ type leasing struct {
 
 	mu struct {
 		sync.Mutex
-		name  string                   // of this process; "" while Redis does not know it
-		told  map[string]chan struct{} // closed when the server tells of the key
-		ahead map[string]chan struct{} // closed when who went ahead is done
+		name  string                   // of this process; "" while it is not in Redis
+		told  map[string]chan struct{} // closed on an invalidation of the key
+		ahead map[string]chan struct{} // closed when the caller that proceeded is done
 	}
 }
 
@@ -67,7 +68,7 @@ func (p *leasing) Close() {
 	p.client.Close()
 }
 
-// invalidated wakes who waits for the keys; without keys, for any.
+// invalidated wakes the callers that wait for the keys; nil means all keys.
 func (p *leasing) invalidated(keys []rueidis.RedisMessage) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -88,7 +89,7 @@ func (p *leasing) invalidated(keys []rueidis.RedisMessage) {
 	}
 }
 
-// listen is to be called before the key is read: then nothing is missed.
+// listen must be called before the key is read, so that no invalidation is missed.
 func (p *leasing) listen(key string) <-chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -143,7 +144,7 @@ func (p *leasing) get(ctx context.Context, key string, load func(context.Context
 	}
 }
 
-// wait waits for any of the channels.
+// wait waits for any of the channels, one or two.
 func wait(ctx context.Context, any ...<-chan struct{}) error {
 	a, b := any[0], any[len(any)-1]
 	select {
@@ -173,8 +174,8 @@ func (p *leasing) doneWith(key string) {
 	delete(p.mu.ahead, key)
 }
 
-// fill loads the key, unless somebody else is at it or was: then it returns what that
-// one has put there.
+// fill loads the key. If another process is loading or has loaded it, fill returns the
+// string found there.
 func (p *leasing) fill(ctx context.Context, key string, load func(context.Context) ([]byte, error)) (string, error) {
 	name, err := p.myName(ctx)
 	if err != nil {
@@ -194,7 +195,7 @@ func (p *leasing) fill(ctx context.Context, key string, load func(context.Contex
 	return string(b), err
 }
 
-// myName is the name under which Redis knows this process.
+// myName returns the name of this process in Redis, and creates it if necessary.
 func (p *leasing) myName(ctx context.Context) (string, error) {
 	p.mu.Lock()
 	name := p.mu.name

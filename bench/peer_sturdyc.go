@@ -8,9 +8,9 @@ import (
 	"github.com/viccon/sturdyc"
 )
 
-// sturdycPeer is sturdyc with its distributed storage on Redis. Capacity, shards and
-// share to evict are those of sturdyc's own examples. Its early refreshes are off, as
-// those of the others are.
+// sturdycPeer is sturdyc with its distributed storage on Redis. The capacity, the number
+// of shards and the eviction percentage are those of sturdyc's own examples. Early
+// refreshes are off, as in the other peers.
 type sturdycPeer struct {
 	store store
 	cache *sturdyc.Client[[]byte]
@@ -33,7 +33,7 @@ func (p *sturdycPeer) Get(ctx context.Context, key string, load func(context.Con
 
 func (p *sturdycPeer) Close() { p.store.client.Close() }
 
-// distributed makes of a store what sturdyc wants.
+// distributed adapts a store to sturdyc's interface.
 type distributed struct{ store }
 
 func (d distributed) Get(ctx context.Context, key string) ([]byte, bool) { return d.get(ctx, key) }

@@ -7,9 +7,8 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// store is Redis as a program uses it that has rueidis, a deadline for each command,
-// and its source to fall back on: whatever goes wrong is a miss. rueidis is as it
-// comes.
+// store is Redis as used by a program with rueidis, a deadline for each command, and a
+// source to fall back on: every error is a miss. rueidis has its default options.
 type store struct {
 	client rueidis.Client
 	budget time.Duration

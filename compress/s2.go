@@ -1,5 +1,5 @@
-// Package compress stores large values of a [holdfast.Typed] compressed. It is a
-// module of its own, so that who does not need it does not carry it.
+// Package compress stores large values of a [holdfast.Typed] compressed. It is a module
+// of its own, so that other programs do not depend on its library.
 package compress
 
 import (
@@ -11,16 +11,17 @@ import (
 	"github.com/klauspost/compress/s2"
 )
 
-// MaxDecoded is how large a value may be that S2 decodes, or compresses.
+// MaxDecoded is the size in bytes of the largest value that S2 compresses or decodes: 64
+// MiB.
 const MaxDecoded = 64 << 20
 
-// What S2 stores begins with magic, or is what the codec within encoded. No JSON, no
-// text in UTF-8, no protobuf message and no MessagePack map or array begins with its
+// A value that S2 stores begins with magic, or is the output of the inner codec. No JSON,
+// no text in UTF-8, no protobuf message and no MessagePack map or array begins with its
 // first byte.
 const (
 	magic      = "\xffs2\x00"
 	compressed = 's' // a block of S2 follows
-	plain      = 'p' // what the codec encoded follows, and happens to begin with magic
+	plain      = 'p' // the inner codec's output follows, which happens to begin with magic
 )
 
 var (
@@ -28,14 +29,15 @@ var (
 	errUnknown  = errors.New("compress: the value is of a form that this version does not know")
 )
 
-// S2 is a Codec that compresses what codec encodes to minBytes or more, where that
-// makes it smaller. What is smaller, what does not shrink, and what is over MaxDecoded is
-// stored as codec encodes it, so that values from before are still decoded, as are
-// those that other clients write. Those clients must know S2 to read what is
-// compressed: it is magic, the byte 's' and a block of S2 (see the source). To go back
-// to codec alone is to take what is compressed for misses, until it is loaded again.
+// S2 returns a Codec that compresses the output of codec if it has at least minBytes and
+// at most MaxDecoded bytes, and becomes smaller. All other values are stored as codec
+// encodes them, so that older values, and values that other clients write, can still be
+// decoded. Other clients must support S2 to read a compressed value: it is magic, the
+// byte 's' and a block of S2 (see the source). If a program returns to codec alone,
+// compressed values fail to decode and count as misses until they are loaded again.
 //
-// What claims to be larger than MaxDecoded is not decoded. It panics where codec is nil.
+// A value that claims to be larger than MaxDecoded is not decoded. S2 panics if codec is
+// nil.
 func S2[V any](codec holdfast.Codec[V], minBytes int) holdfast.Codec[V] {
 	if codec == nil {
 		panic("compress: S2: the codec is nil")
@@ -77,7 +79,7 @@ func (c s2Codec[V]) Decode(b []byte) (none V, err error) {
 	default:
 		return none, errUnknown
 	}
-	// The length that a block claims is looked at before room is made for it.
+	// The claimed length is checked before memory is allocated for it.
 	n, err := s2.DecodedLen(rest[1:])
 	if err != nil {
 		return none, fmt.Errorf("compress: %w", err)

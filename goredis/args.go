@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// encode gives the arguments as the bytes that go-redis sends for them. Strings are not
-// copied, everything else is.
+// encode converts the arguments to the bytes that go-redis sends for them. Strings are
+// not copied, all other types are.
 func encode(args []any) ([]string, error) {
 	all := make([]string, len(args))
 	for i, arg := range args {
@@ -22,8 +22,8 @@ func encode(args []any) ([]string, error) {
 	return all, nil
 }
 
-// encodeArg knows the types that go-redis knows, and only them: a type that merely has
-// one of them as its kind has to marshal itself.
+// encodeArg accepts the types that go-redis accepts, and no others: a type that merely
+// has one of them as its kind must implement a marshaler.
 func encodeArg(arg any) (string, error) {
 	switch v := arg.(type) {
 	case nil:
@@ -65,8 +65,8 @@ func encodeArg(arg any) (string, error) {
 	return "", fmt.Errorf("redis: can't marshal %T (implement encoding.BinaryMarshaler)", arg)
 }
 
-// pointee is what a pointer to one of go-redis' types leads to: the zero value where it
-// is nil.
+// pointee returns the value behind a pointer to one of go-redis' types: the zero value if
+// the pointer is nil.
 func pointee(arg any) (any, bool) {
 	switch p := arg.(type) {
 	case *string:

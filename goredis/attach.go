@@ -12,20 +12,21 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// failoverAddr is what go-redis calls the address of a client that asks sentinels.
+// failoverAddr is go-redis' address of a client that asks sentinels.
 const failoverAddr = "FailoverClient"
 
 // Attach puts the cache before a go-redis client: a *redis.Client, also one of
-// redis.NewFailoverClient, or a *redis.ClusterClient. It is called once, before the
-// client is used by anybody: it sets Options().ContextTimeoutEnabled, without which
-// go-redis waits on a socket for as long as Options().ReadTimeout says, and calls
-// AddHook. It asks nobody and waits for nothing.
+// redis.NewFailoverClient, or a *redis.ClusterClient. Call it once, before the client is
+// used. It sets Options().ContextTimeoutEnabled, without which go-redis waits on a socket
+// for as long as Options().ReadTimeout says, and calls AddHook. It does no I/O and does
+// not block.
 //
-// The cache must go to where the client goes, and Attach refuses what it can see to be
-// otherwise: another address, written differently counts as another; another database;
-// sentinels on one side only; a cache without a Redis; a *redis.Ring, which spreads its
-// keys over servers that know nothing of each other. Closing the client or the cache is
-// the caller's business: commands that come after Cache.Close get holdfast.ErrClosed.
+// The cache and the client must use the same Redis. Attach returns an error for the
+// differences that it can detect: another address (a different spelling counts as
+// another); another database; sentinels on one side only; a cache without a Redis; a
+// *redis.Ring, which spreads its keys over servers that know nothing of each other. The
+// caller closes the client and the cache; commands after Cache.Close get
+// holdfast.ErrClosed.
 func Attach(rdb redis.UniversalClient, cache *holdfast.Cache) error {
 	if cache == nil {
 		return errors.New("goredis: the cache is nil")
@@ -49,7 +50,7 @@ func Attach(rdb redis.UniversalClient, cache *holdfast.Cache) error {
 		}
 		rdb.Options().ContextTimeoutEnabled = true
 		rdb.AddHook(h)
-		// The nodes have clients of their own, and those dial.
+		// The nodes have clients of their own, and only those dial.
 		rdb.OnNewNode(func(node *redis.Client) { node.AddHook(dialGuard{h}) })
 	case *redis.Ring:
 		return errors.New("goredis: a Ring spreads its keys over several servers: the cache knows only one of them")
@@ -67,7 +68,7 @@ func sameServer(r *redis.Options, o holdfast.Options) error {
 	case r.Addr == failoverAddr && !sentinel:
 		return errors.New("goredis: the client asks sentinels for its server: set Redis.Sentinel.MasterSet of the cache, too")
 	case r.Addr == failoverAddr:
-		return nil // it does not tell which
+		return nil // its address does not show the sentinels
 	case sentinel:
 		return errors.New("goredis: the cache asks sentinels for its server: make the client with redis.NewFailoverClient")
 	case o.Mode == holdfast.ModeCluster:
@@ -92,7 +93,7 @@ func sameCluster(r *redis.ClusterOptions, o holdfast.Options) error {
 		r.Addrs, o.Redis.InitAddress)
 }
 
-// canonical is an address as it can be compared.
+// canonical normalizes an address for comparison.
 func canonical(addr string) string {
 	addr = strings.TrimPrefix(addr, "unix://")
 	host, port, err := net.SplitHostPort(addr)

@@ -5,40 +5,43 @@ import (
 	"strings"
 )
 
-// class is the way that a command goes.
+// class says how a command is executed.
 type class uint8
 
 const (
-	// through: to Redis, by go-redis itself, within the budget.
+	// through: sent to Redis by go-redis itself, within the budget.
 	through class = iota
-	// served: to the Cache, which may answer without Redis.
+	// served: passed to the Cache, which may answer without Redis.
 	served
-	// waiting: as through, but Redis may take its time to answer.
+	// waiting: as through, but Redis may block, so there is no budget.
 	waiting
-	// session: as through, and about the connection. go-redis begins each with some.
+	// session: as through, and concerns the connection. go-redis begins each connection
+	// with some.
 	session
-	// refused: it would change what a later command means, and the hook would not know.
+	// refused: the command would change the meaning of a later one without the hook
+	// knowing.
 	refused
 )
 
 // keySpec says which arguments are keys, as COMMAND does: the first, the last, which
-// counts from the end if it is negative, and the step between them. No first is no keys.
+// counts from the end if it is negative, and the step between them. If first is 0, there
+// are none.
 type keySpec struct{ first, last, step int }
 
-// spec is what there is to know of a command.
+// spec is the description of a command.
 type spec struct {
 	class class
-	shape shape // of the reply, where it is served
+	shape shape // of the reply, if it is served
 	write bool  // it may change its keys
 	tells bool  // Redis runs it while it is busy with a script
 	keys  keySpec
-	moved func(args []string) []string // finds the keys where their places vary
+	moved func(args []string) []string // finds the keys if their positions vary
 }
 
-// unknown is a command of which nothing is known: any argument may be a key.
+// unknown describes a command that is not in specs: any argument may be a key.
 var unknown = spec{class: through, write: true, keys: keySpec{1, -1, 1}}
 
-// specs are the commands of Redis 7, by their names in lower case.
+// specs describes the commands of Redis 7, by their names in lower case.
 var specs = makeSpecs()
 
 func makeSpecs() map[string]spec {
@@ -61,7 +64,7 @@ func makeSpecs() map[string]spec {
 	add(spec{class: served, shape: status, write: true, keys: keySpec{1, -1, 2}}, "mset")
 	add(spec{class: served, shape: integer, write: true, keys: every}, "del unlink")
 	add(spec{class: served, shape: integer, write: true, keys: one}, "expire pexpire expireat pexpireat persist")
-	// They change keys that they do not name, and the Cache knows what to do about it.
+	// They change keys that they do not name; the Cache handles that.
 	add(spec{class: served, shape: status, write: true, keys: none}, "flushall flushdb swapdb")
 
 	add(spec{keys: none}, `bgrewriteaof bgsave cluster command config dbsize echo failover function info keys
@@ -83,8 +86,8 @@ func makeSpecs() map[string]spec {
 	add(spec{write: true, keys: keySpec{1, -1, 2}}, "msetnx")
 	add(spec{write: true, keys: keySpec{2, -1, 1}}, "bitop")
 	add(spec{write: true, keys: keySpec{2, 2, 1}}, "pfdebug")
-	// A key that was changed before WATCH, and of which the server is still to tell, must
-	// not be read from here after it.
+	// A key may have changed before WATCH, with the invalidation still under way. The
+	// local copy must not be read after WATCH.
 	add(spec{write: true, keys: every}, "watch")
 
 	add(spec{moved: counted(1)}, "sintercard zdiff zinter zintercard zunion")
@@ -108,12 +111,12 @@ func makeSpecs() map[string]spec {
 
 	add(spec{class: session}, `asking auth client hello punsubscribe quit readonly readwrite replconf select
 		sunsubscribe unsubscribe unwatch`)
-	// RESET leaves a connection of the pool in database 0.
+	// RESET would leave a connection of the pool in database 0.
 	add(spec{class: refused}, "multi exec discard reset")
 	return all
 }
 
-// specOf is the command's.
+// specOf returns the spec of a command.
 func specOf(name string) spec {
 	if s, ok := specs[name]; ok {
 		return s
@@ -121,8 +124,8 @@ func specOf(name string) spec {
 	return unknown
 }
 
-// ofSubcommand is what there is to know of SCRIPT and FUNCTION with a subcommand. What ends
-// a script goes by the cache, which has a way to a server that is busy.
+// ofSubcommand returns the spec of SCRIPT or FUNCTION with a subcommand. A KILL goes
+// through the cache, which can reach a busy server.
 func ofSubcommand(s spec, name, sub string) spec {
 	switch {
 	case strings.EqualFold(sub, "kill"):
@@ -133,7 +136,7 @@ func ofSubcommand(s spec, name, sub string) spec {
 	return s
 }
 
-// telling is how many of n arguments are enough to find the keys.
+// telling returns how many of n arguments are needed to find the keys.
 func (s *spec) telling(n int) int {
 	switch {
 	case s.moved != nil || s.keys.last < 0:
@@ -144,7 +147,7 @@ func (s *spec) telling(n int) int {
 	return min(n, max(1, s.keys.last+1))
 }
 
-// find returns the keys of a command whose arguments are args, its name the first.
+// find returns the keys of a command. args begins with the command's name.
 func (s *spec) find(args []string) []string {
 	if s.moved != nil {
 		return s.moved(args)
@@ -167,7 +170,7 @@ func (s *spec) find(args []string) []string {
 	return keys
 }
 
-// cut is args[from:to], or what there is of it.
+// cut returns args[from:to], clipped to the length of args.
 func cut(args []string, from, to int) []string {
 	to = min(to, len(args))
 	if from >= to {
@@ -176,7 +179,8 @@ func cut(args []string, from, to int) []string {
 	return args[from:to:to]
 }
 
-// counted finds keys behind their number, which is the argument at.
+// counted returns a function that finds keys behind their number, which is the argument
+// at.
 func counted(at int) func([]string) []string {
 	return func(args []string) []string {
 		if at >= len(args) {
@@ -190,15 +194,15 @@ func counted(at int) func([]string) []string {
 	}
 }
 
-// targetAndCounted is counted(2), and the first argument.
+// targetAndCounted returns the first argument and the keys of counted(2).
 func targetAndCounted(args []string) []string {
 	return append(cut(args, 1, 2), counted(2)(args)...)
 }
 
-// second is the key of a command that has a subcommand.
+// second returns the key of a command that has a subcommand.
 func second(args []string) []string { return cut(args, 2, 3) }
 
-// streams finds the first half of what follows STREAMS: keys, then as many ids.
+// streams returns the first half of the arguments behind STREAMS: keys, then as many ids.
 func streams(args []string) []string {
 	for i := 1; i < len(args); i++ {
 		if strings.EqualFold(args[i], "streams") {

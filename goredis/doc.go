@@ -3,68 +3,73 @@
 //
 //	err := goredis.Attach(rdb, cache)
 //
-// # What becomes of a command
+// # How commands are handled
 //
-// GET, MGET, EXISTS, STRLEN, GETRANGE, TTL, PTTL, EXPIRETIME, PEXPIRETIME, SET, SETEX,
-// PSETEX, MSET, DEL, UNLINK, GETDEL, EXPIRE, PEXPIRE, EXPIREAT, PEXPIREAT and PERSIST are
-// answered by the cache as Cache.Client answers them, over the cache's own connection and
-// with what it promises: from memory where that is fresh; with Redis' own reply while
-// Redis is up; from memory and with the journal while it is away. A miss is redis.Nil, and
-// so is an outage that finds nothing here. FLUSHALL, FLUSHDB and SWAPDB go that way, too,
-// because the cache has to know of them.
+// The cache answers GET, MGET, EXISTS, STRLEN, GETRANGE, TTL, PTTL, EXPIRETIME,
+// PEXPIRETIME, SET, SETEX, PSETEX, MSET, DEL, UNLINK, GETDEL, EXPIRE, PEXPIRE, EXPIREAT,
+// PEXPIREAT and PERSIST in the same way as Cache.Client does, over the cache's own
+// connection and with its guarantees: from memory if the copy is fresh; with Redis' own
+// reply while Redis is up; from memory and with the journal while it is away. A miss is
+// redis.Nil, and so is a read during an outage of a key that is not known here. FLUSHALL,
+// FLUSHDB and SWAPDB go through the cache, too, because they change its keys.
 //
-// Every other command goes to Redis by the client's own connections, as before. Before it
-// is sent, what the journal holds of its keys is replayed; after it, what the cache knew
-// of those that it may have written is forgotten. So INCR after SET counts from what was
-// set, and GET after INCR is no older. While Redis is away it fails at once with
-// holdfast.ErrUnavailable, and nothing is dialled. Where Redis does not answer within the
-// cache's Options.Timeout it fails with the same error: then it may have run, or run late.
+// All other commands go to Redis over the client's own connections, as before. Before
+// such a command is sent, the journaled writes of its keys are replayed. After it, the
+// local copies of the keys that it may have written are invalidated. So INCR after SET
+// counts from the value that was set, and GET after INCR is no older. While Redis is away
+// the command fails at once with holdfast.ErrUnavailable, and nothing is dialled. If
+// Redis does not answer within the cache's Options.Timeout, the command fails with the
+// same error; it may have run, or may still run.
 //
-// SCRIPT KILL and FUNCTION KILL go by the cache, too, which has a way to a server that is
-// busy with a script, and FUNCTION STATS is sent to it; on a client of another database than
-// 0 it may need a connection that the pool has already.
+// SCRIPT KILL and FUNCTION KILL go through the cache, too, which can reach a server that
+// is busy with a script. FUNCTION STATS is sent to a busy server over the client's
+// connections; on a client of another database than 0 it may need a connection that is
+// already in the pool.
 //
-// An error of Redis' own is a redis.Error with Redis' words, whichever way the command
-// went.
+// An error reply of Redis is a redis.Error with Redis' text, whether the command went
+// through the cache or not.
 //
 // # Pipelines and transactions
 //
-// The commands of a pipeline that come before the first one which only Redis can do are
-// answered by the cache, in order; the rest goes to Redis in one pipeline. While Redis is
-// away, those of the rest that the cache can answer are answered, the others fail, and the
-// pipeline returns the first error. A transaction goes to Redis as a whole or fails as a
-// whole. What is read after WATCH is not older than the WATCH.
+// The cache answers the commands of a pipeline up to the first one that only Redis can
+// execute, in order; the rest goes to Redis in one pipeline. While Redis is away, the
+// cache answers as many commands of the rest as it can, the others fail, and the pipeline
+// returns the first error. A transaction goes to Redis as a whole or fails as a whole. A
+// value read after WATCH is not older than the WATCH.
 //
 // # How long a call may take
 //
-// Options.Timeout of the cache; a pipeline of both kinds may take twice that. It is a
-// budget for all that go-redis does for the command: waiting for a connection of the pool,
-// dialling and the three or so round trips of a handshake, its retries. Set it with the
-// slowest command in mind: a script of a second needs more than a second. Commands that
-// wait at Redis, such as BLPOP, XREAD with BLOCK, WAIT and MONITOR, have no budget, only
-// the timeouts that they have without the cache, and fail at once if Redis is known to be
-// away when they begin.
+// A call takes at most Options.Timeout of the cache. A pipeline that needs both the cache
+// and go-redis may take twice that, and one of more than 256 commands for go-redis is
+// sent in parts of 256, each with a budget of its own. The budget covers all work of
+// go-redis for the command: waiting for a connection of the pool, dialling and the three
+// or so round trips of a handshake, and its retries. Set it with the slowest command in
+// mind: a script of a second needs more than a second. Commands that block in Redis, such
+// as BLPOP, XREAD with BLOCK, WAIT and MONITOR, have no budget, only the timeouts that
+// they have without the cache. They fail at once if Redis is known to be away when they
+// begin.
 //
 // # Limits
 //
-//   - A script, a function or a module that writes to keys which it does not name as keys
-//     is noticed when the server tells, a moment later, and where the server cannot
-//     track, after Tracking.UntrackedTTL. Of commands that are not in Redis 7 every
-//     argument counts as a key.
+//   - If a script, a function or a module writes to keys that it does not declare as
+//     keys, the cache learns that from the server's invalidation, a moment later, and
+//     without tracking only after Tracking.UntrackedTTL. For commands that are not in
+//     Redis 7 every argument counts as a key.
 //   - SELECT of another database than the client's is refused, also on a Conn, and so are
 //     RESET, which selects database 0, and MULTI, EXEC and DISCARD by themselves; use
 //     TxPipelined.
-//   - In a pipeline that was sent and got no answer every command has failed, also a GET.
+//   - If a pipeline was sent and not answered, all of its commands have failed, including
+//     a GET.
 //   - A command object of another type than go-redis' own method makes, such as an IntCmd
-//     for GET, goes to Redis where the types do not fit.
-//   - Ends of keys that are over 292 years away read as 292 years, the longest Duration.
-//   - An AutoPipeliner works; not with its FullDuplex, which sends a command before it asks
-//     the hooks.
-//   - go-redis' own client-side cache sees only what goes to Redis by go-redis. It is not
-//     needed beside this one.
+//     for GET, goes to Redis if the reply does not fit the type.
+//   - Expiry times over 292 years away read as 292 years, the longest Duration.
+//   - An AutoPipeliner works, except with its FullDuplex, which sends a command before it
+//     calls the hooks.
+//   - go-redis' own client-side cache sees only commands that go to Redis over go-redis.
+//     It is not needed beside this one.
 //   - Clients made before Attach by WithTimeout or Conn are not attached.
-//   - Hooks that were added before see every command, those added later only what goes to
-//     Redis by go-redis.
+//   - Hooks that were added before Attach see every command; those added later see only
+//     the commands that go to Redis over go-redis.
 //
-// PubSub is left as it is, but dials only while Redis is there.
+// PubSub is not changed, but dials only while Redis is there.
 package goredis

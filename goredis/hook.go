@@ -13,11 +13,11 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// hook is what go-redis calls. It has no state of a command: go-redis wraps it anew
-// around each Conn and Tx.
+// hook implements redis.Hook. It keeps no state of a command, because go-redis wraps it
+// anew around each Conn and Tx.
 type hook struct {
 	cache   *holdfast.Cache
-	client  rueidis.Client // the cache's own, which gives Redis' replies
+	client  rueidis.Client // the cache's own, which returns Redis' replies
 	timeout time.Duration
 	db      int
 	started time.Time
@@ -68,7 +68,7 @@ func (h *hook) process(ctx context.Context, cmd redis.Cmder, next redis.ProcessH
 	return verdict(ctx, err)
 }
 
-// command is one of go-redis', read.
+// command is a go-redis command with its spec and encoded arguments.
 type command struct {
 	spec
 	args []string
@@ -76,9 +76,9 @@ type command struct {
 
 func (c *command) keys() []string { return c.find(c.args) }
 
-// read says what a command is, or what is wrong with it. Of one that go-redis sends it
-// looks at the keys, and leaves the rest, which may be large, to go-redis; unless all is
-// asked for.
+// read returns the spec and the arguments of a command, or an error if it is refused. For
+// a command that go-redis sends it encodes only the arguments up to the keys, because the
+// rest may be large; unless all is set.
 func (h *hook) read(cmd redis.Cmder, all bool) (command, error) {
 	name, args := cmd.Name(), cmd.Args()
 	c := command{spec: specOf(name)}
@@ -111,7 +111,7 @@ func (h *hook) read(cmd redis.Cmder, all bool) (command, error) {
 	return c, nil
 }
 
-// blocks says whether an XREAD waits for what is not there yet.
+// blocks reports whether an XREAD has the option BLOCK.
 func blocks(args []string) bool {
 	for _, arg := range args[1:] {
 		if strings.EqualFold(arg, "streams") {
@@ -127,16 +127,16 @@ func (h *hook) build(args []string) rueidis.Completed {
 	return h.client.B().Arbitrary(args...).Build()
 }
 
-// bound gives a call its budget, unless Redis is to take its time.
-func (h *hook) bound(ctx context.Context, waiting bool) (context.Context, context.CancelFunc) {
-	if waiting {
+// bound adds the budget to the context, unless Redis may block.
+func (h *hook) bound(ctx context.Context, blocking bool) (context.Context, context.CancelFunc) {
+	if blocking {
 		return ctx, func() {}
 	}
 	return context.WithTimeout(ctx, h.timeout)
 }
 
-// before is what must be done for a command that go-redis sends: Redis has to be there,
-// and to have what was written to the keys here.
+// before prepares a command that go-redis sends: it checks that Redis is there, replays
+// the journaled writes of the keys, and invalidates the keys if the command may write.
 func (h *hook) before(bounded, ctx context.Context, keys []string, write bool) error {
 	err := h.there(bounded, keys)
 	if err != nil {
@@ -148,13 +148,13 @@ func (h *hook) before(bounded, ctx context.Context, keys []string, write bool) e
 	return nil
 }
 
-// reachesBusy says whether a command is sent though the cache has shut its gate: one that
-// tells of the script with which Redis is busy, or is part of a handshake for it.
+// reachesBusy reports whether a command is sent although the cache has closed its gate:
+// it asks about the script with which Redis is busy, or is part of a handshake for that.
 func (h *hook) reachesBusy(c command) bool {
 	return (c.class == session || c.tells) && !up(h.cache.Health(), "") && busy(h.cache.Health())
 }
 
-// busy says whether a server is busy with a script, as far as is known.
+// busy reports whether a server is known to be busy with a script.
 func busy(health holdfast.Health) bool {
 	for _, s := range health.Shards {
 		if busyError(s.LastError) && !answers(s.State) {
@@ -169,8 +169,8 @@ func busyError(err error) bool {
 	return errors.As(err, &said) && strings.HasPrefix(said.Error(), "BUSY ")
 }
 
-// there returns nil where Redis is there for the keys. Should the cache be about to
-// connect for the first time, it is given the budget of one call, once, to do so.
+// there returns nil if Redis is there for the keys. If the cache is still connecting for
+// the first time, it waits for that until one Timeout after Attach.
 func (h *hook) there(ctx context.Context, keys []string) error {
 	err := h.delivered(ctx, keys)
 	if err == nil || !errors.Is(err, holdfast.ErrUnavailable) {
@@ -178,7 +178,7 @@ func (h *hook) there(ctx context.Context, keys []string) error {
 	}
 	health := h.cache.Health()
 	if len(keys) == 0 && anyUp(health) {
-		return nil // a node of the cluster will do
+		return nil // any node of the cluster will do
 	}
 	rest := h.timeout - time.Since(h.started)
 	if health.State != holdfast.Connecting || rest <= 0 {
@@ -200,17 +200,17 @@ func (h *hook) delivered(ctx context.Context, keys []string) error {
 	return h.cache.Deliver(ctx, keys...)
 }
 
-// after forgets what was known of the keys of a command that may have run.
+// after invalidates the keys of a command that may have run.
 func (h *hook) after(c command) {
 	if c.write {
-		_ = h.cache.Invalidate(c.keys()...) // closed, it has forgotten everything
+		_ = h.cache.Invalidate(c.keys()...) // a closed cache has no copies
 	}
 }
 
 // DialHook implements redis.Hook.
 func (h *hook) DialHook(next redis.DialHook) redis.DialHook { return dialGuard{h}.DialHook(next) }
 
-// dialGuard keeps go-redis from dialling what the cache knows to be away.
+// dialGuard keeps go-redis from dialling a server that the cache knows to be away.
 type dialGuard struct{ hook *hook }
 
 func (g dialGuard) DialHook(next redis.DialHook) redis.DialHook {
@@ -231,14 +231,14 @@ func (dialGuard) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Proce
 	return next
 }
 
-// up says whether the server at addr is there, as far as is known.
+// up reports whether the server at addr is known to be there.
 func up(h holdfast.Health, addr string) bool {
 	for _, s := range h.Shards {
 		if canonical(s.Addr) == canonical(addr) {
 			return answers(s.State)
 		}
 	}
-	return anyUp(h) // a replica, or the cluster by another name
+	return anyUp(h) // a replica, or the cluster under another name
 }
 
 func anyUp(h holdfast.Health) bool {

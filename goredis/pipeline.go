@@ -19,7 +19,7 @@ func (h *hook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Process
 		}
 		p := pipeline{hook: h, cmds: cmds, read: make([]command, len(cmds))}
 		for i, cmd := range cmds {
-			c, err := h.read(cmd, true) // go-redis sends all of a pipeline or nothing
+			c, err := h.read(cmd, true) // go-redis sends a pipeline completely or not at all
 			if errors.Is(err, errTransaction) {
 				p.whole, c.class = true, session
 			} else if err != nil {
@@ -34,8 +34,8 @@ func (h *hook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Process
 	}
 }
 
-// pipeline is one on its way. What is said of a command is kept beside it: asking a
-// command for its error may wait for the pipeline to be done.
+// pipeline is a pipeline in progress. Results are kept beside the commands, because
+// reading a command's error may wait for the pipeline to be done.
 type pipeline struct {
 	*hook
 	cmds    []redis.Cmder
@@ -45,9 +45,9 @@ type pipeline struct {
 	first   error
 }
 
-// run serves the commands that come before the first one which only Redis knows, and
-// sends the rest in one pipeline, so that the order is kept. While Redis is away those of
-// the rest that can be are served, too.
+// run serves the commands up to the first one that only Redis can execute, and sends the
+// rest in one pipeline, so that the order is kept. While Redis is away, it also serves
+// the commands of the rest that can be served.
 func (p *pipeline) run(ctx context.Context, next redis.ProcessPipelineHook) error {
 	from := slices.IndexFunc(p.read, func(c command) bool { return c.class != served })
 	switch {
@@ -81,12 +81,12 @@ func (p *pipeline) run(ctx context.Context, next redis.ProcessPipelineHook) erro
 	return p.first
 }
 
-// sendAtOnce bounds what go-redis sends in one pipeline.
+// sendAtOnce is how many commands go-redis sends in one pipeline.
 const sendAtOnce = 256
 
-// send has go-redis send the commands from one on. A large pipeline is sent in parts, of
-// which each has the budget of a call as long as the one before was answered in time;
-// unless its commands depend on their connection.
+// send makes go-redis send the commands from index from on. A large pipeline is sent in
+// parts, each with the budget of a call, as long as the part before was answered in time.
+// A pipeline whose commands depend on their connection, or may block, is not divided.
 func (p *pipeline) send(ctx context.Context, from int, next redis.ProcessPipelineHook) {
 	for to := from; from < len(p.cmds); from = to {
 		if to = min(from+sendAtOnce, len(p.cmds)); p.whole || p.waiting {
@@ -104,13 +104,13 @@ func (p *pipeline) send(ctx context.Context, from int, next redis.ProcessPipelin
 		p.note(told)
 		var said redis.Error
 		if told != nil && !errors.As(told, &said) {
-			_ = p.fail(to, told) // what is left is not sent: nobody answers
+			_ = p.fail(to, told) // the rest is not sent, because Redis does not answer
 			return
 		}
 	}
 }
 
-// keysOf are the commands' keys, or those that they may write to.
+// keysOf returns the keys of the commands, or only those that they may write.
 func keysOf(cmds []command, written bool) []string {
 	var all []string
 	for i := range cmds {
@@ -121,8 +121,9 @@ func keysOf(cmds []command, written bool) []string {
 	return all
 }
 
-// serve has the cache answer the commands from one to another. It has a budget of its
-// own: were it given what is left of one, it would take it for the caller's patience.
+// serve has the cache answer the commands from index from to index to. It uses the
+// caller's context with its full budget: the cache takes the deadline of a context for
+// the caller's own.
 func (p *pipeline) serve(ctx context.Context, from, to int) {
 	if from == to {
 		return
@@ -139,7 +140,8 @@ func (p *pipeline) serve(ctx context.Context, from, to int) {
 	}
 }
 
-// without is the rest of a pipeline where Redis is away, as why says.
+// without executes the rest of a pipeline while Redis is away: commands that cannot be
+// served get the error why.
 func (p *pipeline) without(ctx context.Context, from int, why error) error {
 	for from < len(p.cmds) {
 		to := from
@@ -157,7 +159,7 @@ func (p *pipeline) without(ctx context.Context, from int, why error) error {
 	return p.first
 }
 
-// fail gives the error to all commands from one on.
+// fail sets the error of all commands from index from on.
 func (p *pipeline) fail(from int, err error) error {
 	for _, cmd := range p.cmds[from:] {
 		cmd.SetErr(err)

@@ -6,10 +6,10 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Reads are most of what a cache is asked. As go-redis' methods make them they take a
-// short way: nothing is encoded, no command is built, no reply is taken apart.
+// Reads are most of the calls of a cache. If they are made by go-redis' own methods, they
+// take a short path: nothing is encoded, no command is built, no reply is parsed.
 
-// plainGet is the key of a GET.
+// plainGet returns the key of a GET.
 func plainGet(cmd *redis.StringCmd) (string, bool) {
 	args := cmd.Args()
 	if len(args) != 2 || args[0] != "get" {
@@ -19,8 +19,8 @@ func plainGet(cmd *redis.StringCmd) (string, bool) {
 	return key, ok
 }
 
-// get answers a GET. Its values are copies: who asks the command for its Bytes may write
-// to them.
+// get answers a GET. The value is a copy, because a caller of the command's Bytes may
+// modify it.
 func (h *hook) get(ctx context.Context, cmd *redis.StringCmd, key string) error {
 	v, err := h.cache.Get(ctx, key)
 	if err == nil {
@@ -32,7 +32,7 @@ func (h *hook) get(ctx context.Context, cmd *redis.StringCmd, key string) error 
 	return err
 }
 
-// plainMGet are the keys of an MGET.
+// plainMGet returns the keys of an MGET.
 func plainMGet(cmd *redis.SliceCmd) ([]string, bool) {
 	args := cmd.Args()
 	if len(args) < 2 || args[0] != "mget" {
@@ -49,8 +49,8 @@ func plainMGet(cmd *redis.SliceCmd) ([]string, bool) {
 	return keys, true
 }
 
-// mget answers an MGET, and says whether it did: what is no string is nothing to MGET and
-// an error to GetMany.
+// mget answers an MGET. It returns false if GetMany failed: for a key that is not a
+// string, MGET returns nil and GetMany an error.
 func (h *hook) mget(ctx context.Context, cmd *redis.SliceCmd, keys []string) bool {
 	found, err := h.cache.GetMany(ctx, keys...)
 	if err != nil {
@@ -67,7 +67,7 @@ func (h *hook) mget(ctx context.Context, cmd *redis.SliceCmd, keys []string) boo
 	return true
 }
 
-// plainGets are the keys of a pipeline of nothing but GETs.
+// plainGets returns the keys of a pipeline that consists of GETs only.
 func plainGets(cmds []redis.Cmder) ([]string, bool) {
 	var keys []string
 	for _, cmd := range cmds {
@@ -87,8 +87,8 @@ func plainGets(cmds []redis.Cmder) ([]string, bool) {
 	return keys, len(keys) > 0
 }
 
-// gets answers such a pipeline, and says whether it did: where a key has an error, each
-// command has to get its own.
+// gets answers such a pipeline. It returns false if GetMany failed, because then each
+// command must get its own error.
 func (h *hook) gets(ctx context.Context, cmds []redis.Cmder, keys []string) (first error, done bool) {
 	found, err := h.cache.GetMany(ctx, keys...)
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// shape is what a served command's reply is.
+// shape is the kind of a served command's reply.
 type shape uint8
 
 const (
@@ -26,8 +26,8 @@ const (
 	milliseconds
 )
 
-// fits says whether a reply of the shape can be given to the command. Somebody may have
-// built one that expects something else, or that takes the reply apart by itself.
+// fits reports whether a reply of the shape can be stored in the command. A caller may
+// have built a command with another type, or one that parses the reply itself.
 func (s shape) fits(cmd redis.Cmder) bool {
 	switch cmd.(type) {
 	case *redis.Cmd:
@@ -48,12 +48,12 @@ func (s shape) fits(cmd redis.Cmder) bool {
 	return false
 }
 
-// answer gives the command its reply, and returns its error, which is not yet the
-// command's.
+// answer stores the reply in the command and returns its error, which the caller must
+// set.
 func (s shape) answer(cmd redis.Cmder, res rueidis.RedisResult) error {
 	if err := res.Error(); err != nil {
 		if b, ok := cmd.(*redis.BoolCmd); ok && rueidis.IsRedisNil(err) {
-			b.SetVal(false) // SET with NX says nil for no
+			b.SetVal(false) // SET with NX answers nil if the key exists
 			return nil
 		}
 		raw, _ := res.ToString()
@@ -75,7 +75,7 @@ func (s shape) answer(cmd redis.Cmder, res rueidis.RedisResult) error {
 	return err
 }
 
-// give puts the value into the command, as what the command makes of it.
+// give stores the value in the command, converted to the command's type.
 func (s shape) give(cmd redis.Cmder, v any) {
 	switch v := v.(type) {
 	case string:
@@ -107,8 +107,8 @@ func (s shape) give(cmd redis.Cmder, v any) {
 	}
 }
 
-// duration is what go-redis makes of the seconds or milliseconds of a reply: -1, no
-// expiry, and -2, no such key, stay what they are, in nanoseconds.
+// duration converts the seconds or milliseconds of a reply as go-redis does: -1 (no
+// expiry) and -2 (no such key) become as many nanoseconds.
 func (s shape) duration(n int64) time.Duration {
 	switch {
 	case n == -1 || n == -2:
@@ -119,7 +119,7 @@ func (s shape) duration(n int64) time.Duration {
 	return times(n, time.Millisecond)
 }
 
-// times is n units, or the longest Duration, about 292 years, where they are more.
+// times returns n units, at most the longest Duration, about 292 years.
 func times(n int64, unit time.Duration) time.Duration {
 	if n > math.MaxInt64/int64(unit) {
 		return math.MaxInt64
@@ -127,7 +127,7 @@ func times(n int64, unit time.Duration) time.Duration {
 	return time.Duration(n) * unit
 }
 
-// elements are an array's strings; nil is no value.
+// elements returns the strings of an array; a missing value is nil.
 func elements(res rueidis.RedisResult) ([]any, error) {
 	messages, err := res.ToArray()
 	if err != nil {
@@ -145,8 +145,8 @@ func elements(res rueidis.RedisResult) ([]any, error) {
 	return all, nil
 }
 
-// replyError is what go-redis would have said. raw is the text as Redis sent it, if
-// there is one: rueidis takes the ERR off.
+// replyError converts an error to go-redis' form. raw is the text as Redis sent it, if
+// known: rueidis removes the prefix ERR.
 func replyError(err error, raw string) error {
 	if errors.Is(err, holdfast.ErrMiss) || rueidis.IsRedisNil(err) {
 		return redis.Nil
@@ -164,10 +164,10 @@ func replyError(err error, raw string) error {
 	return errorLike(redis.Nil, raw)
 }
 
-// errorLike makes an error of go-redis' own type, which has no name outside of it.
+// errorLike returns an error of go-redis' own type, which is not exported.
 func errorLike[E ~string](_ E, text string) E { return E(text) }
 
-// codes begin the errors of Redis that do not begin with ERR.
+// codes are the first words of Redis' errors that do not begin with ERR.
 var codes = set(`ASK BUSY BUSYGROUP BUSYKEY CLUSTERDOWN CROSSSLOT DENIED EXECABORT INPROG IOERR LOADING MASTERDOWN
 	MISCONF MOVED NOAUTH NOGOODSLAVE NOGROUP NOKEY NOMASTERLINK NOPERM NOPROTO NOREPLICAS NOSCRIPT NOTBUSY OOM READONLY
 	STALEREPLICA TRYAGAIN UNBLOCKED UNKILLABLE WRONGPASS WRONGTYPE`)
@@ -189,8 +189,9 @@ func (u unavailable) Unwrap() error        { return u.cause }
 
 var errBudget = errors.New("redis did not answer within Options.Timeout of the cache")
 
-// verdict is the error of a command that went to Redis, for a caller whose own context is
-// ctx: what Redis said stays as it is, and where no answer came, that is ErrUnavailable.
+// verdict returns the error of a command that went to Redis; ctx is the caller's own
+// context. Error replies are returned unchanged. If no reply came, the error is ctx's own
+// or ErrUnavailable.
 func verdict(ctx context.Context, err error) error {
 	if err == nil || errors.Is(err, holdfast.ErrUnavailable) {
 		return err

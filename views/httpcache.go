@@ -10,13 +10,12 @@ import (
 // HTTPCache is a Cache of gregjones/httpcache, for its Transport, and of
 // willnorris/imageproxy.
 //
-// While Redis is away, responses that this process has seen are served as ever, by
-// the rules of HTTP; others are fetched. What is stored meanwhile is in Redis
-// afterwards.
+// While Redis is away, responses that this process has seen are served as usual, by the
+// rules of HTTP; others are fetched. Responses stored meanwhile are in Redis afterwards.
 type HTTPCache struct {
-	// OnError is told of what the interface has no place for, on the goroutine of the
-	// caller: why a response could not be read, stored or removed. A miss is no error,
-	// nor is an outage. Set it before the first use; nil: nobody is told.
+	// OnError, if not nil, gets the errors that the interface cannot return, on the
+	// goroutine of the caller: a response could not be read, stored or removed. Neither a
+	// miss nor an outage is an error. Set it before the first use.
 	OnError func(error)
 
 	view view
@@ -24,25 +23,25 @@ type HTTPCache struct {
 }
 
 // NewHTTPCache returns an HTTPCache whose keys in the Cache begin with prefix. The
-// interface has no TTL, so everything is kept for ttl, also what is stale by the rules
-// of HTTP and may be validated; 0 is Options.DefaultTTL.
+// interface has no TTL, so all responses are kept for ttl, including those that are stale
+// by the rules of HTTP and may be validated; 0 means Options.DefaultTTL.
 func NewHTTPCache(c *holdfast.Cache, prefix string, ttl time.Duration) *HTTPCache {
 	return &HTTPCache{view: view{c, prefix}, ttl: ttl}
 }
 
-// Get returns what is stored of a response.
+// Get returns a stored response, or false on a miss or an error.
 func (h *HTTPCache) Get(key string) ([]byte, bool) {
 	value, found, err := h.view.get(context.Background(), key)
 	told(h.OnError, err)
 	return value, found
 }
 
-// Set stores a response.
+// Set stores a response. An error goes to OnError.
 func (h *HTTPCache) Set(key string, response []byte) {
 	told(h.OnError, h.view.cache.Set(context.Background(), h.view.prefix+key, response, h.ttl))
 }
 
-// Delete removes a response, which may be absent.
+// Delete removes a response, which may be absent. An error goes to OnError.
 func (h *HTTPCache) Delete(key string) {
 	told(h.OnError, h.view.cache.Delete(context.Background(), h.view.prefix+key))
 }

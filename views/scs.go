@@ -10,15 +10,14 @@ import (
 // SCS is a Store and a CtxStore of alexedwards/scs. It is not iterable:
 // SessionManager.Iterate panics.
 //
-// While Redis is away, a session that this process has seen goes on, and what it
-// becomes meanwhile is in Redis afterwards. One that it has not seen is not found, so
-// its user is asked to log in again. That a session was destroyed by another process
-// is not known here until Redis is back; how long one may be served on is for
-// Options.Outage.ServeFor to say.
+// While Redis is away, sessions that this process has seen go on, and their changes are
+// in Redis afterwards. Other sessions are not found, so their users are asked to log in
+// again. If another process destroys a session, this process does not know that until
+// Redis is back; Options.Outage.ServeFor bounds how long such a session is served.
 type SCS struct{ view }
 
-// NewSCS returns an SCS whose keys in the Cache begin with prefix. The token after it
-// comes with the request: see the package's documentation.
+// NewSCS returns an SCS whose keys in the Cache begin with prefix. The token behind it
+// comes with the request: see the package's documentation on keys.
 func NewSCS(c *holdfast.Cache, prefix string) *SCS {
 	return &SCS{view{c, prefix}}
 }
@@ -28,9 +27,9 @@ func (s *SCS) Find(token string) ([]byte, bool, error) {
 	return s.FindCtx(context.Background(), token)
 }
 
-// FindCtx returns a session's data, or false where there is none, which is also what
-// an outage looks like. Errors are the context's own, holdfast.ErrClosed, and what
-// Redis says of this command.
+// FindCtx returns a session's data, or false if there is none or, during an outage, if it
+// is not known here. Errors are the context's own, holdfast.ErrClosed, and Redis' errors
+// about this command.
 func (s *SCS) FindCtx(ctx context.Context, token string) ([]byte, bool, error) {
 	return s.get(ctx, token)
 }
@@ -40,8 +39,8 @@ func (s *SCS) Commit(token string, b []byte, expiry time.Time) error {
 	return s.CommitCtx(context.Background(), token, b, expiry)
 }
 
-// CommitCtx stores a session's data until expiry, rounded up to a millisecond. An
-// expiry that has passed deletes the session. Errors are those of Cache.Set.
+// CommitCtx stores a session's data until expiry, rounded up to a millisecond. An expiry
+// in the past deletes the session. Errors are those of Cache.Set.
 func (s *SCS) CommitCtx(ctx context.Context, token string, b []byte, expiry time.Time) error {
 	ttl := time.Until(expiry)
 	if ttl <= 0 {

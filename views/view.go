@@ -9,19 +9,19 @@ import (
 	"github.com/holdfast-cache/holdfast"
 )
 
-// forever is for what its library wants kept without an end. A ttl of 0 would be
-// Options.DefaultTTL; this is 292 years.
+// forever is the TTL of values without an expiry, 292 years. A ttl of 0 would mean
+// Options.DefaultTTL.
 const forever = time.Duration(math.MaxInt64)
 
-// view is what all views are made of.
+// view is the common part of the views.
 type view struct {
 	cache  *holdfast.Cache
 	prefix string
 }
 
-// get tells a miss apart from an error. The bytes are the caller's own: no library's
-// interface says that they may not be written to, and a session codec that decrypts
-// in place is no rarity. They are never nil if the key is there.
+// get tells a miss from an error. The bytes are a copy: no library's interface forbids
+// its callers to modify them, and some session codecs decrypt in place. They are never
+// nil if the key is there.
 func (v view) get(ctx context.Context, key string) (value []byte, found bool, err error) {
 	value, err = v.cache.Get(ctx, v.prefix+key)
 	if errors.Is(err, holdfast.ErrMiss) {
@@ -35,7 +35,7 @@ func (v view) get(ctx context.Context, key string) (value []byte, found bool, er
 
 func clone(value []byte) []byte { return append(make([]byte, 0, len(value)), value...) }
 
-// told is for the interfaces that have no place for an error.
+// told passes an error to the OnError function of a view, if there is one.
 func told(hear func(error), err error) {
 	if err != nil && hear != nil {
 		hear(err)

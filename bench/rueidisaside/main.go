@@ -1,7 +1,7 @@
 //go:build ignore
 
-// The program of a fleet whose peer is rueidisaside itself, in the last version that
-// came within rueidis' own module. That rueidis is not the one that holdfast needs, so
+// The program of a fleet whose peer is rueidisaside itself, in the last version that was
+// part of rueidis' own module. It needs another version of rueidis than holdfast does, so
 // the program is built by its name and with requirements of its own:
 //
 //	go build -modfile=rueidisaside/go.alt.mod -o worker rueidisaside/main.go

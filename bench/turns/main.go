@@ -1,12 +1,12 @@
-// Command turns compares two builds of the same benchmarks. It runs the one binary and
-// the other in turns, so that both see the same machine, and prints for each benchmark
-// the median of the ratios of the turns, new to old, with its 95% interval.
+// Command turns compares two builds of the same benchmarks. It runs the two binaries in
+// turns, so that both see the same machine, and prints for each benchmark the median of
+// the ratios of the turns, new to old, with its 95% interval.
 //
 //	go test -c -o new.test .                      # in each of two clones
 //	go run ./turns -bench 'LocalHit|RemoteGet|RemoteSet' -n 20 OLD/old.test NEW/new.test
 //
-// With -fail 1.02 it exits with 1 where an interval lies above that as a whole: the new
-// build is slower. It blocks for as long as the benchmarks take.
+// With -fail 1.02 it exits with 1 if a whole interval lies above that: the new build is
+// slower. It runs as long as the benchmarks take.
 package main
 
 import (
@@ -39,7 +39,7 @@ func main() {
 	for turn := range *turns {
 		var took [2]map[string]float64
 		for i := range 2 {
-			i = (i + turn) % 2 // who goes first alternates
+			i = (i + turn) % 2 // the binary that goes first alternates
 			var order []string
 			var err error
 			if took[i], order, err = run(flag.Arg(i), *bench, *length); err != nil {
@@ -77,7 +77,7 @@ func main() {
 	}
 }
 
-// run runs the benchmarks of one binary once, and returns ns an operation by name.
+// run runs the benchmarks of one binary once, and returns ns per operation by name.
 func run(binary, bench, length string) (took map[string]float64, order []string, err error) {
 	cmd := exec.Command(binary, "-test.run", "^$", "-test.bench", bench, "-test.benchtime", length)
 	var out bytes.Buffer
@@ -112,7 +112,7 @@ func median(all []float64) float64 {
 	return (s[(n-1)/2] + s[n/2]) / 2
 }
 
-// interval is the 95% interval of the median, by bootstrap.
+// interval returns the 95% interval of the median, by bootstrap.
 func interval(all []float64) (low, high float64) {
 	const resamples = 10_000
 	random := rand.New(rand.NewPCG(1, 2)) // the same data give the same interval

@@ -1,7 +1,7 @@
-// Package worker is one process of a fleet: it asks for the keys that it is told of,
-// at the moment that it is told, from many goroutines at once, and reports what that
-// was like. It needs the standard library only, so that a peer which needs other
-// versions of the others' dependencies can have a program of its own.
+// Package worker is one process of a fleet. It receives orders, requests the ordered key
+// at the ordered moment from many goroutines at once, and reports the results. It needs
+// only the standard library, so that a peer with other versions of the dependencies can
+// have a program of its own.
 package worker
 
 import (
@@ -16,49 +16,48 @@ import (
 	"time"
 )
 
-// Peer is a cache with loaders, as a program would have set it up.
+// Peer is a cache with loaders, set up as a program would.
 type Peer interface {
-	// Get returns the value of key from wherever it is, and else the one that load
-	// returns, which is kept.
+	// Get returns the value of key if it is cached, and otherwise the result of load,
+	// which is then stored.
 	Get(ctx context.Context, key string, load func(context.Context) ([]byte, error)) ([]byte, error)
 	Close()
 }
 
-// Env is the variable of the environment that holds a Setup, as JSON.
+// Env is the environment variable that holds a Setup, as JSON.
 const Env = "HOLDFAST_BENCH_WORKER"
 
-// Setup is what a process must know to begin.
+// Setup configures a process.
 type Setup struct {
-	Peer   string        // which one
-	Addr   string        // where Redis is
-	Budget time.Duration // how long one exchange with Redis may take
+	Peer   string        // its name
+	Addr   string        // of Redis
+	Budget time.Duration // timeout of one exchange with Redis
 }
 
-// Order is one key to be asked for.
+// Order is one key to be requested.
 type Order struct {
 	Key      string
-	At       time.Time     // when
-	Callers  int           // by how many at once
+	At       time.Time     // when to request it
+	Callers  int           // number of concurrent callers
 	Takes    time.Duration // how long the source takes to answer
-	Patience time.Duration // how long a caller waits
+	Patience time.Duration // timeout of a caller
 }
 
-// Report is what came of an Order.
+// Report is the result of an Order.
 type Report struct {
 	Loads    int             // calls of the source
-	Answered int             // callers who got the value
-	Failure  string          // what one of the others got
-	Took     []time.Duration // how long each caller waited, whatever came of it
+	Answered int             // callers that got the value
+	Failure  string          // the error of one of the others
+	Took     []time.Duration // how long each caller waited, with any result
 }
 
-// Value is what the source says of a key.
+// Value is the source's value of a key.
 func Value(key string) []byte {
 	return append(bytes.Repeat([]byte("."), 96), key...)
 }
 
-// Main is the program of a process: it opens the peer that the environment names,
-// and obeys the orders that come in until there are no more. An empty report says
-// that it is ready.
+// Main is the program of a process. It opens the peer that the environment names and
+// carries out orders until its input ends. An empty report says that it is ready.
 func Main(open func(Setup) (Peer, error)) {
 	if err := serve(os.Stdin, os.Stdout, open); err != nil {
 		fmt.Fprintln(os.Stderr, "worker:", err)
@@ -95,7 +94,7 @@ func serve(in io.Reader, out io.Writer, open func(Setup) (Peer, error)) error {
 	}
 }
 
-// carryOut has everybody ask at once.
+// carryOut starts all callers at once and collects their results.
 func carryOut(p Peer, o Order) Report {
 	var loads atomic.Int64
 	load := func(ctx context.Context) ([]byte, error) {

@@ -29,29 +29,29 @@ var script = []phase{
 
 const (
 	readyWithin = 5 * time.Second
-	// drainWithin bounds what comes after the script: the replay and, two
-	// seconds later, a second look at the writes that hung in the connection.
+	// drainWithin bounds the time after the script: the replay and, two seconds later,
+	// the second check of the writes that hung in the connection.
 	drainWithin = 15 * time.Second
 )
 
-// stage is what the runs of the two clients share.
+// stage is the state that the runs of all clients share.
 type stage struct {
 	cfg    config
 	proxy  *proxy
-	server rueidis.Client // past the proxy
-	prefix string         // of this run's keys alone
+	server rueidis.Client // bypasses the proxy
+	prefix string         // of this run's keys only
 	dials  atomic.Int64   // by the client under test
 	print  printer
 }
 
-// outcome is how a client fared.
+// outcome is the result of a client's run.
 type outcome struct {
 	tally
 	dials int64
 }
 
-// demonstrate runs the clients and prints the verdict; it says whether that is
-// good.
+// demonstrate runs the clients and prints the verdict. good reports whether the verdict
+// is good.
 func demonstrate(ctx context.Context, cfg config, out printer) (good bool, err error) {
 	where := "the server at "
 	if cfg.server.option.InitAddress == nil {
@@ -98,7 +98,7 @@ func demonstrate(ctx context.Context, cfg config, out printer) (good bool, err e
 	return len(verdict) == 0, nil
 }
 
-// runHoldfast plays the script for holdfast and then looks what the server holds.
+// runHoldfast runs the script with holdfast and then reads the keys back from the server.
 func (s *stage) runHoldfast(ctx context.Context) (o outcome, kept proof, err error) {
 	s.print.say("holdfast, which gives a call %v for redis:", budget)
 	cache, err := holdfast.New(holdfast.Options{
@@ -136,7 +136,7 @@ func (s *stage) runHoldfast(ctx context.Context) (o outcome, kept proof, err err
 	return o, kept, err
 }
 
-// settle waits until the server was told of everything.
+// settle waits until the server has every write.
 func (s *stage) settle(ctx context.Context, cache *holdfast.Cache) error {
 	start := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, drainWithin)
@@ -144,7 +144,7 @@ func (s *stage) settle(ctx context.Context, cache *holdfast.Cache) error {
 	if err := cache.Drain(ctx); err != nil {
 		return fmt.Errorf("replaying the journal, %d keys left: %w", cache.Health().JournalKeys, err)
 	}
-	// A write whose answer an outage swallowed is looked at once more, for it may
+	// A write whose reply was lost in an outage is checked a second time, because it may
 	// have run late.
 	ticks := time.NewTicker(10 * time.Millisecond)
 	defer ticks.Stop()
@@ -172,11 +172,11 @@ type peer struct {
 	outcome
 }
 
-// runPeer plays the same script for another client.
+// runPeer runs the same script with another client.
 func (s *stage) runPeer(ctx context.Context, p peer) (o outcome, err error) {
 	s.print.say("%s with a deadline of %v a call, else with its defaults:", p.name, budget)
 	option := s.cfg.server.through(s.proxy.addr, &s.dials)
-	// A cluster's nodes would be reached past the proxy.
+	// The client would reach the nodes of a cluster directly, past the proxy.
 	option.ForceSingleClient = true
 	option.DisableCache = !p.cache
 	c, err := rueidis.NewClient(option)
@@ -196,8 +196,8 @@ func (s *stage) runPeer(ctx context.Context, p peer) (o outcome, err error) {
 	return o, err
 }
 
-// play puts the load through the script. It prints about a row a second, of which
-// each lies within one phase; look adds what the client knows of itself.
+// play runs the load through the script. It prints about one row a second, and each row
+// lies within one phase. look adds the state that the client reports about itself.
 func (s *stage) play(ctx context.Context, l *load, look func(*row)) (o outcome, err error) {
 	s.print.heading()
 	s.dials.Store(0)
@@ -239,14 +239,14 @@ func (s *stage) play(ctx context.Context, l *load, look func(*row)) (o outcome, 
 	return o, nil
 }
 
-// rows is how many rows a phase gets: one a second, and where the script is
-// shortened as many as it would have had.
+// rows returns the number of rows of a phase: one a second, and in a shortened script as
+// many as at full length.
 func rows(length time.Duration, scale float64) int {
-	row := float64(time.Second) * min(1, scale)
-	return max(1, int(math.Round(float64(length)/row)))
+	unit := float64(time.Second) * min(1, scale)
+	return max(1, int(math.Round(float64(length)/unit)))
 }
 
-// forget deletes what the demo wrote, also when it was interrupted. The key of
+// forget deletes the keys that the demo wrote, also after an interruption. The key of
 // holdfast's probe is left: it expires within seconds.
 func (s *stage) forget(keys []string) {
 	ctx, cancel := context.WithTimeout(context.Background(), readyWithin)

@@ -5,12 +5,11 @@ import (
 	"time"
 )
 
-// fine is how many buckets each power of two has: a quantile is at most 1/fine
-// above the truth.
+// fine is the number of buckets for each power of two: a quantile is at most 1/fine too
+// high.
 const fine = 32
 
-// histogram counts durations in buckets that grow with what they count. Its size
-// is fixed.
+// histogram counts durations in buckets that grow with the duration. Its size is fixed.
 type histogram struct {
 	count   uint64
 	longest time.Duration
@@ -32,8 +31,8 @@ func (h *histogram) merge(other *histogram) {
 	}
 }
 
-// quantile returns a duration that the share q of what was counted does not
-// exceed; 0 where nothing was.
+// quantile returns a duration that the share q of the counted durations does not exceed;
+// 0 if nothing was counted.
 func (h *histogram) quantile(q float64) time.Duration {
 	if h.count == 0 {
 		return 0
@@ -49,8 +48,8 @@ func (h *histogram) quantile(q float64) time.Duration {
 	return h.longest
 }
 
-// bucket numbers durations below fine exactly, and others by their power of two
-// and the bits that follow the first.
+// bucket numbers durations below fine exactly, and others by their power of two and the
+// bits that follow the first.
 func bucket(v uint64) int {
 	if v < fine {
 		return int(v)
@@ -59,7 +58,7 @@ func bucket(v uint64) int {
 	return shift*fine + int(v>>shift)
 }
 
-// limit is the largest value of a bucket.
+// limit returns the largest value of a bucket.
 func limit(i int) uint64 {
 	if i < 2*fine {
 		return uint64(i)

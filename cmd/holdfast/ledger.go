@@ -8,37 +8,37 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// owed is what the server owes for a key: the last write that was acknowledged.
-// The zero value says that the key was never written.
+// owed is the state that the server should have for a key: the last acknowledged write.
+// The zero value means that the key was never written.
 type owed struct {
 	value   string
 	deleted bool
-	// The set had a TTL, which began no earlier and no later than these.
+	// The set had a TTL, which ends between earliest and latest.
 	expires          bool
 	earliest, latest time.Time
-	// unsure: a later write failed, which may or may not have reached the server.
+	// unsure: a later write failed, and may or may not have reached the server.
 	unsure bool
 }
 
-// proof is what a look at every key found.
+// proof is the result of reading every key.
 type proof struct {
 	held, deleted, expired int
 	unsure                 int
-	wrong                  []string // a line for each key that is not as it should be
+	wrong                  []string // a line for each key with a wrong state
 }
 
 func (p proof) good() bool { return p.unsure == 0 && len(p.wrong) == 0 }
 
 const (
-	// earlyExpiry is how long before its end a key may be gone: the embedded
-	// server counts in ticks.
+	// earlyExpiry is how much too early a key may expire: the embedded server counts in
+	// ticks.
 	earlyExpiry = 10 * tick
-	// lateExpiry is how far beyond its end a key may be seen: a set may have
-	// waited for the server for all of its budget, on a loaded machine.
+	// lateExpiry is how much too late a key may expire: a set may have waited for the
+	// server for its whole budget, on a loaded machine.
 	lateExpiry = time.Second
 )
 
-// prove compares each key with its line of the ledger.
+// prove compares each key on the server with its entry in the ledger.
 func prove(ctx context.Context, server rueidis.Client, keys []string, ledger []owed) (proof, error) {
 	const batch = 250
 	ctx, cancel := context.WithTimeout(ctx, readyWithin)
@@ -65,7 +65,7 @@ func prove(ctx context.Context, server rueidis.Client, keys []string, ledger []o
 				return p, fmt.Errorf("reading the keys back: %w", err)
 			}
 			if left == noKey {
-				found = false // it expired between the two
+				found = false // it expired between the two commands
 			}
 			p.enter(keys[i], ledger[i], sight{value, found, left, asked, answered})
 		}
@@ -73,17 +73,17 @@ func prove(ctx context.Context, server rueidis.Client, keys []string, ledger []o
 	return p, nil
 }
 
-// What PTTL answers for no expiry and for no key.
+// Replies of PTTL for a key without expiry and for a missing key.
 const (
 	noExpiry = -1
 	noKey    = -2
 )
 
-// sight is what the server was seen to hold for a key.
+// sight is the state of a key that was read from the server.
 type sight struct {
 	value           string
 	found           bool
-	left            int64 // PTTL
+	left            int64 // reply of PTTL
 	asked, answered time.Time
 }
 

@@ -13,18 +13,18 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// budget is what a call may wait for Redis: holdfast's Options.Timeout, and the
+// budget is how long a call may wait for Redis: holdfast's Options.Timeout, and the
 // deadline of every call of plain rueidis.
 const budget = 50 * time.Millisecond
 
 const (
 	keyCount = 2000
-	// pause is between two calls of one caller, on average. The demo is about
-	// latency: a machine that is busy with the load would blur it.
+	// pause is the mean time between two calls of one caller. The demo is about latency,
+	// which a machine busy with the load would distort.
 	pause = 2 * time.Millisecond
 )
 
-// source says what answered a read.
+// source says where the answer of a read came from.
 type source uint8
 
 const (
@@ -35,7 +35,7 @@ const (
 	sources
 )
 
-// client is what the load calls. A miss is an answer and no error.
+// client is the interface that the load calls. A miss is not an error.
 type client interface {
 	get(key string) (source, error)
 	set(key, value string, ttl time.Duration) error
@@ -66,7 +66,7 @@ func (t twoTiers) set(key, value string, ttl time.Duration) error {
 
 func (t twoTiers) del(key string) error { return t.cache.Delete(context.Background(), key) }
 
-// plain is rueidis, as it is used without holdfast.
+// plain is rueidis without holdfast.
 type plain struct{ client rueidis.Client }
 
 func (p plain) do(cmd rueidis.Completed) error {
@@ -95,11 +95,12 @@ func (p plain) set(key, value string, ttl time.Duration) error {
 
 func (p plain) del(key string) error { return p.do(p.client.B().Del().Key(key).Build()) }
 
-// caching is rueidis with its own client-side cache: a read is answered from memory
-// as long as the server has told of no change.
+// caching is rueidis with its own client-side cache: it answers a read from memory until
+// the server has sent an invalidation.
 type caching struct{ plain }
 
-// localTTL is the longest life of a copy, as Options.Local.MaxTTL is by default.
+// localTTL is the longest life of a local copy, the same as the default of
+// Options.Local.MaxTTL.
 const localTTL = 10 * time.Minute
 
 func (c caching) get(key string) (source, error) {
@@ -117,12 +118,12 @@ func (c caching) get(key string) (source, error) {
 	return fromRedis, nil
 }
 
-// load is callers that keep a client busy. Each key is written by one caller
-// alone, so that its last write is defined; every caller reads every key.
+// load is a group of callers that keep a client busy. Each key is written by one caller
+// only, so that its last write is defined; every caller reads every key.
 type load struct {
 	client  client
 	keys    []string
-	ledger  []owed // of the keys; a key's line belongs to its writer
+	ledger  []owed // by key; an entry belongs to the key's writer
 	callers int
 	scale   float64
 	meter   *meter
@@ -140,10 +141,10 @@ func newLoad(c client, cfg config, prefix string) *load {
 	return l
 }
 
-// fill gives every key a first value, and tries again where a busy machine lets a
-// call fail. It goes through the client: a holdfast that has never seen what the
-// server holds for a key will, after an outage, rather delete it than overwrite
-// what may be somebody else's.
+// fill gives every key a first value, and repeats calls that fail on a busy machine. It
+// goes through the client: if holdfast has never seen a key's value on the server, it
+// deletes the key after an outage instead of overwriting a value that may be another
+// writer's.
 func (l *load) fill(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
@@ -178,8 +179,8 @@ func (l *load) stop() {
 	l.group.Wait()
 }
 
-// call is a caller's life: four reads in five, a few deletes, else sets, on keys
-// of which some are wanted far more often than others.
+// call is the loop of one caller: 80 of 100 calls read, 2 delete, 18 set, and some keys
+// are used far more often than others.
 func (l *load) call(id int) {
 	random := rand.New(rand.NewPCG(uint64(id), keyCount))
 	popular := rand.NewZipf(random, 1.1, 20, keyCount-1)
@@ -201,15 +202,15 @@ func (l *load) call(id int) {
 	}
 }
 
-// rest notes how late the machine wakes a caller that only slept: no call can be
-// expected to be more punctual.
+// rest sleeps and records how late the machine wakes the caller: no call can be expected
+// to be more punctual.
 func (l *load) rest(d time.Duration) {
 	start := time.Now()
 	time.Sleep(d)
 	l.meter.woke(time.Since(start) - d)
 }
 
-// own returns a key near the given one that the caller writes.
+// own returns a key near the given one that this caller writes.
 func (l *load) own(id, key int) int {
 	key += id - key%l.callers
 	if key >= len(l.keys) {
@@ -218,7 +219,7 @@ func (l *load) own(id, key int) int {
 	return key
 }
 
-// ttl gives one set in twenty a life of some seconds.
+// ttl returns a TTL of some seconds for one set in twenty, else 0.
 func (l *load) ttl(random *rand.Rand) time.Duration {
 	if random.IntN(20) != 0 {
 		return 0

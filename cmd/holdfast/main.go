@@ -1,4 +1,4 @@
-// Command holdfast shows what the holdfast cache client does in an outage.
+// Command holdfast demonstrates the holdfast cache client in an outage.
 package main
 
 import (
@@ -23,7 +23,7 @@ const (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	// A second signal ends the process at once, should the clean end hang.
+	// A second signal ends the process at once, in case the clean end hangs.
 	context.AfterFunc(ctx, stop)
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
@@ -37,7 +37,7 @@ commands:
 "holdfast demo -h" lists the flags.
 `
 
-// run is the program; it returns the exit code.
+// run runs the program and returns the exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if len(args) == 0 {
 		fmt.Fprint(stderr, usage)
@@ -78,7 +78,7 @@ func runDemo(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return exitOK
 }
 
-// config is what the flags of demo say.
+// config holds the flags of demo.
 type config struct {
 	server    endpoint
 	callers   int
@@ -92,7 +92,7 @@ const (
 	maxScale   = 100
 )
 
-// parseDemo reads the flags of demo. Help goes to stdout, as it was asked for.
+// parseDemo parses the flags of demo. Requested help goes to stdout.
 func parseDemo(args []string, stdout io.Writer) (config, error) {
 	cfg := config{}
 	var url string
@@ -119,7 +119,7 @@ func parseDemo(args []string, stdout io.Writer) (config, error) {
 	if cfg.callers < 1 || cfg.callers > maxCallers {
 		bad("-callers is %d: it must be from 1 to %d", cfg.callers, maxCallers)
 	}
-	if !(cfg.scale >= minScale && cfg.scale <= maxScale) { // so that NaN is bad, too
+	if !(cfg.scale >= minScale && cfg.scale <= maxScale) { // written so that NaN is bad, too
 		bad("-scale is %v: it must be from %v to %v", cfg.scale, minScale, maxScale)
 	}
 	if cfg.allowance < 0 {
@@ -133,7 +133,7 @@ func parseDemo(args []string, stdout io.Writer) (config, error) {
 	return cfg, errors.Join(errs...)
 }
 
-// terminal says whether w takes escape sequences.
+// terminal reports whether w accepts escape sequences.
 func terminal(w io.Writer) bool {
 	file, ok := w.(*os.File)
 	if !ok || os.Getenv("NO_COLOR") != "" {

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// mode is what the proxy does to the clients.
+// mode says how the proxy treats the clients.
 type mode uint8
 
 const (
@@ -15,14 +15,14 @@ const (
 	up mode = iota
 	// killed: connections are reset and new ones refused.
 	killed
-	// hung: connections are accepted and frozen. What was sent into them is
-	// delivered when the mode changes to up, as a stopped server would read it.
+	// hung: connections are accepted and frozen. Bytes sent into them are delivered when
+	// the mode changes to up, as after a stopped server is continued.
 	hung
 )
 
 func (m mode) String() string { return [...]string{"up", "killed", "hung"}[m] }
 
-// proxy stands between the clients and the server and acts the outages out.
+// proxy stands between the clients and the server and simulates the outages.
 type proxy struct {
 	addr    string
 	backend string
@@ -48,8 +48,8 @@ func newProxy(backend string) (*proxy, error) {
 	return p, nil
 }
 
-// set changes the mode. Leaving killed may take a moment: the port was given up
-// and somebody may just be using it.
+// set changes the mode. Leaving killed may take a moment, up to 3 s, because another
+// process may use the port meanwhile.
 func (p *proxy) set(m mode) error {
 	var reopened net.Listener
 	if m != killed && p.refusing() {
@@ -63,7 +63,7 @@ func (p *proxy) set(m mode) error {
 	p.mode = m
 	switch {
 	case m == killed:
-		p.cut() // before the thaw: what is frozen must not get through
+		p.cut() // before the thaw: frozen bytes must not get through
 	case reopened != nil:
 		p.listener = reopened
 		p.serve(reopened)
@@ -84,7 +84,7 @@ func (p *proxy) refusing() bool {
 	return p.listener == nil
 }
 
-// close resets what is left and waits for the proxy's goroutines.
+// close resets the remaining connections and waits for the proxy's goroutines.
 func (p *proxy) close() {
 	p.mu.Lock()
 	p.closed = true
@@ -93,7 +93,7 @@ func (p *proxy) close() {
 	p.group.Wait()
 }
 
-// cut needs the lock.
+// cut closes the listener and resets all connections. The caller holds the lock.
 func (p *proxy) cut() {
 	if p.listener != nil {
 		p.listener.Close()
@@ -136,8 +136,8 @@ func (p *proxy) serve(listener net.Listener) {
 	})
 }
 
-// keep takes note of a connection that the next kill is to reset. It resets it at
-// once where it came too late.
+// keep registers a connection so that the next kill resets it. It resets the connection
+// at once, and returns false, if the proxy is killed or closed already.
 func (p *proxy) keep(conn net.Conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -156,7 +156,7 @@ func (p *proxy) drop(conn net.Conn) {
 	p.mu.Unlock()
 }
 
-// pass returns at once, except while the proxy hangs.
+// pass blocks while the mode is hung, and otherwise returns at once.
 func (p *proxy) pass() {
 	p.mu.Lock()
 	thaw := p.thaw
@@ -166,29 +166,29 @@ func (p *proxy) pass() {
 	}
 }
 
-func (p *proxy) relay(client net.Conn) {
-	if !p.keep(client) {
+func (p *proxy) relay(front net.Conn) {
+	if !p.keep(front) {
 		return
 	}
-	defer p.drop(client)
+	defer p.drop(front)
 	p.pass()
-	server, err := net.DialTimeout("tcp", p.backend, 2*time.Second)
+	behind, err := net.DialTimeout("tcp", p.backend, 2*time.Second)
 	if err != nil {
-		reset(client)
+		reset(front)
 		return
 	}
-	if !p.keep(server) {
+	if !p.keep(behind) {
 		return
 	}
-	defer p.drop(server)
+	defer p.drop(behind)
 	back := make(chan struct{})
 	go func() {
 		defer close(back)
-		p.copy(client, server)
-		client.Close()
+		p.copy(front, behind)
+		front.Close()
 	}()
-	p.copy(server, client)
-	server.Close()
+	p.copy(behind, front)
+	behind.Close()
 	<-back
 }
 

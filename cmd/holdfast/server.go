@@ -15,15 +15,15 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// endpoint is a server and how to log in to it.
+// endpoint is a server with the options to connect to it.
 type endpoint struct {
 	option rueidis.ClientOption
 }
 
 var errPlainTCP = errors.New("the demo proxies plain TCP to one server only")
 
-// parseEndpoint reads a URL in the syntax of rueidis.ParseURL. Its error never
-// shows the password.
+// parseEndpoint parses a URL in the syntax of rueidis.ParseURL. Its error never shows the
+// password.
 func parseEndpoint(text string) (endpoint, error) {
 	option, err := rueidis.ParseURL(text)
 	var broken *url.Error
@@ -46,15 +46,15 @@ func parseEndpoint(text string) (endpoint, error) {
 
 func (e endpoint) address() string { return e.option.InitAddress[0] }
 
-// embedded is a server inside this process. Its clock stands still by itself.
+// embedded is a server inside this process. Its clock does not run by itself.
 type embedded struct {
 	server *miniredis.Miniredis
 	stop   chan struct{}
 	group  sync.WaitGroup
 }
 
-// tick is how often the embedded server's clock is moved, and so how much too
-// early a key may expire there.
+// tick is the interval at which the embedded server's clock is moved. A key may expire
+// there too early by as much.
 const tick = 10 * time.Millisecond
 
 func embed() (*embedded, error) {
@@ -67,8 +67,8 @@ func embed() (*embedded, error) {
 	return e, nil
 }
 
-// age lets TTLs run down. The server could do so itself, but would sort all of
-// its keys on each command.
+// age moves the clock, so that TTLs run down. The server could do so itself, but would
+// sort all of its keys on each command.
 func (e *embedded) age() {
 	ticks := time.NewTicker(tick)
 	defer ticks.Stop()
@@ -94,27 +94,27 @@ func (e *embedded) close() {
 	e.server.Close()
 }
 
-// direct connects past the proxy, to look at what the server holds.
+// direct connects past the proxy, to read the state of the server.
 func (e endpoint) direct() (rueidis.Client, error) {
 	option := e.option
 	option.ForceSingleClient = true
 	option.DisableCache = true
-	option.DisableRetry = true // a server that is LOADING would be asked for ever
-	client, err := rueidis.NewClient(option)
+	option.DisableRetry = true // otherwise it would ask a LOADING server without an end
+	c, err := rueidis.NewClient(option)
 	if err != nil {
-		if client != nil {
-			client.Close()
+		if c != nil {
+			c.Close()
 		}
 		return nil, fmt.Errorf("connecting to %s: %w", e.address(), err)
 	}
-	return client, nil
+	return c, nil
 }
 
-// through is the endpoint as the clients under test get it: behind the proxy,
-// with their dials counted, also those that are refused.
-func (e endpoint) through(proxy string, dials *atomic.Int64) rueidis.ClientOption {
+// through returns the options for the clients under test: behind the proxy, with their
+// dials counted, including refused ones.
+func (e endpoint) through(proxyAddr string, dials *atomic.Int64) rueidis.ClientOption {
 	option := e.option
-	option.InitAddress = []string{proxy}
+	option.InitAddress = []string{proxyAddr}
 	option.DialCtxFn = func(ctx context.Context, addr string, dialer *net.Dialer, _ *tls.Config) (net.Conn, error) {
 		dials.Add(1)
 		return dialer.DialContext(ctx, "tcp", addr)
@@ -122,7 +122,7 @@ func (e endpoint) through(proxy string, dials *atomic.Int64) rueidis.ClientOptio
 	return option
 }
 
-// forget deletes the keys, a batch at a time.
+// forget deletes the keys in batches.
 func forget(ctx context.Context, server rueidis.Client, keys []string) error {
 	const batch = 500
 	for len(keys) > 0 {

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// tally is what was seen of the calls of a while.
+// tally summarizes the calls of a period.
 type tally struct {
 	calls, failed, overran int
 	reads                  [sources]int
@@ -31,16 +31,16 @@ func (t *tally) merge(other *tally) {
 	}
 }
 
-// meter gathers tallies. Callers report to it when their call is over, so a call
-// of seconds shows in the row in which it ended.
+// meter gathers tallies. Callers report to it when their call is over, so a call of
+// several seconds counts in the row in which it ended.
 type meter struct {
-	limit time.Duration // what a call may take
+	limit time.Duration // allowed duration of a call
 
 	mu  sync.Mutex
 	now *tally
 }
 
-func newMeter(limit time.Duration) *meter { return &meter{limit: limit, now: new(tally)} }
+func newMeter(allowed time.Duration) *meter { return &meter{limit: allowed, now: new(tally)} }
 
 func (m *meter) read(took time.Duration, from source, err error) {
 	m.mu.Lock()
@@ -63,7 +63,7 @@ func (m *meter) woke(late time.Duration) {
 	m.now.oversleep = max(m.now.oversleep, late)
 }
 
-// count needs the lock.
+// count adds one call. The caller holds the lock.
 func (m *meter) count(took time.Duration, err error) {
 	m.now.calls++
 	m.now.latency.add(took)
@@ -76,7 +76,7 @@ func (m *meter) count(took time.Duration, err error) {
 	}
 }
 
-// take returns what was gathered since it was last called.
+// take returns the tally since the last call of take.
 func (m *meter) take() *tally {
 	fresh := new(tally)
 	m.mu.Lock()
@@ -91,13 +91,13 @@ type row struct {
 	at      time.Duration // since the script began
 	length  time.Duration
 	script  mode
-	state   string // "" where the client knows none
+	state   string // "" if the client reports none
 	journal string
 	dials   int64
 	tally   *tally
 }
 
-// printer writes for a person.
+// printer writes output for a person.
 type printer struct {
 	out    io.Writer
 	styled bool
@@ -139,7 +139,7 @@ func (p printer) row(r row) {
 	}
 }
 
-// style writes a line, with colour where that is wanted.
+// style writes a line, in colour if the output is styled.
 func (p printer) style(escape, line string) {
 	if p.styled && escape != "" {
 		line = escape + line[:len(line)-1] + "\x1b[0m\n"
@@ -149,7 +149,7 @@ func (p printer) style(escape, line string) {
 
 func (p printer) say(format string, args ...any) { fmt.Fprintf(p.out, format+"\n", args...) }
 
-// elapsed writes a time in at most five letters.
+// elapsed formats a time in at most five letters.
 func elapsed(d time.Duration) string {
 	if d >= 100*time.Second {
 		return fmt.Sprintf("%.0fs", d.Seconds())
@@ -157,7 +157,7 @@ func elapsed(d time.Duration) string {
 	return fmt.Sprintf("%.1fs", d.Seconds())
 }
 
-// short is the state in at most eight letters.
+// short returns the state in at most eight letters.
 func short(state string) string {
 	if state == "connecting" {
 		return "connect"
@@ -165,7 +165,7 @@ func short(state string) string {
 	return orDash(state)
 }
 
-// percent writes a share in at most four letters.
+// percent formats a share in at most four letters.
 func percent(share float64) string {
 	if share > 0 && share < 0.0995 {
 		return fmt.Sprintf("%.1f%%", 100*share)
@@ -180,7 +180,7 @@ func orDash(s string) string {
 	return s
 }
 
-// millis writes a duration with as many digits as matter.
+// millis formats a duration in milliseconds with the significant digits only.
 func millis(d time.Duration) string {
 	ms := float64(d) / float64(time.Millisecond)
 	switch {

@@ -7,21 +7,22 @@ import (
 	"github.com/alicebob/miniredis/v2/server"
 )
 
-// tracking adds CLIENT TRACKING to the embedded server, which lacks it: the server
-// remembers what each tracking connection has read, and tells it of the next write.
+// tracking adds CLIENT TRACKING to the embedded server, which lacks it: it remembers
+// which keys each tracking connection has read, and sends it an invalidation at the next
+// write.
 //
-// Every argument of a command counts as a key: a false key costs a read. Expiry and
-// flushes are not told; the clients' copies have ends of their own, and nothing in
-// the demo flushes.
+// Every argument of a command counts as a key: a wrong key only costs a read. Expiry and
+// flushes cause no invalidation; the clients' copies have their own expiry, and the demo
+// flushes nothing.
 type tracking struct {
 	server *server.Server
 
-	// mu runs one command at a time, so that no invalidation is written into the
-	// middle of another connection's reply.
+	// mu runs one command at a time, so that no invalidation is written into the middle
+	// of another connection's reply.
 	mu      sync.Mutex
-	running atomic.Pointer[server.Peer] // whose command it is
+	running atomic.Pointer[server.Peer] // the connection whose command is running
 	read    map[*server.Peer]map[string]bool
-	clients sync.Map // *server.Peer: those that said HELLO
+	clients sync.Map // *server.Peer: connections that sent HELLO
 }
 
 func track(s *server.Server) {
@@ -29,16 +30,16 @@ func track(s *server.Server) {
 	s.SetPreHook(t.run)
 }
 
-// run runs a command and returns true, or returns false for a command that the
-// server shall run itself.
+// run runs a command and returns true. It returns false for a command that the server
+// must run itself.
 func (t *tracking) run(c *server.Peer, cmd string, args ...string) bool {
 	if cmd == "HELLO" {
 		t.clients.Store(c, true)
 	}
-	_, client := t.clients.Load(c)
-	if !client || t.running.Load() == c {
-		// The command of a script, whose connection never said HELLO, or what run
-		// itself passed to the server.
+	_, greeted := t.clients.Load(c)
+	if !greeted || t.running.Load() == c {
+		// The command comes from a script, whose connection never sent HELLO, or from the
+		// Dispatch below.
 		return false
 	}
 	t.mu.Lock()
@@ -57,7 +58,7 @@ func (t *tracking) run(c *server.Peer, cmd string, args ...string) bool {
 	return true
 }
 
-// control answers CLIENT TRACKING and CLIENT CACHING. It needs the lock.
+// control answers CLIENT TRACKING and CLIENT CACHING. The caller holds the lock.
 func (t *tracking) control(c *server.Peer, args []string) bool {
 	switch {
 	case len(args) < 2:
@@ -80,7 +81,7 @@ func (t *tracking) control(c *server.Peer, args []string) bool {
 	return true
 }
 
-// remember needs the lock.
+// remember records that the connection has read the keys. The caller holds the lock.
 func (t *tracking) remember(c *server.Peer, keys []string) {
 	if read := t.read[c]; read != nil {
 		for _, key := range keys {
@@ -89,7 +90,8 @@ func (t *tracking) remember(c *server.Peer, keys []string) {
 	}
 }
 
-// invalidate tells the connections that have read one of the keys. It needs the lock.
+// invalidate sends an invalidation to each connection that has read one of the keys. The
+// caller holds the lock.
 func (t *tracking) invalidate(keys []string) {
 	for c, read := range t.read {
 		told := false

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// judge returns what was wrong with holdfast, nothing where all was well.
+// judge returns the faults of holdfast's run, none if all was well.
 func judge(o outcome, kept proof, allowance time.Duration) (reasons []string) {
 	bad := func(format string, args ...any) { reasons = append(reasons, fmt.Sprintf(format, args...)) }
 	if o.calls == 0 {
@@ -34,8 +34,8 @@ func judge(o outcome, kept proof, allowance time.Duration) (reasons []string) {
 	return reasons
 }
 
-// announce prints the verdict on holdfast and, beside it, what the same outage
-// did to the others.
+// announce prints the verdict on holdfast and the results of the other clients in the
+// same outage.
 func (s *stage) announce(reasons []string, ours outcome, kept proof, peers []peer) {
 	s.print.say("holdfast: %s of %s calls failed, slowest %s ms, %s dials\n"+
 		"  (allowed: 0 failed, %v + %v for a loaded machine);\n  %s",
@@ -55,11 +55,11 @@ func (s *stage) announce(reasons []string, ours outcome, kept proof, peers []pee
 	}
 }
 
-// String says how many keys are as they should be.
+// String says how many keys have the expected state.
 func (p proof) String() string {
-	fine := p.held + p.deleted + p.expired
-	all := fine + p.unsure + len(p.wrong)
-	count := fmt.Sprintf("only %s of %s keys hold their last write", thousands(int64(fine)), thousands(int64(all)))
+	right := p.held + p.deleted + p.expired
+	all := right + p.unsure + len(p.wrong)
+	count := fmt.Sprintf("only %s of %s keys hold their last write", thousands(int64(right)), thousands(int64(all)))
 	if p.good() {
 		count = fmt.Sprintf("every one of %s keys holds its last write", thousands(int64(all)))
 	}

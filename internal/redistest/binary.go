@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// serverVariable names the program that is run as server and as sentinel in place of
-// the redis-server in PATH: a path, or a name in PATH ("valkey-server").
+// serverVariable names the program that is run as server and as sentinel instead of the
+// redis-server in PATH: a path, or a name in PATH ("valkey-server").
 const serverVariable = "HOLDFAST_REDIS_SERVER"
 
 func binary() string {
@@ -20,12 +20,12 @@ func binary() string {
 	return "redis-server"
 }
 
-// versionOutput is what --version writes: "Redis server v=7.0.15 sha=...".
+// versionOutput matches the output of --version: "Redis server v=7.0.15 sha=...".
 var versionOutput = regexp.MustCompile(`v=(\d+)\.(\d+)`)
 
-// Version returns the major and minor version of the program that Start runs. It
-// skips or fails the test as Start does where there is none, and blocks for as long
-// as the program takes to print it.
+// Version returns the major and minor version of the program that Start runs. If there is
+// no program, it skips or fails the test as Start does. It blocks until the program has
+// printed its version.
 func Version(tb testing.TB) (major, minor int) {
 	tb.Helper()
 	need(tb)
@@ -52,8 +52,8 @@ func version() (major, minor int, err error) {
 	return major, minor, err
 }
 
-// since7 returns arguments that a server before 7.0 would refuse, and none for one.
-// The redis-server in PATH is taken for a newer one.
+// since7 returns args, or none if the server is older than 7.0 and would refuse them. The
+// redis-server in PATH is assumed to be newer.
 func since7(args ...string) ([]string, error) {
 	if os.Getenv(serverVariable) == "" {
 		return args, nil

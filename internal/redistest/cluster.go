@@ -28,7 +28,7 @@ func StartCluster(tb testing.TB, masters, replicasPerMaster int) *Cluster {
 		tb.Fatalf("redistest: a cluster of %d masters with %d replicas each", masters, replicasPerMaster)
 	}
 	c := &Cluster{tb: tb, ids: make(map[*Server]string)}
-	// Replicas that change masters by themselves would surprise tests.
+	// Replicas that change masters by themselves would disturb tests.
 	still, err := since7("--cluster-allow-replica-migration", "no")
 	if err != nil {
 		tb.Fatalf("redistest: %v", err)
@@ -62,8 +62,8 @@ func StartCluster(tb testing.TB, masters, replicasPerMaster int) *Cluster {
 	return c
 }
 
-// assignSlots gives each master its share and an epoch of its own, so that the
-// masters need not settle conflicts over epochs first.
+// assignSlots gives each master its share of the slots, and each node an epoch of its
+// own, so that the masters need not resolve conflicts over epochs first.
 func (c *Cluster) assignSlots(masters int) {
 	c.tb.Helper()
 	for i, s := range c.nodes {
@@ -75,7 +75,7 @@ func (c *Cluster) assignSlots(masters int) {
 	}
 }
 
-// meet introduces everybody to the first node; the rest is their gossip.
+// meet introduces all nodes to the first one; gossip does the rest.
 func (c *Cluster) meet() {
 	c.tb.Helper()
 	for _, s := range c.nodes[1:] {
@@ -130,7 +130,7 @@ func nodeLines(s *Server) ([]nodeLine, error) {
 	return lines, nil
 }
 
-// owns says whether the node serves the slot; slots on the move are listed in
+// owns reports whether the node serves the slot. Slots that are being moved are listed in
 // brackets and do not count.
 func (l nodeLine) owns(slot int) bool {
 	for _, r := range l.slots {
@@ -150,7 +150,7 @@ func (l nodeLine) owns(slot int) bool {
 	return false
 }
 
-// knows returns nil when a node has met n nodes, itself included.
+// knows returns nil if a node has met n nodes, itself included.
 func knows(s *Server, n int) error {
 	lines, err := nodeLines(s)
 	if err != nil {
@@ -169,7 +169,7 @@ func knows(s *Server, n int) error {
 	return nil
 }
 
-// fine returns nil when a node sees the whole cluster in its final shape.
+// fine returns nil if a node sees the whole cluster in its final form.
 func (c *Cluster) fine(s *Server, masters int) error {
 	if err := knows(s, len(c.nodes)); err != nil {
 		return err
@@ -194,7 +194,7 @@ func (c *Cluster) fine(s *Server, masters int) error {
 		fmt.Sprintf("cluster_size:%d", masters))
 }
 
-// infoSays returns nil when CLUSTER INFO of a node has all these lines.
+// infoSays returns nil if CLUSTER INFO of a node has all these lines.
 func infoSays(s *Server, lines ...string) error {
 	info, err := s.call("CLUSTER", "INFO")
 	if err != nil {
@@ -212,25 +212,25 @@ func infoSays(s *Server, lines ...string) error {
 // block.
 func (c *Cluster) Addrs() []string { return addrs(c.nodes) }
 
-// Nodes returns the nodes: first the first masters, then the replicas of the
-// first, the second and so on of them, in turn; whatever their roles are now.
-// It does not block.
+// Nodes returns the nodes, regardless of their present roles: first the first masters,
+// then the replicas of the first, the second and so on of them, in turn. It does not
+// block.
 func (c *Cluster) Nodes() []*Server { return append([]*Server(nil), c.nodes...) }
 
-// ID returns the name by which the nodes of the cluster know one of them, for
-// CLUSTER SETSLOT and the like. It does not block.
+// ID returns the node id of a server, for CLUSTER SETSLOT and the like. It does not
+// block.
 func (c *Cluster) ID(s *Server) string { return c.ids[s] }
 
-// NodeFor returns the master that serves the key, and fails the test when there
-// is none. Every running node is asked what it serves itself; it blocks for 5
-// seconds at most per node.
+// NodeFor returns the master that serves the key, and fails the test if there is none. It
+// asks every running node for the slots that it serves, and blocks for at most 5 seconds
+// per node.
 func (c *Cluster) NodeFor(key string) *Server {
 	c.tb.Helper()
 	return c.mustOwn(Slot(key))
 }
 
-// Owner is NodeFor for a test that waits for a failover: it returns nil when
-// no running node serves the key.
+// Owner is NodeFor for a test that waits for a failover: it returns nil if no running
+// node serves the key.
 func (c *Cluster) Owner(key string) *Server { return c.owner(Slot(key)) }
 
 func (c *Cluster) mustOwn(slot int) *Server {
@@ -242,8 +242,8 @@ func (c *Cluster) mustOwn(slot int) *Server {
 	return s
 }
 
-// owner believes the node with the highest epoch if several claim a slot: a
-// master that is back after a failover does so until it hears of it.
+// owner returns the node with the highest epoch if several claim a slot: a master that
+// returns after a failover claims its slots until it learns of the failover.
 func (c *Cluster) owner(slot int) *Server {
 	var found *Server
 	epoch := -1
@@ -275,8 +275,8 @@ func (c *Cluster) Configure(name, value string) {
 	}
 }
 
-// AwaitServed blocks until every running node says that the cluster is fine and
-// that all slots are served; after a minute it fails the test.
+// AwaitServed blocks until every running node reports that the cluster is fine and that
+// all slots are served; after a minute it fails the test.
 func (c *Cluster) AwaitServed() {
 	c.tb.Helper()
 	c.await("all slots to be served", func() error {
@@ -289,9 +289,9 @@ func (c *Cluster) AwaitServed() {
 	})
 }
 
-// Failover has a replica take over from its master without a loss: the master
-// stays, as its replica. It returns when every running node knows, and the old
-// master is in sync, usually after a second; after a minute it fails the test.
+// Failover makes a replica take over from its master without a loss; the master becomes
+// its replica. It returns when every running node knows the new master and the old one is
+// in sync, usually after a second; after a minute it fails the test.
 func (c *Cluster) Failover(replica *Server) {
 	c.tb.Helper()
 	var master *Server
@@ -317,7 +317,7 @@ func (c *Cluster) Failover(replica *Server) {
 	}
 	c.await("the replica to take over", func() error {
 		if out, err := replica.Do("CLUSTER", "FAILOVER"); err != nil {
-			// Once it is a master it says so.
+			// Once it is a master, it refuses a second FAILOVER.
 			if err := c.all(func(s *Server) error { return seesOwner(s, slot, c.ids[replica]) }); err == nil {
 				return inSync(replica, []*Server{master})
 			}
@@ -336,10 +336,10 @@ func (c *Cluster) byID(id string) *Server {
 	return nil
 }
 
-// MoveSlot moves a slot with its keys to another master, the way a cluster is
-// resharded: commands may be answered with ASK meanwhile and with MOVED
-// afterwards. It returns when every running node knows the new owner, usually
-// within a second, and fails the test on any error or after a minute.
+// MoveSlot moves a slot with its keys to another master, as in a reshard: meanwhile
+// commands may be answered with ASK, and afterwards with MOVED. It returns when every
+// running node knows the new owner, usually within a second, and fails the test on any
+// error or after a minute.
 func (c *Cluster) MoveSlot(slot int, to *Server) {
 	c.tb.Helper()
 	if m := c.BeginMove(slot, to); m != nil {
@@ -348,17 +348,16 @@ func (c *Cluster) MoveSlot(slot int, to *Server) {
 	}
 }
 
-// Move is a slot on its way from one master to another.
+// Move is a slot that is being moved from one master to another.
 type Move struct {
 	c        *Cluster
 	slot     int
 	from, to *Server
 }
 
-// BeginMove does the first third of MoveSlot: from now on the slot's owner
-// answers with ASK for keys that it does not have. It returns nil when the slot
-// is there already, and fails the test on any error; it blocks for some
-// milliseconds.
+// BeginMove does the first third of MoveSlot: from now on the slot's owner answers with
+// ASK for keys that it does not have. It returns nil if the slot is there already, and
+// fails the test on any error; it blocks for some milliseconds.
 func (c *Cluster) BeginMove(slot int, to *Server) *Move {
 	c.tb.Helper()
 	from := c.mustOwn(slot)
@@ -371,7 +370,7 @@ func (c *Cluster) BeginMove(slot int, to *Server) *Move {
 	return &Move{c: c, slot: slot, from: from, to: to}
 }
 
-// Keys moves the keys named. It blocks for 5 seconds at most.
+// Keys moves the given keys. It blocks for at most 5 seconds.
 func (m *Move) Keys(keys ...string) {
 	m.c.tb.Helper()
 	m.from.MustDo(append([]string{
@@ -379,8 +378,7 @@ func (m *Move) Keys(keys ...string) {
 	}, keys...)...)
 }
 
-// AllKeys moves all keys that are still with the old owner. It blocks for as
-// long as that takes.
+// AllKeys moves all keys that the old owner still has. It blocks until they are moved.
 func (m *Move) AllKeys() {
 	m.c.tb.Helper()
 	for {
@@ -396,13 +394,13 @@ func (m *Move) AllKeys() {
 	}
 }
 
-// End makes the new owner the owner. It returns when every running node knows,
-// and fails the test on any error, as where keys were left behind.
+// End assigns the slot to the new owner. It returns when every running node knows, and
+// fails the test on any error, for example if keys were left behind.
 func (m *Move) End() {
 	m.c.tb.Helper()
 	n := strconv.Itoa(m.slot)
-	// The new owner goes first: were the old one told first, it would send
-	// clients to a node that still refuses them.
+	// The new owner goes first. In the other order the old owner would send clients to a
+	// node that still refuses them.
 	m.to.MustDo("CLUSTER", "SETSLOT", n, "NODE", m.c.ids[m.to])
 	m.from.MustDo("CLUSTER", "SETSLOT", n, "NODE", m.c.ids[m.to])
 	m.c.awaitOwner(m.slot, m.to)
@@ -415,10 +413,10 @@ func (c *Cluster) awaitOwner(slot int, to *Server) {
 	})
 }
 
-// Evict moves every slot of a master, with the keys, to another, as a node is
-// retired: all slots are on the move at once. The node stays, a master of
-// nothing. It returns when every running node knows, after a few seconds, and
-// fails the test on any error.
+// Evict moves every slot of a master, with the keys, to another, as if the node were
+// retired: all slots are moved at the same time. The node stays, a master without slots.
+// It returns when every running node knows, after a few seconds, and fails the test on
+// any error.
 func (c *Cluster) Evict(from, to *Server) {
 	c.tb.Helper()
 	slots, err := slotsOf(from)
@@ -454,7 +452,7 @@ func (c *Cluster) Evict(from, to *Server) {
 	c.awaitOwner(slots[len(slots)-1], to)
 }
 
-// slotsOf returns the slots that a node says it serves.
+// slotsOf returns the slots that a node claims to serve.
 func slotsOf(s *Server) ([]int, error) {
 	lines, err := nodeLines(s)
 	if err != nil {
@@ -471,8 +469,8 @@ func slotsOf(s *Server) ([]int, error) {
 	return slots, nil
 }
 
-// seesOwner returns nil when a node has the owner of the slot right, and for
-// nodes that do not answer anyway.
+// seesOwner returns nil if a node knows the owner of the slot, and for nodes that are not
+// running or paused.
 func seesOwner(s *Server, slot int, id string) error {
 	if !s.responsive() {
 		return nil

@@ -8,9 +8,8 @@ import (
 	"time"
 )
 
-// DialCounter dials and counts. Its Dial method fits the hook with which the
-// redis client lets its user dial. The zero value is ready; all methods may be
-// called from any goroutine.
+// DialCounter dials and counts. Its Dial method has the signature of the client's dial
+// hook. The zero value is ready; all methods may be called from any goroutine.
 type DialCounter struct {
 	mu       sync.Mutex
 	attempts []attempt

@@ -13,11 +13,11 @@ import (
 	"testing"
 )
 
-// A Make is a make and version of server that a Filter plays.
+// A Make is a make and version of a server that a Filter imitates.
 type Make struct {
 	Name    string
-	Version string // as INFO and HELLO tell it; Redis' numbers decide which commands there are
-	Valkey  bool   // words its replies as Valkey does; Version is then Valkey's
+	Version string // as in INFO and HELLO; Redis' numbers decide which commands there are
+	Valkey  bool   // replies with Valkey's texts; Version is then Valkey's
 }
 
 // Makes are the servers whose handshakes are known.
@@ -31,8 +31,7 @@ var Makes = []Make{
 	{Name: "Valkey 9", Version: "9.0.0", Valkey: true},
 }
 
-// since is the version of Redis in which a command, a subcommand or a word of a
-// command came.
+// since is the version of Redis that introduced a command or a subcommand.
 var since = map[string]float64{
 	"HELLO": 6, "CLIENT TRACKING": 6, "CLIENT CACHING": 6, "ACL": 6, "RESET": 6.2, "COPY": 6.2,
 	"GETEX": 6.2, "GETDEL": 6.2, "CLIENT INFO": 6.2, "CLIENT NO-EVICT": 7, "CLIENT NO-TOUCH": 7.2,
@@ -46,33 +45,33 @@ var sinceWord = map[string]map[string]float64{
 	"PEXPIRE": {"NX": 7, "XX": 7, "GT": 7, "LT": 7},
 }
 
-// Manner is how a Filter turns a command away.
+// Manner is how a Filter refuses a command.
 type Manner int
 
 const (
-	// Unknown answers as a server that does not have the command, or has it under
-	// another name (rename-command).
+	// Unknown answers as a server that does not have the command, or has it under another
+	// name (rename-command).
 	Unknown Manner = iota
-	// Denied answers as a server whose ACL does not permit it.
+	// Denied answers as a server whose ACL does not permit the command.
 	Denied
-	// HangUp closes the connection behind the answers to what came before.
+	// HangUp closes the connection after the replies to earlier commands.
 	HangUp
 	// Says answers with Rule.Text.
 	Says
 )
 
-// A Rule turns a command away: "PTTL", one with a subcommand: "CLIENT TRACKING", or
-// each: "".
+// A Rule refuses a command, such as "PTTL", one with a subcommand, such as "CLIENT
+// TRACKING", or all commands: "".
 type Rule struct {
 	Command string
 	Manner  Manner
 	Text    string // without the leading dash
 }
 
-// Filter is a proxy in front of a real server that plays another one: it answers
-// the handshake as that would, and turns commands away. What it lets through is
-// done by the real server, so the data is real. Commands within scripts are not
-// seen, nor is what follows a subscription.
+// Filter is a proxy in front of a real server that imitates another one: it changes the
+// replies to the handshake accordingly, and refuses commands. The real server executes
+// all other commands, so the data are real. The filter does not see commands within
+// scripts, nor commands after a subscription.
 type Filter struct {
 	*Listener
 	backend string
@@ -92,32 +91,32 @@ func NewFilter(tb testing.TB, backend string, plays Make, rules ...Rule) *Filter
 	return f
 }
 
-// SetRules has other rules take the place of those so far. It does not block.
+// SetRules replaces the rules. It does not block.
 func (f *Filter) SetRules(rules ...Rule) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.rules = rules
 }
 
-// Seen returns how often a command was sent, with all its words: "HELLO", "HELLO 3".
-// It does not block.
+// Seen returns how often a command was sent, by its name alone or by all its words:
+// "HELLO", "HELLO 3". It does not block.
 func (f *Filter) Seen(command string) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.seen[strings.ToUpper(command)]
 }
 
-// filtered is one connection through a Filter. Each command gets one reply of the
-// backend, also one that is turned away: another command is sent in its place, and
-// its reply is replaced. So the order of replies is the backend's.
+// filtered is one connection through a Filter. The backend sends one reply for each
+// command, also for a refused one: another command is sent in its place, and its reply is
+// replaced. So the order of replies is the backend's.
 type filtered struct {
 	f       *Filter
 	client  *net.TCPConn
 	backend net.Conn
 
 	mu      sync.Mutex
-	pending []func(frame []byte) []byte // what becomes of the replies; nil: nothing
-	hangUp  bool                        // behind the pending replies
+	pending []func(frame []byte) []byte // rewrite the next replies; nil: unchanged
+	hangUp  bool                        // close after the pending replies
 	raw     bool                        // subscribed: replies cannot be counted
 }
 
@@ -131,12 +130,12 @@ func (f *Filter) serve(client *net.TCPConn, _ int) {
 	var down sync.WaitGroup
 	down.Go(c.down)
 	c.up()
-	// Replies to what the client has sent before it went away need no reader.
+	// The client is gone, so nothing reads replies to its last commands.
 	backend.Close()
 	down.Wait()
 }
 
-// up takes commands to the backend.
+// up forwards commands to the backend.
 func (c *filtered) up() {
 	r := bufio.NewReader(c.client)
 	for {
@@ -158,7 +157,7 @@ func (c *filtered) up() {
 			if over {
 				c.client.Close()
 			}
-			drain(c.client) // until the other side, or down, closes
+			drain(c.client) // until the client, or down, closes
 			return
 		default:
 			c.raw = strings.HasSuffix(strings.ToUpper(args[0]), "SUBSCRIBE")
@@ -173,7 +172,7 @@ func (c *filtered) up() {
 	}
 }
 
-// down takes replies to the client.
+// down forwards replies to the client.
 func (c *filtered) down() {
 	defer c.client.Close()
 	r := bufio.NewReader(c.backend)
@@ -212,7 +211,8 @@ func (f *Filter) note(args []string) {
 // nobodys is a command that no server has.
 const nobodys = "HOLDFAST.NOBODYS"
 
-// judge says what is sent for a command, and what its reply becomes.
+// judge returns the command to send instead of args, and a function that rewrites its
+// reply.
 func (f *Filter) judge(args []string) (send []string, becomes func([]byte) []byte, hangUp bool) {
 	name := strings.ToUpper(args[0])
 	full := name
@@ -268,9 +268,9 @@ func (f *Filter) judge(args []string) (send []string, becomes func([]byte) []byt
 	case name == "INFO":
 		return args, f.plays.info, false
 	case full == "CLIENT SETINFO", full == "CLIENT NO-TOUCH":
-		return answer("+OK\r\n") // the real one may be older
+		return answer("+OK\r\n") // the real server may be older
 	case name == "SELECT" && f.plays.Valkey && version > 8.4:
-		// In a cluster, too. Where the real one refuses, its data is in database 0.
+		// In a cluster, too. If the real server refuses, its data is in database 0.
 		return args, func(frame []byte) []byte {
 			if bytes.Contains(frame, []byte("cluster mode")) {
 				return []byte("+OK\r\n")
@@ -281,7 +281,7 @@ func (f *Filter) judge(args []string) (send []string, becomes func([]byte) []byt
 	return args, nil, false
 }
 
-// redis is the version of Redis that has the same commands.
+// redis returns the version of Redis that has the same commands.
 func (m Make) redis() float64 {
 	major, rest, _ := strings.Cut(m.Version, ".")
 	minor, _, _ := strings.Cut(rest, ".")
@@ -292,7 +292,7 @@ func (m Make) redis() float64 {
 	return v
 }
 
-// unknown words a refusal as this make does.
+// unknown returns the text with which this make refuses a command.
 func (f *Filter) unknown(args []string, sub bool) string {
 	switch old := f.plays.redis() < 7; {
 	case sub && old:
@@ -323,7 +323,7 @@ var (
 
 func bulkString(s string) string { return fmt.Sprintf("$%d\r\n%s\r\n", len(s), s) }
 
-// hello makes the reply of HELLO this make's.
+// hello rewrites the reply of HELLO to that of this make.
 func (m Make) hello(frame []byte) []byte {
 	if frame[0] == '-' {
 		return frame
@@ -345,7 +345,7 @@ func (m Make) hello(frame []byte) []byte {
 	return []byte(fmt.Sprintf("%c%d\r\n", head[0], n) + text[len(head):] + bulkString("availability_zone") + bulkString(""))
 }
 
-// info makes the reply of INFO this make's.
+// info rewrites the reply of INFO to that of this make.
 func (m Make) info(frame []byte) []byte {
 	if frame[0] != '$' && frame[0] != '=' {
 		return frame
@@ -361,7 +361,7 @@ func (m Make) info(frame []byte) []byte {
 	return []byte(fmt.Sprintf("%c%d\r\n%s\r\n", frame[0], len(text), text))
 }
 
-// readFrame reads one value of RESP2 or RESP3, as it is.
+// readFrame reads one value of RESP2 or RESP3 and returns its bytes unchanged.
 func readFrame(r *bufio.Reader) ([]byte, error) {
 	line, err := r.ReadBytes('\n')
 	if err != nil {
@@ -379,7 +379,7 @@ func readFrame(r *bufio.Reader) ([]byte, error) {
 	case '%':
 		parts = 2
 	case '|':
-		parts = 2 // and the value that it is about, below
+		parts = 2 // and the value that it describes, below
 	}
 	n := 0
 	if bytesToo || parts > 0 {

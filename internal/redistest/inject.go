@@ -13,10 +13,10 @@ import (
 	"testing"
 )
 
-// Injector is a proxy in front of a server that understands commands and replies, and
-// answers chosen commands itself: as a proxy does whose backend is away, or a service
-// whose quota is used up. The others go to the server, and every reply comes in its
-// order. Its methods may be called from any goroutine.
+// Injector is a proxy in front of a server that parses commands and replies, and answers
+// chosen commands itself. So it imitates a proxy whose backend is away, or a service
+// whose quota is used up. The other commands go to the server, and replies keep the order
+// of the commands. Its methods may be called from any goroutine.
 type Injector struct {
 	ln       net.Listener
 	backend  string
@@ -30,8 +30,8 @@ type Injector struct {
 	conns  map[net.Conn]bool
 }
 
-// NewInjector returns one on a free loopback port, which passes everything to backend
-// and ends with the test. It does not block.
+// NewInjector returns an Injector on a free loopback port that passes all commands to
+// backend and ends with the test. It does not block.
 func NewInjector(tb testing.TB, backend string) *Injector {
 	tb.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -47,15 +47,16 @@ func NewInjector(tb testing.TB, backend string) *Injector {
 // Addr returns the host:port clients connect to. It does not block.
 func (j *Injector) Addr() string { return j.ln.Addr().String() }
 
-// Accepted returns how many connections were accepted in all. It does not block.
+// Accepted returns the total number of accepted connections. It does not block.
 func (j *Injector) Accepted() int { return int(j.accepted.Load()) }
 
-// Injected returns how many commands were answered here. It does not block.
+// Injected returns how many commands the injector has answered itself. It does not block.
 func (j *Injector) Injected() int { return int(j.injected.Load()) }
 
-// Answer has answer asked for each command from now on, from several goroutines: an
-// error line without its dash is the reply, and "" sends the command to the server. nil
-// sends all of them. It does not block.
+// Answer sets the function that is called for each command from now on, from several
+// goroutines. It returns the reply, an error line without its dash, or "" to send the
+// command to the server. A nil answer sends all commands to the server. Answer does not
+// block.
 func (j *Injector) Answer(answer func(cmd []string) string) {
 	if answer == nil {
 		j.answer.Store(nil)
@@ -78,7 +79,8 @@ func (j *Injector) close() {
 	j.wg.Wait()
 }
 
-// keep has the connection closed with the injector; false where that is closed already.
+// keep registers the connection to be closed with the injector. It returns false, and
+// closes the connection, if the injector is closed already.
 func (j *Injector) keep(c net.Conn) bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -110,7 +112,7 @@ func (j *Injector) acceptLoop() {
 	}
 }
 
-// turns is how many commands may be under way on a connection.
+// turns is how many commands may be in flight on a connection.
 const turns = 1 << 16
 
 func (j *Injector) serve(client net.Conn) {
@@ -120,7 +122,7 @@ func (j *Injector) serve(client net.Conn) {
 		return
 	}
 	defer j.drop(server)
-	// What answers each command, in their order: a text, or "" for the server.
+	// The replies, in the order of the commands: a text, or "" for the server's.
 	order := make(chan string, turns)
 	var done sync.WaitGroup
 	done.Go(func() {
@@ -157,13 +159,13 @@ func (j *Injector) commands(client, server net.Conn, order chan<- string) {
 	}
 }
 
-// replies writes to the client. Pushes are nobody's reply.
+// replies writes to the client. A push is not counted as a reply.
 func (j *Injector) replies(client, server net.Conn, order <-chan string) {
 	fromServer := make(chan []byte)
 	gone := make(chan struct{})
 	var reader sync.WaitGroup
 	defer func() {
-		close(gone) // first: the reader may be waiting to hand over a reply
+		close(gone) // first: the reader may be blocked handing over a reply
 		server.Close()
 		reader.Wait()
 	}()
@@ -182,7 +184,7 @@ func (j *Injector) replies(client, server net.Conn, order <-chan string) {
 			}
 		}
 	})
-	var waiting [][]byte // replies that came before their turn was looked at
+	var waiting [][]byte // replies that came before their entry of order was read
 	var turn []string
 	for {
 		var next <-chan string
@@ -245,7 +247,7 @@ func readCommand(in *bufio.Reader) (raw []byte, cmd []string, err error) {
 	return raw, cmd, nil
 }
 
-// readRaw appends one value of RESP2 or RESP3.
+// readRaw reads one value of RESP2 or RESP3 and appends its bytes to raw.
 func readRaw(in *bufio.Reader, raw []byte) ([]byte, error) {
 	line, err := in.ReadString('\n')
 	if err != nil {

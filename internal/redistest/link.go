@@ -14,9 +14,9 @@ const (
 	dialBackend = 5 * time.Second
 )
 
-// link is one client connection of a Proxy with its connection to the backend.
-// Each direction has a goroutine that always reads and one that delivers when
-// the proxy lets it.
+// link is one client connection of a Proxy with its connection to the backend. Each
+// direction has a goroutine that always reads and one that delivers when the proxy
+// permits.
 type link struct {
 	p      *Proxy
 	client *net.TCPConn
@@ -41,7 +41,8 @@ func newLink(p *Proxy, client *net.TCPConn) *link {
 	return l
 }
 
-// end closes both connections, by a reset or in order. Only the first call counts.
+// end closes both connections, by a reset or by a normal close. Only the first call has
+// an effect.
 func (l *link) end(byReset bool) {
 	l.mu.Lock()
 	if l.closed {
@@ -64,8 +65,8 @@ func (l *link) end(byReset bool) {
 	l.p.forget(l)
 }
 
-// serve connects to the backend as soon as the proxy does not hang, and then
-// delivers what the client has sent.
+// serve connects to the backend as soon as the proxy does not hang, and then delivers the
+// client's bytes.
 func (l *link) serve() {
 	mode, ok := l.p.waitOpen(l.ended.Done())
 	if !ok {
@@ -78,7 +79,7 @@ func (l *link) serve() {
 	l.deliverUp()
 }
 
-// connect dials the backend and starts the goroutines for what comes from it.
+// connect dials the backend and starts the goroutines for the bytes that come from it.
 func (l *link) connect() bool {
 	c, err := (&net.Dialer{Timeout: dialBackend}).DialContext(l.ended, "tcp", l.p.target())
 	if err != nil {
@@ -134,8 +135,8 @@ func (l *link) read(c *net.TCPConn, got func([]byte), over func(reset bool)) {
 	}
 }
 
-// deliverUp writes to the backend. When the client has closed and all it sent
-// is written, there is nobody left to read an answer, and the link ends.
+// deliverUp writes to the backend. Once the client has closed and all its bytes are
+// written, nothing can read an answer, and the link ends.
 func (l *link) deliverUp() {
 	for {
 		c, ok := l.up.pop(l.ended.Done())
@@ -174,8 +175,8 @@ func (l *link) deliverDown() {
 			return
 		}
 		if err != nil {
-			// Reading from the client ends too, and with it the link, but only
-			// after what the client has sent is delivered.
+			// Reading from the client ends too, and with it the link, but only after the
+			// client's bytes are delivered.
 			return
 		}
 	}
@@ -196,8 +197,8 @@ func (l *link) waitDue(due time.Time) bool {
 	return ok
 }
 
-// serverDone passes the end of the server's stream on. After one in order the
-// client may find out for itself, and closes.
+// serverDone forwards the end of the server's stream. After a normal end the client sees
+// it, and closes.
 func (l *link) serverDone(byReset bool) {
 	l.mu.Lock()
 	l.downDone = true
@@ -208,8 +209,8 @@ func (l *link) serverDone(byReset bool) {
 	}
 }
 
-// markUpBroken notes that the backend takes no more bytes and says whether its
-// own last bytes have been delivered; until then the link has to stay.
+// markUpBroken records that the backend accepts no more bytes. It reports whether the
+// backend's last bytes have been delivered; until then the link must stay.
 func (l *link) markUpBroken() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// Listener is a loopback listener behind which there is no redis. It closes
-// with the test. Its methods may be called from any goroutine.
+// Listener is a loopback listener without a redis behind it. It closes with the test. Its
+// methods may be called from any goroutine.
 type Listener struct {
 	ln    net.Listener
 	serve func(c *net.TCPConn, n int)
@@ -22,8 +22,8 @@ type Listener struct {
 	conns  map[*net.TCPConn]bool
 }
 
-// Blackhole returns a listener that accepts connections, reads what comes and
-// never answers. It does not block.
+// Blackhole returns a listener that accepts connections, reads all bytes and never
+// answers. It does not block.
 func Blackhole(tb testing.TB) *Listener {
 	tb.Helper()
 	return listen(tb, func(c *net.TCPConn, _ int) { drain(c) })
@@ -33,8 +33,8 @@ const badRequest = "HTTP/1.1 400 Bad Request\r\n" +
 	"Content-Type: text/plain; charset=utf-8\r\n" +
 	"Connection: close\r\n\r\n400 Bad Request"
 
-// HTTP returns a listener that answers the first bytes of a connection the way
-// a web server answers what it cannot read, and then closes. It does not block.
+// HTTP returns a listener that answers the first bytes of a connection like a web server
+// that gets a malformed request, and then closes. It does not block.
 func HTTP(tb testing.TB) *Listener {
 	tb.Helper()
 	return listen(tb, func(c *net.TCPConn, _ int) {
@@ -51,10 +51,10 @@ func HTTP(tb testing.TB) *Listener {
 	})
 }
 
-// Garbage returns a listener that answers the first bytes of a connection with
-// what reply returns for it, and then stays silent with the connection open.
-// Connections are numbered from 0 in the order they are accepted. reply may be
-// called from several goroutines at once. Garbage does not block.
+// Garbage returns a listener that answers the first bytes of a connection with the result
+// of reply, and then stays silent with the connection open. Connections are numbered from
+// 0 in the order they are accepted. reply may be called from several goroutines at once.
+// Garbage does not block.
 func Garbage(tb testing.TB, reply func(conn int) []byte) *Listener {
 	tb.Helper()
 	return listen(tb, func(c *net.TCPConn, n int) {
@@ -68,11 +68,11 @@ func Garbage(tb testing.TB, reply func(conn int) []byte) *Listener {
 	})
 }
 
-// Respond returns a listener that reads commands, as a server does, and writes
-// what answer returns for each, whatever that is; nothing leaves the command
-// without an answer, and false ends the connection behind it. Connections are
-// numbered from 0 in the order they are accepted. answer may be called from
-// several goroutines at once. Respond does not block.
+// Respond returns a listener that reads commands, as a server does, and writes the result
+// of answer for each, without checking it. With an empty reply the command gets no
+// answer; false closes the connection after the reply. Connections are numbered from 0 in
+// the order they are accepted. answer may be called from several goroutines at once.
+// Respond does not block.
 func Respond(tb testing.TB, answer func(conn int, command []string) (reply string, more bool)) *Listener {
 	tb.Helper()
 	return listen(tb, func(c *net.TCPConn, n int) {
@@ -96,7 +96,7 @@ func readSome(c net.Conn) bool {
 	return n > 0
 }
 
-// drain reads until the other side or the rig closes; how it ended is no news.
+// drain reads until the other side or the rig closes. The error does not matter.
 func drain(c net.Conn) { _, _ = io.Copy(io.Discard, c) }
 
 func listen(tb testing.TB, serve func(c *net.TCPConn, n int)) *Listener {

@@ -7,14 +7,14 @@ import (
 	"syscall"
 )
 
-// diesWithParent has the kernel kill the child when the thread that started it
-// ends, so that a crashed test binary leaves no servers behind.
+// diesWithParent makes the kernel kill the child when the thread that started it ends, so
+// that a crashed test binary leaves no servers behind.
 func diesWithParent() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 }
 
-// isStopped says whether a SIGSTOP has taken effect, which it does some time
-// after the signal was sent.
+// isStopped reports whether a SIGSTOP has taken effect, which happens some time after the
+// signal was sent.
 func isStopped(pid int) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {

@@ -6,10 +6,10 @@ import (
 	"time"
 )
 
-// pollEvery is how often the helpers look again while they wait.
+// pollEvery is the interval at which the helpers check a condition.
 const pollEvery = 5 * time.Millisecond
 
-// poll calls cond until it holds or the time is over, and says whether it held.
+// poll calls cond until it holds or the time is over, and reports whether it held.
 func poll(within time.Duration, cond func() bool) bool {
 	if cond() {
 		return true
@@ -30,9 +30,8 @@ func poll(within time.Duration, cond func() bool) bool {
 	}
 }
 
-// WaitFor blocks until cond holds, looking every few milliseconds, and fails
-// the test when it does not within the given time. what completes the sentence
-// "waited 5s for ...".
+// WaitFor blocks until cond holds, checking every few milliseconds, and fails the test if
+// it does not within the given time. The text completes the sentence "waited 5s for ...".
 func WaitFor(tb testing.TB, within time.Duration, what string, cond func() bool) {
 	tb.Helper()
 	if !poll(within, cond) {

@@ -9,10 +9,10 @@ import (
 	"testing"
 )
 
-// Ports come from below the range the kernel hands to outgoing connections:
-// a server that is restarted finds its port free, and a dial to a port where
-// nothing listens cannot connect to itself. The cluster bus sits busOffset
-// higher and stays below that range as well.
+// Ports come from below the range that the kernel uses for outgoing connections. So a
+// restarted server finds its port free, and a dial to a port without a listener cannot
+// connect to itself. The cluster bus port is busOffset higher and below that range as
+// well.
 const (
 	firstPort = 10000
 	lastPort  = 22000
@@ -56,9 +56,9 @@ func loopback(port int) string {
 	return net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 }
 
-// FreeAddr returns a loopback address where nothing listens: a dial to it is
-// refused. This process does not hand the address out again; nothing keeps
-// another process from taking it. It does not block.
+// FreeAddr returns a loopback address without a listener: a dial to it is refused. This
+// process does not hand the address out again, but another process may take it. It does
+// not block.
 func FreeAddr(tb testing.TB) string {
 	tb.Helper()
 	p, err := freePort()

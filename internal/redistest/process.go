@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// SpawnerFunction names the function in which this package's one permanent
-// goroutine runs, for leak checkers that need to be told about it.
+// SpawnerFunction names the function in which this package's one permanent goroutine
+// runs, for leak checkers that must ignore it.
 const SpawnerFunction = "github.com/holdfast-cache/holdfast/internal/redistest.spawnLoop"
 
 type spawnRequest struct {
@@ -55,7 +55,7 @@ func startProcess(logFile, program string, args ...string) (*process, error) {
 	}
 	p := &process{cmd: cmd, exited: make(chan struct{})}
 	go func() {
-		// The exit status of a server that was killed says nothing.
+		// The exit status of a killed server carries no information.
 		_ = cmd.Wait()
 		close(p.exited)
 	}()
@@ -73,12 +73,12 @@ func (p *process) running() bool {
 	}
 }
 
-// kill ends the process in whatever state it is and waits until it is reaped.
+// kill ends the process in any state and waits until it is reaped, for at most 10 s.
 func (p *process) kill() error {
 	if !p.running() {
 		return nil
 	}
-	// Either signal may meet a process that has just ended by itself.
+	// Either signal may reach a process that has just ended by itself.
 	_ = resumeProcess(p.cmd.Process)
 	_ = p.cmd.Process.Kill()
 	over := time.NewTimer(10 * time.Second)

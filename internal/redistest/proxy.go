@@ -7,21 +7,21 @@ import (
 	"time"
 )
 
-// Mode is what a Proxy does with connections and bytes.
+// Mode is how a Proxy treats connections and bytes.
 type Mode int
 
 const (
 	// Pass forwards everything.
 	Pass Mode = iota
-	// Refuse accepts new connections and resets them at once: the client's dial
-	// or its first read fails. Existing connections go on.
+	// Refuse accepts new connections and resets them at once: the client's dial or its
+	// first read fails. Existing connections go on.
 	Refuse
-	// Hang accepts connections and keeps them open, takes all bytes and delivers
-	// none, in either direction. What it has taken it keeps and delivers, in
-	// order, once the mode is another one: like a network that stalls and heals.
-	// That holds for what a client has sent before it went away, too.
+	// Hang accepts connections and keeps them open, accepts all bytes and delivers none,
+	// in either direction. It delivers them in order once the mode changes, like a
+	// network that stalls and recovers. Bytes of a client that has closed meanwhile are
+	// delivered, too.
 	Hang
-	// Cut resets all existing connections and then does what Refuse does.
+	// Cut resets all existing connections and then acts like Refuse.
 	Cut
 )
 
@@ -107,7 +107,7 @@ func (p *Proxy) accept(c *net.TCPConn) {
 	p.goLocked(l.serve)
 }
 
-// goLocked runs f in a goroutine that Close waits for, with p.mu held.
+// goLocked runs f in a goroutine that Close waits for. The caller holds p.mu.
 func (p *Proxy) goLocked(f func()) {
 	p.wg.Add(1)
 	go func() {
@@ -116,7 +116,7 @@ func (p *Proxy) goLocked(f func()) {
 	}()
 }
 
-// clientGone takes a link out of the count of open client connections.
+// clientGone removes a link from the count of open client connections.
 func (p *Proxy) clientGone(l *link) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -133,8 +133,8 @@ func (p *Proxy) forget(l *link) {
 	delete(p.links, l)
 }
 
-// waitOpen blocks while the proxy hangs and returns the mode it is in then;
-// false means that stop was closed.
+// waitOpen blocks while the proxy hangs and returns the mode after that; false means that
+// stop was closed.
 func (p *Proxy) waitOpen(stop <-chan struct{}) (Mode, bool) {
 	for {
 		p.mu.Lock()
@@ -151,7 +151,7 @@ func (p *Proxy) waitOpen(stop <-chan struct{}) (Mode, bool) {
 	}
 }
 
-// swallow says whether a chunk from the server is to be dropped.
+// swallow reports whether a chunk from the server must be dropped.
 func (p *Proxy) swallow(data []byte) bool {
 	p.matchMu.Lock()
 	defer p.matchMu.Unlock()
@@ -164,8 +164,8 @@ func (p *Proxy) swallow(data []byte) bool {
 	return true
 }
 
-// allow returns how many of n bytes may go to a client, and whether the
-// connection is to be cut after them.
+// allow returns how many of n bytes may go to a client, and whether the connection must
+// be cut after them.
 func (p *Proxy) allow(n int) (int, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -199,9 +199,9 @@ func (p *Proxy) target() string {
 // Addr returns the host:port clients connect to. It does not block.
 func (p *Proxy) Addr() string { return p.ln.Addr().String() }
 
-// Accepted returns how many connections were accepted in all, those that were
-// reset at once included. A client may see its connection a moment before it is
-// counted. It does not block.
+// Accepted returns the total number of accepted connections, including those that were
+// reset at once. A client may see its connection a moment before it is counted. It does
+// not block.
 func (p *Proxy) Accepted() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -230,17 +230,16 @@ func (p *Proxy) Swallowed() int {
 	return p.swallowed
 }
 
-// SetBackend sets where connections go whose backend is dialed from now on;
-// existing ones stay where they are. It does not block.
+// SetBackend sets the backend for connections that are dialed from now on; existing ones
+// keep theirs. It does not block.
 func (p *Proxy) SetBackend(addr string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.backend = addr
 }
 
-// SetMode changes the mode for bytes and connections that come from now on.
-// With Cut, all existing connections have been reset when it returns. It does
-// not block.
+// SetMode changes the mode for later bytes and connections. With Cut, all existing
+// connections have been reset when it returns. It does not block.
 func (p *Proxy) SetMode(m Mode) {
 	p.mu.Lock()
 	p.mode = m
@@ -252,8 +251,7 @@ func (p *Proxy) SetMode(m Mode) {
 	}
 }
 
-// CutAll resets all existing connections and leaves the mode as it is. It does
-// not block.
+// CutAll resets all existing connections and does not change the mode. It does not block.
 func (p *Proxy) CutAll() {
 	p.mu.Lock()
 	links := make([]*link, 0, len(p.links))
@@ -266,39 +264,37 @@ func (p *Proxy) CutAll() {
 	}
 }
 
-// SetLatency delays what arrives from the server from now on by d. It is a
-// latency and not a bandwidth: chunks that arrive together leave together, d
-// later, and the order stays. It does not block.
+// SetLatency delays later bytes from the server by d. It is a latency and not a
+// bandwidth: chunks that arrive together leave together, d later, in the same order. It
+// does not block.
 func (p *Proxy) SetLatency(d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.latency = d
 }
 
-// CutReplyAfter lets n more bytes go from the server to clients and then resets
-// the connection on which the last of them went, once. With n = 0 the
-// connection on which the next byte would go is reset instead. It does not
-// block; a negative n takes the order back.
+// CutReplyAfter lets n more bytes pass from the server to clients and then resets the
+// connection of the last of them, once. With n = 0 it resets the connection on which the
+// next byte would pass. It does not block; a negative n cancels the order.
 func (p *Proxy) CutReplyAfter(n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.cutArmed, p.cutAfter = n >= 0, n
 }
 
-// Swallow drops every chunk from the server for which match returns true; nil
-// lets all of them through again. A chunk is what one read returned, so it may
-// hold several messages or a part of one. match is called when the chunk
-// arrives, for one chunk at a time, and must not call the proxy's Swallow. It
-// blocks while match runs on another goroutine.
+// Swallow drops every chunk from the server for which match returns true; nil lets all
+// chunks pass again. A chunk is the result of one read, so it may hold several messages
+// or a part of one. match is called when the chunk arrives, for one chunk at a time, and
+// must not call the proxy's Swallow. It blocks while match runs on another goroutine.
 func (p *Proxy) Swallow(match func(serverToClientChunk []byte) bool) {
 	p.matchMu.Lock()
 	defer p.matchMu.Unlock()
 	p.match = match
 }
 
-// Close ends the proxy before the test does: it stops listening, resets all
-// connections and returns when its goroutines are gone, which takes
-// milliseconds. Closing twice is fine.
+// Close ends the proxy before the test does: it stops listening, resets all connections
+// and returns when its goroutines have ended, which takes milliseconds. It may be called
+// twice.
 func (p *Proxy) Close() {
 	p.ln.Close()
 	p.mu.Lock()

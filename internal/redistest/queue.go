@@ -5,17 +5,17 @@ import (
 	"time"
 )
 
-// chunk is what one read has returned: some bytes, or the end of the stream.
+// chunk is the result of one read: some bytes, or the end of the stream.
 type chunk struct {
 	data []byte
 	due  time.Time
 	end  bool
-	// reset says that the stream ended in an error and not in order.
+	// reset means that the stream ended with an error.
 	reset bool
 }
 
-// queue holds the chunks of one direction between their arrival and delivery.
-// It has no bound: a proxy that hangs takes whatever it is sent.
+// queue holds the chunks of one direction between their arrival and delivery. It has no
+// bound: a proxy that hangs accepts all bytes.
 type queue struct {
 	mu     sync.Mutex
 	chunks []chunk

@@ -10,11 +10,11 @@ const (
 	ratePerSec = 1.2
 )
 
-// RateOK checks the law for attempts against a server that is away: at most 5
-// in the first second after from, and after that at most 1.2 per second on
-// average, with one more for the window's edge. The average is taken up to the
-// last attempt, over one second at least; attempts before from do not count.
-// The error has the figures. It does not block.
+// RateOK checks the rate of attempts against a server that is away: at most 5 in the
+// first second after from, and after that at most 1.2 per second on average, plus one for
+// the edge of the window. The average is taken up to the last attempt, over at least one
+// second; attempts before from do not count. The error contains the figures. It does not
+// block.
 func RateOK(times []time.Time, from time.Time) error {
 	until := from
 	for _, t := range times {
@@ -25,8 +25,8 @@ func RateOK(times []time.Time, from time.Time) error {
 	return RateOKUntil(times, from, until)
 }
 
-// RateOKUntil is RateOK for a test that knows when it stopped looking: the
-// average is taken up to until, and attempts after it do not count.
+// RateOKUntil is RateOK for a test that knows when it stopped measuring: the average is
+// taken up to until, and attempts after it do not count.
 func RateOKUntil(times []time.Time, from, until time.Time) error {
 	edge := from.Add(time.Second)
 	first, later := 0, 0

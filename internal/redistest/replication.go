@@ -6,12 +6,11 @@ import (
 	"time"
 )
 
-// replicationArgs let replicas be in sync without the waits that spare a real
-// network.
+// replicationArgs remove the delays of replication, which make sense in a real network
+// only.
 var replicationArgs = []string{"--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1"}
 
-// inSync returns nil when every replica has its master's data and receives what
-// is written from now on.
+// inSync returns nil if every replica has its master's data and receives later writes.
 func inSync(master *Server, replicas []*Server) error {
 	for _, s := range replicas {
 		out, err := s.call("ROLE")
@@ -26,10 +25,9 @@ func inSync(master *Server, replicas []*Server) error {
 	return streams(master, len(replicas))
 }
 
-// streams returns nil when n replicas have acknowledged something that the
-// master sent just now. A replica calls itself connected up to a second before
-// the master starts to send it new writes, and a master that is killed within
-// that second takes them with it.
+// streams returns nil if n replicas have acknowledged a command that the master sent just
+// now. A replica reports "connected" up to a second before the master starts to send it
+// new writes. If the master is killed within that second, the writes are lost.
 func streams(master *Server, n int) error {
 	if n == 0 {
 		return nil
@@ -39,9 +37,9 @@ func streams(master *Server, n int) error {
 		return err
 	}
 	defer c.Close()
-	// Waiting for one replica too many has the master send a request for
-	// acknowledgement down the stream, which leaves no trace in the data. The
-	// next command moves the point to wait for behind that request.
+	// Waiting for one replica too many makes the master send a request for
+	// acknowledgement down the stream, which leaves no trace in the data. The next
+	// command moves the offset to wait for behind that request.
 	if _, err := c.call("WAIT", strconv.Itoa(n+1), "1"); err != nil {
 		return err
 	}

@@ -30,7 +30,7 @@ func Do(addr string, args ...string) (string, error) {
 	return r.String(), err
 }
 
-// call is Do with a password and with the reply's structure kept.
+// call is Do with a password. It returns the reply with its structure.
 func call(addr, password string, args ...string) (reply, error) {
 	c, err := dialRESP(addr, password)
 	if err != nil {

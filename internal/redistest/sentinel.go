@@ -21,17 +21,17 @@ const (
 	topologyWithin = 60 * time.Second
 )
 
-// SentinelOptions says what is special about a Sentinel rig. The zero value is a
-// master without replicas and without passwords.
+// SentinelOptions configures a Sentinel rig. The zero value is a master without replicas
+// and without passwords.
 type SentinelOptions struct {
-	// Replicas is how many there are at the start.
+	// Replicas is the number of replicas at the start.
 	Replicas int
-	// Password is what the servers require, of clients and of each other.
+	// Password is the password of the servers, for clients and for each other.
 	Password string
-	// SentinelPassword is what the sentinels require.
+	// SentinelPassword is the password of the sentinels.
 	SentinelPassword string
-	// MasterProxy puts a proxy in front of the first master: sentinels and
-	// replicas know it by the proxy's address alone.
+	// MasterProxy puts a proxy in front of the first master: sentinels and replicas know
+	// only the proxy's address.
 	MasterProxy bool
 	// Hostnames has the sentinels tell the master as localhost.
 	Hostnames bool
@@ -55,7 +55,7 @@ func StartSentinel(tb testing.TB, replicas int) *Sentinel {
 	return StartSentinelWith(tb, SentinelOptions{Replicas: replicas})
 }
 
-// StartSentinelWith is StartSentinel with options. It blocks as long.
+// StartSentinelWith is StartSentinel with options. It blocks for the same time.
 func StartSentinelWith(tb testing.TB, o SentinelOptions) *Sentinel {
 	tb.Helper()
 	needMany(tb)
@@ -79,8 +79,8 @@ func StartSentinelWith(tb testing.TB, o SentinelOptions) *Sentinel {
 		args := append([]string{"--replicaof", host + " " + port}, serverArgs...)
 		r.servers = append(r.servers, Start(tb, args...))
 	}
-	// Sentinels ask a new master for its replicas at once and then only every
-	// ten seconds, so the replicas come first.
+	// Sentinels ask a new master for its replicas at once and then only every ten
+	// seconds, so the replicas come first.
 	r.await("the replicas to be in sync", func() error { return inSync(master, r.servers[1:]) })
 	if o.Hostnames {
 		host = "localhost"
@@ -92,13 +92,13 @@ func StartSentinelWith(tb testing.TB, o SentinelOptions) *Sentinel {
 	for range sentinelCount {
 		s := start(tb, sentinelBase(host, port, o), args)
 		r.sentinels = append(r.sentinels, s)
-		// The group forms by messages that are two seconds apart by default. A
-		// sentinel that was not scheduled for two seconds, as happens on a
-		// loaded machine, would sit out the next thirty. And it first pings a
-		// new master one period after it has heard of it: if that were as long
-		// as it waits for an answer, it would take each new master for dead.
+		// The group forms by messages that are two seconds apart by default. A sentinel
+		// that was not scheduled for two seconds, as happens on a loaded machine, would
+		// do nothing for the next thirty. And it first pings a new master one period
+		// after it has heard of it: if that period were as long as its timeout, it would
+		// consider each new master dead.
 		if pace, err := since7("pace"); err != nil || len(pace) == 0 {
-			continue // older ones have one pace
+			continue // older ones have fixed periods
 		}
 		s.MustDo("SENTINEL", "DEBUG", "PUBLISH-PERIOD", "200", "INFO-PERIOD", "500", "PING-PERIOD", "100", "TILT-PERIOD", "1000")
 	}
@@ -113,14 +113,14 @@ func StartSentinelWith(tb testing.TB, o SentinelOptions) *Sentinel {
 	return r
 }
 
-// sentinelBase writes the configuration file, without which no sentinel runs
-// and in which it keeps its state over a restart.
+// sentinelBase writes the configuration file. A sentinel requires one and keeps its state
+// in it over a restart.
 func sentinelBase(masterHost, masterPort string, o SentinelOptions) func(dir string, port int) ([]string, error) {
 	return func(dir string, port int) ([]string, error) {
 		file := filepath.Join(dir, "sentinel.conf")
 		var conf strings.Builder
 		fmt.Fprintf(&conf, "port %d\nbind 127.0.0.1\ndir %q\n", port, dir)
-		if o.Hostnames { // before the first name
+		if o.Hostnames { // must come before the first name
 			conf.WriteString("sentinel resolve-hostnames yes\nsentinel announce-hostnames yes\n")
 		}
 		fmt.Fprintf(&conf, `sentinel monitor %[1]s %[2]s %[3]s %[4]d
@@ -140,7 +140,8 @@ func (r *Sentinel) await(what string, check func() error) {
 	await(r.tb, what, append(append([]*Server(nil), r.servers...), r.sentinels...), check)
 }
 
-// await polls check and shows the logs of all servers when it keeps failing.
+// await polls check. If check fails for topologyWithin, it fails the test with the logs
+// of all servers.
 func await(tb testing.TB, what string, servers []*Server, check func() error) {
 	tb.Helper()
 	var last error
@@ -154,7 +155,7 @@ func await(tb testing.TB, what string, servers []*Server, check func() error) {
 	tb.Fatalf("redistest: waited %v for %s: %v\n%s", topologyWithin, what, last, &logs)
 }
 
-// sentinelComplete returns nil when a sentinel sees all there is to see.
+// sentinelComplete returns nil if a sentinel knows all other sentinels and the replicas.
 func sentinelComplete(s *Server, replicas int) error {
 	out, err := s.call("SENTINEL", "MASTER", MasterSet)
 	if err != nil {
@@ -186,12 +187,12 @@ func addrs(servers []*Server) []string {
 	return out
 }
 
-// Sentinels returns the three sentinels. One that a test restarts exchanges
-// messages at the default, slower pace from then on. It does not block.
+// Sentinels returns the three sentinels. A restarted sentinel sends messages at the
+// default, slower pace from then on. It does not block.
 func (r *Sentinel) Sentinels() []*Server { return append([]*Server(nil), r.sentinels...) }
 
-// Servers returns the first master and then the replicas, in the order they
-// were started, whatever their roles are now. It does not block.
+// Servers returns the first master and then the replicas, in the order they were started,
+// regardless of their present roles. It does not block.
 func (r *Sentinel) Servers() []*Server { return append([]*Server(nil), r.servers...) }
 
 // MasterProxy returns the proxy in front of the first master, if there is one.
@@ -215,9 +216,9 @@ func (r *Sentinel) at(host, port string) *Server {
 	return nil
 }
 
-// Master returns the server that is master now, according to the first sentinel
-// that runs and answers; while a failover is going on that is the old one. It
-// blocks for 5 seconds at most per sentinel.
+// Master returns the present master according to the first sentinel that runs and
+// answers; during a failover that is the old one. It blocks for at most 5 seconds per
+// sentinel.
 func (r *Sentinel) Master() *Server {
 	r.tb.Helper()
 	last := fmt.Errorf("no sentinel is running")

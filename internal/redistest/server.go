@@ -19,7 +19,7 @@ const (
 	startAttempts = 10
 )
 
-// errPortTaken says that the server went away because its port was in use.
+// errPortTaken means that the server exited because its port was in use.
 var errPortTaken = errors.New("port in use")
 
 // Server is one real redis-server (or redis-sentinel) process.
@@ -30,8 +30,8 @@ type Server struct {
 	base []string
 	args []string
 
-	// op serialises starting, stopping and killing; mu guards the fields below
-	// and is never held for long, so that Do works meanwhile.
+	// op serialises starting, stopping and killing; mu guards the fields below and is
+	// never held for long, so that Do works meanwhile.
 	op       sync.Mutex
 	mu       sync.Mutex
 	proc     *process
@@ -39,15 +39,14 @@ type Server struct {
 	paused   bool
 }
 
-// Available says whether there is a redis-server program: in PATH, or where
-// HOLDFAST_REDIS_SERVER says. It does not block.
+// Available reports whether there is a redis-server program: in PATH, or the one that
+// HOLDFAST_REDIS_SERVER names. It does not block.
 func Available() bool {
 	_, err := exec.LookPath(binary())
 	return err == nil
 }
 
-// need skips the test when there is no redis-server, unless the environment
-// says that there has to be one.
+// need skips the test if there is no redis-server, unless the environment requires one.
 func need(tb testing.TB) {
 	tb.Helper()
 	if Available() {
@@ -96,11 +95,11 @@ func Start(tb testing.TB, args ...string) *Server {
 	}, args)
 }
 
-// start runs a server whose first arguments base makes for a directory and port.
+// start runs a server. base returns its first arguments for a directory and a port.
 func start(tb testing.TB, base func(dir string, port int) ([]string, error), args []string) *Server {
 	tb.Helper()
 	need(tb)
-	// TempDir comes before Cleanup: the directory has to outlive the process.
+	// TempDir comes before Cleanup: the directory must outlive the process.
 	s := &Server{tb: tb, dir: tb.TempDir(), args: args}
 	tb.Cleanup(func() {
 		if err := s.kill(); err != nil {
@@ -162,7 +161,7 @@ func (s *Server) launch(extra []string) error {
 	return nil
 }
 
-// answers returns nil when the server with this process id is ready.
+// answers returns nil if the server with this process id is ready.
 func answers(addr, password string, pid int) error {
 	_, err := call(addr, "", "PING")
 	if err != nil && !strings.HasPrefix(err.Error(), "NOAUTH") {
@@ -176,15 +175,15 @@ func answers(addr, password string, pid int) error {
 		}
 		return err
 	}
-	// Another test binary may have taken the port in the meantime; then its
-	// server answers while this one is about to exit.
+	// Another test binary may have taken the port in the meantime. Then its server
+	// answers, and this one is about to exit.
 	if !strings.Contains(info.text, fmt.Sprintf("process_id:%d\r\n", pid)) {
 		return fmt.Errorf("another process answers on %s", addr)
 	}
 	return nil
 }
 
-// whyExited reads the log from mark on.
+// whyExited returns the cause of an exit, from the log behind mark.
 func (s *Server) whyExited(mark int64) error {
 	b, err := os.ReadFile(s.logFile())
 	if err != nil {
@@ -212,7 +211,7 @@ func passwordIn(argv []string) string {
 
 func (s *Server) logFile() string { return filepath.Join(s.dir, "redis.log") }
 
-// log returns the end of what the process has written.
+// log returns the end of the process's output.
 func (s *Server) log() string {
 	const most = 4096
 	b, err := os.ReadFile(s.logFile())
@@ -240,15 +239,15 @@ func (s *Server) Pid() int {
 	return s.proc.pid()
 }
 
-// Running says whether the process exists; one that is paused does. It does not
-// block and may be called from any goroutine.
+// Running reports whether the process exists; a paused one does. It does not block and
+// may be called from any goroutine.
 func (s *Server) Running() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.proc != nil && s.proc.running()
 }
 
-// responsive says whether it makes sense to ask the server anything.
+// responsive reports whether the server can answer: it runs and is not paused.
 func (s *Server) responsive() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -300,7 +299,7 @@ func (s *Server) Pause() {
 	}
 }
 
-// Resume lets a paused process run on with SIGCONT. It does not wait for it.
+// Resume continues a paused process with SIGCONT. It does not wait for it.
 func (s *Server) Resume() {
 	s.tb.Helper()
 	s.op.Lock()
@@ -323,8 +322,8 @@ func (s *Server) Restart(args ...string) {
 	s.restart(args, false)
 }
 
-// RestartEmpty is Restart after deleting everything the server has saved. It
-// blocks as long as Restart does.
+// RestartEmpty is Restart after deleting all data that the server has saved. It blocks
+// for the same time.
 func (s *Server) RestartEmpty() {
 	s.tb.Helper()
 	s.restart(nil, true)
@@ -343,7 +342,8 @@ func (s *Server) restart(extra []string, empty bool) {
 		}
 	}
 	var err error
-	// Somebody may hold the port for a moment; it has to be this one.
+	// Another process may hold the port for a moment, and the server must get the same
+	// port.
 	poll(readyWithin, func() bool {
 		err = s.launch(extra)
 		return !errors.Is(err, errPortTaken)
@@ -353,7 +353,7 @@ func (s *Server) restart(extra []string, empty bool) {
 	}
 }
 
-// deleteData removes dumps and append-only files, whatever they are called.
+// deleteData removes dumps and append-only files of any name.
 func (s *Server) deleteData() error {
 	for _, pattern := range []string{"*.rdb", "*.aof", "appendonlydir"} {
 		found, err := filepath.Glob(filepath.Join(s.dir, pattern))
@@ -369,10 +369,9 @@ func (s *Server) deleteData() error {
 	return nil
 }
 
-// Do sends one command over a connection of its own, authenticated if the
-// server was started with --requirepass, and returns the reply in the form the
-// function Do describes. It blocks for 5 seconds at most and may be called from
-// any goroutine.
+// Do sends one command over a connection of its own, authenticated if the server was
+// started with --requirepass, and returns the reply in the form that the function Do
+// describes. It blocks for at most 5 seconds and may be called from any goroutine.
 func (s *Server) Do(args ...string) (string, error) {
 	r, err := s.call(args...)
 	return r.String(), err
@@ -388,8 +387,8 @@ func (s *Server) currentPassword() string {
 	return s.password
 }
 
-// Asking is Do behind an ASKING on the same connection: a node of a cluster that
-// imports a slot serves it to those who ask like that.
+// Asking is Do behind an ASKING on the same connection: a node of a cluster that imports
+// a slot serves the slot only to such commands.
 func (s *Server) Asking(args ...string) (string, error) {
 	c, err := dialRESP(s.Addr(), s.currentPassword())
 	if err != nil {
@@ -403,15 +402,16 @@ func (s *Server) Asking(args ...string) (string, error) {
 	return r.String(), err
 }
 
-// pipeline sends all commands over one connection and reads all replies; the
-// first error reply is its error.
+// pipeline sends all commands over one connection and reads all replies. It returns the
+// first error reply as its error.
 func (s *Server) pipeline(cmds [][]string) error {
 	c, err := dialRESP(s.Addr(), s.currentPassword())
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	// Replies are read beside the writing: neither side's buffers hold them all.
+	// Replies are read concurrently, because the buffers of the two sides cannot hold
+	// them all.
 	sent := make(chan error, 1)
 	go func() { sent <- c.send(cmds...) }()
 	var refused error
@@ -442,9 +442,9 @@ func (s *Server) MustDo(args ...string) string {
 	return out
 }
 
-// Clients returns the lines of CLIENT LIST without the connection that asked.
-// Replicas and sentinels that are connected to the server are in it. It blocks
-// for 5 seconds at most.
+// Clients returns the lines of CLIENT LIST without its own connection. Replicas and
+// sentinels that are connected to the server are included. It blocks for at most 5
+// seconds.
 func (s *Server) Clients() []string {
 	s.tb.Helper()
 	lines, err := s.clients()
@@ -478,9 +478,9 @@ func (s *Server) clients() ([]string, error) {
 	return lines, nil
 }
 
-// Inside runs f with a connection on which that database is selected; do fails the
-// test on an error. It returns why there is no such connection, and blocks for 5
-// seconds at most.
+// Inside calls f with a function that runs commands on a connection in the given database
+// and fails the test on an error. Inside returns an error if there is no such connection,
+// and blocks for at most 5 seconds besides f.
 func (s *Server) Inside(db int, f func(do func(args ...string) string)) error {
 	c, err := dialRESP(s.Addr(), s.currentPassword())
 	if err != nil {

@@ -5,9 +5,9 @@ import "strings"
 // slotCount is the number of hash slots of a cluster.
 const slotCount = 16384
 
-// Slot returns the hash slot of a key: that of the part between the first brace
-// and the next closing one, if there is such a part and it is not empty. It does
-// not block.
+// Slot returns the hash slot of a key: that of the part between the first opening brace
+// and the next closing one, if there is such a part and it is not empty. It does not
+// block.
 func Slot(key string) int {
 	if _, rest, ok := strings.Cut(key, "{"); ok {
 		if tag, _, ok := strings.Cut(rest, "}"); ok && tag != "" {

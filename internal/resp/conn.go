@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// A Conn is a net.Conn whose traffic is validated. One goroutine may Read while
-// another one Writes, and any number may Close.
+// A Conn is a net.Conn whose traffic is validated. One goroutine may Read while another
+// one Writes, and any number may Close.
 type Conn struct {
 	conn    net.Conn
 	onClose func(error)
@@ -18,28 +18,28 @@ type Conn struct {
 	timeout atomic.Pointer[ending]
 	closed  atomic.Bool
 
-	out      Framer // of the goroutine that writes
+	out      Framer // used by the goroutine that writes
 	requests atomic.Int64
 
-	in      Framer  // of the goroutine that reads
-	backlog backlog // what it does not deliver yet
-	errors  int64   // of the in Framer, when last looked at
+	in      Framer  // used by the goroutine that reads
+	backlog backlog // received bytes that are not delivered yet
+	errors  int64   // value of in.errors at the last look
 	replies atomic.Int64
 	said    atomic.Pointer[[]Said]
 	settled atomic.Bool
 }
 
-// An ending is the reason why a connection ended; nil if we ended it.
+// An ending is the reason why a connection ended. err is nil after a local Close.
 type ending struct{ err error }
 
-// Guard wraps c, which must be fresh: nothing written and nothing read, except
-// for a TLS handshake. The connection must not be used to subscribe, for a
-// subscription is answered with pushes and not with a reply: see [GuardPubSub]. A
-// client that unsubscribes as a precaution, as rueidis does when it takes back a
-// dedicated connection (mux.go, Store), loses the connection.
+// Guard wraps c, which must be fresh: nothing written and nothing read, except for a TLS
+// handshake. The connection must not be used to subscribe, because a subscription is
+// answered with pushes and not with a reply: see [GuardPubSub]. A client that
+// unsubscribes as a precaution, as rueidis does when it takes back a dedicated connection
+// (mux.go, Store), loses the connection.
 //
-// onClose may be nil. It is called once, on the goroutine that closes the
-// connection or that found the violation, so it must not block.
+// onClose may be nil. It is called once, on the goroutine that closes the connection or
+// that found the violation, so it must not block.
 func Guard(c net.Conn, limits Limits, onClose func(error)) *Conn {
 	return &Conn{
 		conn:    c,
@@ -49,8 +49,8 @@ func Guard(c net.Conn, limits Limits, onClose func(error)) *Conn {
 	}
 }
 
-// GuardPubSub is Guard for a connection that may subscribe. It keeps account of what
-// each request waits for, which costs a lock for each.
+// GuardPubSub is Guard for a connection that may subscribe. It tracks the kind of reply
+// that each request expects, at the price of a lock for each request.
 func GuardPubSub(c net.Conn, limits Limits, onClose func(error)) *Conn {
 	g := Guard(c, limits, onClose)
 	both := &ledger{}
@@ -58,9 +58,9 @@ func GuardPubSub(c net.Conn, limits Limits, onClose func(error)) *Conn {
 	return g
 }
 
-// Read reads from the peer. If the peer breaks the protocol, Read closes the
-// connection and returns no bytes and a *ProtocolError, then and ever after. It
-// holds back what would make its reader allocate much more than was received.
+// Read reads from the peer. If the peer breaks the protocol, Read closes the connection
+// and returns no bytes and a *ProtocolError, also on every later call. It holds back
+// bytes that would make the client allocate much more than was received.
 func (c *Conn) Read(p []byte) (int, error) {
 	for {
 		if e := c.end.Load(); e != nil {
@@ -75,8 +75,8 @@ func (c *Conn) Read(p []byte) (int, error) {
 		}
 		n, err := c.conn.Read(b)
 		if n > 0 {
-			// A request is counted before it is sent, so the count is at least that
-			// of the requests these bytes may answer.
+			// A request is counted before it is sent, so the count includes every request
+			// that these bytes may answer.
 			c.in.allowed = c.requests.Load()
 			if bad := c.in.Feed(b[:n]); bad != nil {
 				return 0, c.abort(bad)
@@ -88,7 +88,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 			if c.backlog.size > 0 || c.in.hold >= 0 || len(c.in.cuts) > 0 {
 				n = c.keep(p, b[:n])
 				if c.backlog.ready > 0 {
-					return c.backlog.read(p), nil // err comes again
+					return c.backlog.read(p), nil // the next Read returns err again
 				}
 			}
 		}
@@ -102,8 +102,8 @@ func (c *Conn) Read(p []byte) (int, error) {
 	}
 }
 
-// keep takes a chunk that cannot be delivered as it is: b is the beginning of p, or of
-// the backlog's room. It returns how much of p may be delivered.
+// keep stores a chunk that cannot be delivered as it is. b is the beginning of p, or of
+// the backlog's room. It returns how many bytes of p may be delivered.
 func (c *Conn) keep(p, b []byte) (n int) {
 	l, hold := &c.backlog, c.in.hold
 	switch {
@@ -125,15 +125,15 @@ func (c *Conn) keep(p, b []byte) (n int) {
 	return n
 }
 
-// Streams says that from now on the reader reads bulk strings, unless they are parts of
-// something, in pieces: they are not held back. It must not be called beside Read.
+// Streams declares that from now on the client reads top-level bulk strings in pieces, so
+// they are not held back. It must not be called concurrently with Read.
 func (c *Conn) Streams() { c.in.streams = true }
 
-// Settled says that Said is not asked for any more.
+// Settled declares that Said will not be called any more. Further errors are not kept.
 func (c *Conn) Settled() { c.settled.Store(true) }
 
 // Said returns the first error replies that came before Settled, and the last one, which
-// may be one that had begun when the connection ended.
+// may be incomplete if the connection ended within it.
 func (c *Conn) Said() []Said {
 	if all := c.said.Load(); all != nil {
 		return *all
@@ -151,7 +151,7 @@ func (c *Conn) note() {
 	c.said.Store(&all)
 }
 
-// unfinished takes note of an error reply of which no more will come.
+// unfinished keeps an error reply that was incomplete when the connection ended.
 func (c *Conn) unfinished() {
 	if text := c.in.unfinished(); text != "" && !c.settled.Load() {
 		all := append(slices.Clone(c.in.said), Said{c.in.replies + 1, text})
@@ -159,8 +159,8 @@ func (c *Conn) unfinished() {
 	}
 }
 
-// Write sends requests to the peer. Anything but requests closes the
-// connection: their number could not be known any more.
+// Write sends requests to the peer. Any other bytes close the connection, because the
+// number of expected replies would be unknown.
 func (c *Conn) Write(p []byte) (int, error) {
 	if e := c.end.Load(); e != nil {
 		return 0, e.cause()
@@ -168,8 +168,8 @@ func (c *Conn) Write(p []byte) (int, error) {
 	if bad := c.out.Feed(p); bad != nil {
 		return 0, c.abort(bad)
 	}
-	// A request counts from its first byte, for a server that finds it too
-	// large says so without reading the rest.
+	// A request counts from its first byte, because a server that finds it too large
+	// answers without reading the rest.
 	c.requests.Store(c.out.begun)
 	n, err := c.conn.Write(p)
 	if err != nil {
@@ -178,16 +178,16 @@ func (c *Conn) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// Close closes the connection. Only the first call does anything; none waits
-// for the peer.
+// Close closes the connection. Only the first call has an effect; no call waits for the
+// peer.
 func (c *Conn) Close() error {
 	c.end.CompareAndSwap(nil, &ending{})
 	if !c.closed.CompareAndSwap(false, true) {
 		return nil
 	}
 	if t, ok := c.conn.(interface{ NetConn() net.Conn }); ok {
-		// tls.Conn waits up to five seconds to say goodbye to a peer that does
-		// not read.
+		// tls.Conn waits up to five seconds for its close-notify message to be sent to a
+		// peer that does not read.
 		_ = t.NetConn().Close()
 	}
 	err := c.conn.Close()
@@ -203,13 +203,13 @@ func (c *Conn) Close() error {
 	return err
 }
 
-// Ended says whether the connection has ended, or is just being closed: a Close
-// that returns because another one is at work comes before onClose.
+// Ended reports whether the connection has ended or is being closed. A Close that returns
+// because another Close is running may return before onClose is called.
 func (c *Conn) Ended() bool { return c.end.Load() != nil }
 
-// Err returns the error that ended the connection: a violation, or an error of
-// Read or Write other than a timeout, whichever came first. It is nil while the
-// connection works, and if Close came before any error.
+// Err returns the error that ended the connection: a violation, or an error of Read or
+// Write other than a timeout, whichever came first. It is nil while the connection works,
+// and if Close came before any error.
 func (c *Conn) Err() error {
 	if e := c.end.Load(); e != nil {
 		return e.err
@@ -220,17 +220,17 @@ func (c *Conn) Err() error {
 // Requests returns how many requests have begun to be written.
 func (c *Conn) Requests() int64 { return c.requests.Load() }
 
-// Replies returns how many of them have been answered, to the end of the reply.
+// Replies returns how many requests have been answered completely.
 func (c *Conn) Replies() int64 { return c.replies.Load() }
 
 // Pending returns how many requests have not been answered.
 func (c *Conn) Pending() int64 {
-	replies := c.replies.Load() // first, or the difference may be negative
+	replies := c.replies.Load() // read first, or the difference may be negative
 	return c.requests.Load() - replies
 }
 
-// NetConn returns the wrapped connection. Bytes that go through it directly are
-// not validated, and not counted.
+// NetConn returns the wrapped connection. Bytes that bypass the Conn through it are
+// neither validated nor counted.
 func (c *Conn) NetConn() net.Conn { return c.conn }
 
 // LocalAddr returns the local address of the wrapped connection.
@@ -248,9 +248,8 @@ func (c *Conn) SetReadDeadline(t time.Time) error { return c.conn.SetReadDeadlin
 // SetWriteDeadline sets the write deadline of the wrapped connection.
 func (c *Conn) SetWriteDeadline(t time.Time) error { return c.conn.SetWriteDeadline(t) }
 
-// failed remembers an error of the wrapped connection. A timeout does not end
-// it, but is what onClose is told if the connection is closed with nothing
-// worse to tell.
+// failed records an error of the wrapped connection. A timeout does not end the
+// connection, but is passed to onClose if the connection is closed without another error.
 func (c *Conn) failed(err error) {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		c.timeout.CompareAndSwap(nil, &ending{err})
@@ -259,8 +258,8 @@ func (c *Conn) failed(err error) {
 	c.end.CompareAndSwap(nil, &ending{err})
 }
 
-// abort closes the connection for a violation. It returns the error to report,
-// which is another one if that ended the connection before.
+// abort closes the connection because of a violation. It returns the error to report: an
+// earlier one, if that ended the connection first.
 func (c *Conn) abort(err error) error {
 	c.end.CompareAndSwap(nil, &ending{err})
 	_ = c.Close()

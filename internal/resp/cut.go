@@ -2,22 +2,22 @@ package resp
 
 import "strconv"
 
-// A cut is a piece of a chunk that rueidis is not to see, and what it sees instead.
+// A cut is a part of a chunk that rueidis must not see, and its replacement.
 type cut struct {
 	from, to int
 	with     []byte
 }
 
-// A cutKind is a reason to cut.
+// A cutKind is the reason for a cut.
 type cutKind uint8
 
 const (
 	cutNone  cutKind = iota
-	cutReply         // an answer to an unsubscription, or to the PING behind it, that is put otherwise
-	cutPush          // a push inside a reply, which goes behind it
+	cutReply         // a rewritten answer to an unsubscription or to the PING behind it
+	cutPush          // a push inside a reply, which is moved behind the reply
 )
 
-// cut ends a piece, in front of b[to].
+// cut ends a cut in front of b[to].
 func (f *Framer) cut(b []byte, to int, with []byte) {
 	if f.cutting == cutPush {
 		f.later = append(f.later, b[f.cutFrom:to]...)
@@ -25,22 +25,22 @@ func (f *Framer) cut(b []byte, to int, with []byte) {
 	f.cuts = append(f.cuts, cut{f.cutFrom, to, with})
 }
 
-// substitute is what rueidis gets in place of an error that answers an unsubscription or
-// the PING that rueidis sends behind it. It takes some errors for PING's answer and
-// counts on one (pipe.go, isUnsubReply), and others it does not expect at all, though
-// Redis says BUSY to both, and MISCONF or MASTERDOWN to the PING alone.
+// substitute replaces an error that answers an unsubscription or the PING that rueidis
+// sends behind it. rueidis takes some errors for PING's answer and counts on one
+// (pipe.go, isUnsubReply). Other errors it does not expect at all, though Redis answers
+// BUSY to both, and MISCONF or MASTERDOWN to the PING alone.
 func (f *Framer) substitute() []byte {
 	if f.must == pongReply {
 		return []byte("+PONG\r\n")
 	}
-	// The same error, in a form that it never takes for PING's.
+	// The same error, in a form that rueidis never takes for PING's.
 	with := append([]byte{'!'}, strconv.Itoa(len(f.text))...)
 	with = append(with, '\r', '\n')
 	with = append(with, f.text...)
 	return append(with, '\r', '\n')
 }
 
-// apply returns a chunk as rueidis is to see it, and where in that begins what is to be
+// apply returns the chunk with all cuts made, and the offset in it from which bytes are
 // held back.
 func (f *Framer) apply(b []byte) (out []byte, hold int) {
 	at, hold := 0, none

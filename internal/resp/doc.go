@@ -1,11 +1,10 @@
-// Package resp stands between a Redis client library and the network and lets
-// through only what the library can survive.
+// Package resp validates the bytes between a Redis client library and the network. It
+// lets through only input that the library survives.
 //
-// rueidis parses replies on a goroutine of its own. A panic there cannot be
-// recovered by anybody and takes the host process down, and several byte
-// sequences a broken, hostile or simply wrong server may send do make it
-// panic, or allocate whatever the server asks for. [Guard] wraps a net.Conn so
-// that every byte is validated by a [Framer] before the library sees it, so
-// that a server can never send more replies than it was sent requests, and so that
-// memory follows what was received and not what was announced.
+// rueidis parses replies on a goroutine of its own. A panic there cannot be recovered by
+// the caller and ends the host process. Several byte sequences that a broken, hostile or
+// simply wrong server may send make it panic, or allocate as much as the server asks for.
+// [Guard] wraps a net.Conn so that a [Framer] validates every byte before the library
+// sees it. So a server cannot send more replies than it got requests, and memory follows
+// the bytes received, not the sizes announced.
 package resp

@@ -5,11 +5,11 @@ import (
 	"strconv"
 )
 
-// maxQuote is how many bytes of what the peer sent an error repeats.
+// maxQuote is the maximum number of received bytes that an error quotes.
 const maxQuote = 32
 
-// ProtocolError says that a peer sent bytes that no RESP peer sends, or that
-// are beyond the configured limits.
+// ProtocolError says that a peer sent bytes that no RESP peer sends, or that exceed the
+// configured limits.
 type ProtocolError struct {
 	// Offset is the position in the stream of the byte that broke the rules.
 	Offset int64
@@ -45,8 +45,8 @@ func byteName(c byte) string {
 
 func printable(c byte) bool { return c >= 0x20 && c < 0x7f }
 
-// firstByteHint explains the first byte of a stream that cannot be RESP: most
-// of the time somebody gave the address of something that is not Redis.
+// firstByteHint explains a stream whose first byte cannot be RESP. Usually the configured
+// address is not that of a Redis server.
 func firstByteHint(b []byte) string {
 	switch c := b[0]; {
 	case c == 'H':
@@ -59,7 +59,7 @@ func firstByteHint(b []byte) string {
 	return ""
 }
 
-// quote repeats the first line of b, up to maxQuote bytes of it.
+// quote returns the first line of b in quotes, at most maxQuote bytes of it.
 func quote(b []byte) string {
 	n := 0
 	for n < len(b) && n < maxQuote && b[n] != '\r' && b[n] != '\n' {

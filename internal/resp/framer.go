@@ -5,7 +5,7 @@ import (
 	"math"
 )
 
-// A state names what the next byte is expected to be.
+// A state names the kind of byte that is expected next.
 //
 //	state       byte              next state
 //	----------  ----------------  ------------------------------------------
@@ -24,11 +24,11 @@ import (
 //	stLF        LF                element ends
 //	stLine      anything, CR LF   element ends
 //
-// When an element ends, every aggregate it completes ends too. The state after
-// it is stType either way: of the next element, or of the next top-level frame.
-// An attribute (|) stands before the element that it belongs to and is none itself.
-// Any byte that is not in the table is a violation, after which the Framer
-// returns that violation for ever.
+// When an element ends, every aggregate that it completes ends too. The next state is
+// stType in both cases: of the next element, or of the next top-level frame. An attribute
+// (|) stands before the element that it describes and does not count as an element. Any
+// byte that is not in the table is a violation, and every later call returns that
+// violation.
 type state uint8
 
 const (
@@ -42,87 +42,88 @@ const (
 	stLine
 )
 
-// maxDigits is the length of the largest int64. The digits of a number are
-// summed up in a uint64, which 19 of them cannot overflow; rueidis sums up any
-// number of them in an int64 (resp.go, readI), so that 2^64-5 becomes -5, and
-// make([]byte, -5) panics.
+// maxDigits is the number of digits of the largest int64. The digits of a number are
+// summed up in a uint64, which 19 of them cannot overflow. rueidis sums up any number of
+// them in an int64 (resp.go, readI), so that 2^64-5 becomes -5, and make([]byte, -5)
+// panics.
 const maxDigits = 19
 
-// A Framer validates one direction of a RESP stream, in chunks cut anywhere. It
-// accepts what a Redis server sends with RESP2 or RESP3, and nothing that
-// rueidis is known not to survive. What rueidis would not survive although a
-// correct server may send it, the Framer rewrites (see cut), and what would make
-// rueidis allocate more than has arrived, it says to hold back (see hold).
+// A Framer validates one direction of a RESP stream, in chunks cut anywhere. It accepts
+// the replies of a Redis server in RESP2 or RESP3, and no input that rueidis is known not
+// to survive. A correct server may send a few sequences that rueidis does not survive;
+// the Framer rewrites these (see cut). It marks bytes to hold back that would make
+// rueidis allocate more than has arrived (see hold).
 //
-// Not accepted although the RESP3 specification knows them, because no Redis
-// server sends them: streamed strings and aggregates, which rueidis grows
-// without a bound (resp.go, readBlobString and readE).
+// Streamed strings and aggregates are not accepted. The RESP3 specification has them, but
+// no Redis server sends them, and rueidis grows them without a bound (resp.go,
+// readBlobString and readE).
 //
 // A Framer is not safe for concurrent use.
 type Framer struct {
-	// AllowPubSub accepts the pushes of a connection that subscribes. On any
-	// other connection a subscribe or unsubscribe push makes rueidis panic
-	// (pipe.go, _backgroundRead, protocolbug), so by default the only push is
-	// an invalidation. Set it before the first Feed.
+	// AllowPubSub accepts the pushes of a connection that subscribes. On any other
+	// connection a subscribe or unsubscribe push makes rueidis panic (pipe.go,
+	// _backgroundRead, protocolbug). So by default invalidations are accepted, pushes of
+	// unknown kinds are skipped by rueidis, and all others are violations. Set it before
+	// the first Feed.
 	AllowPubSub bool
 
 	limits   Limits
-	requests bool    // validates what a client sends: arrays of bulk strings
+	requests bool    // validates requests of a client: arrays of bulk strings
 	allowed  int64   // how many frames other than pushes may have begun
-	ledger   *ledger // of both directions, where the connection subscribes; in allowed's place
+	ledger   *ledger // shared by both directions of a connection that subscribes; used in place of allowed
 
 	state    state
 	typ      byte // type of the element being read
 	negative bool
 	lastCR   bool // in stLine: the previous byte was a CR
 	push     pushKind
-	must     demand // what the reply must be
-	capture  int    // how many bytes of this element's text go to text
-	text     []byte // that of an error, of a push's kind, or of a request's name
+	must     demand // which reply is expected
+	capture  int    // how many bytes of this element's text are copied to text
+	text     []byte // the text of an error, of a push's kind, or of a request's name
 	digits   int
 	number   uint64
 	remain   int64   // in stBody: bytes to skip
 	line     int     // in stLine: bytes so far
 	elements int64   // declared so far in this top-level frame
-	missing  int64   // of these, how many have not begun
-	arity    int64   // elements of the current push
-	pushAt   int     // how many aggregates are around the current push
+	missing  int64   // those of them that have not begun
+	arity    int64   // elements of the current push or request
+	pushAt   int     // number of aggregates around the current push
 	stack    []level // the open aggregates
 	prefixed bool    // an attribute of the next top-level frame has ended
 	offset   int64   // bytes of all earlier chunks
 	frame    int64   // offset of the first byte of this top-level frame
 
-	// hold is where the bytes of the last chunk begin that are to be held back, or none.
+	// hold is the offset in the last chunk from which bytes are held back, or none.
 	hold    int
-	streams bool // a bulk string at the top level is read without a buffer of its length
+	streams bool // top-level bulk strings are read without a buffer of their length
 
-	cutting cutKind // what is being cut out
-	cutFrom int     // where in this chunk that begins
-	cuts    []cut   // of the last chunk
+	cutting cutKind // the reason for the cut in progress
+	cutFrom int     // where in this chunk the cut begins
+	cuts    []cut   // the cuts of the last chunk
 	later   []byte  // pushes that were cut out of a reply
-	closing bool    // there is something to do at the end of this reply
+	closing bool    // answered must be called at the end of this reply
 
 	begun   int64
 	replies int64
 	pushes  int64
 	errors  int64  // error replies
 	said    []Said // the first of them, and the last
-	deaf    bool   // it takes no note of what they say
+	deaf    bool   // further errors are not kept
 	err     *ProtocolError
 }
 
-// A level is an aggregate that is open.
+// A level is an open aggregate.
 type level struct {
 	missing int64 // elements that have not ended
-	aside   byte  // '|' or '>' where it is no element of what is around it
+	aside   byte  // '|' or '>' if it does not count as an element of the enclosing aggregate
 }
 
-// none is no index.
+// none is an invalid index.
 const none = -1
 
 var crlf = []byte("\r\n")
 
-// NewFramer returns a Framer for the bytes a server sends.
+// NewFramer returns a Framer for the bytes that a server sends.
 func NewFramer(limits Limits) *Framer {
 	f := newFramer(limits.withDefaults())
 	return &f
@@ -137,8 +138,8 @@ func newFramer(limits Limits) Framer {
 	}
 }
 
-// newRequestFramer validates what a client sends. How large a request may be
-// is the business of whoever makes it, so only its form is checked.
+// newRequestFramer returns a Framer for the bytes that a client sends. It checks only
+// their form; the size of a request is the client's responsibility.
 func newRequestFramer() Framer {
 	f := newFramer(Limits{
 		MaxBulk:     math.MaxInt64,
@@ -157,18 +158,17 @@ func (f *Framer) Replies() int64 { return f.replies }
 // Pushes returns how many pushes are complete.
 func (f *Framer) Pushes() int64 { return f.pushes }
 
-// MidFrame tells whether the last chunk ended inside a frame.
+// MidFrame reports whether the last chunk ended inside a frame.
 func (f *Framer) MidFrame() bool { return f.state != stType || len(f.stack) > 0 || f.prefixed }
 
-// Feed validates the next chunk of the stream. An error is a *ProtocolError;
-// it is returned again by every later call. No byte of a chunk that Feed
-// rejected may be shown to rueidis.
+// Feed validates the next chunk of the stream. An error is a *ProtocolError, which every
+// later call returns again. No byte of a rejected chunk may be shown to rueidis.
 func (f *Framer) Feed(b []byte) error {
 	if f.err != nil {
 		return f.err
 	}
 	if f.hold > 0 {
-		f.hold = 0 // what comes now stands behind what is held already
+		f.hold = 0 // this chunk is behind bytes that are held already
 	}
 	f.cuts, f.cutFrom = f.cuts[:0], 0
 	i := 0
@@ -257,15 +257,14 @@ func (f *Framer) Feed(b []byte) error {
 			f.end(b, i)
 
 		case stLine:
-			// Like rueidis, the line ends at its first LF: a CR elsewhere in it
-			// is text.
+			// As in rueidis, the line ends at its first LF: a CR elsewhere in it is text.
 			rest := b[i:min(len(b), i+f.limits.MaxLine+2-f.line)]
 			n := bytes.IndexByte(rest, '\n')
 			if f.capture > 0 {
 				if n < 0 {
 					f.take(rest)
 				} else {
-					f.take(rest[:n+1]) // what follows is another element's
+					f.take(rest[:n+1]) // the rest belongs to another element
 				}
 			}
 			if n < 0 {
@@ -304,13 +303,13 @@ func (f *Framer) Feed(b []byte) error {
 	return nil
 }
 
-// take takes what is to be known of an element's text.
+// take copies the part of an element's text that is captured.
 func (f *Framer) take(b []byte) {
 	n := min(len(b), f.capture-len(f.text))
 	f.text = append(f.text, b[:n]...)
 }
 
-// begin takes the type byte b[i].
+// begin handles the type byte b[i].
 func (f *Framer) begin(b []byte, i int) bool {
 	c := b[i]
 	top := len(f.stack) == 0
@@ -345,9 +344,9 @@ func (f *Framer) begin(b []byte, i int) bool {
 		}
 		if !top {
 			// Redis before 7.0.5 does that when tracked keys expire during a command
-			// (redis/redis#8935). rueidis repairs such a reply if the server says that
-			// it is Redis 6, and takes the rest of it for another reply otherwise
-			// (pipe.go, _backgroundRead, ver == 6).
+			// (redis/redis#8935). rueidis repairs such a reply if the server says that it
+			// is Redis 6, and otherwise takes the rest of it for another reply (pipe.go,
+			// _backgroundRead, ver == 6).
 			f.cutting, f.cutFrom = cutPush, i
 		}
 		f.push, f.pushAt = pushUnknown, len(f.stack)
@@ -375,9 +374,9 @@ func (f *Framer) begin(b []byte, i int) bool {
 			break
 		}
 		if reason := f.expects(c, i); reason != "" {
-			// rueidis panics on a reply it has no request for (pipe.go,
-			// _backgroundRead, protocolbug). The check is made here, not
-			// at the end of the reply, for it allocates before that.
+			// rueidis panics on a reply without a request (pipe.go, _backgroundRead,
+			// protocolbug). The check is made here, not at the end of the reply, because
+			// rueidis allocates before that.
 			f.fail(b, i, reason)
 			f.err.Hint = "it said " + quote(b[i:])
 			return false
@@ -394,7 +393,8 @@ func (f *Framer) begin(b []byte, i int) bool {
 	return true
 }
 
-// expects takes a frame of type c that is no push, and says why it may not be.
+// expects handles the beginning of a frame of type c that is not a push. It returns why
+// the frame is not allowed, "" if it is.
 func (f *Framer) expects(c byte, at int) (reason string) {
 	isError := c == '-' || c == '!'
 	if isError && !f.requests {
@@ -418,13 +418,13 @@ func (f *Framer) expects(c byte, at int) (reason string) {
 		f.capture, f.text, f.closing = maxSaid, f.text[:0], true
 		if isError {
 			f.cutting, f.cutFrom = cutReply, at
-			f.capture = math.MaxInt // it is sent again
+			f.capture = math.MaxInt // the whole text, which substitute sends again
 		}
 	}
 	return reason
 }
 
-// checkText checks a text that has ended, where it matters what it says.
+// checkText checks a captured text that has ended.
 func (f *Framer) checkText() (reason string) {
 	f.capture = 0
 	switch {
@@ -438,7 +438,7 @@ func (f *Framer) checkText() (reason string) {
 	case f.must == eitherReply:
 		f.must = f.ledger.decide(f.text)
 	}
-	// What rueidis takes for PING's answer, whatever its type.
+	// rueidis takes "PONG" for PING's answer, whatever its type.
 	isPong := string(f.text) == "PONG"
 	if isError := f.cutting == cutReply; isError == isPong {
 		return "an unsubscription was answered with " + quote(f.text)
@@ -446,8 +446,8 @@ func (f *Framer) checkText() (reason string) {
 	return ""
 }
 
-// checkNumber checks the number in front of a CR at the given offset. rueidis
-// acts on it when it sees the LF.
+// checkNumber checks a number whose CR is at the given offset. rueidis acts on the number
+// when it sees the LF.
 func (f *Framer) checkNumber(offset int64) (reason string) {
 	if f.digits == 0 {
 		return "expected a digit"
@@ -459,8 +459,8 @@ func (f *Framer) checkNumber(offset int64) (reason string) {
 			return "integer out of range"
 		}
 	case f.negative:
-		// make panics for $-5 and *-7 (resp.go, readB and readA), and for
-		// %-1, which rueidis does not take for a null (readMap).
+		// make panics for $-5 and *-7 (resp.go, readB and readA), and for %-1, which
+		// rueidis does not take for a null (readMap).
 		if f.number != 1 || f.digits != 1 || f.typ != '$' && f.typ != '*' {
 			return "negative length"
 		}
@@ -485,8 +485,8 @@ func (f *Framer) checkNumber(offset int64) (reason string) {
 		}
 	}
 	if f.requests && (null || f.typ == '*' && f.number == 0) {
-		// Redis does not answer an empty request: it would let the server
-		// have one reply for free.
+		// Redis does not answer an empty request, so the server could send one reply too
+		// many without being noticed.
 		return "a request is an array of bulk strings"
 	}
 	switch f.push {
@@ -495,7 +495,7 @@ func (f *Framer) checkNumber(offset int64) (reason string) {
 		if f.typ == '>' {
 			f.arity = int64(f.number)
 		} else if null || f.number == 0 || f.number > maxPushKind {
-			f.push = pushOther // no kind that is known has such a name
+			f.push = pushOther // no known kind has such a name
 		} else {
 			f.capture, f.text = maxPushKind, f.text[:0]
 		}
@@ -507,7 +507,7 @@ func (f *Framer) checkNumber(offset int64) (reason string) {
 	return ""
 }
 
-// enter goes on after a header whose number checkNumber found good. It ends in front
+// enter handles a header whose number checkNumber has accepted. The header ends in front
 // of b[i].
 func (f *Framer) enter(b []byte, i int) {
 	n := int64(f.number)
@@ -564,7 +564,8 @@ func (f *Framer) enter(b []byte, i int) {
 	}
 }
 
-// aside tells what the aggregate that begins is where it is no element.
+// aside returns the type of the aggregate that begins if it does not count as an element,
+// else 0.
 func (f *Framer) aside() byte {
 	if f.typ == '|' || f.typ == '>' && len(f.stack) > 0 {
 		return f.typ
@@ -572,8 +573,8 @@ func (f *Framer) aside() byte {
 	return 0
 }
 
-// end ends the current element, in front of b[i], and every aggregate it is the last
-// element of.
+// end ends the current element, in front of b[i], and every aggregate whose last element
+// it is.
 func (f *Framer) end(b []byte, i int) {
 	f.state = stType
 	for n := len(f.stack); n > 0; n-- {
@@ -600,7 +601,8 @@ func (f *Framer) end(b []byte, i int) {
 	}
 }
 
-// endAside ends what is no element: an attribute, or a push inside a reply.
+// endAside ends an aggregate that does not count as an element: an attribute, or a push
+// inside a reply.
 func (f *Framer) endAside(kind byte, b []byte, i int) {
 	f.state = stType
 	if kind == '|' {
@@ -613,13 +615,14 @@ func (f *Framer) endAside(kind byte, b []byte, i int) {
 	f.cutting, f.closing = cutNone, true
 }
 
-// answered ends a reply with which there is something to do.
+// answered does the pending work at the end of a reply: it inserts moved pushes, keeps
+// the error, rewrites it if necessary.
 func (f *Framer) answered(b []byte, i int) {
 	f.closing = false
 	if len(f.later) > 0 {
 		f.cuts = append(f.cuts, cut{i, i, f.later})
 		f.later = nil
-		return // it was an aggregate
+		return // the reply was an aggregate
 	}
 	if f.typ != '+' {
 		f.errors++

@@ -1,23 +1,24 @@
 package resp
 
 // rueidis allocates a bulk string, and the elements of an aggregate, as soon as it has
-// read their length (resp.go, readB and readA): a dozen bytes from a server cost half a
-// gigabyte. So a header is held back while what it announces, and has not arrived, is
-// more than has arrived. Then rueidis' memory for a frame is at most freeBytes, and twice
-// what was received; an element counts for what it is there, which may be thirteen times
-// what it is on the wire.
+// read their length (resp.go, readB and readA). So a dozen bytes from a server could cost
+// half a gigabyte. Therefore a header is held back while the announced bytes that are
+// missing outnumber those received by more than freeBytes. Then rueidis needs at most
+// freeBytes plus twice the received bytes for a frame. An element counts with its size in
+// memory, which may be thirteen times its size on the wire.
 
 const (
-	// freeBytes is what may be announced and not have arrived, so that no frame of an
-	// ordinary size is held back, and copied: half of rueidis' own buffer.
+	// freeBytes is how much may be announced and missing before a header is held back.
+	// Frames of ordinary size are therefore not held back and copied. It is half of
+	// rueidis' own buffer.
 	freeBytes = 256 << 10
 
 	// elementBytes is the size of a rueidis.RedisMessage.
 	elementBytes = 40
 )
 
-// paid says whether so much has arrived, in front of the i-th byte of this chunk, that
-// nothing needs to be held back.
+// paid reports whether enough bytes have arrived, in front of the i-th byte of this
+// chunk, that nothing needs to be held back.
 func (f *Framer) paid(i int) bool {
 	owed := f.missing * elementBytes
 	if f.state == stBody && !(f.streams && len(f.stack) == 0) {
@@ -26,8 +27,8 @@ func (f *Framer) paid(i int) bool {
 	return owed <= freeBytes+f.offset+int64(i)-f.frame
 }
 
-// weigh decides whether a header, which ends in front of the i-th byte, is held back. It
-// announces a bulk string of that length, or so many elements.
+// weigh decides whether a header, which ends in front of the i-th byte, is held back. The
+// header announces a bulk string of that many bytes, or that many elements.
 func (f *Framer) weigh(i int, bytes, elements int64) {
 	arrived := f.offset + int64(i) - f.frame
 	owed := f.missing * elementBytes
@@ -42,12 +43,12 @@ func (f *Framer) weigh(i int, bytes, elements int64) {
 	}
 }
 
-// A backlog keeps what was received and is not yet to be delivered, in chunks that grow
-// with it.
+// A backlog stores received bytes until they may be delivered, in chunks that grow with
+// its size.
 type backlog struct {
 	chunks [][]byte
 	size   int // bytes in chunks
-	ready  int // of these, how many may be delivered
+	ready  int // the number of them that may be delivered
 }
 
 const (
@@ -55,7 +56,7 @@ const (
 	maxChunk = 1 << 20
 )
 
-// room returns where to receive what follows. keep is to be called with it.
+// room returns a buffer for the next Read. The caller then calls keep.
 func (l *backlog) room() []byte {
 	if n := len(l.chunks); n > 0 {
 		if last := l.chunks[n-1]; cap(last)-len(last) >= minChunk/4 {
@@ -66,20 +67,20 @@ func (l *backlog) room() []byte {
 	return l.chunks[len(l.chunks)-1][:cap(l.chunks[len(l.chunks)-1])]
 }
 
-// keep adds the first n bytes of the last room.
+// keep adds the first n bytes of the buffer that room returned.
 func (l *backlog) keep(n int) {
 	last := &l.chunks[len(l.chunks)-1]
 	*last = (*last)[:len(*last)+n]
 	l.size += n
 }
 
-// add adds b, which becomes the backlog's.
+// add appends b and takes ownership of it.
 func (l *backlog) add(b []byte) {
 	l.chunks = append(l.chunks, b)
 	l.size += len(b)
 }
 
-// read delivers what is ready.
+// read copies ready bytes to p and removes them from the backlog.
 func (l *backlog) read(p []byte) (n int) {
 	for n < len(p) && l.ready > 0 {
 		first := l.chunks[0]
@@ -91,7 +92,7 @@ func (l *backlog) read(p []byte) (n int) {
 			l.chunks[0] = first[k:]
 			continue
 		}
-		l.chunks[0] = nil // rueidis has it now
+		l.chunks[0] = nil // allow the collector to free it
 		l.chunks = l.chunks[1:]
 	}
 	if l.size == 0 {

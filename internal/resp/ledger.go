@@ -5,14 +5,13 @@ import (
 	"sync"
 )
 
-// A ledger knows what the requests of a connection that subscribes wait for. On any
-// other connection counting is enough: each request has one reply. A subscription has
-// a push for each channel and no reply, or an error. An unsubscription has one push at
-// least, or an error, and rueidis sends a PING behind it, the chaser, by whose answer it
-// knows that the pushes are over. rueidis panics (pipe.go, _backgroundRead) on each of
-// these:
+// A ledger tracks the replies that the requests of a connection that subscribes expect.
+// On any other connection a count is enough: each request has one reply. A subscription
+// has a push for each channel and no reply, or an error. An unsubscription has at least
+// one push, or an error. Behind it rueidis sends a PING, the chaser, whose answer ends
+// the pushes. rueidis panics (pipe.go, _backgroundRead) on each of these:
 //
-//	what comes                                  while the oldest request is      here
+//	received                                    while the oldest request is      here
 //	------------------------------------------  -------------------------------  ---------
 //	a reply                                     none                             violation
 //	a push that confirms a subscription         none, or no subscription         violation
@@ -22,31 +21,31 @@ import (
 //	another error than it knows (MISCONF)       a chaser                         rewritten
 //	a reply that is neither PONG nor an error   a chaser                         violation
 //
-// A correct server sends what is rewritten, see Framer.substitute. +QUEUED it sends to
-// who subscribes within MULTI, which holdfast refuses.
+// A correct server may send the rewritten errors; see Framer.substitute. It sends +QUEUED
+// for a subscription within MULTI, which holdfast refuses.
 //
-// An error behind a push of the unsubscription's kind is the chaser's. But a sharded
-// subscription is ended by the server as well, when its slot moves, and what comes then may
-// be the refusal (MOVED) of an SUNSUBSCRIBE that was under way: so there it depends on
-// what the error says.
+// An error behind a push of the unsubscription's kind is the chaser's answer. There is
+// one exception: the server itself ends a sharded subscription when its slot moves. The
+// next error may then be the refusal (MOVED) of an SUNSUBSCRIBE that was under way, so
+// the text of the error decides.
 //
-// The goroutine that writes adds to it, the one that reads takes from it.
+// The goroutine that writes adds requests, the one that reads removes them.
 type ledger struct {
 	mu struct {
 		sync.Mutex
 		entries []entry
 		head    int
 		chaser  bool // the next request is the PING behind an unsubscription
-		unnamed bool // what the last request is, is not known yet: nothing can answer it
+		unnamed bool // the kind of the last request is not known yet: no reply can belong to it
 	}
 }
 
-// An entry is a request that is not answered, or a number of plain ones in a row.
+// An entry is a request that is not answered, or several consecutive plain ones.
 type entry struct {
 	kind  requestKind
 	name  string // of a subscription or an unsubscription
-	count int64  // of plain requests; or of channels to confirm
-	got   int64  // confirmations
+	count int64  // number of plain requests, or of channels to confirm
+	got   int64  // confirmations received
 }
 
 type requestKind uint8
@@ -58,17 +57,17 @@ const (
 	reqChaser
 )
 
-// A demand is what a reply must be.
+// A demand says which reply is expected.
 type demand uint8
 
 const (
 	anyReply    demand = iota
 	pongReply          // of a chaser: PONG, or an error
-	otherReply         // of an unsubscription that is refused: an error
-	eitherReply        // an error that is the one or the other's
+	otherReply         // of a refused unsubscription: an error
+	eitherReply        // an error that answers either of the two
 )
 
-// began adds a request, before anything of it is sent. What it is, is not known yet.
+// began adds a request before any of its bytes is sent. Its kind is not known yet.
 func (l *ledger) began() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -89,7 +88,8 @@ func (l *ledger) began() {
 	l.mu.entries = append(l.mu.entries, entry{count: 1})
 }
 
-// subscriptions are the requests that are answered with pushes, and those pushes.
+// subscriptions and unsubscriptions are the requests that are answered with pushes. The
+// pushes have the same names.
 var subscriptions = []string{"subscribe", "psubscribe", "ssubscribe"}
 var unsubscriptions = []string{"unsubscribe", "punsubscribe", "sunsubscribe"}
 
@@ -102,7 +102,7 @@ func among(names []string, name []byte) string {
 	return ""
 }
 
-// named says what the request that began last is, before the end of its name is sent.
+// named sets the kind of the request that began last, before the end of its name is sent.
 func (l *ledger) named(name []byte, args int64) {
 	kind, n := reqSubscribe, ""
 	if len(name) >= len("subscribe") {
@@ -119,7 +119,7 @@ func (l *ledger) named(name []byte, args int64) {
 	}
 	last := &l.mu.entries[len(l.mu.entries)-1]
 	if last.kind != reqPlain {
-		return // rueidis sends nothing else there
+		return // rueidis sends no subscription there
 	}
 	l.mu.chaser = kind == reqUnsubscribe
 	e := entry{kind: kind, name: n, count: max(args, 1)}
@@ -131,7 +131,8 @@ func (l *ledger) named(name []byte, args int64) {
 	*last = e
 }
 
-// oldest is the request that is answered next, nil where there is none.
+// oldestLocked returns the request that is answered next, nil if there is none. The
+// caller holds the mutex.
 func (l *ledger) oldestLocked() *entry {
 	if l.mu.head == len(l.mu.entries) {
 		l.mu.entries, l.mu.head = l.mu.entries[:0], 0
@@ -140,7 +141,8 @@ func (l *ledger) oldestLocked() *entry {
 	return &l.mu.entries[l.mu.head]
 }
 
-// askedLocked is oldestLocked for a reply: nil also where what is oldest was not sent yet.
+// askedLocked is oldestLocked for a reply: it also returns nil if the oldest request was
+// not sent completely. The caller holds the mutex.
 func (l *ledger) askedLocked() *entry {
 	e := l.oldestLocked()
 	if e != nil && l.mu.unnamed && l.mu.head == len(l.mu.entries)-1 && (e.kind != reqPlain || e.count == 1) {
@@ -149,7 +151,8 @@ func (l *ledger) askedLocked() *entry {
 	return e
 }
 
-// reply takes the beginning of a reply, and says what it must be, or why it may not be.
+// reply handles the beginning of a reply. It returns which reply is expected, or why none
+// is allowed.
 func (l *ledger) reply(isError bool) (must demand, reason string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -172,7 +175,7 @@ func (l *ledger) reply(isError bool) (must demand, reason string) {
 		if isError && e.got == 0 {
 			return otherReply, ""
 		}
-		// It was done, so this is the answer to the PING behind it.
+		// The unsubscription succeeded, so this is the answer to the PING behind it.
 		if e = l.askedLocked(); e == nil {
 			return anyReply, "a reply nobody asked for"
 		}
@@ -188,8 +191,8 @@ func (l *ledger) reply(isError bool) (must demand, reason string) {
 	return anyReply, ""
 }
 
-// decide says of an error behind a push that may have been the server's own whether the
-// chaser got it, or the unsubscription.
+// decide handles an error behind a push that the server may have sent by itself. It
+// returns whether the error answers the chaser or the unsubscription.
 func (l *ledger) decide(text []byte) demand {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -204,8 +207,8 @@ func (l *ledger) decide(text []byte) demand {
 	return pongReply
 }
 
-// isPingError says whether Redis answers PING with that. PING has no key, and is never
-// redirected.
+// isPingError reports whether Redis answers PING with this error. PING has no key and is
+// never redirected.
 func isPingError(text []byte) bool {
 	for _, code := range []string{"BUSY", "LOADING", "MASTERDOWN", "MISCONF", "NOAUTH"} {
 		if bytes.HasPrefix(text, []byte(code)) {
@@ -215,13 +218,14 @@ func isPingError(text []byte) bool {
 	return bytes.Contains(text, []byte("'ping'"))
 }
 
-// confirmed takes a push of that kind, which is a subscription or an unsubscription.
+// confirmed handles a push of that kind, which confirms a subscription or an
+// unsubscription.
 func (l *ledger) confirmed(kind []byte) (reason string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := l.oldestLocked()
 	if among(unsubscriptions, kind) != "" {
-		// The server may end a subscription by itself: when its slot moves.
+		// The server may end a subscription by itself, when its slot moves.
 		switch {
 		case e == nil:
 		case e.kind == reqSubscribe && e.got > 0:

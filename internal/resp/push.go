@@ -1,6 +1,6 @@
 package resp
 
-// A pushKind says what the elements of the current push must be.
+// A pushKind says which elements the current push must have.
 //
 //	kind              elements after the kind itself
 //	----------------  ------------------------------------------------
@@ -12,7 +12,7 @@ type pushKind uint8
 
 const (
 	pushNone    pushKind = iota // not in a push
-	pushUnknown                 // in front of, or in, the kind
+	pushUnknown                 // before the kind, or within it
 	pushInvalidate
 	pushMessage
 	pushSubscription
@@ -22,8 +22,8 @@ const (
 // maxPushKind is the length of the longest kind, punsubscribe.
 const maxPushKind = 12
 
-// beginKind takes the type of a push's first element. What is no bulk string, and what
-// has another name than those below, is a push that rueidis skips (pipe.go, handlePush).
+// beginKind handles the type of a push's first element. A push whose first element is no
+// string, or has none of the names below, is skipped by rueidis (pipe.go, handlePush).
 func (f *Framer) beginKind(c byte) {
 	switch c {
 	case '$', '=', '!':
@@ -34,7 +34,7 @@ func (f *Framer) beginKind(c byte) {
 	}
 }
 
-// resolvePush looks at the kind of a push, which has now been read.
+// resolvePush handles the kind of a push, once it was read.
 func (f *Framer) resolvePush(kind []byte) (reason string) {
 	arity := int64(3)
 	push := pushSubscription
@@ -62,10 +62,10 @@ func (f *Framer) resolvePush(kind []byte) (reason string) {
 	return ""
 }
 
-// pushAccepts tells whether the current element may stand where it stands in
-// the current push. What rueidis makes of one that may not is not worth
-// knowing in every case: it flushes the cache for an invalidation of an
-// integer, and hands the elements to OnInvalidations whatever they are.
+// pushAccepts reports whether the current element may stand at its place in the current
+// push. rueidis handles wrong elements badly: for example, it flushes the cache for an
+// invalidation of an integer, and passes the elements to OnInvalidations whatever their
+// type.
 func (f *Framer) pushAccepts(null bool) bool {
 	if len(f.stack) == f.pushAt+2 {
 		return f.push == pushOther || f.typ == '$' && !null

@@ -4,18 +4,19 @@ import "strings"
 
 // Said is an error reply.
 type Said struct {
-	Reply int64  // which reply of the connection it was, from 1
-	Text  string // how it begins
+	Reply int64  // number of the reply on the connection, from 1
+	Text  string // the beginning of its text, at most 256 bytes
 }
 
 const (
-	// maxSaid is how much of an error is kept.
+	// maxSaid is how many bytes of an error are kept.
 	maxSaid = 256
 	// mostSaid is how many errors are kept.
 	mostSaid = 16
 )
 
-// note keeps the error that has just ended.
+// note keeps the error that has just ended. If there are mostSaid already, it replaces
+// the last one.
 func (f *Framer) note() {
 	if f.deaf {
 		return
@@ -26,7 +27,8 @@ func (f *Framer) note() {
 	f.said = append(f.said, Said{f.replies, string(f.text[:min(len(f.text), maxSaid)])})
 }
 
-// unfinished is how the error begins that is being received, "" where none is.
+// unfinished returns the beginning of the error that is being received, "" if there is
+// none.
 func (f *Framer) unfinished() string {
 	if len(f.stack) > 0 || f.typ == '-' && f.state != stLine || f.typ == '!' && f.state != stBody && f.state != stCR {
 		return ""

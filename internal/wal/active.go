@@ -2,17 +2,17 @@ package wal
 
 import "sync/atomic"
 
-// active is the log segment that records go into.
+// active is the log segment to which records are appended.
 type active struct {
 	file     writeFile
 	name     string
 	id       uint64
-	size     int64       // up to where everything was written; with SyncAlways, forced to the disk
+	size     int64       // end of the last complete write; with SyncAlways, forced to the disk
 	unsynced atomic.Bool // with SyncInterval: written since the last fsync
 }
 
-// makeRoom sees to it that there is an active segment which is not full. Whoever
-// calls it has the turn.
+// makeRoom ensures that there is an active segment with room for n bytes. A segment
+// without records takes any n. The caller holds the write turn.
 func (l *Log) makeRoom(n int64) error {
 	a := l.files.active
 	if a != nil && (a.size+n <= l.files.limit || a.size == headerSize) {
@@ -30,8 +30,9 @@ func (l *Log) makeRoom(n int64) error {
 		l.opts.Logf("wal: %s grows further: %v", a.name, err)
 		return nil
 	}
-	// From here on the older one must not grow any more, whatever goes wrong: the new
-	// one says where it ends, and may come back from the dead after it was removed.
+	// From here on the older segment must not grow any more, even if a later step fails:
+	// the header of the new one says where the older one ends, and the new file may
+	// reappear after a crash although it was removed.
 	if a != nil {
 		l.retire()
 	}
@@ -47,7 +48,8 @@ func (l *Log) makeRoom(n int64) error {
 	return nil
 }
 
-// begin makes a file a log segment that will be found.
+// begin writes the header of a new log segment and, unless the policy is SyncNone, forces
+// its name to the disk.
 func (l *Log) begin(f writeFile, file fileID) error {
 	err := writeAll(f, header{file: file, run: l.run, prev: l.files.prev}.append(nil))
 	if err != nil || l.opts.Sync == SyncNone {
@@ -60,8 +62,9 @@ func (l *Log) begin(f writeFile, file fileID) error {
 	return nil
 }
 
-// retire makes the active segment an old one. With SyncInterval it is forced to the
-// disk, because nobody would before Close. Whoever calls it has the turn.
+// retire turns the active segment into an old one. With SyncInterval it forces the
+// segment to the disk, because nothing else would do that before Close. The caller holds
+// the write turn.
 func (l *Log) retire() {
 	a := l.files.active
 	var err error
@@ -74,8 +77,9 @@ func (l *Log) retire() {
 	}
 }
 
-// abandon makes the active segment an old one as it is, as after a write that
-// failed. It ends where it did before that: what is behind is not read.
+// abandon turns the active segment into an old one without an fsync, for example after a
+// failed write. The recorded end is that of the last complete write; bytes behind it are
+// not read.
 func (l *Log) abandon(unsynced bool) {
 	a := l.files.active
 	l.files.active = nil
@@ -83,7 +87,7 @@ func (l *Log) abandon(unsynced bool) {
 	l.files.old = append(l.files.old, oldFile{
 		name: a.name, size: a.size, ends: a.size, unsynced: unsynced,
 	})
-	// An error of Close is one of a write that is still on its way, of which only
-	// fsync tells reliably; who needs to know that has asked it.
+	// An error of Close concerns a write that is not on the disk yet. Only fsync reports
+	// those reliably, and callers that need it have called Sync before.
 	a.file.Close()
 }

@@ -5,12 +5,12 @@ import (
 	"fmt"
 )
 
-// Check compares the directory with what the Log has written there: it may have been
-// removed or replaced, and a file may have been removed, replaced or cut short, the marker
-// damaged in any way. A LOCK
-// that was removed alone is made anew. Where something else is not as it should be,
-// Check returns why, and so does Err until a Compact has written everything anew. It
-// blocks on the disk. Where nothing is written anyhow, and after Close, it does nothing.
+// Check compares the directory with the files that the Log has written. It detects that
+// the directory was removed or replaced, that a file was removed, replaced or cut short,
+// and any damage of the marker. If only LOCK was removed, it is created again. For every
+// other difference Check returns an error, and so does Err until a Compact has written
+// everything anew. It blocks on the disk. While writing is stopped, and after Close, it
+// does nothing.
 func (l *Log) Check() error {
 	l.mu.Lock()
 	idle := l.mu.stopped || l.mu.closed
@@ -24,13 +24,13 @@ func (l *Log) Check() error {
 	return err
 }
 
-// check is Check. Whoever calls it has the turn.
+// check does the work of Check. The caller holds the write turn.
 func (l *Log) check() error {
 	l.mu.Lock()
 	closed := l.mu.closed
 	l.mu.Unlock()
 	if closed {
-		return nil // since Check was called
+		return nil // closed since Check was called
 	}
 	if err := l.held(); err != nil {
 		return l.lose(err)
@@ -41,7 +41,7 @@ func (l *Log) check() error {
 	return nil
 }
 
-// held says why the directory is not this Log's any more.
+// held returns why this Log has lost the directory, nil if it has not.
 func (l *Log) held() error {
 	if l.lock == nil {
 		return nil
@@ -49,10 +49,10 @@ func (l *Log) held() error {
 	return l.lock.held()
 }
 
-// missing says what is not in the directory that was written there.
+// missing returns the first file that is missing, replaced or cut short, as an error.
 func (l *Log) missing() error {
-	whole := func(name string, open writeFile, ends int64) error {
-		size, err := l.fs.size(name, open)
+	whole := func(name string, f writeFile, ends int64) error {
+		size, err := l.fs.size(name, f)
 		switch {
 		case err != nil:
 			return err
@@ -80,7 +80,7 @@ func (l *Log) missing() error {
 	return nil
 }
 
-// markerMissing says why the next Open would not believe the marker that stands.
+// markerMissing returns why the next Open would not believe the marker.
 func (l *Log) markerMissing() error {
 	if !l.fs.exists(markerName) {
 		return fmt.Errorf("%s was removed from outside", markerName)
@@ -100,8 +100,8 @@ func (l *Log) markerMissing() error {
 	return nil
 }
 
-// lose is fail for a directory that is not this Log's any more: nothing in it is to be
-// touched. Whoever calls it has the turn.
+// lose is fail for a directory that this Log has lost: no file in it may be changed. The
+// caller holds the write turn.
 func (l *Log) lose(cause error) error {
 	l.files.marker, l.files.old = gone, nil
 	if a := l.files.active; a != nil {
@@ -112,9 +112,9 @@ func (l *Log) lose(cause error) error {
 	return l.fail(cause)
 }
 
-// regain makes the directory this Log's again where it was lost, if it can be had. What
-// is found there is not read: it will be set aside, for everything there is to be kept
-// is about to be written.
+// regain takes the directory again if this Log has lost it and no other Log has it. The
+// files found there are not read but set aside later, because the Compact in progress
+// writes all live keys.
 func (l *Log) regain() error {
 	b := l.acquire()
 	err := l.regainInTurn()
@@ -149,5 +149,5 @@ func (l *Log) regainInTurn() error {
 	return nil
 }
 
-// errReplaced is what is wrong with a name that is another file's by now.
+// errReplaced says that a name belongs to another file by now.
 var errReplaced = errors.New("was replaced from outside")

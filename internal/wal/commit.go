@@ -8,15 +8,15 @@ import (
 	"time"
 )
 
-// batch is records that are written together, and those who wait for that. It is
-// filled while the batch before it is being written; the first of its callers to
-// find nobody writing writes it for all.
+// batch is a group of records that are written together, with the callers that wait for
+// them. It is filled while the previous batch is being written. The first of its callers
+// that finds no write in progress writes it for all.
 type batch struct {
-	changed sync.Cond // it is done, or it is its turn
+	changed sync.Cond // done was set, or a waiter of this batch may write it
 	buf     []byte
 	done    bool
 	err     error
-	written chan struct{} // closed when it is done; nil where nobody asked for it
+	written chan struct{} // closed when done is set; nil until Start is called
 }
 
 // Pending is a record that has its place in the log, and may not be written yet.
@@ -26,32 +26,32 @@ type Pending struct {
 	err   error
 }
 
-// Put keeps a payload under a key, in place of what was kept before. It returns
-// when the record is as durable as the policy says, and blocks for as long as the
-// disk takes: Options.Sync tells. It copies what it is given.
+// Put stores a payload under a key and replaces the previous one. It copies the payload.
+// It returns when the record is as durable as Options.Sync says, and blocks for as long
+// as the disk takes, without a bound; see Start for one.
 //
-// seq orders the records of one key: a lower one does not win over a higher one, of
-// equal ones the later wins. Callers that write the records of a key in their order
-// may pass 0. A Compact forgets the numbers of keys that were dropped: a Put that
-// is later than that, with a number from before the Drop, would count. Stage under
-// the lock that gives the numbers is never that late.
+// seq orders the records of one key: a lower number does not win over a higher one, and
+// of equal numbers the later record wins. Callers that write the records of a key in
+// their order may pass 0. A Compact forgets the numbers of dropped keys. So a Put with a
+// number from before the Drop would win if it came after such a Compact. Stage, called
+// under the lock that assigns the numbers, is never that late.
 //
 // After an error the record may or may not be there at the next Open. The error is
-// ErrClosed, ErrTooLarge, or what Err returns.
+// ErrClosed, ErrTooLarge, or the result of Err.
 func (l *Log) Put(key string, seq uint64, payload []byte) error {
 	return l.Stage(key, seq, payload).Wait()
 }
 
-// Drop ends the life of a key, unless a Put has a higher number. Else it is like
+// Drop removes a key, unless a Put has a higher number. Blocking and errors are as for
 // Put.
 func (l *Log) Drop(key string, seq uint64) error {
 	return l.StageDrop(key, seq).Wait()
 }
 
-// Stage is the first half of Put: it gives the record its place, behind all that
-// was staged before it, and does not block, so that it can be called under a lock
-// that orders the writes of a key. The record is written by the next Wait or Start, of
-// whomever, or by Close. Whoever stages and never waits lets memory grow.
+// Stage is the first half of Put: it gives the record its place, behind all records
+// staged before. It does not block on the disk, so it can be called under a lock that
+// orders the writes of a key. The record is written by the next Wait or Start of any
+// caller, or by Close. Without a Wait or Start, staged records pile up in memory.
 func (l *Log) Stage(key string, seq uint64, payload []byte) Pending {
 	return l.stage(putRecord, key, seq, payload)
 }
@@ -89,8 +89,8 @@ func (l *Log) stage(typ recordType, key string, seq uint64, payload []byte) Pend
 	return Pending{log: l, batch: b}
 }
 
-// Wait is the second half of Put: it returns when the record is durable. It may be
-// called more than once.
+// Wait is the second half of Put: it returns when the record is durable. It may be called
+// more than once.
 func (p Pending) Wait() error {
 	l, b := p.log, p.batch
 	if b == nil {
@@ -104,7 +104,7 @@ func (p Pending) Wait() error {
 		l.mu.Unlock()
 		return b.err
 	}
-	// Nobody writes, so b has not been taken: it is what is being filled.
+	// There is no write in progress, so b was not taken: it is the batch being filled.
 	l.beginLocked()
 	l.mu.Unlock()
 
@@ -113,9 +113,9 @@ func (p Pending) Wait() error {
 	return err
 }
 
-// Start is Wait for those who cannot wait for ever. It has a goroutine write what is
-// staged, one for all callers, and returns a channel that is closed when the record is
-// durable, or will not be written; Wait returns at once then. It does not block.
+// Start is Wait for callers with a time limit. It has a goroutine, one for all callers,
+// write the staged records. The returned channel is closed when the record is durable or
+// will not be written; then Wait returns at once. Start does not block.
 func (p Pending) Start() <-chan struct{} {
 	l, b := p.log, p.batch
 	if b == nil {
@@ -138,15 +138,15 @@ func (p Pending) Start() <-chan struct{} {
 	return b.written
 }
 
-// spawn runs a goroutine that Close waits for, under a name that a goroutine profile
-// shows. Once the Log is closed nobody may call it.
+// spawn runs a goroutine that Close waits for. The name appears in goroutine profiles. It
+// must not be called once the Log is closed.
 func (l *Log) spawn(name string, f func()) {
 	l.workers.Go(func() {
 		pprof.Do(context.Background(), pprof.Labels("holdfast", name), func(context.Context) { f() })
 	})
 }
 
-// writeStaged writes until nothing is staged any more.
+// writeStaged writes batches until no record is staged.
 func (l *Log) writeStaged() {
 	for more := true; more; {
 		b := l.acquire()
@@ -158,13 +158,13 @@ func (l *Log) writeStaged() {
 	}
 }
 
-// Late is for a caller that has waited for the disk for as long as it may: a disk that
-// stands still keeps whoever has called it. From then on Err returns the cause. What is
-// staged meanwhile is nobody's to wait for, and counts as written when the disk goes on
-// and has it. Where that takes longer than lateGrace, or lateBytes have gathered, the Log
-// is suspended: everything that waits is done, not written, nothing is staged until a
-// Compact has begun, and the marker is removed where that can be done, for what is in the
-// files may be out of date. Late does not block.
+// Late reports that a caller has waited for the disk for as long as it may. A stalled
+// disk does not return from the call that is in progress. From then on Err returns the
+// cause. Callers need not wait for records staged meanwhile; these count as written if
+// the disk resumes and has them. If that takes longer than lateGrace, or lateBytes have
+// been staged, the Log is suspended: all waiting batches end with the error, nothing is
+// staged until a Compact has begun, and the marker is removed if that is possible,
+// because the files may be out of date. Late does not block.
 func (l *Log) Late(cause error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -183,30 +183,30 @@ func (l *Log) Late(cause error) {
 }
 
 const (
-	// lateGrace is longer than most fsyncs of a busy disk: to write everything anew, as
-	// must be done after it, costs it more.
+	// lateGrace is longer than most fsyncs of a busy disk. Writing everything anew, which
+	// is necessary after it, costs the disk more.
 	lateGrace = time.Second
 	lateBytes = 1 << 20
 )
 
-// lateness is the time between the first caller's giving up and the disk's catching up.
+// lateness is the time from the first Late call until the disk has caught up.
 type lateness struct {
 	err   error
 	timer *time.Timer
-	over  bool   // the disk goes on: callers wait for it again
-	tail  *batch // then: the last of which not all have waited
+	over  bool   // the disk has resumed: callers wait for it again
+	tail  *batch // set with over: the last batch that some callers did not wait for
 }
 
-// Hangs says whether callers should not wait, because one has done so in vain and the
-// disk has not gone on since. It does not block.
+// Hangs reports whether callers should not wait for the disk, because one has called Late
+// and the disk has not resumed since. It does not block.
 func (l *Log) Hangs() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.mu.late != nil && !l.mu.late.over
 }
 
-// caughtUpLocked notes the end of a turn in which this batch was written. The caller
-// holds the mutex.
+// caughtUpLocked records that a turn in which this batch was written has ended. The
+// caller holds the mutex.
 func (l *Log) caughtUpLocked(b *batch) {
 	late := l.mu.late
 	if late == nil {
@@ -223,8 +223,8 @@ func (l *Log) caughtUpLocked(b *batch) {
 	}
 }
 
-// suspendLocked ends writing until Compact, though somebody has the turn. The caller
-// holds the mutex.
+// suspendLocked stops writing until Compact, although another goroutine holds the write
+// turn. The caller holds the mutex.
 func (l *Log) suspendLocked() {
 	late := l.mu.late
 	l.mu.late = nil
@@ -244,8 +244,9 @@ func (l *Log) suspendLocked() {
 		}
 	}
 	l.mu.filling = nil
-	// The marker belongs to who has the turn, and that one hangs. A second removal, by
-	// the Compact to come, does no harm; it waits for this one.
+	// Only the holder of the write turn may change the marker, and that goroutine is
+	// stalled. A second removal, by the next Compact, does no harm; it waits for this
+	// one.
 	warned := make(chan struct{})
 	l.mu.warned = warned
 	l.spawn("wal warning", func() {
@@ -257,8 +258,8 @@ func (l *Log) suspendLocked() {
 	})
 }
 
-// Busy returns for how long the present turn has been going on, 0 where nobody has it:
-// what a disk that stands still takes. It does not block.
+// Busy returns the duration of the current write turn, or 0 if there is none. A long one
+// means a stalled disk. It does not block.
 func (l *Log) Busy() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -268,7 +269,7 @@ func (l *Log) Busy() time.Duration {
 	return time.Since(l.mu.begun)
 }
 
-// beginLocked gives the turn to the caller, who holds the mutex.
+// beginLocked gives the write turn to the caller, which holds the mutex.
 func (l *Log) beginLocked() *batch {
 	b := l.mu.filling
 	l.mu.busy, l.mu.begun = true, time.Now()
@@ -278,11 +279,10 @@ func (l *Log) beginLocked() *batch {
 
 func notDurable(cause error) error { return fmt.Errorf("wal: not durable: %w", cause) }
 
-// settleLocked tells those who wait for a batch what became of it. The caller holds the
-// mutex.
+// settleLocked passes the result of a batch to its waiters. The caller holds the mutex.
 func (l *Log) settleLocked(b *batch, err error) {
 	if b.done {
-		return // of a batch that was given up
+		return // the batch was given up by suspendLocked
 	}
 	b.done, b.err = true, err
 	b.changed.Broadcast()
@@ -291,7 +291,7 @@ func (l *Log) settleLocked(b *batch, err error) {
 	}
 }
 
-// acquire waits for the turn, and takes what has been staged.
+// acquire waits for the write turn and takes the staged batch, nil if there is none.
 func (l *Log) acquire() *batch {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -303,14 +303,14 @@ func (l *Log) acquire() *batch {
 	return l.beginLocked()
 }
 
-// Of the buffers of batches two are kept for others, one to be filled while the
-// other is written, unless they are larger than spareBytes.
+// maxSpares buffers of batches are kept for reuse, one to be filled while the other is
+// written. Buffers larger than spareBytes are not kept.
 const (
 	maxSpares  = 2
 	spareBytes = 1 << 20
 )
 
-// release ends a turn and lets the next begin. The batch, if there is one, is done.
+// release ends a write turn and lets the next begin. b, if not nil, gets its result.
 func (l *Log) release(b *batch, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -331,7 +331,7 @@ func (l *Log) release(b *batch, err error) {
 	}
 }
 
-// write puts a batch into the active segment. Whoever calls it has the turn.
+// write appends a batch to the active segment. The caller holds the write turn.
 func (l *Log) write(b *batch) error {
 	if b == nil {
 		return nil
@@ -351,9 +351,9 @@ func (l *Log) write(b *batch) error {
 		err = a.file.Sync()
 	}
 	if err != nil {
-		// The next Open would take the whole records of it for good ones, though after
-		// a failed fsync they may be nowhere but in memory. If this fails as well, the
-		// segment that follows still tells where this one ends.
+		// The next Open would take its complete records for good ones, though after a
+		// failed fsync they may exist in memory only. If Truncate fails as well, the
+		// header of the next segment still says where this one ends.
 		a.file.Truncate(a.size)
 		l.abandon(l.opts.Sync != SyncAlways)
 		return l.fail(err)

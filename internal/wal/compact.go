@@ -8,42 +8,43 @@ import (
 	"io/fs"
 )
 
-// maxFiles is how many files may lie about before NeedsCompaction says that they
-// should become one: a process that is restarted again and again leaves one each
-// time.
+// maxFiles is the number of files above which NeedsCompaction reports true. A process
+// that is restarted again and again leaves one file each time.
 const maxFiles = 64
 
-// Size returns how many bytes the files have together. It does not block.
+// Size returns the total size of the files in bytes. It does not block.
 func (l *Log) Size() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.mu.bytes
 }
 
-// NeedsCompaction says whether Compact is worth its while: more than half of the
-// files, and more than a segment, is out of date; or there are more than 64 files;
-// or a damaged one could not be set aside; or something was not written. live is what the records of all live keys
-// take up, the sum of their RecordSize. It does not block.
+// NeedsCompaction reports whether a Compact is worthwhile: more than half of the bytes,
+// and more than a segment, are out of date; or there are more than 64 files; or a damaged
+// file could not be set aside; or a write failed. live is the size of all live records,
+// the sum of their RecordSize. It does not block.
 func (l *Log) NeedsCompaction(live int64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.mu.err != nil || l.mu.bytes > 2*live+l.opts.SegmentBytes || l.mu.files > maxFiles || l.mu.damaged > 0
 }
 
-// Compact writes all that is live into one file and removes the older ones. Other
-// calls go on meanwhile, and are not lost.
+// Compact writes all live keys into one file and removes the older files. Concurrent
+// calls proceed, and their records are not lost.
 //
-// live is called once, by this goroutine and without a lock held. It yields every
+// live is called once, on the caller's goroutine and without a lock held. It yields every
 // live key with its payload and the number of its last record, and stops when yield
-// returns false. It must not call Compact or Close. What it yields is the state at
-// any moment since Compact was called, for each key another if need be: so a caller
-// changes its own state first, and calls Stage, Put or Drop after it.
+// returns false. It must not call Compact or Close. The state of each key may be from any
+// moment since Compact was called. So a caller changes its own state first and calls
+// Stage, Put or Drop after it.
 //
-// If it succeeds, everything is durable, and Err is nil unless something failed
-// meanwhile. Where it is nil, the next Open is not in doubt for what was before: what
-// live yields is the truth, so who was told of Report.Doubt acts on it first. If it
-// fails, the older files stay and are as good as before; it may be called again. It blocks on the disk, for a time in proportion to what is live,
-// and on another Compact. The error is ErrClosed, ErrTooLarge or the disk's.
+// If Compact succeeds, everything is durable, and Err is nil unless a write failed
+// meanwhile. If Err is nil, the data are not suspect at the next Open, because live has
+// supplied the current state. So a caller that got a Report.Doubt acts on it first. If
+// Compact fails, the older files stay and are as good as before; it may be called again.
+// It blocks on the disk, for a time in proportion to the live data, and on another
+// Compact. The error is ErrClosed, ErrTooLarge, *InUse if another Log has taken a directory
+// that this one had lost, or the disk's.
 func (l *Log) Compact(live func(yield func(key string, seq uint64, payload []byte) bool)) error {
 	l.compacting <- struct{}{}
 	defer func() { <-l.compacting }()
@@ -63,8 +64,8 @@ func (l *Log) isClosed() bool {
 	return l.mu.closed
 }
 
-// compact is Compact. Unless the caller vouches for what live yields, doubt remains.
-// It returns what damaged files are called now.
+// compact does the work of Compact. Unless vouched is set, suspect data stay suspect. It
+// returns the new names of the damaged files.
 func (l *Log) compact(vouched bool, live func(yield func(string, uint64, []byte) bool)) (map[string]string, error) {
 	file, old, failures := l.turnPage()
 	var size int64
@@ -77,9 +78,9 @@ func (l *Log) compact(vouched bool, live func(yield func(string, uint64, []byte)
 	}
 	snapshot := oldFile{name: file.name(), size: size, ends: size}
 	if err := l.fs.syncDir(); err != nil {
-		// It is there for everybody but the disk. The others stay until it is there too,
-		// but those before it that came no further: whoever tries again and again would
-		// fill the disk with them.
+		// The name is in place except on the disk. The other files stay until it is on
+		// the disk, too. Only earlier snapshots that failed at this step are removed:
+		// repeated attempts would fill the disk with them.
 		snapshot.unplaced = true
 		l.replace(old, l.clearUnplaced(old), snapshot)
 		return nil, fmt.Errorf("wal: %s: %w", file.name(), err)
@@ -89,10 +90,10 @@ func (l *Log) compact(vouched bool, live func(yield func(string, uint64, []byte)
 	return aside, l.recover(failures, vouched)
 }
 
-// turnPage ends the active segment: what is written from now on is behind the
-// snapshot that has the number which turnPage returns. What is before it, the
-// caller has in memory. Writing begins again, if it had stopped: if the snapshot
-// succeeds everything counts, and if not, what was written since counts.
+// turnPage ends the active segment: later records go behind the snapshot with the
+// returned number. The caller has all earlier records in memory. If writing had stopped,
+// it begins again: if the snapshot succeeds, all records count; if not, those written
+// since count.
 func (l *Log) turnPage() (file fileID, old []oldFile, failures uint64) {
 	b := l.acquire()
 	if l.files.active != nil {
@@ -110,8 +111,8 @@ func (l *Log) turnPage() (file fileID, old []oldFile, failures uint64) {
 	return file, old, failures
 }
 
-// writeWhole makes a file in place of one that there may be, whole or not at all,
-// but for its place in the directory.
+// writeWhole creates or replaces a file atomically. The caller must still force the name
+// to the disk (syncDir).
 func (l *Log) writeWhole(name string, fill func(io.Writer) error) error {
 	tmp := name + tmpSuffix
 	f, err := l.fs.create(tmp)
@@ -182,9 +183,9 @@ func (l *Log) fill(f io.Writer, file fileID, live func(yield func(string, uint64
 	return size, w.Flush()
 }
 
-// recover ends the time in which not everything was durable or could be trusted,
-// unless something failed after the snapshot was begun, which may not be in it. It
-// comes last, when there is room where older files were.
+// recover clears the error and, if vouched, restores the marker, unless a write failed
+// after the snapshot was begun: that record may not be in it. It comes last, when the
+// removal of older files has freed space.
 func (l *Log) recover(failures uint64, vouched bool) error {
 	b := l.acquire()
 	err := l.heal(failures, vouched)
@@ -192,7 +193,8 @@ func (l *Log) recover(failures uint64, vouched bool) error {
 	return err
 }
 
-// heal is recover. Whoever calls it has the turn, so nothing is written meanwhile.
+// heal does the work of recover. The caller holds the write turn, so no record is written
+// meanwhile.
 func (l *Log) heal(failures uint64, vouched bool) error {
 	l.mu.Lock()
 	since := l.mu.failures != failures
@@ -208,7 +210,8 @@ func (l *Log) heal(failures uint64, vouched bool) error {
 	}
 	l.mu.Lock()
 	if l.mu.failures != failures {
-		// Suspended meanwhile, and the marker may have come after its removal.
+		// The log was suspended meanwhile, and the marker may have been written after its
+		// removal.
 		l.mu.Unlock()
 		l.shunMarker()
 		return nil
@@ -222,8 +225,8 @@ func (l *Log) heal(failures uint64, vouched bool) error {
 	return nil
 }
 
-// clearAway gives the damaged files that a snapshot has replaced another name, and
-// removes the others. It returns the new names, and what is still there.
+// clearAway renames the damaged files that a snapshot has replaced, and removes the
+// others. It returns the new names, and the files that remain.
 func (l *Log) clearAway(old []oldFile) (aside map[string]string, kept []oldFile) {
 	aside = make(map[string]string)
 	keep := func(f oldFile, err error) {
@@ -236,7 +239,7 @@ func (l *Log) clearAway(old []oldFile) (aside map[string]string, kept []oldFile)
 		}
 		to, err := l.setAside(f.name)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // somebody was here before
+			continue // it was moved or removed from outside
 		}
 		if err != nil {
 			keep(f, err)
@@ -245,7 +248,7 @@ func (l *Log) clearAway(old []oldFile) (aside map[string]string, kept []oldFile)
 		aside[f.name] = to
 	}
 	if len(aside) > 0 {
-		// That a file was cut short is known from the one behind it, which goes next.
+		// The successor records that a file was cut short, and is removed next.
 		if err := l.fs.syncDir(); err != nil {
 			l.opts.Logf("wal: %v", err)
 		}
@@ -261,8 +264,8 @@ func (l *Log) clearAway(old []oldFile) (aside map[string]string, kept []oldFile)
 	return aside, kept
 }
 
-// clearUnplaced removes the snapshots that have replaced nothing, and returns what is
-// still there.
+// clearUnplaced removes the snapshots that have replaced nothing, and returns the
+// remaining files.
 func (l *Log) clearUnplaced(old []oldFile) (kept []oldFile) {
 	for _, f := range old {
 		if f.unplaced && l.fs.remove(f.name) == nil {
@@ -286,7 +289,7 @@ func (l *Log) setAside(name string) (string, error) {
 	return "", errors.New("there is no free name for it")
 }
 
-// replace has kept in place of old, and the snapshot behind them.
+// replace puts kept and the snapshot in the place of old.
 func (l *Log) replace(old, kept []oldFile, snapshot oldFile) {
 	b := l.acquire()
 	since := l.files.old[len(old):]

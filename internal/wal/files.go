@@ -12,8 +12,8 @@ import (
 	"syscall"
 )
 
-// fileSystem is what a Log needs of its directory. Tests have one that fails and
-// forgets.
+// fileSystem is the access of a Log to its directory. Tests replace it by one that fails
+// and forgets.
 type fileSystem interface {
 	list() ([]dirEntry, error)
 	exists(name string) bool
@@ -22,12 +22,13 @@ type fileSystem interface {
 	rename(from, to string) error
 	remove(name string) error
 	sync(name string) error  // forces a file's contents to the disk
-	empty(name string) error // cuts a file to nothing, on the disk too
+	empty(name string) error // cuts a file to zero bytes, on the disk too
 	syncDir() error          // forces the names to the disk
-	boot() string            // names this start of the machine; empty if it has no name
+	boot() string            // identifies the boot of the machine; empty if there is no identifier
 
-	// size is that of what has the name now, which must be open, if that is not nil.
-	size(name string, open writeFile) (int64, error)
+	// size returns the size of the file that has the name now. If f is not nil and the
+	// name belongs to another file, the error wraps errReplaced.
+	size(name string, f writeFile) (int64, error)
 }
 
 type dirEntry struct {
@@ -84,12 +85,12 @@ func (d osDir) open(name string) (readFile, error) {
 	return osFile{f}, nil
 }
 
-func (d osDir) size(name string, open writeFile) (int64, error) {
+func (d osDir) size(name string, held writeFile) (int64, error) {
 	info, err := os.Lstat(d.path(name))
 	if err != nil {
 		return 0, err
 	}
-	if f, ok := open.(*os.File); ok {
+	if f, ok := held.(*os.File); ok {
 		ours, err := f.Stat()
 		if err != nil {
 			return 0, err
@@ -113,7 +114,7 @@ func (d osDir) rename(from, to string) error { return os.Rename(d.path(from), d.
 func (d osDir) remove(name string) error     { return os.Remove(d.path(name)) }
 
 func (d osDir) sync(name string) error {
-	// Windows flushes only what may be written to.
+	// Windows flushes only files that are open for writing.
 	f, err := os.OpenFile(d.path(name), os.O_RDWR, 0)
 	if err != nil {
 		return err
@@ -146,7 +147,7 @@ func (d osDir) boot() string {
 
 func (d osDir) syncDir() error {
 	if runtime.GOOS == "windows" {
-		return nil // it has no such thing
+		return nil // Windows cannot sync a directory
 	}
 	f, err := os.Open(string(d))
 	if err != nil {
@@ -154,13 +155,12 @@ func (d osDir) syncDir() error {
 	}
 	err = f.Sync()
 	if errors.Is(err, syscall.EINVAL) || errors.Is(err, errors.ErrUnsupported) {
-		err = nil // a file system that cannot, such as some over the network
+		err = nil // some file systems, such as network ones, cannot sync a directory
 	}
 	return errors.Join(err, f.Close())
 }
 
-// makeDir creates a directory and those above it, and sees to it that they are
-// there after the death of the machine.
+// makeDir creates a directory and its parents, and forces their names to the disk.
 func makeDir(dir string) error {
 	info, err := os.Stat(dir)
 	switch {
@@ -183,7 +183,7 @@ func makeDir(dir string) error {
 	return osDir(above).syncDir()
 }
 
-// writeAll is Write, to which a short write is an error whatever the file says.
+// writeAll writes b. A short write is an error even if the file reports none.
 func writeAll(w io.Writer, b []byte) error {
 	n, err := w.Write(b)
 	if err == nil && n < len(b) {

@@ -7,7 +7,7 @@ import (
 	"hash/crc32"
 )
 
-// The layout of a header is told in doc.go.
+// doc.go describes the layout of a header.
 const (
 	headerSize = 48
 	version    = 1
@@ -16,10 +16,10 @@ const (
 	snapshotMagic = "hfwalsnp"
 )
 
-// link says where a log segment ends. The zero link says nothing.
+// link says where a log segment ends. The zero link means unknown.
 type link struct{ id, end uint64 }
 
-// header is how a file begins.
+// header is the decoded header of a file.
 type header struct {
 	file fileID
 	run  uint64
@@ -43,9 +43,9 @@ func headerSum(b []byte) uint32 {
 	return crc32.Update(crc32.Checksum(b[:12], castagnoli()), castagnoli(), b[16:headerSize])
 }
 
-// parseHeader reads the header that a file begins with. An empty reason means that
-// it is sound. A version other than ours is told before the checksum is looked at,
-// which may be somewhere else there.
+// parseHeader reads the header at the beginning of a file. An empty reason means that it
+// is sound. The version is compared before the checksum, because a file of an unknown
+// version may have its checksum elsewhere.
 func parseHeader(b []byte, file fileID) (h header, reason string) {
 	switch {
 	case len(b) < 12 || string(b[:8]) != file.magic():
@@ -68,7 +68,7 @@ func parseHeader(b []byte, file fileID) (h header, reason string) {
 	return h, ""
 }
 
-// newerHeader is the version of a header that a program to come has written, or 0. In
+// newerHeader returns the version of a header that a newer program has written, or 0. In
 // every version the checksum covers bytes 0-11 and 16-47, so that such a file can be told
 // from a damaged one.
 func newerHeader(b []byte, file fileID) uint32 {
@@ -81,10 +81,10 @@ func newerHeader(b []byte, file fileID) uint32 {
 	return 0
 }
 
-// tornHeader says whether a file may be what a crash left of the creation of a
-// segment: the beginning of a header, cut, or zero from somewhere on. begins is its
-// first bytes, up to headerSize, and nonZero how many bytes there are up to the
-// last one that is not zero.
+// tornHeader reports whether a file may be the remains of the creation of a segment
+// during which the process or machine crashed: the beginning of a header, cut, or zero
+// from some offset on. begins is its first bytes, up to headerSize. nonZero is the offset
+// behind the last byte that is not zero.
 func tornHeader(begins []byte, file fileID, nonZero, size int64) bool {
 	if nonZero > headerSize || nonZero == size && size >= headerSize {
 		return false

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// startSyncer begins the goroutine of SyncInterval.
+// startSyncer starts the goroutine of SyncInterval.
 func (l *Log) startSyncer() {
 	l.spawn("wal sync", l.syncEveryInterval)
 }
@@ -24,7 +24,7 @@ func (l *Log) syncEveryInterval() {
 	}
 }
 
-// syncActive forces the active segment to the disk, while others go on writing.
+// syncActive forces the active segment to the disk while other goroutines go on writing.
 func (l *Log) syncActive() {
 	b := l.acquire()
 	a := l.files.active
@@ -32,7 +32,7 @@ func (l *Log) syncActive() {
 	if a == nil || !a.unsynced.Swap(false) {
 		return
 	}
-	// One that is closed meanwhile has been forced by who closed it.
+	// A segment that was closed meanwhile was forced to the disk before that.
 	if err := a.file.Sync(); err != nil && !errors.Is(err, fs.ErrClosed) {
 		b := l.acquire()
 		l.fail(err)

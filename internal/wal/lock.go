@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// dirLock is a directory that is this Log's alone.
+// dirLock is a directory that this Log holds exclusively.
 type dirLock struct {
 	path string
 	dir  *os.File // the directory itself, locked where the system can; nil where it cannot even open it
@@ -19,11 +19,12 @@ type dirLock struct {
 
 func (k *dirLock) lockPath() string { return filepath.Join(k.path, lockName) }
 
-// lockDir takes the directory for this Log alone.
+// lockDir takes the directory exclusively for this Log.
 //
-// The directory itself is locked, because LOCK can be removed while it is: a second Log
-// would lock another file of the same name. LOCK is locked as well: some file systems
-// lock no directories, an earlier version knows only the file, and it says who has it.
+// The directory itself is locked, because LOCK can be removed while it is locked: a
+// second Log would lock another file of the same name. LOCK is locked as well: some file
+// systems lock no directories, an earlier version knows only the file, and it contains
+// the holder's process id.
 func lockDir(path string) (*dirLock, error) {
 	k := &dirLock{path: path}
 	if err := k.retake(); err != nil {
@@ -32,8 +33,9 @@ func lockDir(path string) (*dirLock, error) {
 	return k, nil
 }
 
-// held returns nil if what has the names now is what was locked, and otherwise what
-// happened to it. A LOCK that was removed while the directory stayed is made anew.
+// held returns nil if the names still belong to the locked directory and file, and
+// otherwise why not. If only LOCK was removed or replaced, it is created and locked
+// again.
 func (k *dirLock) held() error {
 	switch same, err := sameFile(k.dir, k.path); {
 	case err != nil:
@@ -51,8 +53,8 @@ func (k *dirLock) held() error {
 	return nil
 }
 
-// retake locks what is not locked, or is not what has the name any more; the directory
-// is made if it is not there.
+// retake locks the directory and LOCK unless the lock is held and the name still belongs
+// to the locked file. It creates the directory if necessary.
 func (k *dirLock) retake() error {
 	if err := makeDir(k.path); err != nil {
 		return fmt.Errorf("wal: %w", err)
@@ -76,8 +78,8 @@ func (k *dirLock) retake() error {
 			k.file.Close()
 		}
 		k.file = file
-		// Who holds it is told for the message of another's error alone; a full disk
-		// must not keep anybody from starting.
+		// The process id only serves the error message of another Log. A full disk must
+		// not prevent a start.
 		if file.Truncate(0) == nil {
 			file.WriteString(strconv.Itoa(os.Getpid()) + "\n")
 		}
@@ -85,7 +87,8 @@ func (k *dirLock) retake() error {
 	return nil
 }
 
-// errLocked is what the systems' parts return where somebody else has the lock.
+// errLocked is returned by the parts for each operating system if the lock is held by
+// another.
 var errLocked = errors.New("locked")
 
 func (k *dirLock) inUse(err error, what string) error {
@@ -95,8 +98,7 @@ func (k *dirLock) inUse(err error, what string) error {
 	return err
 }
 
-// sameFile says whether an open file is what has the name now. Of one that is not open
-// nothing is known, and it counts as the same.
+// sameFile reports whether an open file still has the name. A nil f counts as the same.
 func sameFile(f *os.File, name string) (bool, error) {
 	there, err := os.Stat(name)
 	if err != nil {
@@ -112,7 +114,7 @@ func sameFile(f *os.File, name string) (bool, error) {
 	return os.SameFile(there, ours), nil
 }
 
-// readPID reads who holds a lock file, or 0.
+// readPID reads the process id in a lock file, 0 if there is none.
 func readPID(path string) int {
 	f, err := os.Open(path)
 	if err != nil {

@@ -9,10 +9,10 @@ import (
 	"runtime"
 )
 
-// lockFile makes LOCK, which must not be there. On Windows a file that a process has
-// open cannot be removed, so one that can be was left behind by a crash. Elsewhere that
-// cannot be told: after a crash the file has to be removed by hand, and the error names
-// it.
+// lockFile creates LOCK, which must not exist. On Windows a file that a process has open
+// cannot be removed, so a removable one was left behind by a crash. Other systems without
+// flock cannot tell: after a crash the file has to be removed by hand, and the error
+// names it.
 func lockFile(path string) (*os.File, error) {
 	if runtime.GOOS == "windows" {
 		os.Remove(path)
@@ -24,10 +24,10 @@ func lockFile(path string) (*os.File, error) {
 	return f, err
 }
 
-// lockDirectory locks nothing here: LOCK has to do.
+// lockDirectory locks nothing on these systems; LOCK alone must do.
 func lockDirectory(string) (*os.File, error) { return nil, nil }
 
-// unlock gives the directory back.
+// unlock releases the lock and removes LOCK.
 func (k *dirLock) unlock() error {
 	if k.file == nil {
 		return nil

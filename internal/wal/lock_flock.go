@@ -8,12 +8,12 @@ import (
 	"syscall"
 )
 
-// lockFile opens LOCK, creates it if need be, and locks it. The kernel gives a lock back
-// when the process dies, so none is ever stale; and it belongs to the open file, so a
-// second Log of the same process is kept out, too.
+// lockFile opens LOCK, creates it if necessary, and locks it. The kernel releases a lock
+// when the process dies, so no lock is ever stale. The lock belongs to the open file, so
+// a second Log of the same process is kept out, too.
 //
-// The file stays where it is when it is unlocked: were it removed, two Logs could
-// each hold a lock, on two files of one name.
+// The file is not removed when it is unlocked: otherwise two Logs could each hold a lock,
+// on two files of one name.
 func lockFile(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -26,7 +26,7 @@ func lockFile(path string) (*os.File, error) {
 	return f, nil
 }
 
-// lockDirectory opens a directory and locks it, where its file system can do that.
+// lockDirectory opens a directory and locks it, if its file system supports that.
 func lockDirectory(path string) (*os.File, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -36,7 +36,7 @@ func lockDirectory(path string) (*os.File, error) {
 		f.Close()
 		return nil, err
 	}
-	return f, nil // that it is the same directory can be told in any case
+	return f, nil // unlocked, it still serves to tell whether the name belongs to another directory
 }
 
 func flock(f *os.File) error {
@@ -53,7 +53,7 @@ func flock(f *os.File) error {
 	}
 }
 
-// unlock gives the directory back.
+// unlock releases the locks. LOCK stays in place, empty.
 func (k *dirLock) unlock() error {
 	if k.file != nil {
 		k.file.Truncate(0)
@@ -63,8 +63,8 @@ func (k *dirLock) unlock() error {
 		if f == nil {
 			continue
 		}
-		// Closing it is not enough: a process that another goroutine is just starting
-		// has the open file, too, until it has become another program.
+		// Closing the file is not enough: a process that another goroutine is just
+		// starting has the open file, too, until its exec.
 		if f == k.file {
 			errs = append(errs, syscall.Flock(int(f.Fd()), syscall.LOCK_UN))
 		} else {

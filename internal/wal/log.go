@@ -7,54 +7,54 @@ import (
 	"time"
 )
 
-// Log is a map that survives its process: see the package's documentation.
+// Log is a map that survives its process; see the package documentation.
 //
-// A Log is safe for concurrent use. Its goroutines, of which there are three at most,
-// end by themselves or with Close, which waits for them.
+// A Log is safe for concurrent use. It has at most three goroutines. They end by
+// themselves or with Close, which waits for them.
 type Log struct {
 	fs   fileSystem
 	opts Options
 	run  uint64
-	boot string   // which start of the machine this is
+	boot string   // identifies the boot of the machine; empty if unknown
 	lock *dirLock // nil in a test
 
-	largest int64 // record; maxBody, less in a test
+	largest int64 // largest record; maxBody, less in a test
 
 	mu struct {
 		sync.Mutex
 
-		// The turn: one goroutine at a time writes, without the mutex. Who wants it for
-		// something else than a batch comes first.
+		// The write turn: one goroutine at a time writes, without the mutex. Goroutines
+		// that need the turn for another purpose than a batch come first.
 		busy    bool
-		begun   time.Time // when that was
+		begun   time.Time // when the turn began
 		wanted  int
 		yielded sync.Cond
 
-		filling *batch   // what is written next
-		writing *batch   // what is being written
-		writer  bool     // there is a goroutine that writes what is staged
-		spares  [][]byte // buffers for batches to come
+		filling *batch   // the batch to be written next
+		writing *batch   // the batch being written
+		writer  bool     // the goroutine of Start is running
+		spares  [][]byte // buffers for later batches
 
 		err       error         // why not everything is durable; nil if it is
 		stopped   bool          // nothing is written until Compact
-		late      *lateness     // the disk has not answered for too long; nil where it has
-		suspended bool          // that is what has stopped it: the marker has to go
-		warned    chan struct{} // closed when the goroutine that begins with that is done
-		failures  uint64        // how often something was not written
+		late      *lateness     // set while the disk has not answered for too long
+		suspended bool          // stopped by a stalled disk: the marker must be removed
+		warned    chan struct{} // closed when the goroutine that suspendLocked started is done
+		failures  uint64        // number of failed or skipped writes
 
 		bytes   int64 // of all files
 		files   int
-		damaged int // of those, how many wait to be set aside
+		damaged int // of these files, the damaged ones still to be set aside
 
 		closed bool
 	}
 
-	// files belongs to whoever has the turn.
+	// files belongs to the holder of the write turn.
 	files struct {
 		lastID uint64
 		active *active
-		prev   link      // the log before the active one, or the one to be created
-		old    []oldFile // everything else, in order
+		prev   link      // the log before the active one, or before the next one to be created
+		old    []oldFile // all other files, in order
 		limit  int64     // the size at which the active one is full
 		names  bool      // names were changed since syncDir
 		marker standing
@@ -70,26 +70,26 @@ type Log struct {
 	}
 }
 
-// oldFile is a file that a snapshot will replace.
+// oldFile is a file that the next snapshot replaces.
 type oldFile struct {
 	name     string
 	size     int64
-	ends     int64 // where what counts in it ends; 0 if that is not known
-	damaged  bool  // to be set aside then, and not to be removed
+	ends     int64 // where its valid part ends; 0 if not known
+	damaged  bool  // to be set aside instead of removed
 	unsynced bool
 	unplaced bool // a snapshot whose name may not be on the disk: it has replaced nothing
 }
 
-// Open reads the directory, creates it (0700) if it is not there, and locks it. It
-// calls load once for every key that is live, in the order of their last records;
-// the payload is load's to keep. load may be nil. It must not call the Log.
+// Open reads the directory, creates it (0700) if it does not exist, and locks it. It
+// calls load once for every live key, in the order of the last records of the keys. load
+// may keep the payload, and must not call the Log. load may be nil.
 //
-// Open blocks on the disk: it reads every file there is, and where something is
-// damaged it also writes what it could read to a new file. It holds every live
-// payload in memory until it returns.
+// Open blocks on the disk: it reads every file. If one is damaged, it also writes the
+// recovered keys to a new file. It holds every live payload in memory until it returns.
 //
-// The error is *InUse where somebody has the directory open, or says why it cannot
-// be used at all. What is in the files never makes Open fail; the Report tells.
+// The error is *InUse if another Log has the directory open, *Newer if a newer version
+// has written a file, and otherwise says why the directory cannot be used at all. Other
+// file contents never make Open fail; the Report describes them.
 func Open(dir string, o Options, load func(key string, payload []byte)) (*Log, Report, error) {
 	o, err := o.withDefaults()
 	if err != nil {
@@ -142,8 +142,8 @@ func open(fs fileSystem, o Options, load func(key string, payload []byte)) (*Log
 	}
 	l.adopt(r)
 	if r.report.Doubt == "" && l.Err() == nil {
-		// Before anything is written: it must not be found closed with records that
-		// Close has not seen.
+		// Before anything is written: the marker must not say "closed" while there are
+		// records that Close has not seen.
 		if err := l.trust(false); err != nil {
 			l.fail(err)
 		}
@@ -190,16 +190,15 @@ func (l *Log) adopt(r *replayer) {
 		})
 	}
 	l.run = l.files.lastID + 1
-	l.files.names = true // who knows what the last process forced to the disk
-	// Where a damaged file ends is not for its successor to say: the next Open would
-	// take it for a sound one.
+	l.files.names = true // the last process may not have forced them to the disk
+	// The successor must not record where a damaged file ends: the next Open would take
+	// the file for a sound one.
 	if r.last != nil && !r.last.damaged() {
 		l.files.prev = link{r.last.id, uint64(r.last.good)}
 	}
 	if l.opts.Sync != SyncNone {
-		// What was written and not yet forced to the disk when the process died has
-		// just been read. It must not vanish later, and the marker will say that it
-		// cannot.
+		// The records read just now may not have been forced to the disk when the process
+		// died. They must not vanish later, because the marker will say that they cannot.
 		if err := l.settle(r); err != nil {
 			l.fail(err)
 		}
@@ -209,7 +208,7 @@ func (l *Log) adopt(r *replayer) {
 
 func (l *Log) settle(r *replayer) error {
 	for _, s := range r.segments {
-		// Not only the last: the policy may have been another one.
+		// Not only the last one: an earlier run may have had another policy.
 		if s.snapshot || s.unborn || s.damaged() || s.id < r.base {
 			continue
 		}
@@ -224,12 +223,12 @@ func (l *Log) settle(r *replayer) error {
 	return nil
 }
 
-// repair writes what was read into a snapshot, after which the damaged files can be
-// set aside. If that fails they stay, and are read again by the next Open.
+// repair writes the recovered keys into a snapshot, so that the damaged files can be set
+// aside. If that fails, they stay and are read again by the next Open.
 func (l *Log) repair(damage []Damage, live []*state) {
 	aside, err := l.compact(false, func(yield func(string, uint64, []byte) bool) {
 		for _, k := range live {
-			// Number 0: whatever this run will write is newer.
+			// Number 0: all records of this run are newer.
 			if !yield(k.key, 0, k.payload) {
 				return
 			}
@@ -243,8 +242,7 @@ func (l *Log) repair(damage []Damage, live []*state) {
 	}
 }
 
-// count brings the figures of NeedsCompaction up to date. Whoever calls it has the
-// turn.
+// count updates the figures of NeedsCompaction. The caller holds the write turn.
 func (l *Log) count() {
 	files, bytes, damaged := len(l.files.old), int64(0), 0
 	for _, f := range l.files.old {
@@ -262,7 +260,7 @@ func (l *Log) count() {
 	l.mu.files, l.mu.bytes, l.mu.damaged = files, bytes, damaged
 }
 
-// remove says whether a file is gone.
+// remove deletes a file and reports whether that succeeded.
 func (l *Log) remove(name string) bool {
 	if err := l.fs.remove(name); err != nil {
 		l.opts.Logf("wal: %s stays: %v", name, err)
@@ -272,10 +270,9 @@ func (l *Log) remove(name string) bool {
 	return true
 }
 
-// Err returns why something that was written may not survive, or nil. While it is
-// not nil, Put and Drop may return it at once without writing; the caller goes on
-// in memory and calls Compact again now and then, which writes everything. It does
-// not block.
+// Err returns why a written record may not survive, or nil. While it is not nil, Put and
+// Drop may return it at once without writing. The caller then goes on in memory and calls
+// Compact now and then, which writes everything. Err does not block.
 func (l *Log) Err() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -285,10 +282,10 @@ func (l *Log) Err() error {
 	return l.mu.err
 }
 
-// fail notes that something was not written, and ends writing until Compact. Whoever
-// calls it has the turn.
+// fail records a failed write and stops writing until Compact. The caller holds the write
+// turn.
 func (l *Log) fail(cause error) error {
-	// Before anybody is told: who goes on in memory may die at once.
+	// Before the error is returned: a caller that goes on in memory may die at once.
 	l.distrust()
 	l.mu.Lock()
 	l.mu.stopped = true
@@ -305,10 +302,10 @@ func (l *Log) fail(cause error) error {
 	return err
 }
 
-// Close writes and forces to the disk what is not yet there, and gives the
-// directory back. It ends a Compact that runs, and waits for it and for the disk.
-// Further calls wait for the first and return what it returned: an error if
-// something may not survive. What was in doubt is so still.
+// Close writes all staged records, forces the files to the disk, and unlocks the
+// directory. It interrupts a running Compact, and blocks until that and the disk are
+// done. Further calls wait for the first and return its result: an error if a record may
+// not survive. Data that were suspect stay suspect.
 func (l *Log) Close() error {
 	l.mu.Lock()
 	first := !l.mu.closed
@@ -327,11 +324,11 @@ func (l *Log) Close() error {
 	return l.closing.err
 }
 
-// finish is Close when nobody else writes any more.
+// finish does the work of Close once all other writers have ended.
 func (l *Log) finish() error {
 	b := l.acquire()
 	if e := l.held(); e != nil {
-		// What has that name now is somebody else's.
+		// The files that now have these names may belong to another Log.
 		err := l.lose(e)
 		l.release(b, err)
 		return firstError(err, l.lock.unlock())
@@ -356,8 +353,8 @@ func (l *Log) finish() error {
 	}
 	switch l.files.marker {
 	case stands:
-		// Without it everything is there all the same, and doubted for no reason if
-		// the machine starts anew.
+		// Without this marker all records are there all the same, but are suspect without
+		// reason if the machine reboots.
 		if e := l.trust(true); e != nil {
 			l.opts.Logf("wal: not marked as closed: %v", e)
 		}

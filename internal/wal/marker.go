@@ -11,22 +11,22 @@ import (
 	"strings"
 )
 
-// The layout of the marker is told in doc.go.
+// doc.go describes the layout of the marker.
 const (
 	markerMagic   = "hfwaltru"
 	markerVersion = 2
 	markerHead    = 18
 	maxBoot       = 64
 	markerEnd     = 17      // of a file: number, kind, where it ends
-	maxMarker     = 1 << 20 // which is as many files as nobody has
+	maxMarker     = 1 << 20 // far above the number of files of any directory
 )
 
-// marker is what the file says that is there while the others can be trusted.
+// marker is the content of the file that exists while the other files can be trusted.
 type marker struct {
 	policy SyncPolicy
 	closed bool
-	boot   string           // which start of the machine it was written in; empty if not known
-	ends   map[fileID]int64 // if it is closed: the files and where they end; nil in version 1
+	boot   string           // the boot of the machine in which it was written; empty if not known
+	ends   map[fileID]int64 // if closed: the files and where they end; nil in version 1
 }
 
 func (m marker) append(b []byte) []byte {
@@ -56,7 +56,7 @@ func markerSum(b []byte) uint32 {
 	return crc32.Update(crc32.Checksum(b[:12], castagnoli()), castagnoli(), b[16:])
 }
 
-// parseMarker reads a marker. An empty reason means that it is sound.
+// parseMarker decodes a marker. An empty reason means that it is sound.
 func parseMarker(b []byte) (m marker, reason string) {
 	if len(b) < 12 || string(b[:8]) != markerMagic {
 		return m, "not a marker of this journal"
@@ -93,8 +93,8 @@ func parseMarker(b []byte) (m marker, reason string) {
 	return m, ""
 }
 
-// outlived says whether the machine has died with records that nothing had forced
-// to the disk. Where a start of the machine has no name, that is not known.
+// outlived reports whether the machine went down while there may have been records that
+// were not forced to the disk. Where boots have no identifier, that is not known.
 func (m marker) outlived(boot string) bool {
 	return m.policy != SyncAlways && !m.closed && m.boot != "" && boot != "" && m.boot != boot
 }
@@ -103,8 +103,8 @@ func (m marker) outlived(boot string) bool {
 type foundMarker struct {
 	marker
 	there  bool
-	reason string // what is wrong with it
-	newer  uint32 // the version, if it is that of a program to come
+	reason string // its fault; empty if none
+	newer  uint32 // the version, if a newer program has written it
 }
 
 func readMarker(fsys fileSystem, regular bool) foundMarker {
@@ -112,7 +112,7 @@ func readMarker(fsys fileSystem, regular bool) foundMarker {
 		return foundMarker{there: true, reason: fmt.Sprintf(format, args...)}
 	}
 	if !regular {
-		return bad("not a regular file") // opening one may block for ever
+		return bad("not a regular file") // opening one may block without a bound
 	}
 	f, err := fsys.open(markerName)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -140,7 +140,8 @@ func readMarker(fsys fileSystem, regular bool) foundMarker {
 	return found
 }
 
-// doubt says in words why what was found may be out of date, or nothing.
+// doubt says in words why the recovered data may be out of date. It is empty if they are
+// not.
 func (r *replayer) doubt(boot string) string {
 	var why []string
 	if n := len(r.report.Damage); n > 0 {

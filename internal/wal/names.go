@@ -17,10 +17,10 @@ const (
 	asideSuffix = ".damaged-"
 )
 
-// maxID leaves room for the files to come. Numbers do not get there by counting.
+// maxID is far above every number that counting reaches, and leaves room for later files.
 const maxID = 1 << 62
 
-// fileID is what the name of a file says.
+// fileID identifies a segment or a snapshot; it is encoded in the file's name.
 type fileID struct {
 	id       uint64
 	snapshot bool
@@ -41,7 +41,7 @@ func (f fileID) magic() string {
 	return logMagic
 }
 
-// compare is the order in which files are read.
+// compare orders files as they are read.
 func (f fileID) compare(g fileID) int {
 	if c := cmp.Compare(f.id, g.id); c != 0 || f.snapshot == g.snapshot {
 		return c
@@ -52,7 +52,7 @@ func (f fileID) compare(g fileID) int {
 	return 1
 }
 
-// parseName says which segment or snapshot a name is, if any.
+// parseName parses the name of a segment or snapshot. It returns false for other names.
 func parseName(name string) (fileID, bool) {
 	rest, ok := strings.CutPrefix(name, namePrefix)
 	if !ok || len(rest) < 16 {
@@ -60,11 +60,11 @@ func parseName(name string) (fileID, bool) {
 	}
 	id, err := strconv.ParseUint(rest[:16], 16, 64)
 	f := fileID{id: id, snapshot: rest[16:] == snapSuffix}
-	// Only the one way to write it: not in upper case.
+	// Only the canonical spelling counts: not upper case.
 	return f, err == nil && f.name() == name
 }
 
-// isUnfinished says whether a name is that of a snapshot that was not finished.
+// isUnfinished reports whether a name is that of an unfinished snapshot.
 func isUnfinished(name string) bool {
 	rest, ok := strings.CutSuffix(name, tmpSuffix)
 	if !ok {

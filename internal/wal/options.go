@@ -5,46 +5,47 @@ import (
 	"time"
 )
 
-// Options say how a Log writes. The zero value survives the death of the process.
+// Options configure how a Log writes. With the zero value, records survive the death of
+// the process.
 type Options struct {
-	// Sync is when what was written is forced to the disk. Default: SyncNone.
+	// Sync says when records are forced to the disk. Default: SyncNone.
 	Sync SyncPolicy
 
-	// Interval is how often SyncInterval forces it; the other policies do not use
-	// it. Default, and for what is not positive: a second.
+	// Interval is the time between two fsyncs with SyncInterval; the other policies do
+	// not use it. Default, also for values that are not positive: 1 second.
 	Interval time.Duration
 
-	// SegmentBytes is the size of a file after which another is begun. A file is
-	// larger than that by at most what was written at once. Default, and for what
-	// is not positive: 16 MiB.
+	// SegmentBytes is the size of a file at which another is begun. A file exceeds it by
+	// at most the size of one batch of records. Default, also for values that are not
+	// positive: 16 MiB.
 	SegmentBytes int64
 
-	// Logf, if it is not nil, gets a line for every change of state: not durable,
-	// durable again, a file that cannot be created or removed. It is called without
-	// a lock held, but while others wait to write: it must not call the Log.
+	// Logf, if not nil, gets a line for every change of state: not durable, durable
+	// again, a file that cannot be created or removed. It is called without a lock held,
+	// but while other callers wait to write, so it must not call the Log.
 	Logf func(format string, args ...any)
 
-	// Before, if it is not nil, is called before each access to the disk after Open has
-	// read the files, with its kind: create, write, sync, rename, remove, truncate,
-	// syncdir, stat. It is for tests: one that does not return is a disk that stands
-	// still.
+	// Before, if not nil, is called before each access to the disk after Open has read
+	// the files, with the kind of access: create, write, sync, rename, remove, truncate,
+	// syncdir, stat. It is for tests: a Before that does not return simulates a stalled
+	// disk.
 	Before func(op string)
 }
 
-// SyncPolicy is when records are forced to the disk.
+// SyncPolicy says when records are forced to the disk.
 type SyncPolicy int
 
 const (
-	// SyncNone never waits for the disk: a record is with the operating system when
-	// its write returns. It survives the death of the process, not of the machine.
+	// SyncNone never waits for the disk: when a write returns, the record is in the
+	// operating system's cache. It survives the death of the process, not of the machine.
 	SyncNone SyncPolicy = iota
 
-	// SyncInterval is SyncNone, and forces what was written to the disk every
+	// SyncInterval is SyncNone, and additionally forces records to the disk every
 	// Options.Interval, on a goroutine of its own.
 	SyncInterval
 
-	// SyncAlways has a record on the disk when its write returns. Callers that
-	// write at the same time share one fsync.
+	// SyncAlways forces a record to the disk before its write returns. Concurrent writes
+	// share one fsync.
 	SyncAlways
 )
 

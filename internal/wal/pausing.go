@@ -1,6 +1,6 @@
 package wal
 
-// pausing is a directory that asks before each access to the disk: see Options.Before.
+// pausing is a fileSystem that calls Options.Before before each access to the disk.
 type pausing struct {
 	fileSystem
 	before func(op string)
@@ -45,12 +45,12 @@ func (p pausing) exists(name string) bool {
 	return p.fileSystem.exists(name)
 }
 
-func (p pausing) size(name string, open writeFile) (int64, error) {
+func (p pausing) size(name string, held writeFile) (int64, error) {
 	p.before("stat")
-	if f, ok := open.(pausingFile); ok {
-		open = f.writeFile
+	if f, ok := held.(pausingFile); ok {
+		held = f.writeFile
 	}
-	return p.fileSystem.size(name, open)
+	return p.fileSystem.size(name, held)
 }
 
 type pausingFile struct {

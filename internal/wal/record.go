@@ -5,7 +5,7 @@ import (
 	"hash/crc32"
 )
 
-// The layout of a record is told in doc.go.
+// doc.go describes the layout of a record.
 const (
 	recordHead = 8  // length and checksum
 	bodyHead   = 13 // type, number, length of the key
@@ -28,8 +28,8 @@ type record struct {
 	payload []byte
 }
 
-// RecordSize returns how many bytes a record takes up in a file, for the live size
-// that NeedsCompaction is asked with.
+// RecordSize returns how many bytes a record takes up in a file. Callers sum it up for
+// the argument of NeedsCompaction.
 func RecordSize(key, payload int) int64 {
 	return recordHead + bodyHead + int64(key) + int64(payload)
 }
@@ -49,8 +49,8 @@ func appendRecord(b []byte, typ recordType, seq uint64, key string, payload []by
 	return b
 }
 
-// plausible says whether a body of this length may begin with these bytes, of which
-// there are bodyHead at least.
+// plausible reports whether a body of this length may begin with these bytes. head has at
+// least bodyHead bytes.
 func plausible(head []byte, length int64) bool {
 	key := int64(binary.LittleEndian.Uint32(head[9:]))
 	switch recordType(head[0]) {
@@ -64,8 +64,8 @@ func plausible(head []byte, length int64) bool {
 	return false
 }
 
-// parseBody takes apart a body whose checksum is right. It says false for one that
-// no version 1 has written.
+// parseBody decodes a body whose checksum is right. It returns false for a body that
+// version 1 cannot have written.
 func parseBody(b []byte) (record, bool) {
 	if len(b) < bodyHead || !plausible(b, int64(len(b))) {
 		return record{}, false

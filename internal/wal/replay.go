@@ -7,32 +7,32 @@ import (
 	"slices"
 )
 
-// segment is a file as it was found.
+// segment is a segment or snapshot as it was found.
 type segment struct {
 	fileID
 	regular    bool
 	header     header
-	reason     string // what is wrong with the header, or with all of it
-	newer      uint32 // the version, if it is that of a program to come
-	unreadable bool   // it may hold anything
+	reason     string // the fault of the header, or of the whole file
+	newer      uint32 // the version, if a newer program has written it
+	unreadable bool   // its contents are unknown
 	size       int64
-	ends       int64 // where its successor or the marker says that it ends; -1 if nobody says
-	last       bool  // the last log: what a crash left unfinished is here
-	unborn     bool  // a crash left it without a whole header, so with nothing
+	ends       int64 // its end according to its successor or the marker; -1 if neither says
+	last       bool  // the last log: the only one in which a crash leaves an unfinished record
+	unborn     bool  // a crash left it without a complete header, and so without records
 
 	good    int64 // where the last sound record ends
 	records int
-	fault   *fault // what is behind that
+	fault   *fault // the fault behind the last sound record
 	torn    bool   // the fault is the trace of a crash
 }
 
 func (s *segment) damaged() bool { return s.fault != nil && !s.torn }
 
-// state is what the records say of a key.
+// state is the latest known state of a key.
 type state struct {
 	key      string
 	run, seq uint64
-	at       int // its place in the order of the records
+	at       int // the position of its last record in the order of reading
 	payload  []byte
 	dropped  bool // kept, because an older record may follow
 }
@@ -43,15 +43,16 @@ type replayer struct {
 	scanner  scanner
 	segments []*segment // in order
 	last     *segment   // the last log, or nil
-	others   []string   // snapshots that were not finished
+	others   []string   // unfinished snapshots
 	marker   foundMarker
-	base     uint64 // the snapshot that replaces what has a lower number; 0 for none
+	base     uint64 // the snapshot that replaces all files with a lower number; 0 for none
 	keys     map[string]*state
 	records  int
 	report   Report
 }
 
-// replay reads all there is. The error is that the directory cannot be read.
+// replay reads all files. It returns an error if the directory cannot be read, and *Newer
+// for a file of a newer version.
 func replay(fs fileSystem) (*replayer, error) {
 	r := &replayer{fs: fs, keys: make(map[string]*state)}
 	if err := r.find(); err != nil {
@@ -72,7 +73,7 @@ func replay(fs fileSystem) (*replayer, error) {
 		case s.id > r.base:
 			r.read(s, func(rec record) bool { r.apply(s, rec); return true })
 		case s.id < r.base || !s.snapshot:
-			// It is not needed, but it is not thrown away unseen.
+			// The file is not needed, but its damage must be known before it is removed.
 			r.read(s, func(record) bool { return true })
 		}
 	}
@@ -81,7 +82,7 @@ func replay(fs fileSystem) (*replayer, error) {
 	return r, nil
 }
 
-// find lists the files that are ours.
+// find lists the files of the journal.
 func (r *replayer) find() error {
 	entries, err := r.fs.list()
 	if err != nil {
@@ -110,7 +111,7 @@ func (r *replayer) readHeader(s *segment) {
 
 func (s *segment) readHeader(fs fileSystem) (reason string) {
 	if !s.regular {
-		return "not a regular file" // opening one may block for ever
+		return "not a regular file" // opening one may block without a bound
 	}
 	f, err := fs.open(s.name())
 	if err != nil {
@@ -131,8 +132,8 @@ func (s *segment) readHeader(fs fileSystem) (reason string) {
 	return reason
 }
 
-// connect tells each log where it ends, by the word of the one after it, or of the
-// marker that Close wrote: what that names was whole.
+// connect sets where each log ends, from the header of its successor or from the marker
+// that Close wrote. A log that the marker lists was complete.
 func (r *replayer) connect() {
 	logs := make(map[uint64]*segment)
 	for _, s := range slices.Backward(r.segments) {
@@ -162,8 +163,8 @@ func (r *replayer) connect() {
 	}
 }
 
-// readBase reads the newest snapshot that is whole. One that is not is read like a
-// log, with whatever is left of the files that it replaced.
+// readBase reads the newest complete snapshot. An incomplete one is read later like a
+// log, with the remaining files that it replaced.
 func (r *replayer) readBase() {
 	for _, s := range slices.Backward(r.segments) {
 		if !s.snapshot {
@@ -178,7 +179,7 @@ func (r *replayer) readBase() {
 	}
 }
 
-// read reads the records of a file, and finds out what is wrong with it.
+// read reads the records of a file and finds its fault, if any.
 func (r *replayer) read(s *segment, each func(record) bool) {
 	s.good, s.records, s.fault, s.torn = 0, 0, nil, false
 	end := s.size
@@ -207,8 +208,8 @@ func (r *replayer) read(s *segment, each func(record) bool) {
 	})
 	switch {
 	case s.fault != nil:
-		// One that a snapshot has replaced may have lost who tells where it ends: a
-		// crash of the machine undoes some removals and not others.
+		// A file that a snapshot has replaced may have lost the successor that records
+		// its end: a crash of the machine undoes some removals and not others.
 		s.torn = (s.last || s.id < r.base && s.ends < 0) && torn(f, s.fault, s.size)
 	case s.snapshot && finish == nil:
 		s.fault = &fault{at: s.good, reason: "a snapshot without its end"}
@@ -241,7 +242,7 @@ func (s *segment) tornHeader(fs fileSystem) bool {
 	return err == nil && tornHeader(begins, s.fileID, nonZero, s.size)
 }
 
-// apply lets a record count, unless a later one of the key has been seen.
+// apply applies a record, unless a later one of the key was applied.
 func (r *replayer) apply(s *segment, rec record) {
 	r.records++
 	k := r.keys[string(rec.key)]
@@ -249,7 +250,7 @@ func (r *replayer) apply(s *segment, rec record) {
 		k = &state{key: string(rec.key)}
 		r.keys[k.key] = k
 	} else if s.header.run == k.run && rec.seq < k.seq {
-		return // of another run it would be a later one: files are read in order
+		return // a record of another run would be a later one: files are read in order
 	}
 	*k = state{key: k.key, run: s.header.run, seq: rec.seq, at: r.records, dropped: rec.typ == dropRecord}
 	if !k.dropped {
@@ -257,7 +258,7 @@ func (r *replayer) apply(s *segment, rec record) {
 	}
 }
 
-// live returns the keys that are there, in the order of their records.
+// live returns the keys that were not dropped, in the order of their records.
 func (r *replayer) live() []*state {
 	var live []*state
 	for _, k := range r.keys {
@@ -269,8 +270,8 @@ func (r *replayer) live() []*state {
 	return live
 }
 
-// sealed is where each file ended when the log was closed; nil where it was not, or by a
-// version that did not say.
+// sealed returns where each file ended when the log was closed. It is nil if the log was
+// not closed, or was closed by a version that did not record it.
 func (r *replayer) sealed() map[fileID]int64 {
 	if r.marker.reason != "" || !r.marker.closed {
 		return nil
@@ -278,7 +279,8 @@ func (r *replayer) sealed() map[fileID]int64 {
 	return r.marker.ends
 }
 
-// findMissing reports the files that others tell of, which no snapshot has replaced.
+// findMissing reports missing files that the marker or a successor names and that no
+// snapshot has replaced.
 func (r *replayer) findMissing() {
 	there := func(file fileID) bool {
 		return slices.ContainsFunc(r.segments, func(s *segment) bool { return s.fileID == file })
@@ -296,9 +298,9 @@ func (r *replayer) findMissing() {
 			continue
 		}
 		if _, told := r.sealed()[fileID{id: prev.id}]; told {
-			continue // of that one the marker has told
+			continue // the marker lists this file: handled above
 		}
-		// A snapshot that is damaged has still removed what it replaced.
+		// A damaged snapshot has still removed the files that it replaced.
 		there := func(o *segment) bool {
 			return o.snapshot && o.id > prev.id || !o.snapshot && o.id == prev.id
 		}
@@ -347,7 +349,7 @@ func (r *replayer) damage(s *segment) Damage {
 	}
 	d.Lost, _ = soundBehind(f, from, s.size)
 	if from > 0 && from < s.size {
-		d.Lost++ // the one that the fault is in
+		d.Lost++ // the record with the fault
 	}
 	return d
 }

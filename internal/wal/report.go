@@ -5,42 +5,42 @@ import (
 	"strings"
 )
 
-// Report is what Open found.
+// Report says what Open found in the directory.
 type Report struct {
 	Files   int   // segments and snapshots that were read
-	Records int   // sound records in them, also those that later ones replaced
-	Bytes   int64 // of what was sound
-	Keys    int   // handed to load
+	Records int   // sound records in them, including superseded ones
+	Bytes   int64 // of the sound part of the files
+	Keys    int   // passed to load
 
-	// The record that a crash left unfinished, if TornFile is not empty. Nothing that
-	// was acknowledged is lost with it, where the policy covers that crash.
+	// The record that a crash left unfinished, if TornFile is not empty. No acknowledged
+	// record is lost with it, if the policy covers that crash.
 	TornFile  string
 	TornAt    int64
 	TornBytes int64
 
-	// Damage is everything else that was not as it had been written.
+	// Damage lists all other differences from the files as they were written.
 	Damage []Damage
 
-	// Doubt is why what was recovered may be out of date, in words: a key may have
-	// come back with an older payload, or although it was dropped, and others may be
-	// missing. It is empty if everything that was acknowledged is there; and where
-	// nothing at all was found, which cannot be out of date. A Log that was opened in
-	// doubt is so again at the next Open, until a Compact has succeeded.
+	// Doubt says in words why the recovered data may be out of date: a key may have an
+	// older payload, or be there although it was dropped, and other keys may be missing.
+	// Doubt is empty if every acknowledged record is there, and also if no files were
+	// found. A Log that was opened with a Doubt has one again at the next Open, until a
+	// Compact has succeeded.
 	Doubt string
 }
 
-// Damage is a file that is not as it was written.
+// Damage describes a file that differs from the file as it was written.
 type Damage struct {
 	File      string // its name in the directory
-	SetAside  string // what it was renamed to; empty if it was not, or is missing
+	SetAside  string // its new name; empty if it was not renamed, or is missing
 	Offset    int64  // of the first byte that is not trusted
 	Recovered int    // records before it, which were used
-	Lost      int    // records from there on: at least, or about, so many
+	Lost      int    // records from there on; a lower bound or an estimate
 	LostBytes int64  // bytes from there on
 	Reason    string
 }
 
-// String returns one line on the damage.
+// String describes the damage in one line.
 func (d Damage) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s: %s at byte %d: %d records recovered, about %d records and %d bytes lost",
@@ -51,7 +51,7 @@ func (d Damage) String() string {
 	return b.String()
 }
 
-// String returns one line on all that was found.
+// String describes the report in one line.
 func (r Report) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d keys from %d records in %d files (%d bytes)", r.Keys, r.Records, r.Files, r.Bytes)

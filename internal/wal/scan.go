@@ -9,15 +9,15 @@ import (
 	"io"
 )
 
-// fault is the first thing in a file that is not as it was written.
+// fault is the first place in a file that differs from the file as it was written.
 type fault struct {
 	at     int64
 	reason string
-	cut    bool // a record begins here and the file ends before it does
+	cut    bool // a record begins here and the file ends before the record does
 }
 
-// scanner reads the records of a segment one after the other. Its buffers are
-// bounded by what there is to read, whatever a length says.
+// scanner reads the records of a segment one after the other. Its buffers are bounded by
+// the size of the file, whatever length a record claims.
 type scanner struct {
 	in   *bufio.Reader
 	body []byte
@@ -25,8 +25,8 @@ type scanner struct {
 
 const scanBuffer = 64 << 10
 
-// scan hands the records between the header and end to each, until that says false.
-// It returns where the last sound one ends. The record is each's until it returns.
+// scan passes the records between the header and end to each, until each returns false.
+// It returns where the last sound record ends. A record is valid only until each returns.
 func (s *scanner) scan(f io.ReaderAt, end int64, each func(record) bool) (good int64, flt *fault) {
 	section := io.NewSectionReader(f, headerSize, end-headerSize)
 	if want := int(min(scanBuffer, end)); s.in == nil || s.in.Size() < want {
@@ -46,7 +46,7 @@ func (s *scanner) scan(f io.ReaderAt, end int64, each func(record) bool) (good i
 	return max(end, headerSize), nil
 }
 
-// next reads the record at an offset, and tells how long it is.
+// next reads the record at an offset and returns its size.
 func (s *scanner) next(at, end int64) (record, int64, *fault) {
 	bad := func(cut bool, format string, args ...any) (record, int64, *fault) {
 		return record{}, 0, &fault{at, fmt.Sprintf(format, args...), cut}
@@ -82,9 +82,9 @@ func (s *scanner) next(at, end int64) (record, int64, *fault) {
 	return rec, recordHead + length, nil
 }
 
-// torn says whether the fault is what a crash leaves of the last record: it reaches
-// over the end of the file, or is zero from somewhere in it to the end, and no
-// sound record is behind it.
+// torn reports whether the fault is the trace of a crash during the last record: the
+// record reaches over the end of the file, or is zero from some offset in it to the end
+// of the file, and no sound record is behind it.
 func torn(f io.ReaderAt, flt *fault, size int64) bool {
 	if !flt.cut {
 		nonZero, err := lastNonZero(f, flt.at, size)
@@ -95,7 +95,7 @@ func torn(f io.ReaderAt, flt *fault, size int64) bool {
 		if _, err := readAt(f, head[:], flt.at); err != nil {
 			return false
 		}
-		// Zeros make a length smaller, so one that is too large was not written.
+		// Zeros make a length smaller, so a length that is too large was not written.
 		length := int64(binary.LittleEndian.Uint32(head[:]))
 		if length > maxBody || nonZero > flt.at+recordHead+length {
 			return false
@@ -105,8 +105,8 @@ func torn(f io.ReaderAt, flt *fault, size int64) bool {
 	return n == 0 && sure
 }
 
-// lastNonZero returns the offset behind the last byte of a file that is not zero,
-// or from.
+// lastNonZero returns the offset behind the last byte of a file that is not zero, or from
+// if all bytes behind from are zero.
 func lastNonZero(f io.ReaderAt, from, size int64) (int64, error) {
 	last := from
 	buf := make([]byte, min(scanBuffer, size-from))
@@ -126,14 +126,14 @@ func lastNonZero(f io.ReaderAt, from, size int64) (int64, error) {
 	return last, nil
 }
 
-// sumBudget bounds what soundBehind computes checksums of, because bytes can be
-// made up of which each looks like the beginning of a long record.
+// sumBudget bounds how many bytes soundBehind computes checksums of. Crafted bytes can
+// look at every offset like the beginning of a long record.
 const sumBudget = 64 << 20
 
-// soundBehind counts the sound records from an offset on, wherever they begin. They
-// are not to be used: a payload may hold the bytes of a record. But they tell an
-// unfinished record from a wrong length with good records behind it, and roughly how
-// much is lost. It is not sure if it had to give up.
+// soundBehind counts the sound records from an offset on, wherever they begin. They must
+// not be used, because a payload may contain the bytes of a record. But the count tells
+// an unfinished record from a wrong length with good records behind it, and estimates the
+// loss. sure is false if the budget ran out or the file could not be read.
 func soundBehind(f io.ReaderAt, from, size int64) (count int, sure bool) {
 	const least = recordHead + bodyHead
 	budget := int64(sumBudget)

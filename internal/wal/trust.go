@@ -6,17 +6,17 @@ import (
 	"io/fs"
 )
 
-// standing is where the marker is.
+// standing is the state of the marker on the disk.
 type standing int
 
 const (
 	gone    standing = iota
 	stands           // the next Open may trust the files
-	lingers          // it must go, and could not be removed for certain
+	lingers          // it must be removed, and that failed or is uncertain
 )
 
-// trust writes the marker, whole or not at all. After an error that comes late it
-// may stand all the same. Whoever calls it has the turn.
+// trust writes the marker atomically. After a late error the marker may exist all the
+// same. The caller holds the write turn.
 func (l *Log) trust(closed bool) error {
 	if tmp := markerName + tmpSuffix; l.fs.exists(tmp) {
 		l.remove(tmp)
@@ -36,15 +36,15 @@ func (l *Log) trust(closed bool) error {
 		return err
 	}
 	l.files.marker = stands
-	// Until this is done the one from before may come back, which says that the log
-	// is closed, or was forced to the disk at every write.
+	// Until this is done, a crash may bring back the previous marker, which says that the
+	// log is closed or was forced to the disk at every write.
 	return l.fs.syncDir()
 }
 
-// distrust removes the marker. A disk that is full lets a file go where it takes no
-// new one; that is why its absence is the warning. If it cannot be removed either,
-// there is nothing left to warn the next Open with; it is tried again when there is
-// an occasion. Whoever calls it has the turn.
+// distrust removes the marker. A full disk lets a file be removed when it takes no new
+// one; so the absence of the marker is the warning. If the removal fails, nothing is left
+// to warn the next Open; it is tried again at the next Compact and at Close. The caller
+// holds the write turn.
 func (l *Log) distrust() {
 	if l.files.marker == gone {
 		return
@@ -64,8 +64,8 @@ func (l *Log) distrust() {
 	}
 }
 
-// ends is where each file ends that the next Open has to find. Whoever calls it has the
-// turn, and there is no active segment.
+// ends returns where each file ends that the next Open must find. The caller holds the
+// write turn, and there is no active segment.
 func (l *Log) ends() map[fileID]int64 {
 	ends := make(map[fileID]int64)
 	for _, f := range l.files.old {
@@ -76,14 +76,15 @@ func (l *Log) ends() map[fileID]int64 {
 	return ends
 }
 
-// shunMarker removes the marker if the log was suspended. Whoever calls it has the turn.
+// shunMarker removes the marker if the log was suspended, or if an earlier removal
+// failed. The caller holds the write turn.
 func (l *Log) shunMarker() {
 	l.mu.Lock()
 	suspended, warned := l.mu.suspended, l.mu.warned
 	l.mu.suspended, l.mu.warned = false, nil
 	l.mu.Unlock()
 	if warned != nil {
-		<-warned // or it would remove the one that comes next
+		<-warned // otherwise it could remove the next marker
 	}
 	if suspended || l.files.marker == lingers {
 		l.distrust()
@@ -95,8 +96,8 @@ func (l *Log) removeMarker() error {
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	// A file system that copies on write may need room to remove a name, and a
-	// directory of that name may have something in it.
+	// A copy-on-write file system may need space to remove a name, and a directory of
+	// that name may not be empty.
 	if l.fs.empty(markerName) == nil {
 		return nil
 	}
