@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -28,8 +27,8 @@ func many(n int) (keys []string, items map[string][]byte) {
 }
 
 // batchSize is 100,000 keys where the long tests run.
-func batchSize() int {
-	if os.Getenv("HOLDFAST_REQUIRE_REDIS") == "1" {
+func batchSize(t *testing.T) int {
+	if redistest.Full(t) {
 		return 100_000
 	}
 	return 8_000
@@ -61,7 +60,7 @@ func withinAFew(t *testing.T, s *redistest.Server, batch map[string][]byte) hold
 // options: the budget of one command was that of all of them, what was left when it ended
 // went to the journal, and that was full.
 func TestABatchOfAnySizeIsServedByAHealthyRedis(t *testing.T) {
-	n := batchSize()
+	n := batchSize(t)
 	ctx := begin(t)
 	s := redistest.Start(t)
 	keys, items := many(n)
@@ -132,7 +131,7 @@ func keysNamed(prefix string, n int) []string {
 
 // The drop-in client's batches are those of the Cache.
 func TestABatchOfAnySizeThroughTheClientIsServedByAHealthyRedis(t *testing.T) {
-	n := batchSize()
+	n := batchSize(t)
 	ctx := begin(t)
 	s := redistest.Start(t)
 	keys, items := many(n)
@@ -281,7 +280,7 @@ func TestABatchWaitsForOnePipelineOfARedisThatHangs(t *testing.T) {
 	p.SetMode(redistest.Hang)
 	began := time.Now()
 	found, err := c.GetMany(ctx, keys...)
-	if took := time.Since(began); err != nil || len(found) != 0 || took > 2*o.Timeout+3*slack {
+	if took := time.Since(began); err != nil || len(found) != 0 || took > 2*o.Timeout+3*slack() {
 		t.Errorf("%d found, %v, after %v", len(found), err, took)
 	}
 }

@@ -92,7 +92,7 @@ func TestSCRIPTKILLReachesAServerThatIsBusy(t *testing.T) {
 	must(t, client.Do(ctx, b.ScriptKill().Build()).Error())
 	start := time.Now()
 	waitState(t, c, holdfast.Up)
-	elapsed(t, "from the script's end to Up", start, o.Breaker.MaxBackoff+slack)
+	elapsed(t, "from the script's end to Up", start, o.Breaker.MaxBackoff+slack())
 	stop()
 	drain(t, c)
 	if got := s.MustDo("GET", "w0"); got != "kept" {
@@ -107,6 +107,7 @@ func TestSCRIPTKILLReachesAServerThatIsBusy(t *testing.T) {
 // The connection was lost before the server said that it was busy, or there never was
 // one: a busy server lets nobody choose a database, nor ask it who it is.
 func TestSCRIPTKILLReachesABusyServerThatWasNeverReached(t *testing.T) {
+	beside(t)
 	for _, db := range []int{0, 3} {
 		t.Run(fmt.Sprint("database ", db), func(t *testing.T) {
 			ctx := begin(t)
@@ -196,6 +197,7 @@ func TestFUNCTIONKILLReachesAServerThatIsBusyWithAFunction(t *testing.T) {
 // Who calls first, right after New, or has yet to dial a connection of its own, is the one
 // who would end the script.
 func TestSCRIPTKILLReachesABusyServerByTheFirstCallAndByANewDedicate(t *testing.T) {
+	beside(t)
 	redistest.Long(t)
 	for _, db := range []int{0, 3} {
 		for name, kill := range map[string]func(ctx context.Context, c *holdfast.Cache) error{

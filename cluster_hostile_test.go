@@ -77,7 +77,7 @@ func slotsReply(from, to int, host, port string) string {
 }
 
 func TestRedirectionsThatMakeNoSenseHarmNobody(t *testing.T) {
-	ctx := begin(t)
+	ctx := undisturbed(t)
 	f := newFakeNode(t)
 	var d dials
 	o := inCluster(f.Addr())
@@ -112,7 +112,7 @@ func TestRedirectionsThatMakeNoSenseHarmNobody(t *testing.T) {
 			})
 		}
 	}
-	calls.within(t, 1, 50*time.Millisecond+slack)
+	calls.within(t, 1, 50*time.Millisecond+slack())
 	redistest.WaitFor(t, patience, "a sane key to be answered", func() bool {
 		v, err := c.Get(ctx, "fine after")
 		return err == nil && string(v) == "fine after"
@@ -152,7 +152,7 @@ func TestRedirectionsThatMakeNoSenseHarmNobody(t *testing.T) {
 	if peak > base+200 {
 		t.Errorf("%d goroutines, %d before", peak, base)
 	}
-	calls.within(t, 0.9, 50*time.Millisecond+slack)
+	calls.within(t, 0.9, 50*time.Millisecond+slack())
 	waitState(t, c, holdfast.Up)
 	redistest.WaitFor(t, patience, "a sane key to be answered", func() bool {
 		v, err := c.Get(ctx, "fine at last")
@@ -244,7 +244,7 @@ func TestATopologyThatMakesNoSenseIsAnOutageLikeAnyOther(t *testing.T) {
 		calls.time(func() { must(t, one.c.Set(ctx, "k", []byte("v"), 0)) })
 		calls.time(func() { wantGet(t, one.c, "k", "v") })
 		calls.time(func() { wantGet(t, one.c, "absent", "") })
-		calls.within(t, 1, 50*time.Millisecond+slack)
+		calls.within(t, 1, 50*time.Millisecond+slack())
 		for _, addr := range one.d.addrs() {
 			if err := redistest.RateOKUntil(one.d.to(addr).Times(), started, time.Now()); err != nil {
 				t.Errorf("%s: dials to %.40s, which is %s: %v", one.name, addr, one.node.Addr(), err)

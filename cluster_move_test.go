@@ -187,7 +187,7 @@ func (tr *traffic) verify(t *testing.T, r *redistest.Cluster, c *holdfast.Cache,
 			return err == nil && string(v) == want || errors.Is(err, holdfast.ErrMiss) && want == "(nil)"
 		})
 	}
-	tr.calls.within(t, 0.999, timeout+slack)
+	tr.calls.within(t, 0.999, timeout+slack())
 	// The invalidation that goes with a key's move may overtake a write to its new
 	// place. Then nothing is known of what a journaled write replaces, and it is
 	// given up: that is safe, and counted.

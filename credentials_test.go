@@ -64,6 +64,7 @@ type discard struct{}
 func (discard) Write(p []byte) (int, error) { return len(p), nil }
 
 func TestCredentialsThatCannotBeHadAreNamed(t *testing.T) {
+	beside(t)
 	mine := errors.New("the vault is sealed")
 	for _, tt := range []struct {
 		name string

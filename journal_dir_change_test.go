@@ -115,6 +115,7 @@ func TestDoubtThatCannotBeSettledIsToldOf(t *testing.T) {
 // The fixtures were written by version 0507b80: eight sets, of which the first was set
 // again and the second deleted, and four deletes.
 func TestADirectoryOfTheVersionBeforeIsReplayed(t *testing.T) {
+	beside(t)
 	for name, sets := range map[string]bool{
 		"closed":        true,
 		"killed":        true,  // with an fsync each

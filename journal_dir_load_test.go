@@ -159,6 +159,7 @@ func TestAKeyThatIsWrittenAllTheTimeLeavesTheJournalAndItsFile(t *testing.T) {
 
 // What the server tells of the replay's own writes is no news.
 func TestKeysThatAreWrittenWhileTheyDrainLoseNoSet(t *testing.T) {
+	beside(t)
 	redistest.Long(t)
 	for name, dir := range map[string]string{"in memory": "", "in a file": t.TempDir()} {
 		t.Run(name, func(t *testing.T) {
@@ -203,6 +204,7 @@ func TestKeysThatAreWrittenWhileTheyDrainLoseNoSet(t *testing.T) {
 // What is written while the key's last write is replayed is replayed after it. The
 // next outage must know that, or it takes the value for another client's.
 func TestTwoOutagesInARowLoseNoSet(t *testing.T) {
+	beside(t)
 	for name, first := range map[string]func(c *holdfast.Cache, key string) error{
 		"deleted first": func(c *holdfast.Cache, key string) error { return c.Delete(t.Context(), key) },
 		"set first":     func(c *holdfast.Cache, key string) error { return c.Set(t.Context(), key, []byte("one"), 0) },

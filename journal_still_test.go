@@ -50,7 +50,7 @@ func durableAgain(t *testing.T, c *holdfast.Cache) {
 func TestADiskThatStandsStillHoldsNoCallUpAndHeals(t *testing.T) {
 	for name, kinds := range map[string][]string{"all of it": nil, "writes": {"write"}, "fsync": {"sync"}} {
 		t.Run(name, func(t *testing.T) {
-			ctx := begin(t)
+			ctx := undisturbed(t)
 			s, p := behind(t)
 			dir := t.TempDir()
 			p.SetMode(redistest.Cut)

@@ -176,7 +176,7 @@ func TestOutagesInARowUnderLiveLoadLoseNothing(t *testing.T) {
 			d.check(t, s.master, forgotten)
 		}
 		// Three calls of a budget each, of servers and clients on few cores.
-		calls.within(t, 0.99, 3*50*time.Millisecond+2*slack)
+		calls.within(t, 0.99, 3*50*time.Millisecond+2*slack())
 		st := c.Stats()
 		if st.Superseded != 0 || st.Refused+st.Downgraded+st.Rejected != 0 || st.Replayed == 0 {
 			t.Errorf("nobody else writes, and there is room: %+v", st)

@@ -77,7 +77,7 @@ func TestRedisIsKilledUnderLoadAndNoCallerNotices(t *testing.T) {
 	waitState(t, c, holdfast.Up)
 	stop()
 	drain(t, c)
-	calls.within(t, 1, 50*time.Millisecond+slack)
+	calls.within(t, 1, 50*time.Millisecond+slack())
 	if dials < 4 {
 		t.Errorf("%d connections in all: nobody looked for redis", dials)
 	}
@@ -90,7 +90,7 @@ func TestRedisIsKilledUnderLoadAndNoCallerNotices(t *testing.T) {
 // A server that hangs is worse than one that is gone: its sockets stay open.
 func TestRedisIsStoppedUnderALoadOfTwoThousandAndComesBack(t *testing.T) {
 	redistest.Long(t)
-	ctx := begin(t)
+	ctx := undisturbed(t)
 	s, p := behind(t)
 	c := open(t, at(p.Addr()))
 	ready(t, c)
@@ -113,7 +113,7 @@ func TestRedisIsStoppedUnderALoadOfTwoThousandAndComesBack(t *testing.T) {
 	// 2,000 goroutines share the cores of whatever machine this is: the bound on
 	// most says that nothing is waited for, the one on all that the law holds.
 	calls.within(t, 0.5, 10*time.Millisecond)
-	calls.within(t, 0.999, 50*time.Millisecond+slack)
+	calls.within(t, 0.999, 50*time.Millisecond+slack())
 	if limit := base + 2000 + 600; peak > limit {
 		t.Errorf("%d goroutines, over %d: callers 2000, abandoned calls at most 512", peak, limit)
 	}
@@ -127,7 +127,7 @@ func TestRedisIsStoppedUnderALoadOfTwoThousandAndComesBack(t *testing.T) {
 
 func TestAHundredRestartsLoseNoDelete(t *testing.T) {
 	redistest.Long(t)
-	ctx := begin(t)
+	ctx := undisturbed(t)
 	s, p := behind(t)
 	c := open(t, at(p.Addr()))
 	ready(t, c)
@@ -226,7 +226,7 @@ func TestSlowRedisOpensTheCircuitAndKeepsTheConnection(t *testing.T) {
 	waitState(t, c, holdfast.Down)
 	redistest.WaitFor(t, 10*time.Second, "three slow seconds", func() bool { return time.Since(slow) > 3*time.Second })
 	stop()
-	calls.within(t, 1, 50*time.Millisecond+slack)
+	calls.within(t, 1, 50*time.Millisecond+slack())
 	if n := p.Accepted(); n != 1 {
 		t.Errorf("%d connections: the slow one was churned", n)
 	}

@@ -273,6 +273,7 @@ func TestDeletesReachAServerThatHasNoRoom(t *testing.T) {
 // so a set in the next outage found our own older value, did not know it, and became a
 // delete.
 func TestWhatARefusedWriteWouldHaveReplacedIsStillKnown(t *testing.T) {
+	beside(t)
 	for name, write := range map[string]func(ctx context.Context, c *holdfast.Cache) error{
 		"set":    func(ctx context.Context, c *holdfast.Cache) error { return c.Set(ctx, "k", []byte("refused"), 0) },
 		"delete": func(ctx context.Context, c *holdfast.Cache) error { return c.Delete(ctx, "k") },

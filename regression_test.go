@@ -38,7 +38,7 @@ func TestAFloodOfChecksOnAHungServerKeepsItsBudget(t *testing.T) {
 	}
 	wg.Wait()
 	s.Resume()
-	calls.within(t, 1, 50*time.Millisecond+2*slack)
+	calls.within(t, 1, 50*time.Millisecond+2*slack())
 }
 
 // Each part of a batch that had outlived its budget reported for itself, and
@@ -125,6 +125,7 @@ func TestShutdownLosesNothingThatWasAccepted(t *testing.T) {
 }
 
 func TestAUserWithoutScriptsStillDrains(t *testing.T) {
+	beside(t)
 	redistest.Long(t) // until it is certain
 	for _, acl := range []string{"-script", "-evalsha", "-@scripting"} {
 		t.Run(acl, func(t *testing.T) {

@@ -151,7 +151,7 @@ func TestADialToASentinelThatGoesNowhereHoldsUpNoProbe(t *testing.T) {
 	began := time.Now()
 	redistest.WaitFor(t, patience, "three seconds without a sentinel", func() bool {
 		c.Get(context.Background(), "absent") // in use
-		if ago := time.Since(c.Health().ProbedAt); ago > 2*time.Second+slack {
+		if ago := time.Since(c.Health().ProbedAt); ago > 2*time.Second+slack() {
 			t.Fatalf("the last probe was %v ago: nobody looks after the master", ago)
 		}
 		return time.Since(began) > 3*time.Second
@@ -159,7 +159,7 @@ func TestADialToASentinelThatGoesNowhereHoldsUpNoProbe(t *testing.T) {
 }
 
 func TestWhateverASentinelSaysHarmsNobody(t *testing.T) {
-	ctx := begin(t)
+	ctx := undisturbed(t)
 	master := redistest.Start(t)
 	_, replica := replicated(t)
 	dead := redistest.FreeAddr(t)
@@ -331,7 +331,7 @@ func TestASentinelThatTalksNonsenseTakesNobodyOffAGoodMaster(t *testing.T) {
 	f.names(t, master.Addr())
 	waitState(t, c, holdfast.Up)
 	stop()
-	calls.within(t, 1, o.Timeout+slack)
+	calls.within(t, 1, o.Timeout+slack())
 	drain(t, c)
 	if got := master.MustDo("GET", "kept"); got != "v" {
 		t.Errorf("the master holds %s", got)
@@ -343,7 +343,7 @@ func TestASentinelThatTalksNonsenseTakesNobodyOffAGoodMaster(t *testing.T) {
 
 // Sentinels that disagree would have a client go to and fro.
 func TestSentinelsThatDisagreeCauseNoStorm(t *testing.T) {
-	ctx := begin(t)
+	ctx := undisturbed(t)
 	one, two := redistest.Start(t), redistest.Start(t)
 	f := sentinelFor(t, one.Addr())
 	var dials redistest.DialCounter
@@ -373,7 +373,7 @@ func TestSentinelsThatDisagreeCauseNoStorm(t *testing.T) {
 		redistest.WaitFor(t, patience, "the sentinel to be asked", func() bool { return f.asked.Load() > asked })
 	}
 	stop()
-	calls.within(t, 1, 50*time.Millisecond+slack)
+	calls.within(t, 1, 50*time.Millisecond+slack())
 	for _, s := range []*redistest.Server{one, two} {
 		must(t, redistest.RateOKUntil(dials.TimesTo(s.Addr()), began, time.Now()))
 	}
@@ -479,7 +479,7 @@ func TestCloseWhileASentinelHangsIsQuickAndLeavesNothing(t *testing.T) {
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			begin(t)
+			undisturbed(t)
 			o := watched()
 			o.Redis.Dialer.Timeout, o.Redis.Sentinel.Dialer.Timeout = time.Minute, time.Minute
 			hangs := tt.hang(t, &o)
@@ -489,7 +489,7 @@ func TestCloseWhileASentinelHangsIsQuickAndLeavesNothing(t *testing.T) {
 			hangs(c)
 			start := time.Now()
 			must(t, c.Close())
-			if took := time.Since(start); took > 100*time.Millisecond+slack {
+			if took := time.Since(start); took > 100*time.Millisecond+slack() {
 				t.Errorf("close took %v", took)
 			}
 			redistest.GoroutinesBackTo(t, base, 2)

@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
-	"os"
 	"runtime"
 	"slices"
 	"testing"
@@ -19,7 +18,7 @@ import (
 // The master is killed, and the one after it hangs: writes go to the next one
 // within a second of its promotion, and nothing that was accepted is lost.
 func TestTwoMastersOfASentinelGoAndNoAcceptedWriteDoes(t *testing.T) {
-	ctx := begin(t)
+	ctx := undisturbed(t)
 	r := redistest.StartSentinel(t, 2)
 	base := runtime.NumGoroutine()
 	var dials redistest.DialCounter
@@ -53,7 +52,7 @@ func TestTwoMastersOfASentinelGoAndNoAcceptedWriteDoes(t *testing.T) {
 		waitState(t, c, holdfast.Up)
 		took := time.Since(promoted)
 		t.Logf("%s: down after %v, promotion after %v, up %v later", how.name, down.Sub(gone.until), promoted.Sub(gone.until), took)
-		if took > 3*time.Second+slack {
+		if took > 3*time.Second+slack() {
 			t.Errorf("%s: up %v after the promotion", how.name, took)
 		}
 		if h := c.Health(); !h.Writable {
@@ -67,7 +66,7 @@ func TestTwoMastersOfASentinelGoAndNoAcceptedWriteDoes(t *testing.T) {
 	passes(t, "some load", 200*time.Millisecond)
 	stop()
 	drain(t, c)
-	l.calls.within(t, 0.999, 50*time.Millisecond+slack)
+	l.calls.within(t, 0.999, 50*time.Millisecond+slack())
 	l.check(t, r.Master(), lost...)
 	if most > 2 {
 		t.Errorf("%d connections at once, want one to a server and one to a sentinel", most)
@@ -148,7 +147,7 @@ func TestAFailoverIsFollowedWithoutANotice(t *testing.T) {
 	passes(t, "some load", 100*time.Millisecond)
 	stop()
 	drain(t, c)
-	l.calls.within(t, 0.999, 50*time.Millisecond+slack)
+	l.calls.within(t, 0.999, 50*time.Millisecond+slack())
 	l.check(t, r.Master(), split)
 }
 
@@ -220,11 +219,8 @@ func TestWithoutSentinelsTheMasterGoesOnServing(t *testing.T) {
 		{"black holes", (*redistest.Server).Pause, (*redistest.Server).Resume},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			outage := 3 * time.Second
-			if os.Getenv("HOLDFAST_LONG") != "" {
-				outage = time.Minute
-			}
-			ctx := begin(t)
+			outage := time.Duration(3*roundsFactor(t)) * time.Second
+			ctx := undisturbed(t)
 			r := redistest.StartSentinel(t, 0)
 			master := r.Master()
 			var dials redistest.DialCounter
@@ -270,7 +266,7 @@ func TestWithoutSentinelsTheMasterGoesOnServing(t *testing.T) {
 			if most > base+8+32 {
 				t.Errorf("%d goroutines, %d before", most, base)
 			}
-			calls.within(t, 1, o.Timeout+slack)
+			calls.within(t, 1, o.Timeout+slack())
 			before := len(dials.Times())
 			tt.get(master)
 			tt.get(r.Sentinels()[2]) // one alone
@@ -307,7 +303,7 @@ func TestASentinelThatHangsHoldsUpNothing(t *testing.T) {
 		if h.State != holdfast.Up {
 			t.Fatalf("%+v", h)
 		}
-		if ago := time.Since(h.ProbedAt); ago > 3*time.Second+slack {
+		if ago := time.Since(h.ProbedAt); ago > 3*time.Second+slack() {
 			t.Fatalf("the last probe was %v ago: nobody looks after the master", ago)
 		}
 		return time.Since(hung) > 2500*time.Millisecond
@@ -326,6 +322,6 @@ func TestASentinelThatHangsHoldsUpNothing(t *testing.T) {
 		t.Errorf("up %v after the cut", took)
 	}
 	stop()
-	calls.within(t, 1, o.Timeout+slack)
+	calls.within(t, 1, o.Timeout+slack())
 	drain(t, c)
 }

@@ -42,6 +42,7 @@ func newStranger(t *testing.T) *stranger {
 
 // Whatever a server named was dialled, and the password went there.
 func TestAnAddressThatAServerNamesGetsThePasswordOnlyIfItIsAllowed(t *testing.T) {
+	beside(t)
 	for _, tt := range []struct {
 		name  string
 		allow func(string) bool

@@ -26,6 +26,8 @@ func tracked(addr string, mode holdfast.TrackingMode) holdfast.Options {
 
 // bothModes runs the test with each way to track.
 func bothModes(t *testing.T, test func(t *testing.T, ctx context.Context, mode holdfast.TrackingMode)) {
+	t.Helper()
+	beside(t)
 	t.Run("reads", func(t *testing.T) { test(t, begin(t), holdfast.TrackReads) })
 	t.Run("prefixes", func(t *testing.T) { test(t, begin(t), holdfast.TrackPrefixes) })
 }

@@ -197,7 +197,7 @@ func TestAPushOfAnUnknownKindCostsNothing(t *testing.T) {
 
 // A dozen bytes cost each of four caches half a gigabyte, again with each connection.
 func TestALengthThatAServerAnnouncesCostsNothing(t *testing.T) {
-	begin(t)
+	undisturbed(t)
 	hello := func(tail string) string {
 		return "%3\r\n$6\r\nserver\r\n$5\r\nredis\r\n$5\r\nproto\r\n:3\r\n$7\r\nversion\r\n" + tail
 	}
@@ -243,7 +243,7 @@ func TestALengthThatAServerAnnouncesCostsNothing(t *testing.T) {
 // A large value that is read in pieces is not kept back by the guard: that would cost
 // half of it.
 func TestAStreamedValueCostsNoMemory(t *testing.T) {
-	ctx := begin(t)
+	ctx := undisturbed(t)
 	s := redistest.Start(t)
 	s.MustDo("SETRANGE", "big", fmt.Sprint(64<<20-1), "x")
 	o := at(s.Addr())

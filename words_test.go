@@ -20,6 +20,7 @@ import (
 // loads never asked their loader, Gets and Sets returned the text, the probe took it for
 // a server that takes no writes, and the circuit never opened.
 func TestAProxyWhoseBackendIsGoneAnswersInItsOwnWords(t *testing.T) {
+	beside(t)
 	for _, text := range []string{
 		"no upstream host",
 		"ERR Connection refused",
@@ -413,6 +414,7 @@ func TestAGreetingThatIsNotUnderstoodIsRepeated(t *testing.T) {
 
 // The proxy is there before its backend is, and answers from the first command on.
 func TestAProxyThatHasNoBackendYetIsAnOutage(t *testing.T) {
+	beside(t)
 	for _, text := range []string{"no upstream host", "ERR Connection refused", "ERR max requests limit exceeded"} {
 		t.Run(text, func(t *testing.T) {
 			ctx := begin(t)

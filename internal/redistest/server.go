@@ -53,29 +53,14 @@ func need(tb testing.TB) {
 	if Available() {
 		return
 	}
-	if os.Getenv("HOLDFAST_REQUIRE_REDIS") == "1" {
-		tb.Fatalf("redistest: %s is not in PATH and HOLDFAST_REQUIRE_REDIS=1", binary())
+	if full() {
+		tb.Fatalf("redistest: %s is not in PATH and %s=1", binary(), fullVariable)
 	}
 	if os.Getenv(serverVariable) != "" {
 		tb.Fatalf("redistest: %s is %q, which is no program", serverVariable, binary())
 	}
+	note(&left.noServer, tb)
 	tb.Skip("redistest: redis-server is not in PATH")
-}
-
-// needMany is need for a rig of several servers that must find each other.
-func needMany(tb testing.TB) {
-	tb.Helper()
-	need(tb)
-	Long(tb)
-}
-
-// Long is for tests that take minutes together: they run where redis is required, and
-// else only if they are asked for.
-func Long(tb testing.TB) {
-	tb.Helper()
-	if os.Getenv("HOLDFAST_REQUIRE_REDIS") != "1" {
-		tb.Skip("redistest: the tests that take long run with HOLDFAST_REQUIRE_REDIS=1")
-	}
 }
 
 // Start runs a redis-server without persistence on a free loopback port, in a
@@ -83,7 +68,7 @@ func Long(tb testing.TB) {
 // command line and win over that ("--requirepass", "x"). It returns when the
 // server answers, usually after some ten milliseconds; after 30 seconds it
 // fails the test with the server's log. Without a redis-server in PATH it skips
-// the test, or fails it if the environment has HOLDFAST_REQUIRE_REDIS=1. The
+// the test, or fails it where all tests are wanted (see Full). The
 // server is killed when the test ends.
 func Start(tb testing.TB, args ...string) *Server {
 	tb.Helper()
