@@ -58,7 +58,7 @@ func TestSCRIPTKILLReachesAServerThatIsBusy(t *testing.T) {
 	connections := p.Accepted()
 
 	endless(t, s)
-	stop := load(4, func(g, i int) {
+	stop := load(t, 4, func(g, i int) {
 		noError(t, c.Set(ctx, fmt.Sprintf("w%d", g), []byte("kept"), 0))
 		v, err := c.GetOrLoad(ctx, fmt.Sprintf("load%d.%d", g, i), 0, func(context.Context) ([]byte, error) { return []byte("v"), nil })
 		if err != nil || string(v) != "v" {

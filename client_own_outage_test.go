@@ -250,7 +250,7 @@ func TestAFailedDialOfAConnectionOfItsOwnIsNotRepeatedInALoop(t *testing.T) {
 	cl := c.Client()
 	r.refuse.Store(true)
 	start := time.Now()
-	stop := load(32, func(g, i int) {
+	stop := load(t, 32, func(g, i int) {
 		var err error
 		if g%2 == 0 {
 			err = cl.Do(ctx, cl.B().Blpop().Key("q").Timeout(0).Build()).Error()
@@ -326,7 +326,7 @@ func TestManyCallersOnConnectionsOfTheirOwnWhileRedisComesAndGoes(t *testing.T) 
 	s, c, dials := counted(t)
 	cl := c.Client()
 	var done atomic.Int64
-	stop := load(24, func(g, i int) {
+	stop := load(t, 24, func(g, i int) {
 		b := cl.B()
 		var err error
 		switch g % 4 {

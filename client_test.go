@@ -168,7 +168,7 @@ func TestACounterNeverGoesBackForWhoeverReadsIt(t *testing.T) {
 		ready(t, c)
 		cl := c.Client()
 		s.MustDo("DEL", "n")
-		stop := load(3, func(int, int) { _, _ = c.Get(context.Background(), "n") })
+		stop := load(t, 3, func(int, int) { _, _ = c.Get(context.Background(), "n") })
 		defer stop()
 		for i := range 1500 {
 			want := strconv.Itoa(i + 1)

@@ -135,7 +135,7 @@ func TestRedirectionsThatMakeNoSenseHarmNobody(t *testing.T) {
 	calls.reset()
 	var named atomic.Int64
 	peak := 0
-	stop := load(20, func(g, i int) {
+	stop := load(t, 20, func(g, i int) {
 		n := named.Add(1)
 		calls.time(func() { c.Get(ctx, fmt.Sprintf("say:-MOVED %d 127.%d.%d.%d:1", n%16384, 1+n>>16&127, n>>8&255, n&255)) })
 		time.Sleep(2 * time.Millisecond)
@@ -233,7 +233,7 @@ func TestATopologyThatMakesNoSenseIsAnOutageLikeAnyOther(t *testing.T) {
 		one.c = open(t, o)
 		cases = append(cases, one)
 	}
-	redistest.WaitFor(t, 10*time.Second, "a second of nonsense", func() bool { return time.Since(started) > 1200*time.Millisecond })
+	redistest.WaitFor(t, patience, "a second of nonsense", func() bool { return time.Since(started) > 1200*time.Millisecond })
 	for _, one := range cases {
 		redistest.WaitFor(t, patience, "a first attempt on "+one.name, func() bool { return one.c.Health().LastError != nil })
 		h := one.c.Health()

@@ -72,7 +72,7 @@ func startTraffic(t *testing.T, r *redistest.Cluster, c *holdfast.Cache, name st
 		}
 		return version, true
 	}
-	stopOwn := load(writers, func(g, i int) {
+	stopOwn := load(t, writers, func(g, i int) {
 		tr.writing.RLock()
 		k := tr.own[g*ownEach+i%ownEach]
 		version := max(k.last, -k.last) + 1
@@ -94,14 +94,14 @@ func startTraffic(t *testing.T, r *redistest.Cluster, c *holdfast.Cache, name st
 		tr.writing.RUnlock()
 		time.Sleep(writePause)
 	})
-	stopReads := load(writers, func(g, i int) {
+	stopReads := load(t, writers, func(g, i int) {
 		read(tr.own[(g*7+i)%len(tr.own)])
 		read(tr.theirs[(g*5+i)%len(tr.theirs)])
 		time.Sleep(callPause)
 	})
 	settled := make([]int64, foreign) // acknowledged a round ago
 	began := make([]time.Time, foreign)
-	stopForeign := load(1, func(_, i int) {
+	stopForeign := load(t, 1, func(_, i int) {
 		k := tr.theirs[i%foreign]
 		if time.Since(began[i%foreign]) < grace {
 			time.Sleep(writePause)

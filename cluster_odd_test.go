@@ -66,7 +66,7 @@ func pointAtEachOther(t *testing.T, r *redistest.Cluster) {
 	must(t, c.Set(ctx, near, []byte("v"), time.Hour))
 	setslot(r, a, key, b)
 	var calls, others latencies
-	stop := load(2, func(g, i int) {
+	stop := load(t, 2, func(g, i int) {
 		k := keysAt(i%3, 1, fmt.Sprint("absent", g, i, ":"))[0]
 		others.time(func() { wantMiss(t, c, k) })
 		time.Sleep(time.Millisecond)
@@ -93,7 +93,7 @@ func pointAtEachOther(t *testing.T, r *redistest.Cluster) {
 	// The write waits in the journal. It must not ask all the time.
 	before = rejected(t, a) + rejected(t, b)
 	start := time.Now()
-	redistest.WaitFor(t, 5*time.Second, "a second", func() bool { return time.Since(start) > time.Second })
+	redistest.WaitFor(t, patience, "a second", func() bool { return time.Since(start) > time.Second })
 	if n := rejected(t, a) + rejected(t, b) - before; n > 300 {
 		t.Errorf("%d redirections in a second of waiting", n)
 	}

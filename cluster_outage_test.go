@@ -59,7 +59,7 @@ func costsItsOwnKeysOnly(t *testing.T, r *redistest.Cluster, away int, down, up 
 
 	// A miss is not remembered, so a Get of an absent key goes to its node.
 	var others, its latencies
-	stop := load(6, func(g, i int) {
+	stop := load(t, 6, func(g, i int) {
 		at, calls := (away+1+i%2)%3, &others
 		if g >= 4 {
 			at, calls = away, &its
@@ -81,7 +81,7 @@ func costsItsOwnKeysOnly(t *testing.T, r *redistest.Cluster, away int, down, up 
 	})
 	defer stop()
 	start := time.Now()
-	redistest.WaitFor(t, 5*time.Second, "some load", func() bool { return time.Since(start) > 400*time.Millisecond })
+	redistest.WaitFor(t, patience, "some load", func() bool { return time.Since(start) > 400*time.Millisecond })
 	before := others.quantile(0.99)
 	others.reset()
 	its.reset()
@@ -156,7 +156,7 @@ func costsItsOwnKeysOnly(t *testing.T, r *redistest.Cluster, away int, down, up 
 	}
 	others.reset()
 	its.reset()
-	redistest.WaitFor(t, 10*time.Second, "two seconds of outage", func() bool { return time.Since(gone) > 2200*time.Millisecond })
+	redistest.WaitFor(t, patience, "two seconds of outage", func() bool { return time.Since(gone) > 2200*time.Millisecond })
 	after := others.quantile(0.99)
 	others.within(t, 0.9, 3*before+20*time.Millisecond)
 	its.within(t, 0.9, 20*time.Millisecond)
@@ -244,7 +244,7 @@ func TestAWholeClusterIsAwayAndComes(t *testing.T) {
 	if h := c.Health(); h.State != holdfast.Connecting || h.JournalKeys != 300 {
 		t.Errorf("health %+v", h)
 	}
-	redistest.WaitFor(t, 10*time.Second, "two seconds without a cluster", func() bool { return time.Since(start) > 2200*time.Millisecond })
+	redistest.WaitFor(t, patience, "two seconds without a cluster", func() bool { return time.Since(start) > 2200*time.Millisecond })
 	dialed := time.Now()
 	for _, addr := range r.Addrs() {
 		times := d.to(addr).Times()

@@ -40,7 +40,7 @@ func TestNothingListensAndEveryCallAnswersAtOnce(t *testing.T) {
 	for i := range 1000 {
 		wantGet(t, c, fmt.Sprint("key", i), fmt.Sprint("key", i))
 	}
-	redistest.WaitFor(t, 10*time.Second, "three seconds of attempts", func() bool {
+	redistest.WaitFor(t, patience, "three seconds of attempts", func() bool {
 		c.Get(ctx, "absent")
 		return time.Since(start) > 3*time.Second
 	})
@@ -59,7 +59,7 @@ func TestAListenerThatNeverAnswersHoldsNobody(t *testing.T) {
 	start := time.Now()
 	c := open(t, at(mute.Addr()))
 	var calls latencies
-	stop := load(200, func(g, i int) {
+	stop := load(t, 200, func(g, i int) {
 		key := fmt.Sprint(g, ":", i%10)
 		calls.time(func() {
 			if i%2 == 0 {
@@ -70,7 +70,7 @@ func TestAListenerThatNeverAnswersHoldsNobody(t *testing.T) {
 		})
 		time.Sleep(time.Millisecond) // 200 callers with something else to do, too
 	})
-	redistest.WaitFor(t, 10*time.Second, "five seconds of use", func() bool { return time.Since(start) > 5*time.Second })
+	redistest.WaitFor(t, patience, "five seconds of use", func() bool { return time.Since(start) > 5*time.Second })
 	stop()
 	calls.within(t, 1, 50*time.Millisecond+slack())
 	calls.within(t, 0.99, 5*time.Millisecond)
@@ -86,7 +86,7 @@ func TestRedisThatStartsLaterIsUsedWithoutACall(t *testing.T) {
 	s.Kill()
 	c := open(t, at(s.Addr()))
 	must(t, c.Set(ctx, "before", []byte("kept"), time.Hour))
-	redistest.WaitFor(t, 5*time.Second, "a failed attempt", func() bool { return c.Stats().DialAttempts > 2 })
+	redistest.WaitFor(t, patience, "a failed attempt", func() bool { return c.Stats().DialAttempts > 2 })
 	s.Restart()
 	up := time.Now()
 	// One probe interval, the handshake, and what starting a process costs here.
@@ -171,7 +171,7 @@ func TestAWrongAddressIsNamedAndHoldsNobody(t *testing.T) {
 				calls.time(func() { wantGet(t, c, key, "v") })
 			}
 			calls.within(t, 1, slack())
-			redistest.WaitFor(t, 5*time.Second, "three attempts", func() bool { return c.Stats().DialAttempts >= 3 })
+			redistest.WaitFor(t, patience, "three attempts", func() bool { return c.Stats().DialAttempts >= 3 })
 			h := c.Health()
 			if h.State != holdfast.Connecting || h.LastError == nil || !contains(h.LastError.Error(), tt.want...) {
 				t.Errorf("health %+v does not name the cause (%v)", h, tt.want)
@@ -213,7 +213,7 @@ func TestCloseDuringADialThatHangsIsQuickAndLeavesNothing(t *testing.T) {
 			base := runtime.NumGoroutine()
 			c, err := holdfast.New(o)
 			must(t, err)
-			redistest.WaitFor(t, 5*time.Second, "the dial", func() bool { return c.Stats().DialAttempts == 1 })
+			redistest.WaitFor(t, patience, "the dial", func() bool { return c.Stats().DialAttempts == 1 })
 			start := time.Now()
 			must(t, c.Close())
 			if took := time.Since(start); took > 100*time.Millisecond+slack() {
@@ -276,7 +276,7 @@ func TestGarbageFromTheServerHarmsNobody(t *testing.T) {
 		c := open(t, o)
 		must(t, c.Set(ctx, "k", []byte("v"), 0))
 		wantGet(t, c, "k", "v")
-		redistest.WaitFor(t, 5*time.Second, "two attempts", func() bool { return c.Stats().DialAttempts >= 2 })
+		redistest.WaitFor(t, patience, "two attempts", func() bool { return c.Stats().DialAttempts >= 2 })
 		if h := c.Health(); h.State != holdfast.Connecting || h.LastError == nil {
 			t.Errorf("garbage %d: health %+v", i, h)
 		}

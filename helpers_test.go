@@ -238,8 +238,10 @@ func (l *logLines) get() []string {
 	return slices.Clone(l.lines)
 }
 
-// load calls f from n goroutines until stop is called, which waits for them.
-func load(n int, f func(goroutine, i int)) (stop func()) {
+// load calls f from n goroutines until stop is called, which waits for them. They stop at
+// the end of the test at the latest, also of one that fails before it comes to stop: who
+// logged after its test has ended would end them all.
+func load(t testing.TB, n int, f func(goroutine, i int)) (stop func()) {
 	var wg sync.WaitGroup
 	done := make(chan struct{})
 	for g := range n {
@@ -257,10 +259,12 @@ func load(n int, f func(goroutine, i int)) (stop func()) {
 			}
 		})
 	}
-	return sync.OnceFunc(func() {
+	stop = sync.OnceFunc(func() {
 		close(done)
 		wg.Wait()
 	})
+	t.Cleanup(stop)
+	return stop
 }
 
 func slogTo(l *logLines) *slog.Logger { return slog.New(l) }

@@ -311,7 +311,7 @@ func TestAFractionOfAMillisecondIsAMillisecond(t *testing.T) {
 	// A local copy goes with it.
 	local := open(t, holdfast.Options{})
 	must(t, local.Set(ctx, "k", []byte("v"), 1))
-	redistest.WaitFor(t, 5*time.Second, "the end of a millisecond", func() bool {
+	redistest.WaitFor(t, patience, "the end of a millisecond", func() bool {
 		_, err := local.Get(ctx, "k")
 		return errors.Is(err, holdfast.ErrMiss)
 	})

@@ -174,7 +174,7 @@ func TestKeysThatAreWrittenWhileTheyDrainLoseNoSet(t *testing.T) {
 			for round := range 30 {
 				p.SetMode(redistest.Cut)
 				waitState(t, c, holdfast.Down)
-				stop := load(writers, func(g, i int) {
+				stop := load(t, writers, func(g, i int) {
 					last[g] = fmt.Sprint(round, "-", i)
 					if err := c.Set(ctx, fmt.Sprint("k", g), []byte(last[g]), 0); err != nil {
 						t.Errorf("set: %v", err)

@@ -148,7 +148,7 @@ func TestOutagesInARowUnderLiveLoadLoseNothing(t *testing.T) {
 			diaries[g] = &diary{name: fmt.Sprint("w", g), rnd: rand.New(rand.NewPCG(uint64(g), 7)), last: map[string]page{}}
 		}
 		var calls latencies
-		stop := load(writers, func(g, i int) {
+		stop := load(t, writers, func(g, i int) {
 			calls.time(func() { diaries[g].step(t, ctx, c, i) })
 			time.Sleep(500 * time.Microsecond) // writers do something else, too
 		})

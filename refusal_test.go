@@ -244,7 +244,7 @@ func TestDeletesReachAServerThatHasNoRoom(t *testing.T) {
 	s.MustDo("SET", "ballast", strings.Repeat("x", 2<<20))
 	s.MustDo("CONFIG", "SET", "maxmemory", "1mb")
 	var deleted atomic.Int64
-	stop := load(8, func(g, i int) {
+	stop := load(t, 8, func(g, i int) {
 		if n := i*8 + g; n < keys {
 			noError(t, c.Set(ctx, fmt.Sprint("w", g), []byte("v"), 0))
 			noError(t, c.Delete(ctx, fmt.Sprint("k", n)))

@@ -80,7 +80,7 @@ func TestChecksOfAReplicaDialNoMoreThanTheSchedule(t *testing.T) {
 	ready(t, c)
 	s.MustDo("REPLICAOF", "127.0.0.1", fmt.Sprint(master.Port()))
 	start := time.Now()
-	redistest.WaitFor(t, 10*time.Second, "three seconds of checks", func() bool {
+	redistest.WaitFor(t, patience, "three seconds of checks", func() bool {
 		if err := c.Check(ctx); err == nil {
 			t.Fatal("a check of a replica succeeded")
 		}
@@ -102,13 +102,13 @@ func TestShutdownLosesNothingThatWasAccepted(t *testing.T) {
 		c := open(t, at(s.Addr()))
 		ready(t, c)
 		var accepted sync.Map
-		stop := load(16, func(g, i int) {
+		stop := load(t, 16, func(g, i int) {
 			key := fmt.Sprint(round, ":", g, ":", i)
 			if err := c.Set(ctx, key, []byte("v"), 0); err == nil {
 				accepted.Store(key, true)
 			}
 		})
-		redistest.WaitFor(t, 5*time.Second, "some writes", func() bool { return c.Stats().LocalEntries > 500 })
+		redistest.WaitFor(t, patience, "some writes", func() bool { return c.Stats().LocalEntries > 500 })
 		must(t, c.Shutdown(ctx))
 		stop()
 		lost := 0
@@ -256,7 +256,7 @@ func TestAnAddThatRunsLateIsTakenBack(t *testing.T) {
 	first.SetMode(redistest.Pass)
 	// The key itself may show nothing: the delete that takes the add back was
 	// perhaps sent on the same connection, and then runs right behind it.
-	redistest.WaitFor(t, 5*time.Second, "the late add to run", func() bool {
+	redistest.WaitFor(t, patience, "the late add to run", func() bool {
 		return strings.Contains(s.MustDo("SLOWLOG", "GET", "-1"), "added")
 	})
 	wantGet(t, c, "k", "")

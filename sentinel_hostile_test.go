@@ -353,7 +353,7 @@ func TestSentinelsThatDisagreeCauseNoStorm(t *testing.T) {
 	ready(t, c)
 	base := runtime.NumGoroutine()
 	var calls latencies
-	stop := load(4, func(g, i int) {
+	stop := load(t, 4, func(g, i int) {
 		key := fmt.Sprint("k", g, i%20)
 		calls.time(func() {
 			if err := c.Set(ctx, key, []byte(fmt.Sprint(i)), 0); err != nil {

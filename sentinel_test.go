@@ -44,7 +44,7 @@ func TestTwoMastersOfASentinelGoAndNoAcceptedWriteDoes(t *testing.T) {
 		lost = append(lost, gone)
 		waitState(t, c, holdfast.Down)
 		down := time.Now()
-		redistest.WaitFor(t, 60*time.Second, "a promotion", func() bool {
+		redistest.WaitFor(t, patience, "a promotion", func() bool {
 			most = max(most, dials.Open())
 			return r.Master() != old
 		})
@@ -115,7 +115,7 @@ func TestAFailoverIsFollowedWithoutANotice(t *testing.T) {
 	began := time.Now()
 	r.Sentinels()[1].MustDo("SENTINEL", "FAILOVER", redistest.MasterSet)
 	var before time.Time // the last that is known of
-	redistest.WaitFor(t, 60*time.Second, "the promotion", func() bool {
+	redistest.WaitFor(t, patience, "the promotion", func() bool {
 		asked := time.Now()
 		if role(next) == "master" {
 			return true
@@ -143,7 +143,7 @@ func TestAFailoverIsFollowedWithoutANotice(t *testing.T) {
 		t.Errorf("off the old master %v after the promotion", took)
 	}
 	// Enough of the load is not of that time.
-	redistest.WaitFor(t, 20*time.Second, "as much load again", func() bool { return time.Since(split.until) > 3*split.until.Sub(split.from)/2 })
+	redistest.WaitFor(t, patience, "as much load again", func() bool { return time.Since(split.until) > 3*split.until.Sub(split.from)/2 })
 	passes(t, "some load", 100*time.Millisecond)
 	stop()
 	drain(t, c)
@@ -172,7 +172,7 @@ func TestAMasterThatItsSentinelsGaveUpIsLeftThoughItAnswers(t *testing.T) {
 	old.AwaitReplicas(1)
 	began := time.Now()
 	r.MasterProxy().SetMode(redistest.Cut)
-	redistest.WaitFor(t, 60*time.Second, "the promotion", func() bool {
+	redistest.WaitFor(t, patience, "the promotion", func() bool {
 		must(t, c.Set(ctx, "lost", []byte("v"), 0))
 		wantGet(t, c, "lost", "v")
 		return r.Master() != old
@@ -252,7 +252,7 @@ func TestWithoutSentinelsTheMasterGoesOnServing(t *testing.T) {
 			gone := time.Now()
 			waitState(t, c, holdfast.Down)
 			most := 0
-			redistest.WaitFor(t, outage+5*time.Second, "an outage of all", func() bool {
+			redistest.WaitFor(t, outage+patience, "an outage of all", func() bool {
 				most = max(most, runtime.NumGoroutine())
 				return time.Since(gone) > outage
 			})

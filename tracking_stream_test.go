@@ -20,7 +20,7 @@ import (
 // elapsed waits until so much time has passed since start.
 func elapsed(t testing.TB, what string, start time.Time, d time.Duration) {
 	t.Helper()
-	redistest.WaitFor(t, d+10*time.Second, what, func() bool { return time.Since(start) >= d })
+	redistest.WaitFor(t, d+patience, what, func() bool { return time.Since(start) >= d })
 }
 
 // The path on which the server tells of changes stands still, and nothing says
@@ -55,7 +55,7 @@ func TestAStoppedInvalidationPathBoundsStaleness(t *testing.T) {
 			var last atomic.Int64 // when the replaced value was last served as it is
 			var wrote atomic.Int64
 			begun := time.Now()
-			stop := load(2, func(int, int) {
+			stop := load(t, 2, func(int, int) {
 				e, err := c.Lookup(ctx, "k")
 				if err != nil && !errors.Is(err, holdfast.ErrMiss) {
 					t.Errorf("lookup: %v", err)
@@ -134,6 +134,11 @@ func TestConnectionsThatAreKilledLeaveNothingStale(t *testing.T) {
 			var writing atomic.Bool
 			writing.Store(true)
 			var wg sync.WaitGroup
+			written := sync.OnceFunc(func() {
+				writing.Store(false)
+				wg.Wait()
+			})
+			t.Cleanup(written)
 			wg.Go(func() { // each write on a connection of its own: those are killed, too
 				for k := 0; writing.Load(); k = (k + 1) % keys {
 					if out, err := s.Do("SET", key(k), strconv.Itoa(acked[k]+1)); err == nil && out == "OK" {
@@ -141,7 +146,7 @@ func TestConnectionsThatAreKilledLeaveNothingStale(t *testing.T) {
 					}
 				}
 			})
-			stop := load(3, func(g, i int) {
+			stop := load(t, 3, func(g, i int) {
 				c.Get(ctx, key((g+i)%keys))
 				if i%64 == 0 {
 					time.Sleep(time.Millisecond)
@@ -156,8 +161,7 @@ func TestConnectionsThatAreKilledLeaveNothingStale(t *testing.T) {
 			}
 			waitState(t, c, holdfast.Up)
 			back := time.Now()
-			writing.Store(false)
-			wg.Wait()
+			written()
 			elapsed(t, "100 ms", back, 100*time.Millisecond)
 			// The last write that was not acknowledged may have run.
 			for k := range keys {
@@ -252,14 +256,14 @@ func TestAFloodOfInvalidationsHoldsNobodyUp(t *testing.T) {
 
 	before := c.Stats().Invalidations
 	start := time.Now()
-	flood := load(1, func(_, i int) {
+	flood := load(t, 1, func(_, i int) {
 		for _, args := range msets {
 			noError(t, raw.Do(ctx, raw.B().Arbitrary("MSET").Args(args...).Build()).Error())
 		}
 		s.Do("SET", fmt.Sprint("app:", i%100), "two")
 	})
 	var hits, calls latencies
-	users := load(8, func(g, i int) {
+	users := load(t, 8, func(g, i int) {
 		if g%2 == 0 {
 			hits.time(func() {
 				if _, err := c.Get(ctx, fmt.Sprint("app:", i%100)); err != nil && !errors.Is(err, holdfast.ErrMiss) {

@@ -65,7 +65,7 @@ func held(t testing.TB, c *holdfast.Cache, key, want string) {
 // come in one order, and the reply to a probe of now is the last of them.
 func told(t testing.TB, c *holdfast.Cache) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	redistest.WaitFor(t, patience, "a probe", func() bool { return c.Check(ctx) == nil })
 }
@@ -248,7 +248,7 @@ func TestATrackedCopyOutlivesUntrackedTTLAndAnotherDoesNot(t *testing.T) {
 	must(t, c.Set(ctx, "app:own", []byte("one"), 0))
 	held(t, r, "beside", "one")
 	start := time.Now()
-	redistest.WaitFor(t, 5*time.Second, "more than UntrackedTTL", func() bool { return time.Since(start) > 250*time.Millisecond })
+	redistest.WaitFor(t, patience, "more than UntrackedTTL", func() bool { return time.Since(start) > 250*time.Millisecond })
 	for _, key := range []string{"app:k", "more:k", "app:own"} {
 		if !localAs(c, key, "one") {
 			t.Errorf("%s is under a prefix and was read again", key)
@@ -355,7 +355,7 @@ func TestOneConnectionAnInstanceWithTracking(t *testing.T) {
 		ready(t, all[i])
 	}
 	most := 0
-	stop := load(150, func(g, i int) {
+	stop := load(t, 150, func(g, i int) {
 		c, key := all[g%instances], fmt.Sprint("app:", g, i%50)
 		switch i % 4 {
 		case 0:

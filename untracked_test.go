@@ -178,7 +178,7 @@ func TestAServerThatLoadsIsNotTakenForOneThatCannotTrack(t *testing.T) {
 	held(t, c, "k", "one")
 	s.MustDo("SAVE")
 	var loading bool
-	stop := load(1, func(int, int) {
+	stop := load(t, 1, func(int, int) {
 		c.Get(ctx, "k")
 		if err := c.Health().LastError; err != nil && contains(err.Error(), "LOADING") {
 			loading = true

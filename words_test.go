@@ -42,7 +42,7 @@ func TestAProxyWhoseBackendIsGoneAnswersInItsOwnWords(t *testing.T) {
 			held(t, c, "k", "one")
 
 			var loads, calls atomic.Int64
-			stop := load(4, func(g, i int) {
+			stop := load(t, 4, func(g, i int) {
 				key := fmt.Sprintf("load%d.%d", g, i)
 				v, err := c.GetOrLoad(ctx, key, time.Minute, func(context.Context) ([]byte, error) {
 					loads.Add(1)

@@ -417,12 +417,33 @@ func (s *Server) pipeline(cmds [][]string) error {
 	return refused
 }
 
+// oneLine is a command for a message: as much of it as a line has room for.
+func oneLine(args []string) string {
+	const room = 100
+	var line strings.Builder
+	for i, arg := range args {
+		if line.Len() > room {
+			fmt.Fprintf(&line, " and %d more", len(args)-i)
+			break
+		}
+		if i > 0 {
+			line.WriteByte(' ')
+		}
+		if len(arg) > room {
+			fmt.Fprintf(&line, "%q and %d bytes more", arg[:room], len(arg)-room)
+			continue
+		}
+		line.WriteString(arg)
+	}
+	return line.String()
+}
+
 // MustDo is Do that fails the test on an error. It blocks for 5 seconds at most.
 func (s *Server) MustDo(args ...string) string {
 	s.tb.Helper()
 	out, err := s.Do(args...)
 	if err != nil {
-		s.tb.Fatalf("redistest: %s on %s: %v\n%s", strings.Join(args, " "), s.Addr(), err, s.log())
+		s.tb.Fatalf("redistest: %s on %s: %v\n%s", oneLine(args), s.Addr(), err, s.log())
 	}
 	return out
 }
@@ -479,7 +500,7 @@ func (s *Server) Inside(db int, f func(do func(args ...string) string)) error {
 		s.tb.Helper()
 		r, err := c.call(args...)
 		if err != nil {
-			s.tb.Fatalf("redistest: %s in database %d of %s: %v", strings.Join(args, " "), db, s.Addr(), err)
+			s.tb.Fatalf("redistest: %s in database %d of %s: %v", oneLine(args), db, s.Addr(), err)
 		}
 		return r.String()
 	})
