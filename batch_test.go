@@ -43,17 +43,23 @@ func withinAFew(t *testing.T, s *redistest.Server, batch map[string][]byte) hold
 		p := redistest.NewProxy(t, s.Addr())
 		p.SetLatency(16 * time.Millisecond) // 32 pipelines take 512ms
 		o := at(p.Addr())
-		o.Timeout = 400 * time.Millisecond
+		o.Timeout = max(400*time.Millisecond, takes(t, o, batch)*3/4)
 		return o
 	}
 	o := at(s.Addr())
+	o.Timeout = max(200*time.Millisecond, takes(t, o, batch)/4)
+	return o
+}
+
+// takes is how long a batch takes, now, that has all the time that it needs.
+func takes(t *testing.T, o holdfast.Options, batch map[string][]byte) time.Duration {
+	t.Helper()
 	o.Timeout = patience
 	c := open(t, o)
 	ready(t, c)
 	began := time.Now()
 	must(t, c.SetMany(context.Background(), batch, time.Hour))
-	o.Timeout = max(200*time.Millisecond, time.Since(began)/4)
-	return o
+	return time.Since(began)
 }
 
 // SetMany of 100,000 keys was refused by a third, on a healthy Redis and with default
@@ -61,7 +67,7 @@ func withinAFew(t *testing.T, s *redistest.Server, batch map[string][]byte) hold
 // went to the journal, and that was full.
 func TestABatchOfAnySizeIsServedByAHealthyRedis(t *testing.T) {
 	n := batchSize(t)
-	ctx := begin(t)
+	ctx := undisturbed(t)
 	s := redistest.Start(t)
 	keys, items := many(n)
 	o := withinAFew(t, s, items)
@@ -132,7 +138,7 @@ func keysNamed(prefix string, n int) []string {
 // The drop-in client's batches are those of the Cache.
 func TestABatchOfAnySizeThroughTheClientIsServedByAHealthyRedis(t *testing.T) {
 	n := batchSize(t)
-	ctx := begin(t)
+	ctx := undisturbed(t)
 	s := redistest.Start(t)
 	keys, items := many(n)
 	o := withinAFew(t, s, items)
@@ -175,7 +181,7 @@ func TestABatchOfAnySizeThroughTheClientIsServedByAHealthyRedis(t *testing.T) {
 
 func TestABatchOfAnySizeOfATypedIsServedByAHealthyRedis(t *testing.T) {
 	const n = 8_000
-	ctx := begin(t)
+	ctx := undisturbed(t)
 	s := redistest.Start(t)
 	_, plain := many(n)
 	c := open(t, withinAFew(t, s, plain))
@@ -225,15 +231,15 @@ func (c narrowConn) Read(p []byte) (int, error) {
 // bytes, too.
 func TestABatchOfLargeValuesIsServedByAHealthyRedis(t *testing.T) {
 	const n, size = 120, 100 << 10 // 600ms
-	ctx := begin(t)
+	ctx := undisturbed(t)
 	s := redistest.Start(t)
 	keys, items := many(n)
 	for key := range items {
 		items[key] = make([]byte, size)
 	}
 	o := at(s.Addr())
-	o.Timeout = 500 * time.Millisecond
 	o.Redis.DialCtxFn = narrow(20 << 20).dial
+	o.Timeout = max(500*time.Millisecond, takes(t, o, items)*3/4)
 	writer, reader := open(t, o), open(t, o)
 	ready(t, writer)
 	ready(t, reader)
@@ -330,6 +336,7 @@ func TestOthersAreServedBesideALargeBatch(t *testing.T) {
 // The shards of a cluster are asked at once, each with its own pipelines, and one that
 // hangs costs its own keys and one budget.
 func TestALargeBatchInAClusterIsServedByTheShardsThatAnswer(t *testing.T) {
+	beside(t)
 	redistest.Long(t)
 	const n = 30_000
 	ctx := begin(t)

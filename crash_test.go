@@ -28,6 +28,7 @@ func kills(t *testing.T, often int) int {
 // is up, and before it is done with what the last one left behind. It says what
 // was acknowledged, and what it reads.
 func TestAProcessThatIsKilledLosesNoDeleteAndNoSet(t *testing.T) {
+	beside(t)
 	for _, tt := range []struct {
 		policy holdfast.FsyncPolicy
 		kills  int

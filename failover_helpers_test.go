@@ -19,7 +19,7 @@ import (
 
 // watched is Options for the master that the sentinels at addrs tell of.
 func watched(addrs ...string) holdfast.Options {
-	o := holdfast.Options{Redis: rueidis.ClientOption{InitAddress: addrs}}
+	o := holdfast.Options{Redis: rueidis.ClientOption{InitAddress: addrs}, Timeout: budget()}
 	o.Redis.Sentinel.MasterSet = redistest.MasterSet
 	return o
 }

@@ -127,6 +127,7 @@ func TestConcurrentSetsRightAfterNewAllReachRedis(t *testing.T) {
 }
 
 func TestAWrongAddressIsNamedAndHoldsNobody(t *testing.T) {
+	beside(t)
 	for _, tt := range []struct {
 		name  string
 		setup func(t *testing.T) holdfast.Options

@@ -58,7 +58,7 @@ func open(t testing.TB, o holdfast.Options) *holdfast.Cache {
 
 // at is Options for a server at addr.
 func at(addr string) holdfast.Options {
-	return holdfast.Options{Redis: rueidis.ClientOption{InitAddress: []string{addr}}}
+	return holdfast.Options{Redis: rueidis.ClientOption{InitAddress: []string{addr}}, Timeout: budget()}
 }
 
 func ready(t testing.TB, c *holdfast.Cache) {

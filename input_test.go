@@ -183,6 +183,7 @@ func TestSetCopiesWhatItIsGiven(t *testing.T) {
 }
 
 func TestAValueOf100MiBIsCarried(t *testing.T) {
+	undisturbed(t)
 	const size = 100 << 20
 	value := bytes.Repeat([]byte("0123456789abcdef"), size/16)
 	same := func(t *testing.T, c *holdfast.Cache, tier holdfast.Tier) {

@@ -200,6 +200,7 @@ func TestCloseAndShutdownEndThoughTheDiskStandsStill(t *testing.T) {
 			t.Parallel()
 			o := at(redistest.FreeAddr(t))
 			o.Timeout, o.Journal.Dir = 100*time.Millisecond, t.TempDir()
+			t.Cleanup(func() { removeAll(t, o.Journal.Dir) }) // the disk goes on beside it
 			c, err := holdfast.New(o)
 			must(t, err)
 			goOn := holdfast.HangDisk(c)

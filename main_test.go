@@ -16,12 +16,10 @@ import (
 )
 
 // How the tests of this package run beside each other. Most of them wait for a server
-// most of the time, so many run at once. With "-parallel 1" they run one after another,
-// and then each is checked for goroutines that it left behind; else all are checked
-// together, when the last has ended.
-
-// inTurn says that tests run one after another, as "-parallel 1" wants it.
-var inTurn bool
+// most of the time, so many run at once. Then nobody knows whose a goroutine is, and all
+// tests are checked together for those that are left behind, when the last has ended.
+// With -inturn the tests run one after another, and each is checked.
+var inTurn = flag.Bool("inturn", false, "run one test after another, and check each for goroutines that it left behind")
 
 func TestMain(m *testing.M) {
 	if file := os.Getenv(victimEnv); file != "" {
@@ -32,20 +30,19 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	flag.Parse()
-	chosen := false
+	chosen := *inTurn
 	flag.Visit(func(f *flag.Flag) { chosen = chosen || f.Name == "test.parallel" })
 	if !chosen {
 		// The default, GOMAXPROCS, is for tests that compute.
-		if err := flag.Set("test.parallel", fmt.Sprint(8*runtime.GOMAXPROCS(0))); err != nil {
+		if err := flag.Set("test.parallel", fmt.Sprint(4*runtime.GOMAXPROCS(0))); err != nil {
 			panic(err)
 		}
 	}
-	inTurn = flag.Lookup("test.parallel").Value.String() == "1"
 	go measureLateness()
 	before := goleak.IgnoreCurrent()
 	status := redistest.Run(m)
 	if err := goleak.Find(before, ofRedistest); status == 0 && err != nil {
-		fmt.Printf("some test left goroutines behind; \"-parallel 1\" shows which: %v\n", err)
+		fmt.Printf("some test left goroutines behind; -inturn says which: %v\n", err)
 		status = 1
 	}
 	os.Exit(status)
@@ -66,7 +63,7 @@ func beside(t testing.TB) bool {
 	if begun, is := atOnce.Load(name); is {
 		return begun.(bool)
 	}
-	if !ok || inTurn || isSubtest {
+	if !ok || *inTurn || isSubtest {
 		return false
 	}
 	atOnce.Store(name, true)
@@ -108,11 +105,21 @@ func lateness() time.Duration {
 	return time.Duration(worst)
 }
 
-// slack is what the machine may add to a call: the scheduler's doing, the collector's
-// and, under -race, the detector's. On a quiet machine it is less than a dial may take,
-// so a call that waited for one is found out. On a machine that was seen to stall it is
-// more: a call takes some six turns of a processor, its server's among them, and each may
-// be as late as the worst that was seen.
-func slack() time.Duration { return leastSlack + 6*lateness() }
+// budget is for Options.Timeout: the default, but for a machine that was seen to stall,
+// on which a server that is well does not answer within that.
+func budget() time.Duration {
+	late := lateness()
+	if late < 2*time.Millisecond {
+		return 0
+	}
+	return 50*time.Millisecond + min(6*late, 900*time.Millisecond)
+}
+
+// slack is what the machine may add to a call and its budget: the scheduler's doing, the
+// collector's and, under -race, the detector's. On a quiet machine it is less than a dial
+// may take, so a call that waited for one is found out. On a machine that was seen to
+// stall it is more: a call takes some six turns of a processor, its server's among them,
+// and each may be as late as the worst that was seen. The budget grows likewise.
+func slack() time.Duration { return leastSlack + 12*lateness() }
 
 const leastSlack = (350 + 125*(raceFactor-1)) * time.Millisecond

@@ -39,6 +39,7 @@ func TestTheProbeLeavesNothingBehind(t *testing.T) {
 // A write of a key that is not there does nothing, and is refused all the same for
 // whatever Redis refuses writes for: nobody but the probe writes here.
 func TestTheProbeAloneFindsThatWritesAreRefused(t *testing.T) {
+	beside(t)
 	for _, tt := range []struct {
 		code   string
 		args   []string

@@ -129,6 +129,7 @@ func TestCopiesOfAServerThatBecameAReplicaAreInDoubt(t *testing.T) {
 }
 
 func TestReadsGoOnAndWritesAreKeptWhereRedisTakesNone(t *testing.T) {
+	beside(t)
 	for _, tt := range []struct {
 		code    string
 		args    []string

@@ -36,6 +36,7 @@ func (r *replayed) held(key string) string {
 }
 
 func TestAConflictEndsByTheRule(t *testing.T) {
+	t.Parallel()
 	for rule := range ConflictOverwrite + 1 {
 		t.Run(rule.String(), func(t *testing.T) {
 			set := func(o *Options) { o.Journal.OnConflict = rule }
@@ -219,6 +220,7 @@ func TestWhoWasNeverConnectedKeepsWhatIsThere(t *testing.T) {
 // Finding nothing is judged by when the script may have run, and not by when it was
 // sent, in a second look as well; and by a clock that may be behind the server's.
 func TestWhatEndsOnTheWayOfAReplayIsExpectedToBeAbsent(t *testing.T) {
+	t.Parallel()
 	const way = 600 * time.Millisecond
 	for rule := range ConflictOverwrite + 1 {
 		t.Run(rule.String(), func(t *testing.T) {

@@ -717,6 +717,7 @@ func TestACallerWhoLeavesWhileItsKeyIsReplayedTripsNothing(t *testing.T) {
 // While a caller has a key replayed for it, the replayer passes by and finds
 // nothing to do. What the caller leaves undone must not wait for the next outage.
 func TestWhatACallersReplayLeavesUndoneIsDoneByTheReplayer(t *testing.T) {
+	t.Parallel()
 	s := redistest.Start(t)
 	r := newReplayed(t, s.Addr(), s.MustDo)
 	gone, cancel := context.WithCancel(context.Background())

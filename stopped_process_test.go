@@ -16,6 +16,7 @@ import (
 // path fell silent meanwhile. The supervisor noticed once it ran again: until then, for
 // 350 to 450 ms, what others had written in the gap was served as fresh.
 func TestAProcessThatStoodStillServesNothingAsFreshThatItCouldNotHearAbout(t *testing.T) {
+	beside(t)
 	redistest.Long(t)
 	for _, tt := range []struct {
 		name string

@@ -248,6 +248,7 @@ func (a *authority) serve(host, backend string) (port string) {
 
 // The URL's host was what the certificates of all nodes had to be for.
 func TestEachNodeOfATLSURLMayHaveACertificateOfItsOwn(t *testing.T) {
+	beside(t)
 	options := func(t *testing.T, a *authority, url string) holdfast.Options {
 		r, err := rueidis.ParseURL(url)
 		must(t, err)

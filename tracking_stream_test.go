@@ -26,6 +26,7 @@ func elapsed(t testing.TB, what string, start time.Time, d time.Duration) {
 // The path on which the server tells of changes stands still, and nothing says
 // so: no socket breaks, no call fails, for the callers hit the local tier.
 func TestAStoppedInvalidationPathBoundsStaleness(t *testing.T) {
+	beside(t)
 	quick := func(o *holdfast.Options) {
 		o.Breaker.MinBackoff, o.Breaker.MaxBackoff = 20*time.Millisecond, 100*time.Millisecond
 	}

@@ -90,6 +90,7 @@ func untracked(t *testing.T, ctx context.Context, o holdfast.Options, set func(k
 }
 
 func TestWithoutTrackingItWorksAndSaysSo(t *testing.T) {
+	beside(t)
 	t.Run("miniredis", func(t *testing.T) {
 		ctx := begin(t)
 		m := miniredis.RunT(t)

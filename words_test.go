@@ -308,6 +308,7 @@ func TestHelperCommandsThatAreNotPermittedAreDoneWithout(t *testing.T) {
 // Rights are taken away from a live connection and given back: what was accepted
 // meanwhile arrives, and loads never fail.
 func TestRightsThatAreTakenAwayAndGivenBackOnALiveConnection(t *testing.T) {
+	beside(t)
 	for _, tt := range []struct{ name, take, give string }{
 		{"write", "-@write", "+@write"},
 		{"all", "-@all", "+@all"},
