@@ -16,6 +16,8 @@ import (
 	"time"
 )
 
+func TestMain(m *testing.M) { os.Exit(Run(m)) }
+
 func dialTo(t *testing.T, addr string) net.Conn {
 	t.Helper()
 	c, err := net.DialTimeout("tcp", addr, 5*time.Second)
