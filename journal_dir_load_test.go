@@ -15,7 +15,7 @@ import (
 // What is found is what was undelivered, whatever came and went before: writers,
 // outages, replays, and files that were written anew beside them.
 func TestWhatIsFoundIsWhatWasUndelivered(t *testing.T) {
-	ctx := begin(t)
+	ctx := undisturbed(t) // its writers take all the time that there is
 	s, p := behind(t)
 	dir := t.TempDir()
 	o := in(p.Addr(), dir)
@@ -26,6 +26,11 @@ func TestWhatIsFoundIsWhatWasUndelivered(t *testing.T) {
 	last := make([]map[string]string, writers)
 	done := make(chan struct{})
 	var wg sync.WaitGroup
+	stop := sync.OnceFunc(func() {
+		close(done)
+		wg.Wait()
+	})
+	defer stop()
 	for g := range writers {
 		last[g] = make(map[string]string)
 		wg.Go(func() {
@@ -78,8 +83,7 @@ func TestWhatIsFoundIsWhatWasUndelivered(t *testing.T) {
 	}
 	p.SetMode(redistest.Cut)
 	waitState(t, c, holdfast.Down)
-	close(done)
-	wg.Wait()
+	stop()
 	undelivered, st := c.Health().JournalKeys, c.Stats()
 	if st.Downgraded+st.Superseded > 0 {
 		t.Errorf("%d sets were made deletes and %d superseded, where nobody else writes", st.Downgraded, st.Superseded)

@@ -98,8 +98,8 @@ func measureLateness() {
 func lateness() time.Duration {
 	worst, now := int64(0), time.Now().Unix()
 	for i := range worstLateness {
-		if w := &worstLateness[i]; w.second.Load() > now-60 {
-			worst = max(worst, w.late.Load())
+		if s := worstLateness[i].second.Load(); s > now-60 && s <= now { // none is, in a bubble of time
+			worst = max(worst, worstLateness[i].late.Load())
 		}
 	}
 	return time.Duration(worst)

@@ -297,11 +297,16 @@ func TestSlotsMoveBeneathShardedSubscriptions(t *testing.T) {
 			ended.Add(1)
 		}
 	}})
-	var stop atomic.Bool
+	var over atomic.Bool
 	var all sync.WaitGroup
+	stop := sync.OnceFunc(func() {
+		over.Store(true)
+		all.Wait()
+	})
+	defer stop()
 	for g := range 50 {
 		all.Go(func() {
-			for i := 0; !stop.Load(); i++ {
+			for i := 0; !over.Load(); i++ {
 				name := fmt.Sprintf("{a}%d:%d", g, i)
 				for _, cmd := range []rueidis.Completed{
 					b.Ssubscribe().Channel(name, name+"+").Build(), b.Ping().Build(), b.Sunsubscribe().Channel(name).Build(), b.Subscribe().Channel(name).Build(),
@@ -325,8 +330,7 @@ func TestSlotsMoveBeneathShardedSubscriptions(t *testing.T) {
 		redistest.WaitFor(t, patience, "the server's ends", func() bool { return ended.Load() > before })
 		r.MoveSlot(slot, from)
 	}
-	stop.Store(true)
-	all.Wait()
+	stop()
 	select {
 	case err := <-hooks:
 		t.Errorf("the connection ended: %v", err)
