@@ -15,7 +15,7 @@ import (
 
 const (
 	// readyWithin is generous: a loaded machine may run many servers at once.
-	readyWithin   = 30 * time.Second
+	readyWithin   = time.Minute
 	startAttempts = 10
 )
 
@@ -66,7 +66,7 @@ func need(tb testing.TB) {
 // Start runs a redis-server without persistence on a free loopback port, in a
 // directory of its own and with the debug command enabled; args follow on its
 // command line and win over that ("--requirepass", "x"). It returns when the
-// server answers, usually after some ten milliseconds; after 30 seconds it
+// server answers, usually after some ten milliseconds; after a minute it
 // fails the test with the server's log. Without a redis-server in PATH it skips
 // the test, or fails it where all tests are wanted (see Full). The
 // server is killed when the test ends.
@@ -241,7 +241,7 @@ func (s *Server) responsive() bool {
 }
 
 // Kill ends the process with SIGKILL, paused or not, and returns when it is
-// reaped, which takes milliseconds; after 10 seconds it fails the test. Killing
+// reaped, which takes milliseconds; after a minute it fails the test. Killing
 // a server that does not run does nothing.
 func (s *Server) Kill() {
 	s.tb.Helper()
@@ -267,7 +267,7 @@ func (s *Server) killLocked() error {
 }
 
 // Pause stops the process with SIGSTOP and returns when it stands still; after
-// 5 seconds it fails the test. The kernel still accepts connections for a
+// a minute it fails the test. The kernel still accepts connections for a
 // paused server, and nobody answers on them.
 func (s *Server) Pause() {
 	s.tb.Helper()
@@ -280,8 +280,8 @@ func (s *Server) Pause() {
 	if err := pauseProcess(p.cmd.Process); err != nil {
 		s.tb.Fatalf("redistest: pausing process %d: %v\n%s", p.pid(), err, s.log())
 	}
-	if !poll(5*time.Second, func() bool { return isStopped(p.pid()) }) {
-		s.tb.Fatalf("redistest: process %d still runs 5s after SIGSTOP", p.pid())
+	if !poll(readyWithin, func() bool { return isStopped(p.pid()) }) {
+		s.tb.Fatalf("redistest: process %d still runs %v after SIGSTOP", p.pid(), readyWithin)
 	}
 }
 
@@ -302,7 +302,7 @@ func (s *Server) Resume() {
 // Restart runs the server again on the same port and in the same directory,
 // killing it first if it runs. args are appended to those given to Start, for
 // this run only. It returns when the server answers, and fails the test when it
-// does not within 30 seconds.
+// does not within a minute.
 func (s *Server) Restart(args ...string) {
 	s.tb.Helper()
 	s.restart(args, false)
