@@ -137,6 +137,7 @@ func keysNamed(prefix string, n int) []string {
 
 // The drop-in client's batches are those of the Cache.
 func TestABatchOfAnySizeThroughTheClientIsServedByAHealthyRedis(t *testing.T) {
+	redistest.Long(t)
 	n := batchSize(t)
 	ctx := undisturbed(t)
 	s := redistest.Start(t)
@@ -180,6 +181,7 @@ func TestABatchOfAnySizeThroughTheClientIsServedByAHealthyRedis(t *testing.T) {
 }
 
 func TestABatchOfAnySizeOfATypedIsServedByAHealthyRedis(t *testing.T) {
+	redistest.Long(t)
 	const n = 8_000
 	ctx := undisturbed(t)
 	s := redistest.Start(t)

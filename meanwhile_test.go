@@ -174,6 +174,7 @@ func TestWhatAnotherWroteInAnyOutageIsNeverOverwritten(t *testing.T) {
 }
 
 func TestTheConflictRuleDecidesWhoseValueStays(t *testing.T) {
+	beside(t)
 	for _, rule := range []holdfast.ConflictRule{holdfast.ConflictKeep, holdfast.ConflictOverwrite} {
 		t.Run(rule.String(), func(t *testing.T) {
 			twoOutages(t, func(t *testing.T, ctx context.Context, s *site) { dispute(t, ctx, s, rule) })
