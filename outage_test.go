@@ -212,7 +212,9 @@ func TestAHundredRestartsLoseNoDelete(t *testing.T) {
 func TestSlowRedisOpensTheCircuitAndKeepsTheConnection(t *testing.T) {
 	ctx := begin(t)
 	_, p := behind(t)
-	c := open(t, at(p.Addr()))
+	o := at(p.Addr())
+	o.Timeout = 50 * time.Millisecond
+	c := open(t, o)
 	ready(t, c)
 	must(t, c.Set(ctx, "k", []byte("v"), 0))
 	p.SetLatency(80 * time.Millisecond)
@@ -304,7 +306,9 @@ func TestACallerWhoCancelsGetsItsErrorAndTripsNothing(t *testing.T) {
 func TestACallersOwnDeadlineUsedUpByAHungServerCounts(t *testing.T) {
 	ctx := begin(t)
 	s, p := behind(t)
-	c := open(t, at(p.Addr()))
+	o := at(p.Addr())
+	o.Timeout = 50 * time.Millisecond
+	c := open(t, o)
 	ready(t, c)
 	s.Pause()
 	for i := 0; c.Health().State == holdfast.Up; i++ {

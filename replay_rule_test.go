@@ -36,7 +36,6 @@ func (r *replayed) held(key string) string {
 }
 
 func TestAConflictEndsByTheRule(t *testing.T) {
-	t.Parallel()
 	for rule := range ConflictOverwrite + 1 {
 		t.Run(rule.String(), func(t *testing.T) {
 			set := func(o *Options) { o.Journal.OnConflict = rule }

@@ -51,7 +51,7 @@ func newReplayed(t *testing.T, addr string, do func(args ...string) string, set 
 // up waits until calls are answered by Redis.
 func (r *replayed) up() {
 	r.t.Helper()
-	redistest.WaitFor(r.t, 10*time.Second, "up", func() bool {
+	redistest.WaitFor(r.t, time.Minute, "up", func() bool {
 		r.c.routes.home.use()
 		return r.c.Health().State == Up
 	})
