@@ -42,9 +42,11 @@ func TestWithoutTrackingCopiesLiveUntrackedTTL(t *testing.T) {
 }
 
 func TestOneConnectionWhateverTheNumberOfCallers(t *testing.T) {
-	ctx := begin(t)
+	ctx := undisturbed(t) // its callers take all the time that there is
 	s := redistest.Start(t)
-	c := open(t, at(s.Addr()))
+	o := at(s.Addr())
+	o.Timeout = 5 * time.Second // nothing is given up
+	c := open(t, o)
 	ready(t, c)
 	most := 0
 	stop := load(t, 300, func(g, i int) {

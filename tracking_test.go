@@ -342,7 +342,7 @@ func TestWhatTheServerForgetsDuringOurCommandsLeavesNothingStale(t *testing.T) {
 }
 
 func TestOneConnectionAnInstanceWithTracking(t *testing.T) {
-	ctx := begin(t)
+	ctx := undisturbed(t) // its callers take all the time that there is
 	s := redistest.Start(t)
 	const instances = 3
 	var all [instances]*holdfast.Cache
@@ -351,7 +351,9 @@ func TestOneConnectionAnInstanceWithTracking(t *testing.T) {
 		if i == 1 {
 			mode = holdfast.TrackPrefixes
 		}
-		all[i] = open(t, tracked(s.Addr(), mode))
+		o := tracked(s.Addr(), mode)
+		o.Timeout = 5 * time.Second // nothing is given up
+		all[i] = open(t, o)
 		ready(t, all[i])
 	}
 	most := 0
