@@ -28,6 +28,7 @@ func elapsed(t testing.TB, what string, start time.Time, d time.Duration) {
 func TestAStoppedInvalidationPathBoundsStaleness(t *testing.T) {
 	beside(t)
 	quick := func(o *holdfast.Options) {
+		o.Timeout = 50 * time.Millisecond // the bounds below are made of it
 		o.Breaker.MinBackoff, o.Breaker.MaxBackoff = 20*time.Millisecond, 100*time.Millisecond
 	}
 	for _, tt := range []struct {
