@@ -39,7 +39,7 @@ func TestAStoppedInvalidationPathBoundsStaleness(t *testing.T) {
 		bound  time.Duration // MaxBackoff + Failures x (Timeout + MinBackoff)
 	}{
 		{"the path", quick, 0, false, 450 * time.Millisecond},
-		{"the server, by default", func(*holdfast.Options) {}, 0, true, 1750 * time.Millisecond},
+		{"the server, by default", func(o *holdfast.Options) { o.Timeout = 50 * time.Millisecond }, 0, true, 1750 * time.Millisecond},
 		{"after a time without a call to Redis", quick, 1500 * time.Millisecond, false, 450 * time.Millisecond},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
