@@ -126,7 +126,7 @@ func TestAReplayGoesOnInMemoryWhereTheDiskStandsStill(t *testing.T) {
 	s, p := behind(t)
 	p.SetMode(redistest.Cut)
 	o := at(p.Addr())
-	o.Timeout, o.Journal.Dir = 100*time.Millisecond, t.TempDir()
+	o.Timeout, o.Journal.Dir = max(100*time.Millisecond, budget()), t.TempDir()
 	c := open(t, o)
 	for i := range 300 {
 		must(t, c.Set(ctx, fmt.Sprint("k", i), []byte("v"), 0))
