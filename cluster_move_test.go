@@ -365,7 +365,7 @@ func TestAReplayFollowsAKeyThatIsOnItsWay(t *testing.T) {
 	ctx := begin(t)
 	r := redistest.StartCluster(t, 3, 0)
 	o := inCluster(r.Addrs()...)
-	o.Timeout = 250 * time.Millisecond
+	o.Timeout = max(250*time.Millisecond, budget())
 	o.Breaker.Failures = 1 // before the cluster has noticed anything
 	c := open(t, o)
 	ready(t, c)

@@ -25,7 +25,7 @@ func TestADemotedMasterIsLeftAsSoonAsTheSentinelKnows(t *testing.T) {
 	f := sentinelFor(t, old.Addr())
 	var changes states
 	o := watched(f.Addr())
-	o.Timeout = 250 * time.Millisecond // a machine that stalls is no news of Redis
+	o.Timeout = max(250*time.Millisecond, budget()) // a machine that stalls is no news of Redis
 	changes.record(&o)
 	c := open(t, o)
 	ready(t, c)
@@ -299,7 +299,7 @@ func TestASentinelThatTalksNonsenseTakesNobodyOffAGoodMaster(t *testing.T) {
 	var changes states
 	o := watched(f.Addr())
 	o.Redis.DialCtxFn = dials.Dial
-	o.Timeout = 250 * time.Millisecond // a machine that stalls is no news of Redis
+	o.Timeout = max(250*time.Millisecond, budget()) // a machine that stalls is no news of Redis
 	changes.record(&o)
 	c := open(t, o)
 	ready(t, c)

@@ -227,7 +227,7 @@ func TestWithoutSentinelsTheMasterGoesOnServing(t *testing.T) {
 			var changes states
 			o := watched(r.Addrs()...)
 			o.Redis.DialCtxFn = dials.Dial
-			o.Timeout = 250 * time.Millisecond // a machine that stalls is no news of Redis
+			o.Timeout = max(250*time.Millisecond, budget()) // a machine that stalls is no news of Redis
 			changes.record(&o)
 			c := open(t, o)
 			ready(t, c)
@@ -291,7 +291,7 @@ func TestASentinelThatHangsHoldsUpNothing(t *testing.T) {
 	first, second := sentinelFor(t, way.Addr()), sentinelFor(t, way.Addr())
 	p1, p2 := redistest.NewProxy(t, first.Addr()), redistest.NewProxy(t, second.Addr())
 	o := watched(p1.Addr(), p2.Addr())
-	o.Timeout = 250 * time.Millisecond // a machine that stalls is no news of Redis
+	o.Timeout = max(250*time.Millisecond, budget()) // a machine that stalls is no news of Redis
 	c := open(t, o)
 	ready(t, c)
 	var calls latencies
