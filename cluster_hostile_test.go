@@ -175,7 +175,9 @@ func TestAClusterOfOneNodeIsReadyAsOftenAsItIsOpened(t *testing.T) {
 		rounds = 10
 	}
 	for range rounds {
-		c, err := holdfast.New(inCluster(f.Addr()))
+		o := inCluster(f.Addr())
+		o.CloseTimeout = patience
+		c, err := holdfast.New(o)
 		must(t, err)
 		ready(t, c)
 		wantGet(t, c, "fine", "fine")

@@ -236,7 +236,9 @@ func TestCloseAtTheWorstMoment(t *testing.T) {
 	ctx := begin(t)
 	m := miniredis.RunT(t)
 	for i := range 100 {
-		c, err := holdfast.New(at(m.Addr()))
+		o := at(m.Addr())
+		o.CloseTimeout = patience
+		c, err := holdfast.New(o)
 		must(t, err)
 		var wg sync.WaitGroup
 		for g := range 4 {
