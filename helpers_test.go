@@ -50,8 +50,10 @@ func open(t testing.TB, o holdfast.Options) *holdfast.Cache {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ends := c
 	t.Cleanup(func() {
-		closed(t, c)
+		closed(t, ends)
+		ends = nil // the testing package keeps what this refers to until the last test has ended
 	})
 	return c
 }

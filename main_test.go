@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 	flag.Visit(func(f *flag.Flag) { chosen = chosen || f.Name == "test.parallel" })
 	if !chosen {
 		// The default, GOMAXPROCS, is for tests that compute.
-		if err := flag.Set("test.parallel", fmt.Sprint(4*runtime.GOMAXPROCS(0))); err != nil {
+		if err := flag.Set("test.parallel", fmt.Sprint(6*runtime.GOMAXPROCS(0))); err != nil {
 			panic(err)
 		}
 	}
