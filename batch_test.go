@@ -232,6 +232,7 @@ func (c narrowConn) Read(p []byte) (int, error) {
 // A pipeline of large values takes longer than one of small ones: its size is bounded in
 // bytes, too.
 func TestABatchOfLargeValuesIsServedByAHealthyRedis(t *testing.T) {
+	redistest.Long(t)
 	const n, size = 120, 100 << 10 // 600ms
 	ctx := undisturbed(t)
 	s := redistest.Start(t)

@@ -77,6 +77,7 @@ func slotsReply(from, to int, host, port string) string {
 }
 
 func TestRedirectionsThatMakeNoSenseHarmNobody(t *testing.T) {
+	redistest.Long(t)
 	ctx := undisturbed(t)
 	f := newFakeNode(t)
 	var d dials

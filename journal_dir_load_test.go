@@ -15,6 +15,7 @@ import (
 // What is found is what was undelivered, whatever came and went before: writers,
 // outages, replays, and files that were written anew beside them.
 func TestWhatIsFoundIsWhatWasUndelivered(t *testing.T) {
+	redistest.Long(t)
 	ctx := undisturbed(t) // its writers take all the time that there is
 	s, p := behind(t)
 	dir := t.TempDir()

@@ -344,6 +344,7 @@ func TestASentinelThatTalksNonsenseTakesNobodyOffAGoodMaster(t *testing.T) {
 
 // Sentinels that disagree would have a client go to and fro.
 func TestSentinelsThatDisagreeCauseNoStorm(t *testing.T) {
+	redistest.Long(t)
 	ctx := undisturbed(t)
 	one, two := redistest.Start(t), redistest.Start(t)
 	f := sentinelFor(t, one.Addr())

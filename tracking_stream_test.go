@@ -233,6 +233,7 @@ func TestAfterARestartTheNextUseFindsTrackingAndScripts(t *testing.T) {
 
 // A hundred thousand changes a second, of keys that nobody here has ever seen.
 func TestAFloodOfInvalidationsHoldsNobodyUp(t *testing.T) {
+	redistest.Long(t)
 	ctx := undisturbed(t)
 	s := redistest.Start(t)
 	o := tracked(s.Addr(), holdfast.TrackPrefixes)
