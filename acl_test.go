@@ -27,6 +27,7 @@ func aclLine(t *testing.T) []string {
 
 // The documents said which rights a user needs, and nobody had tried.
 func TestTheRightsThatTheDocumentsNameAreEnough(t *testing.T) {
+	beside(t)
 	for _, tt := range []struct {
 		name string
 		mode holdfast.TrackingMode

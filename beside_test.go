@@ -27,7 +27,7 @@ func TestWhatAnotherClientWroteIsReadAfterInvalidate(t *testing.T) {
 		ready(t, c)
 		other := plainClient(t, s.Addr())
 		var settled atomic.Int64
-		stop := load(3, func(int, int) {
+		stop := load(t, 3, func(int, int) {
 			least := settled.Load()
 			got, err := c.Get(ctx, "n")
 			if err != nil && !errors.Is(err, holdfast.ErrMiss) {

@@ -13,6 +13,8 @@ import (
 // everyBackend runs a behaviour against no Redis at all, miniredis, and a real
 // server.
 func everyBackend(t *testing.T, test func(t *testing.T, ctx context.Context, c *holdfast.Cache)) {
+	t.Helper()
+	beside(t)
 	t.Run("local only", func(t *testing.T) {
 		ctx := begin(t)
 		test(t, ctx, open(t, holdfast.Options{}))
@@ -167,6 +169,7 @@ func TestAnErrorAboutACommandIsTheAnswer(t *testing.T) {
 }
 
 func TestWritesThatRedisRefusesAreKeptAndReadsGoOn(t *testing.T) {
+	beside(t)
 	for _, tt := range []struct {
 		name          string
 		refuse, allow []string

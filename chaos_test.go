@@ -153,7 +153,7 @@ func (x *chaos) call(f func()) {
 	start := time.Now()
 	f()
 	x.calls.Add(1)
-	if time.Since(start) > 50*time.Millisecond+slack {
+	if time.Since(start) > 50*time.Millisecond+slack() {
 		x.slow.Add(1)
 	}
 }
@@ -484,9 +484,9 @@ func (x *chaos) judge() {
 		x.violated("counted %d, acknowledged %d, tried %d", got, x.counted.Load(), x.tried.Load())
 	}
 	calls, slow := x.calls.Load(), x.slow.Load()
-	x.t.Logf("%d calls, %d over their budget by %v, counter %d of %d", calls, slow, slack, x.counted.Load(), x.tried.Load())
+	x.t.Logf("%d calls, %d over their budget by %v, counter %d of %d", calls, slow, slack(), x.counted.Load(), x.tried.Load())
 	if slow > calls/100 {
-		x.violated("%d of %d calls took longer than the budget and %v", slow, calls, slack)
+		x.violated("%d of %d calls took longer than the budget and %v", slow, calls, slack())
 	}
 	for i, c := range x.caches {
 		x.t.Logf("cache %d: %+v", i, c.Stats())

@@ -110,6 +110,7 @@ func TestAViewHearsOfAnOutageThoughNobodyCalls(t *testing.T) {
 }
 
 func TestAViewHearsNowAndThenWhereRedisDoesNotTell(t *testing.T) {
+	beside(t)
 	for name, o := range map[string]holdfast.TrackingOptions{
 		"off":      {Mode: holdfast.TrackOff, UntrackedTTL: time.Millisecond},
 		"prefixes": {Mode: holdfast.TrackPrefixes, Prefixes: []string{"p:"}, UntrackedTTL: time.Millisecond},

@@ -23,7 +23,7 @@ func counted(t *testing.T, change ...func(*holdfast.Options)) (*redistest.Server
 	dials := &redistest.DialCounter{}
 	o := at(s.Addr())
 	o.Redis.DialCtxFn = dials.Dial
-	o.Timeout = 400 * time.Millisecond // a machine that is busy otherwise is no outage
+	o.Timeout = max(400*time.Millisecond, budget()) // a machine that is busy otherwise is no outage
 	for _, f := range change {
 		f(&o)
 	}

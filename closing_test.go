@@ -126,6 +126,7 @@ func TestCloseDeliversWhatTheJournalHolds(t *testing.T) {
 // A write that is lost with the process is told of: in an outage, after a first attempt
 // that has failed, behind a server that hangs, and where Close is not to wait.
 func TestCloseSaysWhatItCouldNotDeliver(t *testing.T) {
+	beside(t)
 	kinds := map[string]struct {
 		within time.Duration
 		away   func(t *testing.T, o *holdfast.Options) func(c *holdfast.Cache)
@@ -183,7 +184,7 @@ func TestCloseSaysWhatItCouldNotDeliver(t *testing.T) {
 			if !errors.As(err, &u) || u.Keys != 300 || u.Err == nil {
 				t.Errorf("close: %v", err)
 			}
-			if took > kind.within+slack {
+			if took > kind.within+slack() {
 				t.Errorf("close took %v", took)
 			}
 			if lines := h.of("undelivered=300"); len(lines) != 1 {
@@ -294,13 +295,14 @@ func TestCloseOfAClusterDeliversToTheShardsThatAreThere(t *testing.T) {
 	if !errors.As(err, &u) || u.Keys != n {
 		t.Errorf("%v; want %d undelivered", err, n)
 	}
-	if took := time.Since(start); took > 500*time.Millisecond+slack {
+	if took := time.Since(start); took > 500*time.Millisecond+slack() {
 		t.Errorf("close took %v", took)
 	}
 }
 
 // Close blamed hooks that were not set. It names what it did not wait for to the end.
 func TestCloseNamesWhatDidNotReturn(t *testing.T) {
+	beside(t)
 	kinds := map[string]func(o *holdfast.Options, begun func(), hold <-chan struct{}){
 		"Hooks.OnStateChange": func(o *holdfast.Options, begun func(), hold <-chan struct{}) {
 			o.Hooks.OnStateChange = func(holdfast.StateChange) { begun(); <-hold }

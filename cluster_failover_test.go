@@ -81,7 +81,7 @@ func TestAReplicaTakesOverUnderTrafficAndNobodyNotices(t *testing.T) {
 		waitShard(t, c, replicas[1].Addr(), holdfast.Up)
 		waitState(t, c, holdfast.Up)
 		resumed := time.Since(promoted)
-		if resumed > 3*time.Second+slack {
+		if resumed > 3*time.Second+slack() {
 			t.Errorf("in use %v after the replica took over", resumed)
 		}
 		must(t, redistest.RateOKUntil(d.to(masters[1].Addr()).Times(), killed, time.Now()))

@@ -72,7 +72,7 @@ func startTraffic(t *testing.T, r *redistest.Cluster, c *holdfast.Cache, name st
 		}
 		return version, true
 	}
-	stopOwn := load(writers, func(g, i int) {
+	stopOwn := load(t, writers, func(g, i int) {
 		tr.writing.RLock()
 		k := tr.own[g*ownEach+i%ownEach]
 		version := max(k.last, -k.last) + 1
@@ -94,14 +94,14 @@ func startTraffic(t *testing.T, r *redistest.Cluster, c *holdfast.Cache, name st
 		tr.writing.RUnlock()
 		time.Sleep(writePause)
 	})
-	stopReads := load(writers, func(g, i int) {
+	stopReads := load(t, writers, func(g, i int) {
 		read(tr.own[(g*7+i)%len(tr.own)])
 		read(tr.theirs[(g*5+i)%len(tr.theirs)])
 		time.Sleep(callPause)
 	})
 	settled := make([]int64, foreign) // acknowledged a round ago
 	began := make([]time.Time, foreign)
-	stopForeign := load(1, func(_, i int) {
+	stopForeign := load(t, 1, func(_, i int) {
 		k := tr.theirs[i%foreign]
 		if time.Since(began[i%foreign]) < grace {
 			time.Sleep(writePause)
@@ -187,7 +187,7 @@ func (tr *traffic) verify(t *testing.T, r *redistest.Cluster, c *holdfast.Cache,
 			return err == nil && string(v) == want || errors.Is(err, holdfast.ErrMiss) && want == "(nil)"
 		})
 	}
-	tr.calls.within(t, 0.999, timeout+slack)
+	tr.calls.within(t, 0.999, timeout+slack())
 	// The invalidation that goes with a key's move may overtake a write to its new
 	// place. Then nothing is known of what a journaled write replaces, and it is
 	// given up: that is safe, and counted.
@@ -365,7 +365,7 @@ func TestAReplayFollowsAKeyThatIsOnItsWay(t *testing.T) {
 	ctx := begin(t)
 	r := redistest.StartCluster(t, 3, 0)
 	o := inCluster(r.Addrs()...)
-	o.Timeout = 250 * time.Millisecond
+	o.Timeout = max(250*time.Millisecond, budget())
 	o.Breaker.Failures = 1 // before the cluster has noticed anything
 	c := open(t, o)
 	ready(t, c)

@@ -15,7 +15,7 @@ import (
 
 // Real nodes that say what nobody expects, for real reasons.
 func TestAClusterThatSaysOddThings(t *testing.T) {
-	begin(t)
+	undisturbed(t)
 	r := redistest.StartCluster(t, 3, 0)
 	for _, story := range []struct {
 		name string
@@ -66,7 +66,7 @@ func pointAtEachOther(t *testing.T, r *redistest.Cluster) {
 	must(t, c.Set(ctx, near, []byte("v"), time.Hour))
 	setslot(r, a, key, b)
 	var calls, others latencies
-	stop := load(2, func(g, i int) {
+	stop := load(t, 2, func(g, i int) {
 		k := keysAt(i%3, 1, fmt.Sprint("absent", g, i, ":"))[0]
 		others.time(func() { wantMiss(t, c, k) })
 		time.Sleep(time.Millisecond)
@@ -89,11 +89,11 @@ func pointAtEachOther(t *testing.T, r *redistest.Cluster) {
 	if hops > 40*(2*n+1) {
 		t.Errorf("%d redirections for %d calls", hops, 2*n+1)
 	}
-	calls.within(t, 1, 50*time.Millisecond+slack)
+	calls.within(t, 1, 50*time.Millisecond+slack())
 	// The write waits in the journal. It must not ask all the time.
 	before = rejected(t, a) + rejected(t, b)
 	start := time.Now()
-	redistest.WaitFor(t, 5*time.Second, "a second", func() bool { return time.Since(start) > time.Second })
+	redistest.WaitFor(t, patience, "a second", func() bool { return time.Since(start) > time.Second })
 	if n := rejected(t, a) + rejected(t, b) - before; n > 300 {
 		t.Errorf("%d redirections in a second of waiting", n)
 	}
@@ -194,7 +194,7 @@ func nobodyHasIt(t *testing.T, r *redistest.Cluster) {
 	calls.time(func() { must(t, c.Set(ctx, key, []byte("ours"), time.Hour)) })
 	calls.time(func() { wantGet(t, c, key, "ours") })
 	calls.time(func() { wantMiss(t, c, "{"+key+"}absent") })
-	calls.within(t, 1, slack)
+	calls.within(t, 1, slack())
 	near := keysAt(0, 2, "near:")[1]
 	must(t, c.Set(ctx, near, []byte("v"), time.Hour))
 	waitLookup(t, c, near, holdfast.Local, "v")

@@ -15,7 +15,7 @@ import (
 // One of three masters is gone, or worse, hangs, and nobody takes over. Whoever
 // does not need its keys must not notice.
 func TestAMasterThatIsAwayCostsItsOwnKeysOnly(t *testing.T) {
-	begin(t)
+	undisturbed(t)
 	r := redistest.StartCluster(t, 3, 0)
 	for i, way := range []struct {
 		name     string
@@ -59,7 +59,7 @@ func costsItsOwnKeysOnly(t *testing.T, r *redistest.Cluster, away int, down, up 
 
 	// A miss is not remembered, so a Get of an absent key goes to its node.
 	var others, its latencies
-	stop := load(6, func(g, i int) {
+	stop := load(t, 6, func(g, i int) {
 		at, calls := (away+1+i%2)%3, &others
 		if g >= 4 {
 			at, calls = away, &its
@@ -81,7 +81,7 @@ func costsItsOwnKeysOnly(t *testing.T, r *redistest.Cluster, away int, down, up 
 	})
 	defer stop()
 	start := time.Now()
-	redistest.WaitFor(t, 5*time.Second, "some load", func() bool { return time.Since(start) > 400*time.Millisecond })
+	redistest.WaitFor(t, patience, "some load", func() bool { return time.Since(start) > 400*time.Millisecond })
 	before := others.quantile(0.99)
 	others.reset()
 	its.reset()
@@ -99,7 +99,7 @@ func costsItsOwnKeysOnly(t *testing.T, r *redistest.Cluster, away int, down, up 
 		var err error
 		var call latencies
 		call.time(func() { got, err = c.GetMany(ctx, append(keys, keysAt(away, 20, "absent too")...)...) })
-		call.within(t, 1, 50*time.Millisecond+slack)
+		call.within(t, 1, 50*time.Millisecond+slack())
 		must(t, err)
 		for i := range kept {
 			for _, key := range kept[i] {
@@ -156,7 +156,7 @@ func costsItsOwnKeysOnly(t *testing.T, r *redistest.Cluster, away int, down, up 
 	}
 	others.reset()
 	its.reset()
-	redistest.WaitFor(t, 10*time.Second, "two seconds of outage", func() bool { return time.Since(gone) > 2200*time.Millisecond })
+	redistest.WaitFor(t, patience, "two seconds of outage", func() bool { return time.Since(gone) > 2200*time.Millisecond })
 	after := others.quantile(0.99)
 	others.within(t, 0.9, 3*before+20*time.Millisecond)
 	its.within(t, 0.9, 20*time.Millisecond)
@@ -201,7 +201,7 @@ func costsItsOwnKeysOnly(t *testing.T, r *redistest.Cluster, away int, down, up 
 
 // The whole cluster is away: before one cache begins, and under another.
 func TestAWholeClusterIsAwayAndComes(t *testing.T) {
-	ctx := begin(t)
+	ctx := undisturbed(t)
 	r := redistest.StartCluster(t, 3, 0)
 	r.Configure("cluster-require-full-coverage", "yes")
 	old := open(t, inCluster(r.Addrs()...))
@@ -225,7 +225,7 @@ func TestAWholeClusterIsAwayAndComes(t *testing.T) {
 	o.Redis.DialCtxFn = d.dial
 	start := time.Now()
 	c := open(t, o)
-	if took := time.Since(start); took > 3*slack {
+	if took := time.Since(start); took > 3*slack() {
 		t.Errorf("New took %v", took)
 	}
 	var calls latencies
@@ -244,7 +244,7 @@ func TestAWholeClusterIsAwayAndComes(t *testing.T) {
 	if h := c.Health(); h.State != holdfast.Connecting || h.JournalKeys != 300 {
 		t.Errorf("health %+v", h)
 	}
-	redistest.WaitFor(t, 10*time.Second, "two seconds without a cluster", func() bool { return time.Since(start) > 2200*time.Millisecond })
+	redistest.WaitFor(t, patience, "two seconds without a cluster", func() bool { return time.Since(start) > 2200*time.Millisecond })
 	dialed := time.Now()
 	for _, addr := range r.Addrs() {
 		times := d.to(addr).Times()
@@ -281,7 +281,7 @@ func TestAWholeClusterIsAwayAndComes(t *testing.T) {
 		calls.time(func() { wantGet(t, old, keys[i][2], "before") })
 	}
 	calls.within(t, 0.9, 20*time.Millisecond)
-	calls.within(t, 1, 50*time.Millisecond+slack)
+	calls.within(t, 1, 50*time.Millisecond+slack())
 
 	r.Nodes()[2].Restart("--cluster-require-full-coverage", "yes")
 	for name, cache := range map[string]*holdfast.Cache{"the new cache": c, "the old cache": old} {

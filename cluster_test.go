@@ -332,7 +332,7 @@ func tellsOfForeignWrites(t *testing.T, r *redistest.Cluster) {
 			})
 		}
 	}
-	seen.within(t, 0.9, slack)
+	seen.within(t, 0.9, slack())
 	if st := c.Stats(); st.Invalidations < 60 {
 		t.Errorf("%d invalidations of 60 foreign writes", st.Invalidations)
 	}

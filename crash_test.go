@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -19,7 +18,7 @@ const crashWriters = 6
 // kills is how often the process is killed: as often as told where Redis is required,
 // and a few times otherwise.
 func kills(t *testing.T, often int) int {
-	if os.Getenv("HOLDFAST_REQUIRE_REDIS") == "1" {
+	if redistest.Full(t) {
 		return often
 	}
 	return often / 20 * roundsFactor(t)
@@ -29,6 +28,7 @@ func kills(t *testing.T, often int) int {
 // is up, and before it is done with what the last one left behind. It says what
 // was acknowledged, and what it reads.
 func TestAProcessThatIsKilledLosesNoDeleteAndNoSet(t *testing.T) {
+	beside(t)
 	for _, tt := range []struct {
 		policy holdfast.FsyncPolicy
 		kills  int

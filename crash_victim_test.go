@@ -42,17 +42,6 @@ type victimOptions struct {
 
 const victimEnv = "HOLDFAST_VICTIM"
 
-func TestMain(m *testing.M) {
-	if file := os.Getenv(victimEnv); file != "" {
-		if err := victim(file); err != nil {
-			fmt.Println("error:", err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	os.Exit(m.Run())
-}
-
 func victim(file string) error {
 	var o victimOptions
 	data, err := os.ReadFile(file)

@@ -64,6 +64,7 @@ type discard struct{}
 func (discard) Write(p []byte) (int, error) { return len(p), nil }
 
 func TestCredentialsThatCannotBeHadAreNamed(t *testing.T) {
+	beside(t)
 	mine := errors.New("the vault is sealed")
 	for _, tt := range []struct {
 		name string
@@ -160,6 +161,7 @@ func TestCredentialsThatCannotBeRenewedEndTheConnectionAndNothingElse(t *testing
 // A dial function that returned nothing ended the process: rueidis reads from what it
 // is given.
 func TestADialFunctionThatReturnsNothingIsNamed(t *testing.T) {
+	beside(t)
 	for _, tt := range []struct {
 		name string
 		dial func() (net.Conn, error)
@@ -226,6 +228,7 @@ type around struct{ net.Conn }
 // A function that ended its goroutine, as a test's FailNow does, ended the supervisor: the
 // Cache said that it was closed, and never reached for Redis again.
 func TestAFunctionThatEndsItsGoroutineEndsNoSupervisor(t *testing.T) {
+	beside(t)
 	s := redistest.Start(t)
 	sentinel := sentinelFor(t, s.Addr()).Addr()
 	for _, tt := range []struct {

@@ -74,6 +74,7 @@ func bothDatabases(t *testing.T, filled bool, flush func(other rueidis.Client) e
 
 // Its own database is another matter, also where somebody writes there again at once.
 func TestAFlushOfThisDatabaseLeavesNoFallback(t *testing.T) {
+	beside(t)
 	for _, how := range []string{"FLUSHDB", "FLUSHALL", "own FLUSHDB", "own FLUSHALL"} {
 		t.Run(how, func(t *testing.T) {
 			ctx := begin(t)
@@ -105,6 +106,7 @@ func TestAFlushOfThisDatabaseLeavesNoFallback(t *testing.T) {
 
 // The client's own SWAPDB of two other databases made all its copies wrong.
 func TestOwnSWAPDBOfOtherDatabasesCostsNoFallback(t *testing.T) {
+	beside(t)
 	for _, tt := range []struct {
 		swap []string
 		kept bool

@@ -19,7 +19,7 @@ import (
 
 // watched is Options for the master that the sentinels at addrs tell of.
 func watched(addrs ...string) holdfast.Options {
-	o := holdfast.Options{Redis: rueidis.ClientOption{InitAddress: addrs}}
+	o := holdfast.Options{Redis: rueidis.ClientOption{InitAddress: addrs}, Timeout: budget()}
 	o.Redis.Sentinel.MasterSet = redistest.MasterSet
 	return o
 }
@@ -58,7 +58,7 @@ func oursAt(servers []*redistest.Server) int {
 func passes(t testing.TB, what string, d time.Duration) {
 	t.Helper()
 	over := time.Now().Add(d)
-	redistest.WaitFor(t, d+5*time.Second, what, func() bool { return time.Now().After(over) })
+	redistest.WaitFor(t, d+patience, what, func() bool { return time.Now().After(over) })
 }
 
 // states records the changes of state.
@@ -145,7 +145,7 @@ const writesPerKey = 4
 
 func (l *ledger) write(t *testing.T, ctx context.Context, c *holdfast.Cache, writers int) (stop func()) {
 	l.keys = map[string]*record{}
-	stop = load(writers, func(g, i int) {
+	stop = load(t, writers, func(g, i int) {
 		n := i / writesPerKey
 		key := fmt.Sprintf("w%d:%d", g, n)
 		value := fmt.Sprintf("%s#%d", key, i)

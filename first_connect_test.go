@@ -25,7 +25,7 @@ func TestNothingListensAndEveryCallAnswersAtOnce(t *testing.T) {
 	o.Redis.DialCtxFn = dials.Dial
 	start := time.Now()
 	c := open(t, o)
-	if took := time.Since(start); took > slack {
+	if took := time.Since(start); took > slack() {
 		t.Errorf("New took %v", took)
 	}
 	var calls latencies
@@ -35,12 +35,12 @@ func TestNothingListensAndEveryCallAnswersAtOnce(t *testing.T) {
 		calls.time(func() { wantGet(t, c, key, key) })
 		calls.time(func() { wantGet(t, c, "absent"+key, "") })
 	}
-	calls.within(t, 1, slack)
+	calls.within(t, 1, slack())
 	calls.within(t, 0.99, time.Millisecond)
 	for i := range 1000 {
 		wantGet(t, c, fmt.Sprint("key", i), fmt.Sprint("key", i))
 	}
-	redistest.WaitFor(t, 10*time.Second, "three seconds of attempts", func() bool {
+	redistest.WaitFor(t, patience, "three seconds of attempts", func() bool {
 		c.Get(ctx, "absent")
 		return time.Since(start) > 3*time.Second
 	})
@@ -59,7 +59,7 @@ func TestAListenerThatNeverAnswersHoldsNobody(t *testing.T) {
 	start := time.Now()
 	c := open(t, at(mute.Addr()))
 	var calls latencies
-	stop := load(200, func(g, i int) {
+	stop := load(t, 200, func(g, i int) {
 		key := fmt.Sprint(g, ":", i%10)
 		calls.time(func() {
 			if i%2 == 0 {
@@ -70,9 +70,9 @@ func TestAListenerThatNeverAnswersHoldsNobody(t *testing.T) {
 		})
 		time.Sleep(time.Millisecond) // 200 callers with something else to do, too
 	})
-	redistest.WaitFor(t, 10*time.Second, "five seconds of use", func() bool { return time.Since(start) > 5*time.Second })
+	redistest.WaitFor(t, patience, "five seconds of use", func() bool { return time.Since(start) > 5*time.Second })
 	stop()
-	calls.within(t, 1, 50*time.Millisecond+slack)
+	calls.within(t, 1, 50*time.Millisecond+slack())
 	calls.within(t, 0.99, 5*time.Millisecond)
 	must(t, redistest.RateOKUntil(mute.AcceptTimes(), start, time.Now()))
 	if !contains(c.Health().LastError.Error(), "no answer within") {
@@ -86,11 +86,11 @@ func TestRedisThatStartsLaterIsUsedWithoutACall(t *testing.T) {
 	s.Kill()
 	c := open(t, at(s.Addr()))
 	must(t, c.Set(ctx, "before", []byte("kept"), time.Hour))
-	redistest.WaitFor(t, 5*time.Second, "a failed attempt", func() bool { return c.Stats().DialAttempts > 2 })
+	redistest.WaitFor(t, patience, "a failed attempt", func() bool { return c.Stats().DialAttempts > 2 })
 	s.Restart()
 	up := time.Now()
 	// One probe interval, the handshake, and what starting a process costs here.
-	redistest.WaitFor(t, 3*time.Second, "up without a call", func() bool { return c.Health().State == holdfast.Up })
+	redistest.WaitFor(t, 3*time.Second+slack(), "up without a call", func() bool { return c.Health().State == holdfast.Up })
 	t.Logf("up %v after redis was", time.Since(up))
 	drain(t, c)
 	if got := s.MustDo("GET", "before"); got != "kept" {
@@ -127,6 +127,7 @@ func TestConcurrentSetsRightAfterNewAllReachRedis(t *testing.T) {
 }
 
 func TestAWrongAddressIsNamedAndHoldsNobody(t *testing.T) {
+	beside(t)
 	for _, tt := range []struct {
 		name  string
 		setup func(t *testing.T) holdfast.Options
@@ -170,13 +171,13 @@ func TestAWrongAddressIsNamedAndHoldsNobody(t *testing.T) {
 				calls.time(func() { must(t, c.Set(ctx, key, []byte("v"), 0)) })
 				calls.time(func() { wantGet(t, c, key, "v") })
 			}
-			calls.within(t, 1, slack)
-			redistest.WaitFor(t, 5*time.Second, "three attempts", func() bool { return c.Stats().DialAttempts >= 3 })
+			calls.within(t, 1, slack())
+			redistest.WaitFor(t, patience, "three attempts", func() bool { return c.Stats().DialAttempts >= 3 })
 			h := c.Health()
 			if h.State != holdfast.Connecting || h.LastError == nil || !contains(h.LastError.Error(), tt.want...) {
 				t.Errorf("health %+v does not name the cause (%v)", h, tt.want)
 			}
-			if took := time.Since(start); took > 4*time.Second {
+			if took := time.Since(start); took > 4*time.Second+slack() {
 				t.Errorf("three attempts took %v", took)
 			}
 			if got := lines.get(); len(got) != len(changes) {
@@ -206,17 +207,17 @@ func TestCloseDuringADialThatHangsIsQuickAndLeavesNothing(t *testing.T) {
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			begin(t)
+			undisturbed(t)
 			o := holdfast.Options{}
 			tt.addr(t, &o)
 			o.Redis.Dialer.Timeout = time.Minute
 			base := runtime.NumGoroutine()
 			c, err := holdfast.New(o)
 			must(t, err)
-			redistest.WaitFor(t, 5*time.Second, "the dial", func() bool { return c.Stats().DialAttempts == 1 })
+			redistest.WaitFor(t, patience, "the dial", func() bool { return c.Stats().DialAttempts == 1 })
 			start := time.Now()
 			must(t, c.Close())
-			if took := time.Since(start); took > 100*time.Millisecond+slack {
+			if took := time.Since(start); took > 100*time.Millisecond+slack() {
 				t.Errorf("close took %v", took)
 			}
 			redistest.GoroutinesBackTo(t, base, 1) // the listener's own for the connection
@@ -235,7 +236,9 @@ func TestCloseAtTheWorstMoment(t *testing.T) {
 	ctx := begin(t)
 	m := miniredis.RunT(t)
 	for i := range 100 {
-		c, err := holdfast.New(at(m.Addr()))
+		o := at(m.Addr())
+		o.CloseTimeout = patience
+		c, err := holdfast.New(o)
 		must(t, err)
 		var wg sync.WaitGroup
 		for g := range 4 {
@@ -276,7 +279,7 @@ func TestGarbageFromTheServerHarmsNobody(t *testing.T) {
 		c := open(t, o)
 		must(t, c.Set(ctx, "k", []byte("v"), 0))
 		wantGet(t, c, "k", "v")
-		redistest.WaitFor(t, 5*time.Second, "two attempts", func() bool { return c.Stats().DialAttempts >= 2 })
+		redistest.WaitFor(t, patience, "two attempts", func() bool { return c.Stats().DialAttempts >= 2 })
 		if h := c.Health(); h.State != holdfast.Connecting || h.LastError == nil {
 			t.Errorf("garbage %d: health %+v", i, h)
 		}

@@ -174,6 +174,7 @@ func forty(t *testing.T, s *redistest.Server, prepare func(c *holdfast.Cache), o
 // The way comes back, and answers everything in its own words for two seconds. 80 of 80
 // writes were given up over that, in silence.
 func TestWhatAWayAnswersForTwoSecondsCostsNoWriteOfTheJournal(t *testing.T) {
+	beside(t)
 	redistest.Long(t)
 	for _, text := range []string{
 		"no upstream host", "ERR Connection refused", "ERR max requests limit exceeded", "NOPERM this user has no permissions",
@@ -202,6 +203,7 @@ func TestWhatAWayAnswersForTwoSecondsCostsNoWriteOfTheJournal(t *testing.T) {
 
 // As above, but only the replay is answered so, or a part of it: the probe succeeds.
 func TestWhatIsRefusedWhileAProbeSucceedsIsHeldUntilItIsNot(t *testing.T) {
+	beside(t)
 	redistest.Long(t)
 	replayed := func(cmd []string) bool {
 		return (cmd[0] == "EVALSHA" || cmd[0] == "DEL") && slices.ContainsFunc(cmd, func(arg string) bool {
@@ -307,6 +309,7 @@ func TestNoMoreThanHalfTheJournalIsHeld(t *testing.T) {
 // A second and a half without the script's permission turned every set that waited into
 // a delete.
 func TestSetsWaitWhileTheScriptIsNotPermittedForAMoment(t *testing.T) {
+	beside(t)
 	redistest.Long(t)
 	for name, deny := range map[string][]string{
 		"EVALSHA": {"-evalsha"}, "a command of the script's": {"-get"}, "EVALSHA and SCRIPT": {"-evalsha", "-script"},
@@ -364,6 +367,7 @@ func TestSetsWaitForAServerBehindAWayThatKnowsNoScripts(t *testing.T) {
 // Scripts alone are answered in words that nobody understands, or in none, for longer than
 // a server would have to say that it runs none. The sets became deletes.
 func TestWhatIsNoWordOnScriptsMakesNoDeleteOfASet(t *testing.T) {
+	beside(t)
 	redistest.Long(t)
 	for name, raw := range map[string]string{"words": "-no upstream host\r\n", "nonsense": "+OK\r\n"} {
 		t.Run(name, func(t *testing.T) {
@@ -391,6 +395,7 @@ func TestWhatIsNoWordOnScriptsMakesNoDeleteOfASet(t *testing.T) {
 // An answer that Redis does not give to a delete, or to the script, is none, though it is
 // no error either. A delete left the journal over it.
 func TestWhatMakesNoSenseEndsNoEntry(t *testing.T) {
+	beside(t)
 	for name, raw := range map[string]string{"OK": "+OK\r\n", "null": "_\r\n", "nil": "$-1\r\n", "a list": "*0\r\n", "text": "$1\r\n1\r\n"} {
 		t.Run(name, func(t *testing.T) {
 			begin(t)

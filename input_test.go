@@ -21,6 +21,8 @@ import (
 // everyKind runs the test with a local tier only, with each kind of server, and
 // with a Redis that is away; set changes the options.
 func everyKind(t *testing.T, set func(*holdfast.Options), test func(t *testing.T, ctx context.Context, c *holdfast.Cache)) {
+	t.Helper()
+	beside(t)
 	run := func(t *testing.T, ctx context.Context, o holdfast.Options, up bool) {
 		o.Timeout = 5 * time.Second // large values, loaded machines
 		if set != nil {
@@ -181,6 +183,7 @@ func TestSetCopiesWhatItIsGiven(t *testing.T) {
 }
 
 func TestAValueOf100MiBIsCarried(t *testing.T) {
+	undisturbed(t)
 	const size = 100 << 20
 	value := bytes.Repeat([]byte("0123456789abcdef"), size/16)
 	same := func(t *testing.T, c *holdfast.Cache, tier holdfast.Tier) {
@@ -309,13 +312,14 @@ func TestAFractionOfAMillisecondIsAMillisecond(t *testing.T) {
 	// A local copy goes with it.
 	local := open(t, holdfast.Options{})
 	must(t, local.Set(ctx, "k", []byte("v"), 1))
-	redistest.WaitFor(t, 5*time.Second, "the end of a millisecond", func() bool {
+	redistest.WaitFor(t, patience, "the end of a millisecond", func() bool {
 		_, err := local.Get(ctx, "k")
 		return errors.Is(err, holdfast.ErrMiss)
 	})
 }
 
 func TestTheLongestTTLIsKept(t *testing.T) {
+	beside(t)
 	const longest = time.Duration(math.MaxInt64)
 	s := redistest.Start(t)
 	pttl := func(t *testing.T, key string) time.Duration {
@@ -407,6 +411,7 @@ func calls(c *holdfast.Cache) map[string]func(ctx context.Context) error {
 }
 
 func TestANilContextIsAnErrorAndNothingIsDone(t *testing.T) {
+	beside(t)
 	everyKind(t, nil, func(t *testing.T, ctx context.Context, c *holdfast.Cache) {
 		must(t, c.Set(ctx, "k", []byte("v"), 0))
 		for name, call := range calls(c) {

@@ -58,7 +58,7 @@ func TestAKeyAtWhichRedisHangsUpIsNotEverybodysOutage(t *testing.T) {
 			for i := range 300 {
 				s.MustDo("SET", fmt.Sprint(name, i), "v")
 			}
-			poison := load(1, func(int, int) {
+			poison := load(t, 1, func(int, int) {
 				_ = read(c)
 				wait(ctx, 50*time.Millisecond)
 			})
@@ -197,7 +197,7 @@ func TestWhatAServerHangsUpAtIsSentByNobodyElsesConnection(t *testing.T) {
 			}
 			text := "poison"
 			f.text.Store(&text)
-			stop := load(1, func(int, int) {
+			stop := load(t, 1, func(int, int) {
 				if err := call(ctx, c); err != nil {
 					t.Error(err)
 				}
@@ -247,7 +247,7 @@ func TestACommandAtWhichAServerHangsUpLateIsFoundOut(t *testing.T) {
 	ready(t, c)
 	text := "poison"
 	f.text.Store(&text)
-	stop := load(1, func(int, int) {
+	stop := load(t, 1, func(int, int) {
 		_, _ = c.Get(ctx, "poison")
 		wait(ctx, 20*time.Millisecond)
 	})

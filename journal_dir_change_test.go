@@ -36,6 +36,7 @@ var harmed = map[string]func(t *testing.T, dir string){
 // Doubt is about what was found. A healthy process begins after that, accepts sets, and
 // dies or ends at once: they are sets in the next one.
 func TestWhatAHealthyProcessAcceptsAfterDamageIsNotInDoubt(t *testing.T) {
+	beside(t)
 	for name, harm := range harmed {
 		for _, killed := range []bool{true, false} {
 			t.Run(fmt.Sprint(name, "/killed=", killed), func(t *testing.T) {
@@ -115,6 +116,7 @@ func TestDoubtThatCannotBeSettledIsToldOf(t *testing.T) {
 // The fixtures were written by version 0507b80: eight sets, of which the first was set
 // again and the second deleted, and four deletes.
 func TestADirectoryOfTheVersionBeforeIsReplayed(t *testing.T) {
+	beside(t)
 	for name, sets := range map[string]bool{
 		"closed":        true,
 		"killed":        true,  // with an fsync each
@@ -245,6 +247,7 @@ func removeAll(t *testing.T, dir string) {
 // The directory is changed under a running cache: Health says so, and everything is
 // written anew.
 func TestADirectoryThatIsChangedUnderARunningCacheIsNoticedAndWrittenAnew(t *testing.T) {
+	beside(t)
 	for name, change := range map[string]func(t *testing.T, dir string){
 		"removed": removeAll,
 		"emptied": func(t *testing.T, dir string) {

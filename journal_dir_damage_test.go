@@ -90,6 +90,7 @@ func TestWhereverTheLastRecordIsTornTheDeletesBeforeItAreReplayedFirst(t *testin
 // Whatever the files are, New works, what can be read is used, and what may be out
 // of date is a delete.
 func TestNoFileKeepsNewFromWorkingAndNoneIsGuessedAt(t *testing.T) {
+	beside(t)
 	damage := func(change func(data []byte) []byte) func(t *testing.T, dir string) {
 		return func(t *testing.T, dir string) {
 			name := files(t, dir, "*.log")[0]

@@ -15,7 +15,8 @@ import (
 // What is found is what was undelivered, whatever came and went before: writers,
 // outages, replays, and files that were written anew beside them.
 func TestWhatIsFoundIsWhatWasUndelivered(t *testing.T) {
-	ctx := begin(t)
+	redistest.Long(t)
+	ctx := undisturbed(t) // its writers take all the time that there is
 	s, p := behind(t)
 	dir := t.TempDir()
 	o := in(p.Addr(), dir)
@@ -26,6 +27,11 @@ func TestWhatIsFoundIsWhatWasUndelivered(t *testing.T) {
 	last := make([]map[string]string, writers)
 	done := make(chan struct{})
 	var wg sync.WaitGroup
+	stop := sync.OnceFunc(func() {
+		close(done)
+		wg.Wait()
+	})
+	defer stop()
 	for g := range writers {
 		last[g] = make(map[string]string)
 		wg.Go(func() {
@@ -78,8 +84,7 @@ func TestWhatIsFoundIsWhatWasUndelivered(t *testing.T) {
 	}
 	p.SetMode(redistest.Cut)
 	waitState(t, c, holdfast.Down)
-	close(done)
-	wg.Wait()
+	stop()
 	undelivered, st := c.Health().JournalKeys, c.Stats()
 	if st.Downgraded+st.Superseded > 0 {
 		t.Errorf("%d sets were made deletes and %d superseded, where nobody else writes", st.Downgraded, st.Superseded)
@@ -159,6 +164,7 @@ func TestAKeyThatIsWrittenAllTheTimeLeavesTheJournalAndItsFile(t *testing.T) {
 
 // What the server tells of the replay's own writes is no news.
 func TestKeysThatAreWrittenWhileTheyDrainLoseNoSet(t *testing.T) {
+	beside(t)
 	redistest.Long(t)
 	for name, dir := range map[string]string{"in memory": "", "in a file": t.TempDir()} {
 		t.Run(name, func(t *testing.T) {
@@ -173,7 +179,7 @@ func TestKeysThatAreWrittenWhileTheyDrainLoseNoSet(t *testing.T) {
 			for round := range 30 {
 				p.SetMode(redistest.Cut)
 				waitState(t, c, holdfast.Down)
-				stop := load(writers, func(g, i int) {
+				stop := load(t, writers, func(g, i int) {
 					last[g] = fmt.Sprint(round, "-", i)
 					if err := c.Set(ctx, fmt.Sprint("k", g), []byte(last[g]), 0); err != nil {
 						t.Errorf("set: %v", err)
@@ -203,6 +209,7 @@ func TestKeysThatAreWrittenWhileTheyDrainLoseNoSet(t *testing.T) {
 // What is written while the key's last write is replayed is replayed after it. The
 // next outage must know that, or it takes the value for another client's.
 func TestTwoOutagesInARowLoseNoSet(t *testing.T) {
+	beside(t)
 	for name, first := range map[string]func(c *holdfast.Cache, key string) error{
 		"deleted first": func(c *holdfast.Cache, key string) error { return c.Delete(t.Context(), key) },
 		"set first":     func(c *holdfast.Cache, key string) error { return c.Set(t.Context(), key, []byte("one"), 0) },

@@ -20,6 +20,7 @@ import (
 
 // A journal of few bytes and fewer keys, and callers who do not stop writing.
 func TestAFullJournalMakesDeletesOfSetsAndThenRefuses(t *testing.T) {
+	undisturbed(t)
 	eachOutage(t, func(t *testing.T, ctx context.Context, s *site) {
 		const (
 			maxKeys  = 1000

@@ -50,7 +50,7 @@ func durableAgain(t *testing.T, c *holdfast.Cache) {
 func TestADiskThatStandsStillHoldsNoCallUpAndHeals(t *testing.T) {
 	for name, kinds := range map[string][]string{"all of it": nil, "writes": {"write"}, "fsync": {"sync"}} {
 		t.Run(name, func(t *testing.T) {
-			ctx := begin(t)
+			ctx := undisturbed(t)
 			s, p := behind(t)
 			dir := t.TempDir()
 			p.SetMode(redistest.Cut)
@@ -126,7 +126,7 @@ func TestAReplayGoesOnInMemoryWhereTheDiskStandsStill(t *testing.T) {
 	s, p := behind(t)
 	p.SetMode(redistest.Cut)
 	o := at(p.Addr())
-	o.Timeout, o.Journal.Dir = 100*time.Millisecond, t.TempDir()
+	o.Timeout, o.Journal.Dir = max(100*time.Millisecond, budget()), t.TempDir()
 	c := open(t, o)
 	for i := range 300 {
 		must(t, c.Set(ctx, fmt.Sprint("k", i), []byte("v"), 0))
@@ -200,6 +200,7 @@ func TestCloseAndShutdownEndThoughTheDiskStandsStill(t *testing.T) {
 			t.Parallel()
 			o := at(redistest.FreeAddr(t))
 			o.Timeout, o.Journal.Dir = 100*time.Millisecond, t.TempDir()
+			t.Cleanup(func() { removeAll(t, o.Journal.Dir) }) // the disk goes on beside it
 			c, err := holdfast.New(o)
 			must(t, err)
 			goOn := holdfast.HangDisk(c)

@@ -22,11 +22,13 @@ func TestWhatIsWrittenInAnOutageArrivesWithinASecondWithNoTraffic(t *testing.T) 
 		c := s.open(s.options())
 		const setters = 8
 		sets, deletes, theirs := named("set", 10_000), named("deleted", 1_000), named("theirs", 100)
+		began := time.Now()
 		must(t, c.SetMany(ctx, all(sets[:5_000], "before"), 0)) // the others are new
 		must(t, c.SetMany(ctx, all(deletes, "before"), 0))
 		must(t, c.SetMany(ctx, all(theirs, "before"), 0))
 		drain(t, c)
-		s.kind.away(s) // and nobody waits until that is noticed
+		half := time.Since(began) // as fast as this machine writes half of it
+		s.kind.away(s)            // and nobody waits until that is noticed
 		var wg sync.WaitGroup
 		for g := range setters {
 			wg.Go(func() {
@@ -53,7 +55,7 @@ func TestWhatIsWrittenInAnOutageArrivesWithinASecondWithNoTraffic(t *testing.T) 
 		drain(t, c)
 		took := time.Since(up)
 		t.Logf("drained %v after it was up, which was %v after it could be reached", took, up.Sub(gone))
-		if took > 5*time.Second*raceFactor {
+		if took > max(5*time.Second*raceFactor, 20*half)+slack() {
 			t.Errorf("drained %v after redis was back", took)
 		}
 		want := map[string]string{}
@@ -148,7 +150,7 @@ func TestOutagesInARowUnderLiveLoadLoseNothing(t *testing.T) {
 			diaries[g] = &diary{name: fmt.Sprint("w", g), rnd: rand.New(rand.NewPCG(uint64(g), 7)), last: map[string]page{}}
 		}
 		var calls latencies
-		stop := load(writers, func(g, i int) {
+		stop := load(t, writers, func(g, i int) {
 			calls.time(func() { diaries[g].step(t, ctx, c, i) })
 			time.Sleep(500 * time.Microsecond) // writers do something else, too
 		})
@@ -176,7 +178,7 @@ func TestOutagesInARowUnderLiveLoadLoseNothing(t *testing.T) {
 			d.check(t, s.master, forgotten)
 		}
 		// Three calls of a budget each, of servers and clients on few cores.
-		calls.within(t, 0.99, 3*50*time.Millisecond+2*slack)
+		calls.within(t, 0.99, 3*50*time.Millisecond+2*slack())
 		st := c.Stats()
 		if st.Superseded != 0 || st.Refused+st.Downgraded+st.Rejected != 0 || st.Replayed == 0 {
 			t.Errorf("nobody else writes, and there is room: %+v", st)

@@ -12,6 +12,7 @@ import (
 // Redis was lost while one process loaded, and the others, whom nobody could tell of
 // the end of the lease any more, waited for all of it: three seconds by default.
 func TestWhoeverWaitsForALeaseLoadsAtOnceWhenRedisIsLost(t *testing.T) {
+	t.Parallel()
 	for name, lose := range map[string]func(*redistest.Server){
 		"killed": (*redistest.Server).Kill,
 		"hung":   (*redistest.Server).Pause,

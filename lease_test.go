@@ -52,6 +52,7 @@ func fleetOptions(s *redistest.Server) Options {
 }
 
 func TestAFleetLoadsAColdKeyOnce(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []TrackingMode{TrackReads, TrackOff} {
 		t.Run(mode.String(), func(t *testing.T) {
 			s := redistest.Start(t)

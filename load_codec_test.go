@@ -126,6 +126,7 @@ func TestACodecThatEndsItsGoroutineLeavesNothingBehind(t *testing.T) {
 // A codec that does not return, as one that asks a service for keys may not: it holds
 // up its caller, and not Close.
 func TestACodecThatHangsDoesNotHangClose(t *testing.T) {
+	beside(t)
 	for _, o := range []holdfast.Options{{}, at(unused())} {
 		ctx := begin(t)
 		for _, batch := range []bool{false, true} {

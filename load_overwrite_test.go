@@ -110,6 +110,7 @@ func overwrites(t *testing.T, ctx context.Context, c *holdfast.Cache, b backend,
 // A Set that returned while a load was under way has won, whenever the load began and
 // however late it ends.
 func TestASetThatHasReturnedIsNotUndoneByALoadBesideIt(t *testing.T) {
+	beside(t)
 	test := func(t *testing.T, ctx context.Context, c *holdfast.Cache) {
 		for round := range 400 * roundsFactor(t) {
 			key := fmt.Sprint("k", round)

@@ -93,6 +93,7 @@ func TestAForeignWriteDuringALoadWins(t *testing.T) {
 // Delete has returned: nothing that a load from before it brought is served any
 // more, neither here nor from Redis.
 func TestNoLoadFromBeforeADeleteIsServedAfterIt(t *testing.T) {
+	beside(t)
 	backends(t, func(t *testing.T, ctx context.Context, b backend) {
 		c := open(t, at(b.addr))
 		ready(t, c)

@@ -26,6 +26,7 @@ func makeOf(t *testing.T, name string) redistest.Make {
 // Redis 6.0 was taken for a server without RESP3, because HELLO without arguments is
 // an error there: what it can track was read again every five seconds.
 func TestEachMakeOfServerTellsOfChangesIfItCan(t *testing.T) {
+	beside(t)
 	for _, m := range redistest.Makes {
 		t.Run(m.Name, func(t *testing.T) {
 			ctx := begin(t)
@@ -61,6 +62,7 @@ func TestEachMakeOfServerTellsOfChangesIfItCan(t *testing.T) {
 // A proxy or a managed service refused HELLO in words that rueidis does not take for
 // "unknown command", or hung up at it, and the client never connected.
 func TestAServerThatRefusesHelloInItsOwnWordsIsUsedWithoutIt(t *testing.T) {
+	beside(t)
 	for _, tt := range []struct {
 		name  string
 		rules []redistest.Rule
@@ -136,6 +138,7 @@ func TestAServerThatRefusesHelloInItsOwnWordsIsUsedWithoutIt(t *testing.T) {
 // A proxy whose backend is away hangs up at HELLO, too, or says so in words: when it is
 // back it must not be taken for one that knows no RESP3.
 func TestAProxyWhoseBackendWasAwayIsNotTakenForAnOldServer(t *testing.T) {
+	beside(t)
 	for _, rule := range []redistest.Rule{
 		{Command: "", Manner: redistest.HangUp}, {Command: "", Manner: redistest.Says, Text: "no upstream host"},
 	} {
@@ -169,6 +172,7 @@ func TestAProxyWhoseBackendWasAwayIsNotTakenForAnOldServer(t *testing.T) {
 
 // The same of a sentinel: the master was never found.
 func TestASentinelThatRefusesHelloInItsOwnWordsIsAskedWithoutIt(t *testing.T) {
+	beside(t)
 	for _, rule := range []redistest.Rule{
 		{Command: "HELLO", Manner: redistest.Unknown},
 		{Command: "HELLO", Manner: redistest.Says, Text: "ERR Unsupported"},

@@ -110,7 +110,7 @@ func (d disputed) want(rule holdfast.ConflictRule, kind outageKind) map[string]s
 // neverThere reads the keys as somebody else does, until it is stopped, and fails
 // the test if one ever holds what it must not.
 func neverThere(t *testing.T, r *redistest.Server, value string, keys ...string) (stop func()) {
-	stop = load(1, func(int, int) {
+	stop = load(t, 1, func(int, int) {
 		reply, err := r.Do(append([]string{"MGET"}, keys...)...)
 		if err != nil {
 			return // it is away
@@ -174,6 +174,7 @@ func TestWhatAnotherWroteInAnyOutageIsNeverOverwritten(t *testing.T) {
 }
 
 func TestTheConflictRuleDecidesWhoseValueStays(t *testing.T) {
+	beside(t)
 	for _, rule := range []holdfast.ConflictRule{holdfast.ConflictKeep, holdfast.ConflictOverwrite} {
 		t.Run(rule.String(), func(t *testing.T) {
 			twoOutages(t, func(t *testing.T, ctx context.Context, s *site) { dispute(t, ctx, s, rule) })

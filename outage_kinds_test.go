@@ -3,7 +3,6 @@ package holdfast_test
 import (
 	"context"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -181,7 +180,7 @@ func twoOutages(t *testing.T, tell story) {
 func eachKind(t *testing.T, want func(outageKind) bool, atOnce bool, tell story) {
 	ctx := begin(t)
 	for _, kind := range outageKinds {
-		if !want(kind) || !kind.quick && os.Getenv("HOLDFAST_REQUIRE_REDIS") != "1" {
+		if !want(kind) || !kind.quick && !redistest.Full(t) {
 			continue
 		}
 		t.Run(kind.name, func(t *testing.T) {

@@ -26,7 +26,7 @@ func behind(t *testing.T) (*redistest.Server, *redistest.Proxy) {
 // mixed is a load of reads and writes on a few hundred keys; it reports every
 // error that is not a miss.
 func mixed(t *testing.T, ctx context.Context, c *holdfast.Cache, callers int, calls *latencies) (stop func()) {
-	return load(callers, func(g, i int) {
+	return load(t, callers, func(g, i int) {
 		key := fmt.Sprint("k", (i*31+g)%500)
 		calls.time(func() {
 			var err error
@@ -60,7 +60,7 @@ func TestRedisIsKilledUnderLoadAndNoCallerNotices(t *testing.T) {
 	drain(t, c)
 	var calls latencies
 	stop := mixed(t, ctx, c, 64, &calls)
-	redistest.WaitFor(t, 5*time.Second, "some load", func() bool { return calls.quantile(1) > 0 })
+	redistest.WaitFor(t, patience, "some load", func() bool { return calls.quantile(1) > 0 })
 	if n := p.Active(); n != 1 {
 		t.Errorf("%d connections while up, want 1", n)
 	}
@@ -70,14 +70,14 @@ func TestRedisIsKilledUnderLoadAndNoCallerNotices(t *testing.T) {
 	for i := range 500 {
 		wantGet(t, c, fmt.Sprint("warm", i), "w")
 	}
-	redistest.WaitFor(t, 10*time.Second, "four seconds of outage", func() bool { return time.Since(killed) > 4*time.Second })
+	redistest.WaitFor(t, patience, "four seconds of outage", func() bool { return time.Since(killed) > 4*time.Second })
 	must(t, redistest.RateOKUntil(p.AcceptTimes(), killed, time.Now()))
 	dials := p.Accepted()
 	s.Restart()
 	waitState(t, c, holdfast.Up)
 	stop()
 	drain(t, c)
-	calls.within(t, 1, 50*time.Millisecond+slack)
+	calls.within(t, 1, 50*time.Millisecond+slack())
 	if dials < 4 {
 		t.Errorf("%d connections in all: nobody looked for redis", dials)
 	}
@@ -90,14 +90,14 @@ func TestRedisIsKilledUnderLoadAndNoCallerNotices(t *testing.T) {
 // A server that hangs is worse than one that is gone: its sockets stay open.
 func TestRedisIsStoppedUnderALoadOfTwoThousandAndComesBack(t *testing.T) {
 	redistest.Long(t)
-	ctx := begin(t)
+	ctx := undisturbed(t)
 	s, p := behind(t)
 	c := open(t, at(p.Addr()))
 	ready(t, c)
 	base := runtime.NumGoroutine()
 	var calls latencies
 	stop := mixed(t, ctx, c, 2000, &calls)
-	redistest.WaitFor(t, 10*time.Second, "some load", func() bool { return calls.quantile(0.5) > 0 })
+	redistest.WaitFor(t, patience, "some load", func() bool { return calls.quantile(0.5) > 0 })
 	waitState(t, c, holdfast.Up) // so many on so few cores can make Redis look slow
 	s.Pause()
 	paused := time.Now()
@@ -105,7 +105,7 @@ func TestRedisIsStoppedUnderALoadOfTwoThousandAndComesBack(t *testing.T) {
 	opened := time.Since(paused)
 	calls.reset()
 	peak := 0
-	redistest.WaitFor(t, 10*time.Second, "five seconds of outage", func() bool {
+	redistest.WaitFor(t, patience, "five seconds of outage", func() bool {
 		peak = max(peak, runtime.NumGoroutine())
 		return time.Since(paused) > 5*time.Second
 	})
@@ -113,7 +113,7 @@ func TestRedisIsStoppedUnderALoadOfTwoThousandAndComesBack(t *testing.T) {
 	// 2,000 goroutines share the cores of whatever machine this is: the bound on
 	// most says that nothing is waited for, the one on all that the law holds.
 	calls.within(t, 0.5, 10*time.Millisecond)
-	calls.within(t, 0.999, 50*time.Millisecond+slack)
+	calls.within(t, 0.999, 50*time.Millisecond+slack())
 	if limit := base + 2000 + 600; peak > limit {
 		t.Errorf("%d goroutines, over %d: callers 2000, abandoned calls at most 512", peak, limit)
 	}
@@ -127,7 +127,7 @@ func TestRedisIsStoppedUnderALoadOfTwoThousandAndComesBack(t *testing.T) {
 
 func TestAHundredRestartsLoseNoDelete(t *testing.T) {
 	redistest.Long(t)
-	ctx := begin(t)
+	ctx := undisturbed(t)
 	s, p := behind(t)
 	c := open(t, at(p.Addr()))
 	ready(t, c)
@@ -138,6 +138,11 @@ func TestAHundredRestartsLoseNoDelete(t *testing.T) {
 	last := make([]map[string]string, writers)
 	var wg sync.WaitGroup
 	done := make(chan struct{})
+	stop := sync.OnceFunc(func() {
+		close(done)
+		wg.Wait()
+	})
+	defer stop()
 	for g := range writers {
 		last[g] = map[string]string{}
 		wg.Go(func() {
@@ -182,8 +187,7 @@ func TestAHundredRestartsLoseNoDelete(t *testing.T) {
 		}
 	}
 	waitState(t, c, holdfast.Up)
-	close(done)
-	wg.Wait()
+	stop()
 	drain(t, c)
 	for g := range last {
 		for key, want := range last[g] {
@@ -200,21 +204,23 @@ func TestAHundredRestartsLoseNoDelete(t *testing.T) {
 			}
 		}
 	}
-	redistest.WaitFor(t, 5*time.Second, "the second checks", func() bool { return c.Health().JournalKeys == 0 })
+	redistest.WaitFor(t, patience, "the second checks", func() bool { return c.Health().JournalKeys == 0 })
 	redistest.GoroutinesBackTo(t, base, 5)
-	redistest.WaitFor(t, 5*time.Second, "one connection", func() bool { return p.Active() == 1 })
+	redistest.WaitFor(t, patience, "one connection", func() bool { return p.Active() == 1 })
 }
 
 func TestSlowRedisOpensTheCircuitAndKeepsTheConnection(t *testing.T) {
 	ctx := begin(t)
 	_, p := behind(t)
-	c := open(t, at(p.Addr()))
+	o := at(p.Addr())
+	o.Timeout = 50 * time.Millisecond
+	c := open(t, o)
 	ready(t, c)
 	must(t, c.Set(ctx, "k", []byte("v"), 0))
 	p.SetLatency(80 * time.Millisecond)
 	slow := time.Now()
 	var calls latencies
-	stop := load(16, func(g, i int) {
+	stop := load(t, 16, func(g, i int) {
 		key := fmt.Sprint("k", g, i%50)
 		calls.time(func() {
 			if err := c.Set(ctx, key, []byte("v"), 0); err != nil {
@@ -224,9 +230,9 @@ func TestSlowRedisOpensTheCircuitAndKeepsTheConnection(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	})
 	waitState(t, c, holdfast.Down)
-	redistest.WaitFor(t, 10*time.Second, "three slow seconds", func() bool { return time.Since(slow) > 3*time.Second })
+	redistest.WaitFor(t, patience, "three slow seconds", func() bool { return time.Since(slow) > 3*time.Second })
 	stop()
-	calls.within(t, 1, 50*time.Millisecond+slack)
+	calls.within(t, 1, 50*time.Millisecond+slack())
 	if n := p.Accepted(); n != 1 {
 		t.Errorf("%d connections: the slow one was churned", n)
 	}
@@ -300,7 +306,9 @@ func TestACallerWhoCancelsGetsItsErrorAndTripsNothing(t *testing.T) {
 func TestACallersOwnDeadlineUsedUpByAHungServerCounts(t *testing.T) {
 	ctx := begin(t)
 	s, p := behind(t)
-	c := open(t, at(p.Addr()))
+	o := at(p.Addr())
+	o.Timeout = 50 * time.Millisecond
+	c := open(t, o)
 	ready(t, c)
 	s.Pause()
 	for i := 0; c.Health().State == holdfast.Up; i++ {

@@ -13,6 +13,7 @@ import (
 // nothing. Whoever tried again in the same company would have the connection broken for
 // ever, and everybody's calls with it.
 func TestAnEntryAtWhichRedisHangsUpIsGivenUp(t *testing.T) {
+	beside(t)
 	redistest.Long(t)
 	for name, size := range map[string]int{"client-query-buffer-limit": 3 << 20, "proto-max-bulk-len": 8 << 20} {
 		t.Run(name, func(t *testing.T) {
@@ -75,6 +76,7 @@ func TestARefusedSetLeavesNoOlderValue(t *testing.T) {
 }
 
 func TestADeleteIsDoneAlsoWhereTheScriptMayNot(t *testing.T) {
+	beside(t)
 	redistest.Long(t) // until it is certain that no script runs
 	for _, deny := range []string{"-strlen", "-get", "-getex", "-persist", "-evalsha"} {
 		t.Run(deny, func(t *testing.T) {

@@ -39,6 +39,7 @@ func TestTheProbeLeavesNothingBehind(t *testing.T) {
 // A write of a key that is not there does nothing, and is refused all the same for
 // whatever Redis refuses writes for: nobody but the probe writes here.
 func TestTheProbeAloneFindsThatWritesAreRefused(t *testing.T) {
+	beside(t)
 	for _, tt := range []struct {
 		code   string
 		args   []string
@@ -90,6 +91,7 @@ func TestTheProbeAloneFindsThatWritesAreRefused(t *testing.T) {
 // Whatever the words, a write that is refused beside a read that is answered says that
 // reads go on; and a read that is refused beside a write that was done, that they do not.
 func TestTheProbeIsAWriteAndARead(t *testing.T) {
+	beside(t)
 	isProbe := func(cmd []string) bool { return len(cmd) > 1 && strings.HasPrefix(cmd[1], "holdfast:probe:") }
 	writes := map[string]bool{"SET": true, "DEL": true, "EVALSHA": true, "EVAL": true}
 	for _, text := range []string{

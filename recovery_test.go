@@ -72,7 +72,7 @@ func hungOnce(t *testing.T) (c *holdfast.Cache, s *redistest.Server, first *redi
 
 func settled(t *testing.T, c *holdfast.Cache) {
 	t.Helper()
-	redistest.WaitFor(t, 10*time.Second, "the second checks", func() bool { return c.Health().JournalKeys == 0 })
+	redistest.WaitFor(t, patience, "the second checks", func() bool { return c.Health().JournalKeys == 0 })
 }
 
 func TestAWriteThatRunsLateDoesNotUndoALaterOne(t *testing.T) {
@@ -100,7 +100,7 @@ func TestAWriteThatRunsLateDoesNotUndoALaterOne(t *testing.T) {
 	}
 	check("after the replay")
 	first.SetMode(redistest.Pass) // now they run
-	redistest.WaitFor(t, 5*time.Second, "the late writes to run", func() bool { return s.MustDo("GET", "set-set") == "late" })
+	redistest.WaitFor(t, patience, "the late writes to run", func() bool { return s.MustDo("GET", "set-set") == "late" })
 	wantGet(t, c, "set-set", "last")
 	wantGet(t, c, "set-del", "")
 	settled(t, c)
@@ -119,7 +119,7 @@ func TestADeleteThatRunsLateDoesNotUndoALaterSet(t *testing.T) {
 	must(t, c.Set(ctx, "k", []byte("last"), 0))
 	drain(t, c)
 	first.SetMode(redistest.Pass)
-	redistest.WaitFor(t, 5*time.Second, "the late delete to run", func() bool { return s.MustDo("EXISTS", "k") == "0" })
+	redistest.WaitFor(t, patience, "the late delete to run", func() bool { return s.MustDo("EXISTS", "k") == "0" })
 	settled(t, c)
 	if got := s.MustDo("GET", "k"); got != "last" {
 		t.Errorf("after the second check k is %s", got)
@@ -139,7 +139,7 @@ func TestAHotKeyIsUnfencedOnceNothingCanRunLate(t *testing.T) {
 	drain(t, c)
 	first.SetMode(redistest.Cut) // nothing runs late
 	last := ""
-	redistest.WaitFor(t, 10*time.Second, "the key to leave the journal under writes", func() bool {
+	redistest.WaitFor(t, patience, "the key to leave the journal under writes", func() bool {
 		last = fmt.Sprint("after", len(last), time.Now().UnixNano())
 		must(t, c.Set(ctx, "k", []byte(last), 0))
 		drain(t, c)

@@ -129,6 +129,7 @@ func TestCopiesOfAServerThatBecameAReplicaAreInDoubt(t *testing.T) {
 }
 
 func TestReadsGoOnAndWritesAreKeptWhereRedisTakesNone(t *testing.T) {
+	beside(t)
 	for _, tt := range []struct {
 		code    string
 		args    []string
@@ -244,7 +245,7 @@ func TestDeletesReachAServerThatHasNoRoom(t *testing.T) {
 	s.MustDo("SET", "ballast", strings.Repeat("x", 2<<20))
 	s.MustDo("CONFIG", "SET", "maxmemory", "1mb")
 	var deleted atomic.Int64
-	stop := load(8, func(g, i int) {
+	stop := load(t, 8, func(g, i int) {
 		if n := i*8 + g; n < keys {
 			noError(t, c.Set(ctx, fmt.Sprint("w", g), []byte("v"), 0))
 			noError(t, c.Delete(ctx, fmt.Sprint("k", n)))
@@ -273,6 +274,7 @@ func TestDeletesReachAServerThatHasNoRoom(t *testing.T) {
 // so a set in the next outage found our own older value, did not know it, and became a
 // delete.
 func TestWhatARefusedWriteWouldHaveReplacedIsStillKnown(t *testing.T) {
+	beside(t)
 	for name, write := range map[string]func(ctx context.Context, c *holdfast.Cache) error{
 		"set":    func(ctx context.Context, c *holdfast.Cache) error { return c.Set(ctx, "k", []byte("refused"), 0) },
 		"delete": func(ctx context.Context, c *holdfast.Cache) error { return c.Delete(ctx, "k") },

@@ -38,7 +38,7 @@ func TestAFloodOfChecksOnAHungServerKeepsItsBudget(t *testing.T) {
 	}
 	wg.Wait()
 	s.Resume()
-	calls.within(t, 1, 50*time.Millisecond+2*slack)
+	calls.within(t, 1, 50*time.Millisecond+2*slack())
 }
 
 // Each part of a batch that had outlived its budget reported for itself, and
@@ -80,7 +80,7 @@ func TestChecksOfAReplicaDialNoMoreThanTheSchedule(t *testing.T) {
 	ready(t, c)
 	s.MustDo("REPLICAOF", "127.0.0.1", fmt.Sprint(master.Port()))
 	start := time.Now()
-	redistest.WaitFor(t, 10*time.Second, "three seconds of checks", func() bool {
+	redistest.WaitFor(t, patience, "three seconds of checks", func() bool {
 		if err := c.Check(ctx); err == nil {
 			t.Fatal("a check of a replica succeeded")
 		}
@@ -102,13 +102,13 @@ func TestShutdownLosesNothingThatWasAccepted(t *testing.T) {
 		c := open(t, at(s.Addr()))
 		ready(t, c)
 		var accepted sync.Map
-		stop := load(16, func(g, i int) {
+		stop := load(t, 16, func(g, i int) {
 			key := fmt.Sprint(round, ":", g, ":", i)
 			if err := c.Set(ctx, key, []byte("v"), 0); err == nil {
 				accepted.Store(key, true)
 			}
 		})
-		redistest.WaitFor(t, 5*time.Second, "some writes", func() bool { return c.Stats().LocalEntries > 500 })
+		redistest.WaitFor(t, patience, "some writes", func() bool { return c.Stats().LocalEntries > 500 })
 		must(t, c.Shutdown(ctx))
 		stop()
 		lost := 0
@@ -125,6 +125,7 @@ func TestShutdownLosesNothingThatWasAccepted(t *testing.T) {
 }
 
 func TestAUserWithoutScriptsStillDrains(t *testing.T) {
+	beside(t)
 	redistest.Long(t) // until it is certain
 	for _, acl := range []string{"-script", "-evalsha", "-@scripting"} {
 		t.Run(acl, func(t *testing.T) {
@@ -255,7 +256,7 @@ func TestAnAddThatRunsLateIsTakenBack(t *testing.T) {
 	first.SetMode(redistest.Pass)
 	// The key itself may show nothing: the delete that takes the add back was
 	// perhaps sent on the same connection, and then runs right behind it.
-	redistest.WaitFor(t, 5*time.Second, "the late add to run", func() bool {
+	redistest.WaitFor(t, patience, "the late add to run", func() bool {
 		return strings.Contains(s.MustDo("SLOWLOG", "GET", "-1"), "added")
 	})
 	wantGet(t, c, "k", "")

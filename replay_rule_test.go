@@ -167,7 +167,7 @@ func TestAValueThatIsKeptIsWhatReadersGet(t *testing.T) {
 	}
 	r.drain()
 	p.SetMode(redistest.Cut)
-	redistest.WaitFor(t, 10*time.Second, "down", func() bool { return r.c.Health().State == Down })
+	redistest.WaitFor(t, time.Minute, "down", func() bool { return r.c.Health().State == Down })
 	if err := r.c.Set(bg, "k", []byte("ours"), 0); err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +204,7 @@ func TestWhoWasNeverConnectedKeepsWhatIsThere(t *testing.T) {
 		}
 	}
 	// With it what was set is no command on its way any more.
-	redistest.WaitFor(t, 10*time.Second, "the first attempt to fail", func() bool { return c.Health().LastError != nil })
+	redistest.WaitFor(t, time.Minute, "the first attempt to fail", func() bool { return c.Health().LastError != nil })
 	p.SetMode(redistest.Pass)
 	if err := c.Drain(bg); err != nil {
 		t.Fatal(err)
@@ -219,6 +219,7 @@ func TestWhoWasNeverConnectedKeepsWhatIsThere(t *testing.T) {
 // Finding nothing is judged by when the script may have run, and not by when it was
 // sent, in a second look as well; and by a clock that may be behind the server's.
 func TestWhatEndsOnTheWayOfAReplayIsExpectedToBeAbsent(t *testing.T) {
+	t.Parallel()
 	const way = 600 * time.Millisecond
 	for rule := range ConflictOverwrite + 1 {
 		t.Run(rule.String(), func(t *testing.T) {

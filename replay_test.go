@@ -51,7 +51,7 @@ func newReplayed(t *testing.T, addr string, do func(args ...string) string, set 
 // up waits until calls are answered by Redis.
 func (r *replayed) up() {
 	r.t.Helper()
-	redistest.WaitFor(r.t, 10*time.Second, "up", func() bool {
+	redistest.WaitFor(r.t, time.Minute, "up", func() bool {
 		r.c.routes.home.use()
 		return r.c.Health().State == Up
 	})
@@ -59,7 +59,7 @@ func (r *replayed) up() {
 
 func (r *replayed) drain() {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := r.c.Drain(ctx); err != nil {
 		r.t.Fatalf("not drained: %v; health %+v", err, r.c.Health())
@@ -391,7 +391,7 @@ func keepsTheTimeThatIsLeft(t *testing.T, r *replayed) {
 	if round := r.replay(k); round.Replayed != 1 {
 		t.Errorf("half a millisecond: %+v", round)
 	}
-	redistest.WaitFor(t, 5*time.Second, "its end", func() bool { return r.do("EXISTS", "brief") == "0" })
+	redistest.WaitFor(t, time.Minute, "its end", func() bool { return r.do("EXISTS", "brief") == "0" })
 }
 
 // A server forgets its scripts by SCRIPT FLUSH, by a restart and by a failover.
@@ -573,7 +573,7 @@ func TestWhatARestartLostIsWrittenAgainAndWhatSomebodyDeletedIsNot(t *testing.T)
 	away := func() {
 		t.Helper()
 		p.SetMode(redistest.Cut)
-		redistest.WaitFor(t, 10*time.Second, "down", func() bool { return r.c.Health().State == Down })
+		redistest.WaitFor(t, time.Minute, "down", func() bool { return r.c.Health().State == Down })
 	}
 
 	set("k", "v0")
@@ -717,6 +717,7 @@ func TestACallerWhoLeavesWhileItsKeyIsReplayedTripsNothing(t *testing.T) {
 // While a caller has a key replayed for it, the replayer passes by and finds
 // nothing to do. What the caller leaves undone must not wait for the next outage.
 func TestWhatACallersReplayLeavesUndoneIsDoneByTheReplayer(t *testing.T) {
+	t.Parallel()
 	s := redistest.Start(t)
 	r := newReplayed(t, s.Addr(), s.MustDo)
 	gone, cancel := context.WithCancel(context.Background())
@@ -725,8 +726,8 @@ func TestWhatACallersReplayLeavesUndoneIsDoneByTheReplayer(t *testing.T) {
 	ambiguous := r.c.journal.takeOne(r.queued("ambiguous", 1<<40), "ambiguous")
 	r.queued("other", 0)
 	r.c.routes.home.replayer.wake()
-	redistest.WaitFor(t, 10*time.Second, "the replayer to pass by", func() bool { return r.do("GET", "other") == "v" })
-	redistest.WaitFor(t, 10*time.Second, "the replayer to settle that", func() bool { return !r.c.journal.holds(r.c.local.hash("other"), "other") })
+	redistest.WaitFor(t, time.Minute, "the replayer to pass by", func() bool { return r.do("GET", "other") == "v" })
+	redistest.WaitFor(t, time.Minute, "the replayer to settle that", func() bool { return !r.c.journal.holds(r.c.local.hash("other"), "other") })
 
 	r.c.routes.home.replayer.replay(gone, r.session(), abandoned)
 	r.c.routes.home.replayer.replay(context.Background(), r.session(), ambiguous)

@@ -69,6 +69,7 @@ func (s *modelServer) drained(t *testing.T, c *holdfast.Cache, keys []string, wa
 // The demo lost a write in one run of twenty: what Redis had held ended between the
 // building of the script and its run, and its absence was taken for somebody's delete.
 func TestAnEndThatFallsIntoTheReplayIsNobodysDelete(t *testing.T) {
+	beside(t)
 	for rule := range holdfast.ConflictOverwrite + 1 {
 		t.Run(rule.String(), func(t *testing.T) {
 			begin(t)

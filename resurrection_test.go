@@ -17,7 +17,7 @@ import (
 
 // neverRead reads the keys all the time, and fails the test if one has a value.
 func neverRead(t *testing.T, ctx context.Context, c *holdfast.Cache, keys []string) (stop func()) {
-	stop = load(4, func(g, i int) {
+	stop = load(t, 4, func(g, i int) {
 		key := keys[(i*7+g)%len(keys)]
 		if v, err := c.Get(ctx, key); err == nil {
 			t.Errorf("%s is back, and is %q", key, v)

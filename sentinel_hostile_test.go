@@ -25,7 +25,7 @@ func TestADemotedMasterIsLeftAsSoonAsTheSentinelKnows(t *testing.T) {
 	f := sentinelFor(t, old.Addr())
 	var changes states
 	o := watched(f.Addr())
-	o.Timeout = 250 * time.Millisecond // a machine that stalls is no news of Redis
+	o.Timeout = max(250*time.Millisecond, budget()) // a machine that stalls is no news of Redis
 	changes.record(&o)
 	c := open(t, o)
 	ready(t, c)
@@ -54,7 +54,7 @@ func TestADemotedMasterIsLeftAsSoonAsTheSentinelKnows(t *testing.T) {
 	heard := time.Now()
 	waitState(t, c, holdfast.Up)
 	t.Logf("off it %v after the sentinel knew, %v after the first READONLY", time.Since(heard), time.Since(first))
-	if took := time.Since(heard); took > 3*2*time.Second {
+	if took := time.Since(heard); took > 3*2*time.Second+slack() {
 		t.Errorf("off it %v after the sentinel knew", took)
 	}
 	drain(t, c)
@@ -122,7 +122,7 @@ func TestAnIntervalOfPollsDoesNotKeepAnyoneOnAReplica(t *testing.T) {
 	promote(t, next, old)
 	f.names(t, next.Addr())
 	began := time.Now()
-	redistest.WaitFor(t, 6*time.Second, "writes at the new master", func() bool {
+	redistest.WaitFor(t, 6*time.Second+slack(), "writes at the new master", func() bool {
 		must(t, c.Set(ctx, "k", []byte("v"), 0))
 		return c.Health().State == holdfast.Up && next.MustDo("EXISTS", "k") == "1"
 	})
@@ -151,7 +151,7 @@ func TestADialToASentinelThatGoesNowhereHoldsUpNoProbe(t *testing.T) {
 	began := time.Now()
 	redistest.WaitFor(t, patience, "three seconds without a sentinel", func() bool {
 		c.Get(context.Background(), "absent") // in use
-		if ago := time.Since(c.Health().ProbedAt); ago > 2*time.Second+slack {
+		if ago := time.Since(c.Health().ProbedAt); ago > 2*time.Second+slack() {
 			t.Fatalf("the last probe was %v ago: nobody looks after the master", ago)
 		}
 		return time.Since(began) > 3*time.Second
@@ -159,7 +159,7 @@ func TestADialToASentinelThatGoesNowhereHoldsUpNoProbe(t *testing.T) {
 }
 
 func TestWhateverASentinelSaysHarmsNobody(t *testing.T) {
-	ctx := begin(t)
+	ctx := undisturbed(t)
 	master := redistest.Start(t)
 	_, replica := replicated(t)
 	dead := redistest.FreeAddr(t)
@@ -241,15 +241,16 @@ func TestWhateverASentinelSaysHarmsNobody(t *testing.T) {
 	}
 	for i, tt := range tests {
 		s := subjects[i]
-		h := s.c.Health()
+		var h holdfast.Health
+		redistest.WaitFor(t, patience, fmt.Sprintf("%s: an error that names one of %q", tt.name, tt.want), func() bool {
+			h = s.c.Health()
+			return h.LastError != nil && (tt.want == nil || contains(h.LastError.Error(), tt.want...))
+		})
 		// Where it was understood as an address, the attempt's place may be told.
 		if h.State != tt.state || h.Writable {
 			t.Errorf("%s: %+v", tt.name, h)
 		}
-		if h.LastError == nil || tt.want != nil && !contains(h.LastError.Error(), tt.want...) {
-			t.Errorf("%s: the last error names none of %q: %v", tt.name, tt.want, h.LastError)
-		}
-		if h.LastError != nil && len(h.LastError.Error()) > 1000 {
+		if len(h.LastError.Error()) > 1000 {
 			t.Errorf("%s: the last error has %d bytes", tt.name, len(h.LastError.Error()))
 		}
 		t.Logf("%s: %d dials, %.150v", tt.name, s.dials.Attempts(), h.LastError)
@@ -298,7 +299,7 @@ func TestASentinelThatTalksNonsenseTakesNobodyOffAGoodMaster(t *testing.T) {
 	var changes states
 	o := watched(f.Addr())
 	o.Redis.DialCtxFn = dials.Dial
-	o.Timeout = 250 * time.Millisecond // a machine that stalls is no news of Redis
+	o.Timeout = max(250*time.Millisecond, budget()) // a machine that stalls is no news of Redis
 	changes.record(&o)
 	c := open(t, o)
 	ready(t, c)
@@ -331,7 +332,7 @@ func TestASentinelThatTalksNonsenseTakesNobodyOffAGoodMaster(t *testing.T) {
 	f.names(t, master.Addr())
 	waitState(t, c, holdfast.Up)
 	stop()
-	calls.within(t, 1, o.Timeout+slack)
+	calls.within(t, 1, o.Timeout+slack())
 	drain(t, c)
 	if got := master.MustDo("GET", "kept"); got != "v" {
 		t.Errorf("the master holds %s", got)
@@ -343,7 +344,8 @@ func TestASentinelThatTalksNonsenseTakesNobodyOffAGoodMaster(t *testing.T) {
 
 // Sentinels that disagree would have a client go to and fro.
 func TestSentinelsThatDisagreeCauseNoStorm(t *testing.T) {
-	ctx := begin(t)
+	redistest.Long(t)
+	ctx := undisturbed(t)
 	one, two := redistest.Start(t), redistest.Start(t)
 	f := sentinelFor(t, one.Addr())
 	var dials redistest.DialCounter
@@ -353,7 +355,7 @@ func TestSentinelsThatDisagreeCauseNoStorm(t *testing.T) {
 	ready(t, c)
 	base := runtime.NumGoroutine()
 	var calls latencies
-	stop := load(4, func(g, i int) {
+	stop := load(t, 4, func(g, i int) {
 		key := fmt.Sprint("k", g, i%20)
 		calls.time(func() {
 			if err := c.Set(ctx, key, []byte(fmt.Sprint(i)), 0); err != nil {
@@ -373,7 +375,7 @@ func TestSentinelsThatDisagreeCauseNoStorm(t *testing.T) {
 		redistest.WaitFor(t, patience, "the sentinel to be asked", func() bool { return f.asked.Load() > asked })
 	}
 	stop()
-	calls.within(t, 1, 50*time.Millisecond+slack)
+	calls.within(t, 1, 50*time.Millisecond+slack())
 	for _, s := range []*redistest.Server{one, two} {
 		must(t, redistest.RateOKUntil(dials.TimesTo(s.Addr()), began, time.Now()))
 	}
@@ -479,7 +481,7 @@ func TestCloseWhileASentinelHangsIsQuickAndLeavesNothing(t *testing.T) {
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			begin(t)
+			undisturbed(t)
 			o := watched()
 			o.Redis.Dialer.Timeout, o.Redis.Sentinel.Dialer.Timeout = time.Minute, time.Minute
 			hangs := tt.hang(t, &o)
@@ -489,7 +491,7 @@ func TestCloseWhileASentinelHangsIsQuickAndLeavesNothing(t *testing.T) {
 			hangs(c)
 			start := time.Now()
 			must(t, c.Close())
-			if took := time.Since(start); took > 100*time.Millisecond+slack {
+			if took := time.Since(start); took > 100*time.Millisecond+slack() {
 				t.Errorf("close took %v", took)
 			}
 			redistest.GoroutinesBackTo(t, base, 2)
@@ -539,7 +541,7 @@ func TestASentinelThatDripsIsGivenUp(t *testing.T) {
 	must(t, c.Set(ctx, "k", []byte("v"), 0))
 	ready(t, c)
 	t.Logf("up after %v", time.Since(began))
-	if took := time.Since(began); took > 5*time.Second {
+	if took := time.Since(began); took > 5*time.Second+slack() {
 		t.Errorf("up after %v", took)
 	}
 	drain(t, c)

@@ -283,6 +283,7 @@ func waitDown(t *testing.T, c *holdfast.Cache) {
 // A server that hangs up at a command of every read or write is of no use as long as it
 // does. When it ends, everything that was accepted arrives.
 func TestAServerThatHangsUpAtWhatIsNeededDoesNoHarm(t *testing.T) {
+	beside(t)
 	redistest.Long(t)
 	for _, command := range []string{"PTTL", "GET", "SET", "DEL", "EVAL", "EVALSHA", "SCRIPT", ""} {
 		t.Run(command, func(t *testing.T) {

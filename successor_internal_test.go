@@ -31,7 +31,7 @@ func TestACallWhoseSessionWasReplacedBeforeItSentAnythingIsAnsweredByTheNext(t *
 	l := c.routes.home
 	replaced := func() *session {
 		old := l.gate.Load()
-		redistest.WaitFor(t, 10*time.Second, "another session", func() bool {
+		redistest.WaitFor(t, time.Minute, "another session", func() bool {
 			now := l.gate.Load()
 			return now != nil && now != old && old.lost.Load()
 		})

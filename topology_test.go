@@ -42,6 +42,7 @@ func newStranger(t *testing.T) *stranger {
 
 // Whatever a server named was dialled, and the password went there.
 func TestAnAddressThatAServerNamesGetsThePasswordOnlyIfItIsAllowed(t *testing.T) {
+	beside(t)
 	for _, tt := range []struct {
 		name  string
 		allow func(string) bool
@@ -247,6 +248,7 @@ func (a *authority) serve(host, backend string) (port string) {
 
 // The URL's host was what the certificates of all nodes had to be for.
 func TestEachNodeOfATLSURLMayHaveACertificateOfItsOwn(t *testing.T) {
+	beside(t)
 	options := func(t *testing.T, a *authority, url string) holdfast.Options {
 		r, err := rueidis.ParseURL(url)
 		must(t, err)

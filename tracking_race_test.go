@@ -160,6 +160,7 @@ func TestNoFillOutlivesTheWriteThatOvertookIt(t *testing.T) {
 }
 
 func TestTwoInstancesThatWriteOneKeyEndEqualToRedis(t *testing.T) {
+	beside(t)
 	for _, tt := range []struct {
 		name   string
 		mode   holdfast.TrackingMode

@@ -26,6 +26,8 @@ func tracked(addr string, mode holdfast.TrackingMode) holdfast.Options {
 
 // bothModes runs the test with each way to track.
 func bothModes(t *testing.T, test func(t *testing.T, ctx context.Context, mode holdfast.TrackingMode)) {
+	t.Helper()
+	beside(t)
 	t.Run("reads", func(t *testing.T) { test(t, begin(t), holdfast.TrackReads) })
 	t.Run("prefixes", func(t *testing.T) { test(t, begin(t), holdfast.TrackPrefixes) })
 }
@@ -63,7 +65,7 @@ func held(t testing.TB, c *holdfast.Cache, key, want string) {
 // come in one order, and the reply to a probe of now is the last of them.
 func told(t testing.TB, c *holdfast.Cache) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	redistest.WaitFor(t, patience, "a probe", func() bool { return c.Check(ctx) == nil })
 }
@@ -246,7 +248,7 @@ func TestATrackedCopyOutlivesUntrackedTTLAndAnotherDoesNot(t *testing.T) {
 	must(t, c.Set(ctx, "app:own", []byte("one"), 0))
 	held(t, r, "beside", "one")
 	start := time.Now()
-	redistest.WaitFor(t, 5*time.Second, "more than UntrackedTTL", func() bool { return time.Since(start) > 250*time.Millisecond })
+	redistest.WaitFor(t, patience, "more than UntrackedTTL", func() bool { return time.Since(start) > 250*time.Millisecond })
 	for _, key := range []string{"app:k", "more:k", "app:own"} {
 		if !localAs(c, key, "one") {
 			t.Errorf("%s is under a prefix and was read again", key)
@@ -340,7 +342,7 @@ func TestWhatTheServerForgetsDuringOurCommandsLeavesNothingStale(t *testing.T) {
 }
 
 func TestOneConnectionAnInstanceWithTracking(t *testing.T) {
-	ctx := begin(t)
+	ctx := undisturbed(t) // its callers take all the time that there is
 	s := redistest.Start(t)
 	const instances = 3
 	var all [instances]*holdfast.Cache
@@ -349,11 +351,13 @@ func TestOneConnectionAnInstanceWithTracking(t *testing.T) {
 		if i == 1 {
 			mode = holdfast.TrackPrefixes
 		}
-		all[i] = open(t, tracked(s.Addr(), mode))
+		o := tracked(s.Addr(), mode)
+		o.Timeout = 5 * time.Second // nothing is given up
+		all[i] = open(t, o)
 		ready(t, all[i])
 	}
 	most := 0
-	stop := load(150, func(g, i int) {
+	stop := load(t, 150, func(g, i int) {
 		c, key := all[g%instances], fmt.Sprint("app:", g, i%50)
 		switch i % 4 {
 		case 0:

@@ -44,6 +44,7 @@ func stamps(mark string) holdfast.Codec[stamped] {
 // no older than the last write that had returned: a decoded value that outlived its
 // bytes would be.
 func TestADecodedValueIsNeverServedForOtherBytes(t *testing.T) {
+	beside(t)
 	for name, options := range map[string]func(t *testing.T) holdfast.Options{
 		"local only": func(*testing.T) holdfast.Options { return holdfast.Options{} },
 		"tiny": func(*testing.T) holdfast.Options {

@@ -540,7 +540,7 @@ func TestATypedReturnsWhatItsCacheDoesOfContextsAndClosing(t *testing.T) {
 }
 
 func TestALocalHitOfATypedAllocatesNothing(t *testing.T) {
-	ctx := begin(t)
+	ctx := undisturbed(t)
 	c := open(t, holdfast.Options{})
 	type point struct{ X, Y, Z int64 }
 	must(t, c.Set(ctx, "p:k", []byte(`{"X":1}`), time.Hour))

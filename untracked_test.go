@@ -90,6 +90,7 @@ func untracked(t *testing.T, ctx context.Context, o holdfast.Options, set func(k
 }
 
 func TestWithoutTrackingItWorksAndSaysSo(t *testing.T) {
+	beside(t)
 	t.Run("miniredis", func(t *testing.T) {
 		ctx := begin(t)
 		m := miniredis.RunT(t)
@@ -178,7 +179,7 @@ func TestAServerThatLoadsIsNotTakenForOneThatCannotTrack(t *testing.T) {
 	held(t, c, "k", "one")
 	s.MustDo("SAVE")
 	var loading bool
-	stop := load(1, func(int, int) {
+	stop := load(t, 1, func(int, int) {
 		c.Get(ctx, "k")
 		if err := c.Health().LastError; err != nil && contains(err.Error(), "LOADING") {
 			loading = true

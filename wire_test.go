@@ -197,7 +197,7 @@ func TestAPushOfAnUnknownKindCostsNothing(t *testing.T) {
 
 // A dozen bytes cost each of four caches half a gigabyte, again with each connection.
 func TestALengthThatAServerAnnouncesCostsNothing(t *testing.T) {
-	begin(t)
+	undisturbed(t)
 	hello := func(tail string) string {
 		return "%3\r\n$6\r\nserver\r\n$5\r\nredis\r\n$5\r\nproto\r\n:3\r\n$7\r\nversion\r\n" + tail
 	}
@@ -243,7 +243,7 @@ func TestALengthThatAServerAnnouncesCostsNothing(t *testing.T) {
 // A large value that is read in pieces is not kept back by the guard: that would cost
 // half of it.
 func TestAStreamedValueCostsNoMemory(t *testing.T) {
-	ctx := begin(t)
+	ctx := undisturbed(t)
 	s := redistest.Start(t)
 	s.MustDo("SETRANGE", "big", fmt.Sprint(64<<20-1), "x")
 	o := at(s.Addr())
@@ -297,11 +297,16 @@ func TestSlotsMoveBeneathShardedSubscriptions(t *testing.T) {
 			ended.Add(1)
 		}
 	}})
-	var stop atomic.Bool
+	var over atomic.Bool
 	var all sync.WaitGroup
+	stop := sync.OnceFunc(func() {
+		over.Store(true)
+		all.Wait()
+	})
+	defer stop()
 	for g := range 50 {
 		all.Go(func() {
-			for i := 0; !stop.Load(); i++ {
+			for i := 0; !over.Load(); i++ {
 				name := fmt.Sprintf("{a}%d:%d", g, i)
 				for _, cmd := range []rueidis.Completed{
 					b.Ssubscribe().Channel(name, name+"+").Build(), b.Ping().Build(), b.Sunsubscribe().Channel(name).Build(), b.Subscribe().Channel(name).Build(),
@@ -325,8 +330,7 @@ func TestSlotsMoveBeneathShardedSubscriptions(t *testing.T) {
 		redistest.WaitFor(t, patience, "the server's ends", func() bool { return ended.Load() > before })
 		r.MoveSlot(slot, from)
 	}
-	stop.Store(true)
-	all.Wait()
+	stop()
 	select {
 	case err := <-hooks:
 		t.Errorf("the connection ended: %v", err)

@@ -20,6 +20,7 @@ import (
 // loads never asked their loader, Gets and Sets returned the text, the probe took it for
 // a server that takes no writes, and the circuit never opened.
 func TestAProxyWhoseBackendIsGoneAnswersInItsOwnWords(t *testing.T) {
+	beside(t)
 	for _, text := range []string{
 		"no upstream host",
 		"ERR Connection refused",
@@ -41,7 +42,7 @@ func TestAProxyWhoseBackendIsGoneAnswersInItsOwnWords(t *testing.T) {
 			held(t, c, "k", "one")
 
 			var loads, calls atomic.Int64
-			stop := load(4, func(g, i int) {
+			stop := load(t, 4, func(g, i int) {
 				key := fmt.Sprintf("load%d.%d", g, i)
 				v, err := c.GetOrLoad(ctx, key, time.Minute, func(context.Context) ([]byte, error) {
 					loads.Add(1)
@@ -307,6 +308,7 @@ func TestHelperCommandsThatAreNotPermittedAreDoneWithout(t *testing.T) {
 // Rights are taken away from a live connection and given back: what was accepted
 // meanwhile arrives, and loads never fail.
 func TestRightsThatAreTakenAwayAndGivenBackOnALiveConnection(t *testing.T) {
+	beside(t)
 	for _, tt := range []struct{ name, take, give string }{
 		{"write", "-@write", "+@write"},
 		{"all", "-@all", "+@all"},
@@ -413,6 +415,7 @@ func TestAGreetingThatIsNotUnderstoodIsRepeated(t *testing.T) {
 
 // The proxy is there before its backend is, and answers from the first command on.
 func TestAProxyThatHasNoBackendYetIsAnOutage(t *testing.T) {
+	beside(t)
 	for _, text := range []string{"no upstream host", "ERR Connection refused", "ERR max requests limit exceeded"} {
 		t.Run(text, func(t *testing.T) {
 			ctx := begin(t)

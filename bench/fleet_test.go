@@ -22,7 +22,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(worker.Env) != "" {
 		worker.Main(open)
 	}
-	code := m.Run()
+	code := redistest.Run(m)
 	printTables(os.Stdout)
 	if library.dir != "" {
 		os.RemoveAll(library.dir)

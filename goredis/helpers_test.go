@@ -3,6 +3,7 @@ package goredis_test
 import (
 	"context"
 	"errors"
+	"os"
 	"testing"
 	"time"
 
@@ -14,6 +15,8 @@ import (
 	"github.com/redis/rueidis"
 	"go.uber.org/goleak"
 )
+
+func TestMain(m *testing.M) { os.Exit(redistest.Run(m)) }
 
 // patience is how long a test waits for what must come in the end.
 const patience = time.Minute

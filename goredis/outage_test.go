@@ -306,6 +306,11 @@ func TestNothingOlderIsReadAcrossOutages(t *testing.T) {
 	const n = 8
 	var wg sync.WaitGroup
 	done := make(chan struct{})
+	stop := sync.OnceFunc(func() {
+		close(done)
+		wg.Wait()
+	})
+	defer stop()
 	for g := range n {
 		wg.Go(func() {
 			pace := time.NewTicker(time.Millisecond)
@@ -346,8 +351,7 @@ func TestNothingOlderIsReadAcrossOutages(t *testing.T) {
 		waitState(t, c, holdfast.Up)
 		must(t, c.Drain(ctx))
 	}
-	close(done)
-	wg.Wait()
+	stop()
 }
 
 func TestASentinelsMasterIsFollowed(t *testing.T) {

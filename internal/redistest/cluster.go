@@ -19,11 +19,18 @@ type Cluster struct {
 // second, and a slot without a node does not stop the rest. It returns when
 // every node knows all others, says that the cluster is fine, and the replicas
 // are in sync, usually after three to five seconds; after a minute it fails the
-// test. Everything ends with the test. Unless the environment has
-// HOLDFAST_REQUIRE_REDIS=1 it skips the test.
+// test. Everything ends with the test, which is a long one: see Long.
 func StartCluster(tb testing.TB, masters, replicasPerMaster int) *Cluster {
 	tb.Helper()
-	needMany(tb)
+	need(tb)
+	Long(tb)
+	return StartClusterForSmoke(tb, masters, replicasPerMaster)
+}
+
+// StartClusterForSmoke is StartCluster for the one test of a cluster that runs always.
+func StartClusterForSmoke(tb testing.TB, masters, replicasPerMaster int) *Cluster {
+	tb.Helper()
+	need(tb)
 	if masters < 1 || replicasPerMaster < 0 {
 		tb.Fatalf("redistest: a cluster of %d masters with %d replicas each", masters, replicasPerMaster)
 	}

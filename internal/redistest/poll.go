@@ -40,13 +40,13 @@ func WaitFor(tb testing.TB, within time.Duration, what string, cond func() bool)
 }
 
 // GoroutinesBackTo blocks until no more than base+slack goroutines run, and
-// fails the test with all their stacks when that has not happened after 10
-// seconds. A connection through a Proxy costs the test binary goroutines too;
+// fails the test with all their stacks when that has not happened after a
+// minute. A connection through a Proxy costs the test binary goroutines too;
 // they end with the connection, but not while the proxy hangs: let it pass or
 // Close it first.
 func GoroutinesBackTo(tb testing.TB, base, slack int) {
 	tb.Helper()
-	const within = 10 * time.Second
+	const within = time.Minute
 	if poll(within, func() bool { return runtime.NumGoroutine() <= base+slack }) {
 		return
 	}

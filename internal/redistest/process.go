@@ -81,12 +81,12 @@ func (p *process) kill() error {
 	// Either signal may reach a process that has just ended by itself.
 	_ = resumeProcess(p.cmd.Process)
 	_ = p.cmd.Process.Kill()
-	over := time.NewTimer(10 * time.Second)
+	over := time.NewTimer(readyWithin)
 	defer over.Stop()
 	select {
 	case <-p.exited:
 		return nil
 	case <-over.C:
-		return fmt.Errorf("process %d still there 10s after SIGKILL", p.pid())
+		return fmt.Errorf("process %d still there %v after SIGKILL", p.pid(), readyWithin)
 	}
 }

@@ -16,6 +16,8 @@ import (
 	"time"
 )
 
+func TestMain(m *testing.M) { os.Exit(Run(m)) }
+
 func dialTo(t *testing.T, addr string) net.Conn {
 	t.Helper()
 	c, err := net.DialTimeout("tcp", addr, 5*time.Second)
@@ -212,7 +214,7 @@ func TestCrashedBinaryLeavesNoServer(t *testing.T) {
 	if !ok || pingErr != nil {
 		t.Fatalf("the other process said %q, %v, PING: %v", line, readErr, pingErr)
 	}
-	WaitFor(t, 5*time.Second, "the orphaned server to go away", func() bool {
+	WaitFor(t, time.Minute, "the orphaned server to go away", func() bool {
 		_, err := Do(addr, "PING")
 		return errors.Is(err, syscall.ECONNREFUSED)
 	})
@@ -227,7 +229,7 @@ func TestProxyPassesAndCounts(t *testing.T) {
 		t.Errorf("accepted %d, active %d, times %d", p.Accepted(), p.Active(), len(p.AcceptTimes()))
 	}
 	c.Close()
-	WaitFor(t, 5*time.Second, "no active connection", func() bool { return p.Active() == 0 })
+	WaitFor(t, time.Minute, "no active connection", func() bool { return p.Active() == 0 })
 }
 
 func TestProxyResetsNewConnectionsWhenItRefuses(t *testing.T) {
@@ -302,9 +304,9 @@ func TestProxyDeliversLateWhatAGoneClientHasSent(t *testing.T) {
 	c := dialTo(t, p.Addr())
 	send(t, c, "SET late yes")
 	c.Close()
-	WaitFor(t, 5*time.Second, "the client to be gone", func() bool { return p.Accepted() == 1 && p.Active() == 0 })
+	WaitFor(t, time.Minute, "the client to be gone", func() bool { return p.Accepted() == 1 && p.Active() == 0 })
 	p.SetMode(Pass)
-	WaitFor(t, 5*time.Second, "the late write", func() bool { return s.MustDo("GET", "late") == "yes" })
+	WaitFor(t, time.Minute, "the late write", func() bool { return s.MustDo("GET", "late") == "yes" })
 }
 
 func TestProxyHoldsBackRepliesThatArriveWhileItHangs(t *testing.T) {
@@ -312,7 +314,7 @@ func TestProxyHoldsBackRepliesThatArriveWhileItHangs(t *testing.T) {
 	p := NewProxy(t, s.Addr())
 	c := dialTo(t, p.Addr())
 	send(t, c, "BLPOP q 0")
-	WaitFor(t, 5*time.Second, "the blocked client", func() bool {
+	WaitFor(t, time.Minute, "the blocked client", func() bool {
 		return strings.Contains(s.MustDo("INFO", "clients"), "blocked_clients:1")
 	})
 	p.SetMode(Hang)
@@ -363,7 +365,7 @@ func TestProxySwallowsMatchingChunks(t *testing.T) {
 	p.Swallow(func(b []byte) bool { return strings.Contains(string(b), "PONG") })
 	c := dialTo(t, p.Addr())
 	send(t, c, "PING")
-	WaitFor(t, 5*time.Second, "a swallowed chunk", func() bool { return p.Swallowed() == 1 })
+	WaitFor(t, time.Minute, "a swallowed chunk", func() bool { return p.Swallowed() == 1 })
 	p.Swallow(nil)
 	send(t, c, "ECHO still")
 	r := bufio.NewReader(c)
@@ -525,7 +527,7 @@ func TestSentinelFailsOverWhenTheMasterDies(t *testing.T) {
 	first.MustDo("SET", "k", "v")
 	first.AwaitReplicas(1)
 	first.Kill()
-	WaitFor(t, 30*time.Second, "a new master", func() bool { return r.Master() != first })
+	WaitFor(t, time.Minute, "a new master", func() bool { return r.Master() != first })
 	if got := r.Master().MustDo("GET", "k"); got != "v" {
 		t.Errorf("the new master has %q", got)
 	}
@@ -583,7 +585,7 @@ func TestClusterReplicaTakesOverWhenItsMasterDies(t *testing.T) {
 	first.MustDo("SET", "k", "v")
 	first.AwaitReplicas(1)
 	first.Kill()
-	WaitFor(t, 30*time.Second, "the replica to serve the key", func() bool {
+	WaitFor(t, time.Minute, "the replica to serve the key", func() bool {
 		for _, s := range c.Nodes()[3:] {
 			if got, err := s.Do("GET", "k"); err == nil && got == "v" {
 				return c.NodeFor("k") == s
@@ -683,7 +685,7 @@ func TestClusterThatWantsFullCoverageIsDownWithoutAMaster(t *testing.T) {
 	if other == dead {
 		other = c.Nodes()[1]
 	}
-	WaitFor(t, 30*time.Second, "CLUSTERDOWN", func() bool {
+	WaitFor(t, time.Minute, "CLUSTERDOWN", func() bool {
 		_, err := other.Do("GET", "k")
 		return err != nil && strings.HasPrefix(err.Error(), "CLUSTERDOWN")
 	})
@@ -695,9 +697,9 @@ func TestSentinelTakesTheOldMasterBackAsReplica(t *testing.T) {
 	r := StartSentinel(t, 2)
 	first := r.Master()
 	first.Pause()
-	WaitFor(t, 30*time.Second, "a new master", func() bool { return r.Master() != first })
+	WaitFor(t, time.Minute, "a new master", func() bool { return r.Master() != first })
 	first.Restart()
-	WaitFor(t, 30*time.Second, "the old master to follow the new one", func() bool {
+	WaitFor(t, time.Minute, "the old master to follow the new one", func() bool {
 		out, err := first.Do("ROLE")
 		return err == nil && strings.HasPrefix(out, "slave\n127.0.0.1\n"+strconv.Itoa(r.Master().Port())+"\nconnected")
 	})
@@ -716,6 +718,6 @@ func TestSentinelThatWasHeldUpSoonWorksAgain(t *testing.T) {
 	s.Pause()
 	<-time.After(3 * time.Second)
 	s.Resume()
-	WaitFor(t, 5*time.Second, "the sentinel to notice", inTilt)
-	WaitFor(t, 5*time.Second, "the sentinel to work again", func() bool { return !inTilt() })
+	WaitFor(t, time.Minute, "the sentinel to notice", inTilt)
+	WaitFor(t, time.Minute, "the sentinel to work again", func() bool { return !inTilt() })
 }

@@ -3,7 +3,6 @@ package redistest
 import (
 	"fmt"
 	"strconv"
-	"time"
 )
 
 // replicationArgs remove the delays of replication, which make sense in a real network
@@ -57,13 +56,13 @@ func streams(master *Server, n int) error {
 }
 
 // AwaitReplicas blocks until n replicas have everything that was written to the
-// server before the call, and fails the test when they do not within 10
-// seconds. (A WAIT sent by Do says nothing: it waits for the writes of its own
+// server before the call, and fails the test when they do not within a
+// minute. (A WAIT sent by Do says nothing: it waits for the writes of its own
 // connection, of which there are none.)
 func (s *Server) AwaitReplicas(n int) {
 	s.tb.Helper()
 	var last error
-	if !poll(10*time.Second, func() bool { last = streams(s, n); return last == nil }) {
-		s.tb.Fatalf("redistest: waited 10s for the replicas: %v\n%s", last, s.log())
+	if !poll(readyWithin, func() bool { last = streams(s, n); return last == nil }) {
+		s.tb.Fatalf("redistest: waited %v for the replicas: %v\n%s", readyWithin, last, s.log())
 	}
 }

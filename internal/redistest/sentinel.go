@@ -33,6 +33,8 @@ type SentinelOptions struct {
 	// MasterProxy puts a proxy in front of the first master: sentinels and replicas know
 	// only the proxy's address.
 	MasterProxy bool
+	// ForSmoke is for the one test of sentinels that runs always.
+	ForSmoke bool
 	// Hostnames has the sentinels tell the master as localhost.
 	Hostnames bool
 }
@@ -49,7 +51,8 @@ type Sentinel struct {
 // sentinels that take a master for dead after 500 ms, fail over when two of
 // them agree, and allow a failover 2 seconds. It returns when the replicas are
 // in sync and every sentinel knows the others and the replicas, usually after a
-// second; after a minute it fails the test. Everything ends with the test.
+// second; after a minute it fails the test. Everything ends with the test, which is a
+// long one: see Long.
 func StartSentinel(tb testing.TB, replicas int) *Sentinel {
 	tb.Helper()
 	return StartSentinelWith(tb, SentinelOptions{Replicas: replicas})
@@ -58,7 +61,10 @@ func StartSentinel(tb testing.TB, replicas int) *Sentinel {
 // StartSentinelWith is StartSentinel with options. It blocks for the same time.
 func StartSentinelWith(tb testing.TB, o SentinelOptions) *Sentinel {
 	tb.Helper()
-	needMany(tb)
+	need(tb)
+	if !o.ForSmoke {
+		Long(tb)
+	}
 	r := &Sentinel{tb: tb}
 	serverArgs := append([]string(nil), replicationArgs...)
 	if o.Password != "" {

@@ -19,7 +19,7 @@ func TestSentinelWithPasswordsOfItsOwnFailsOver(t *testing.T) {
 	first.MustDo("SET", "k", "v")
 	first.AwaitReplicas(1)
 	r.Sentinels()[0].MustDo("SENTINEL", "FAILOVER", MasterSet)
-	WaitFor(t, 30*time.Second, "a new master", func() bool { return r.Master() != first })
+	WaitFor(t, time.Minute, "a new master", func() bool { return r.Master() != first })
 	if got := r.Master().MustDo("GET", "k"); got != "v" {
 		t.Errorf("the new master has %q", got)
 	}
@@ -32,12 +32,12 @@ func TestSentinelGivesUpAMasterBehindItsProxyThatStillLives(t *testing.T) {
 		t.Fatalf("the master is %s", first.Addr())
 	}
 	r.MasterProxy().SetMode(Cut)
-	WaitFor(t, 30*time.Second, "a new master", func() bool { return r.Master() != first })
+	WaitFor(t, time.Minute, "a new master", func() bool { return r.Master() != first })
 	if got := first.MustDo("ROLE"); !strings.HasPrefix(got, "master") {
 		t.Errorf("the old master was told although nobody reaches it: %q", got)
 	}
 	r.MasterProxy().SetMode(Pass)
-	WaitFor(t, 30*time.Second, "the old master to be told", func() bool { return strings.HasPrefix(first.MustDo("ROLE"), "slave") })
+	WaitFor(t, time.Minute, "the old master to be told", func() bool { return strings.HasPrefix(first.MustDo("ROLE"), "slave") })
 }
 
 func TestSentinelTellsTheNameOfTheHost(t *testing.T) {

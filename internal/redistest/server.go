@@ -15,7 +15,7 @@ import (
 
 const (
 	// readyWithin is generous: a loaded machine may run many servers at once.
-	readyWithin   = 30 * time.Second
+	readyWithin   = time.Minute
 	startAttempts = 10
 )
 
@@ -52,37 +52,22 @@ func need(tb testing.TB) {
 	if Available() {
 		return
 	}
-	if os.Getenv("HOLDFAST_REQUIRE_REDIS") == "1" {
-		tb.Fatalf("redistest: %s is not in PATH and HOLDFAST_REQUIRE_REDIS=1", binary())
+	if full() {
+		tb.Fatalf("redistest: %s is not in PATH and %s=1", binary(), fullVariable)
 	}
 	if os.Getenv(serverVariable) != "" {
 		tb.Fatalf("redistest: %s is %q, which is no program", serverVariable, binary())
 	}
+	note(&left.noServer, tb)
 	tb.Skip("redistest: redis-server is not in PATH")
-}
-
-// needMany is need for a rig of several servers that must find each other.
-func needMany(tb testing.TB) {
-	tb.Helper()
-	need(tb)
-	Long(tb)
-}
-
-// Long is for tests that take minutes together: they run where redis is required, and
-// else only if they are asked for.
-func Long(tb testing.TB) {
-	tb.Helper()
-	if os.Getenv("HOLDFAST_REQUIRE_REDIS") != "1" {
-		tb.Skip("redistest: the tests that take long run with HOLDFAST_REQUIRE_REDIS=1")
-	}
 }
 
 // Start runs a redis-server without persistence on a free loopback port, in a
 // directory of its own and with the debug command enabled; args follow on its
 // command line and win over that ("--requirepass", "x"). It returns when the
-// server answers, usually after some ten milliseconds; after 30 seconds it
+// server answers, usually after some ten milliseconds; after a minute it
 // fails the test with the server's log. Without a redis-server in PATH it skips
-// the test, or fails it if the environment has HOLDFAST_REQUIRE_REDIS=1. The
+// the test, or fails it where all tests are wanted (see Full). The
 // server is killed when the test ends.
 func Start(tb testing.TB, args ...string) *Server {
 	tb.Helper()
@@ -255,7 +240,7 @@ func (s *Server) responsive() bool {
 }
 
 // Kill ends the process with SIGKILL, paused or not, and returns when it is
-// reaped, which takes milliseconds; after 10 seconds it fails the test. Killing
+// reaped, which takes milliseconds; after a minute it fails the test. Killing
 // a server that does not run does nothing.
 func (s *Server) Kill() {
 	s.tb.Helper()
@@ -281,7 +266,7 @@ func (s *Server) killLocked() error {
 }
 
 // Pause stops the process with SIGSTOP and returns when it stands still; after
-// 5 seconds it fails the test. The kernel still accepts connections for a
+// a minute it fails the test. The kernel still accepts connections for a
 // paused server, and nobody answers on them.
 func (s *Server) Pause() {
 	s.tb.Helper()
@@ -294,8 +279,8 @@ func (s *Server) Pause() {
 	if err := pauseProcess(p.cmd.Process); err != nil {
 		s.tb.Fatalf("redistest: pausing process %d: %v\n%s", p.pid(), err, s.log())
 	}
-	if !poll(5*time.Second, func() bool { return isStopped(p.pid()) }) {
-		s.tb.Fatalf("redistest: process %d still runs 5s after SIGSTOP", p.pid())
+	if !poll(readyWithin, func() bool { return isStopped(p.pid()) }) {
+		s.tb.Fatalf("redistest: process %d still runs %v after SIGSTOP", p.pid(), readyWithin)
 	}
 }
 
@@ -316,7 +301,7 @@ func (s *Server) Resume() {
 // Restart runs the server again on the same port and in the same directory,
 // killing it first if it runs. args are appended to those given to Start, for
 // this run only. It returns when the server answers, and fails the test when it
-// does not within 30 seconds.
+// does not within a minute.
 func (s *Server) Restart(args ...string) {
 	s.tb.Helper()
 	s.restart(args, false)
@@ -432,12 +417,33 @@ func (s *Server) pipeline(cmds [][]string) error {
 	return refused
 }
 
+// oneLine is a command for a message: as much of it as a line has room for.
+func oneLine(args []string) string {
+	const room = 100
+	var line strings.Builder
+	for i, arg := range args {
+		if line.Len() > room {
+			fmt.Fprintf(&line, " and %d more", len(args)-i)
+			break
+		}
+		if i > 0 {
+			line.WriteByte(' ')
+		}
+		if len(arg) > room {
+			fmt.Fprintf(&line, "%q and %d bytes more", arg[:room], len(arg)-room)
+			continue
+		}
+		line.WriteString(arg)
+	}
+	return line.String()
+}
+
 // MustDo is Do that fails the test on an error. It blocks for 5 seconds at most.
 func (s *Server) MustDo(args ...string) string {
 	s.tb.Helper()
 	out, err := s.Do(args...)
 	if err != nil {
-		s.tb.Fatalf("redistest: %s on %s: %v\n%s", strings.Join(args, " "), s.Addr(), err, s.log())
+		s.tb.Fatalf("redistest: %s on %s: %v\n%s", oneLine(args), s.Addr(), err, s.log())
 	}
 	return out
 }
@@ -494,7 +500,7 @@ func (s *Server) Inside(db int, f func(do func(args ...string) string)) error {
 		s.tb.Helper()
 		r, err := c.call(args...)
 		if err != nil {
-			s.tb.Fatalf("redistest: %s in database %d of %s: %v", strings.Join(args, " "), db, s.Addr(), err)
+			s.tb.Fatalf("redistest: %s in database %d of %s: %v", oneLine(args), db, s.Addr(), err)
 		}
 		return r.String()
 	})
