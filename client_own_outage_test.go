@@ -119,7 +119,7 @@ func TestNothingIsDialledForAConnectionOfItsOwnWhileRedisIsAway(t *testing.T) {
 }
 
 func TestWhatWaitsOnAConnectionOfItsOwnFailsWhenTheCircuitOpens(t *testing.T) {
-	ctx := begin(t)
+	ctx := undisturbed(t) // the supervisor is to find out first
 	s, c, dials := counted(t)
 	cl := c.Client()
 	waiting := owning(t, ctx, s, cl)
