@@ -27,9 +27,9 @@ type bounds struct {
 
 var (
 	// The target: {45, 700, 6, 20, 20, 0, 0.3}.
-	rootBounds = bounds{files: 80, longest: 709, edges: 9.25, knot: 59, calls: 46, shadows: 249, pronouns: 2.04}
+	rootBounds = bounds{files: 77, longest: 703, edges: 8.2, knot: 58, calls: 46, shadows: 0, pronouns: 0.05}
 	// Of each package under internal. The target: {45, 700, 6, 14, 14, 0, 0.3}.
-	internalBounds = bounds{files: 45, longest: 700, edges: 6, knot: 14, calls: 14, shadows: 10, pronouns: 1.95}
+	internalBounds = bounds{files: 45, longest: 700, edges: 6, knot: 14, calls: 14, shadows: 0, pronouns: 0.8}
 )
 
 var loadAll = sync.OnceValues(func() ([]*house.Package, error) { return house.Load(".", ".", "./internal/...") })
@@ -89,8 +89,8 @@ func TestAMethodNameHasFewOwners(t *testing.T) {
 	shared := []string{"Close", "Decode", "Encode", "Error", "String", "Unwrap", "add", "close", "len", "run", "validate"}
 	// Names that have more owners today, and how many. The target is that none is left.
 	crowded := map[string]int{
-		"ask": 6, "await": 5, "begin": 5, "call": 4, "dial": 4, "do": 5, "end": 7, "enter": 4, "get": 4, "hit": 4,
-		"keep": 4, "leave": 6, "note": 5, "settle": 4, "take": 4, "unanswered": 4, "wake": 6,
+		"ask": 6, "await": 5, "begin": 4, "call": 4, "dial": 4, "do": 5, "end": 5,
+		"keep": 4, "note": 5, "unanswered": 4, "wake": 5,
 	}
 	owners := root(t).Owners()
 	for name, types := range owners {

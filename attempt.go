@@ -6,6 +6,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/local"
 )
 
 // errNoProbe is the result of an attempt that a panic ended.
@@ -26,7 +28,7 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 	done, ok := l.breaker.probe()
 	if !ok {
 		l.trying.Store(false)
-		return l.schedule.next()
+		return l.schedule.Next()
 	}
 	var (
 		once     sync.Once
@@ -38,7 +40,7 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 	next, old, err := l.candidate(ctx)
 	if err != nil {
 		reported = l.unreached(err)
-		return l.schedule.next()
+		return l.schedule.Next()
 	}
 
 	bounded, cancel := context.WithTimeout(ctx, l.opts.Timeout)
@@ -62,7 +64,7 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 				next.close()
 				l.session = old
 				reported = l.unreached(err)
-				return l.schedule.next()
+				return l.schedule.Next()
 			}
 		}
 		next.writable.Store(true)
@@ -71,7 +73,7 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 		finish()
 		l.replace(ctx, old, next)
 		l.serve(next, evProbeOK, nil)
-		return l.schedule.max
+		return l.schedule.Max
 	case classRedirect:
 		// The cluster's map is outdated. The next probe follows with another map and another key.
 		l.notBusy(err)
@@ -80,7 +82,7 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 		l.setError(err)
 		reported = nil
 		l.replace(ctx, old, next)
-		return l.schedule.min
+		return l.schedule.Min
 	case classWriteRefused:
 		// The refusal may have any text: a user without permission for the probe's key is one case.
 		// Whether any write would be accepted is unknown, and is not claimed.
@@ -91,9 +93,9 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 		l.replace(ctx, old, next)
 		l.serve(next, evProbeRefused, err)
 		if next.replica.Load() {
-			l.doubt() // the server is a replica: its copies may be stale
+			l.suspect() // the server is a replica: its copies may be stale
 		}
-		return l.schedule.next()
+		return l.schedule.Next()
 	default:
 		var again time.Duration
 		again, reported = l.unanswered(next, old, err)
@@ -118,7 +120,7 @@ func (l *link) busied(s *session, err error) (again time.Duration) {
 	if s.lost.Load() {
 		l.lostSession(s)
 	}
-	return l.schedule.next()
+	return l.schedule.Next()
 }
 
 // notBusy ends the special role of the session in busy; unless it is at the gate, its period ends.
@@ -141,7 +143,7 @@ func (l *link) bared(s *session, c class, err error) (again time.Duration) {
 		err = errBudget
 	}
 	l.apply(evProbeFailed, err)
-	return l.schedule.next()
+	return l.schedule.Next()
 }
 
 // unreached handles an attempt without a session to probe. It returns the result for the breaker.
@@ -184,9 +186,9 @@ func (l *link) unanswered(next, old *session, err error) (again time.Duration, r
 		// One failure: calls may still succeed. But the invalidation stream may be silent, so the
 		// next probe comes soon.
 		l.setError(err)
-		return l.schedule.min, reported
+		return l.schedule.Min, reported
 	}
-	return l.schedule.next(), reported
+	return l.schedule.Next(), reported
 }
 
 // candidate returns the session to probe. That is the present one, unless Redis has moved or the
@@ -225,7 +227,7 @@ func (l *link) refuse(s *session, err error) {
 	l.setError(err)
 	s.replica.Store(true)
 	s.writable.Store(false)
-	l.doubt()
+	l.suspect()
 	l.apply(evRefused, err)
 }
 
@@ -238,10 +240,10 @@ func (l *link) replace(ctx context.Context, old, next *session) {
 	}
 	next.inherit(old)
 	l.gate.CompareAndSwap(old, next)
-	l.doubt() // next may hold other data than old
+	l.suspect() // next may hold other data than old
 	// Wait at least once: a call may have read the gate before and have no slot yet.
-	for deadline := l.clock.now() + int64(l.opts.Timeout); ; {
-		if !sleep(ctx, time.Millisecond) || old.used.Load() == 0 || l.clock.now() >= deadline {
+	for deadline := l.clock.Now() + int64(l.opts.Timeout); ; {
+		if !sleep(ctx, time.Millisecond) || old.used.Load() == 0 || l.clock.Now() >= deadline {
 			break
 		}
 	}
@@ -252,9 +254,9 @@ func (l *link) replace(ctx context.Context, old, next *session) {
 func (l *link) serve(s *session, ev event, err error) {
 	switch { // before any reply of this session is stored
 	case l.served != s && (s.server == "" || l.server() != s.server):
-		l.domains((*domain).otherServer)
+		l.domains((*local.EpochScope).OtherServer)
 	case l.gate.Load() == nil:
-		l.domains((*domain).doubt) // a value from a loader in the meantime may be outdated
+		l.domains((*local.EpochScope).Suspect) // a value from a loader in the meantime may be outdated
 	}
 	mended := l.served != s && l.state() == Up // see mending: the state does not change
 	l.served, l.answered = s, true
@@ -266,14 +268,14 @@ func (l *link) serve(s *session, ev event, err error) {
 	if !l.breaker.whileClosed(func() { s.beginPeriod(); l.gate.Store(s) }) {
 		return
 	}
-	l.vouched.Store(s.tracked && !s.replica.Load())
+	l.streamUnbroken.Store(s.tracked && !s.replica.Load())
 	if s.lost.Load() {
 		l.lostSession(s)
 		return
 	}
-	l.tellUntold(s)
+	l.reportTrackingErr(s)
 	if mended {
-		l.listeners.told(nil)
+		l.listeners.onInvalidation(nil)
 	}
 	s.tellScripts()
 	l.apply(ev, err)
@@ -282,14 +284,14 @@ func (l *link) serve(s *session, ev event, err error) {
 	}
 }
 
-// tellUntold logs that the server does not track, once for each reason.
-func (l *link) tellUntold(s *session) {
+// reportTrackingErr logs that the server does not track, once for each reason.
+func (l *link) reportTrackingErr(s *session) {
 	why := ""
-	if s.untold != nil {
-		why = presentable(s.untold).Error()
+	if s.trackingErr != nil {
+		why = presentable(s.trackingErr).Error()
 	}
-	if why != "" && why != l.untold {
+	if why != "" && why != l.trackingErr {
 		l.notify.untracked(s.addr, why, l.opts.Tracking.UntrackedTTL)
 	}
-	l.untold = why
+	l.trackingErr = why
 }

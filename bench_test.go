@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/dgraph-io/ristretto/v2"
+	"github.com/holdfast-cache/holdfast/internal/keyhash"
+	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/redis/rueidis"
 )
@@ -134,27 +136,27 @@ func BenchmarkEmptyJournal(b *testing.B) {
 
 // getUnfenced is Get without the look at the journal.
 func getUnfenced(c *Cache, ctx context.Context, key string) ([]byte, error) {
-	lane, open := c.fence.enter()
+	lane, open := c.inflight.Enter()
 	if err := enterable(ctx, open); err != nil {
-		lane.leave()
+		lane.Leave()
 		return nil, err
 	}
-	h, now := c.local.hash(key), c.clock.now()
+	h, now := c.local.Hash(key), c.clock.Now()
 	e, fresh := lookUnfenced(c, h, now)
 	if fresh {
-		lane.hit()
-		return e.bytes(), nil
+		lane.Hit()
+		return e.Bytes(), nil
 	}
-	defer lane.leave()
+	defer lane.Leave()
 	answer, err := c.read(ctx, "get", h, key, now, e)
 	return answer.Value, err
 }
 
-func lookUnfenced(c *Cache, h keyHash, now int64) (e *entry, fresh bool) {
-	if e = c.local.get(h); e == nil {
+func lookUnfenced(c *Cache, h keyhash.Hash, now int64) (e *local.Entry, fresh bool) {
+	if e = c.local.Get(h); e == nil {
 		return nil, false
 	}
-	return e, e.vouched(now) && now < e.fresh.Load()
+	return e, e.EpochValid(now) && now < e.Fresh.Load()
 }
 
 // freshCopies is a Cache with fresh copies of all keys in its local tier.
@@ -355,7 +357,7 @@ func BenchmarkInvalidated(b *testing.B) {
 	for name, from := range map[string]int{"known": 0, "unknown": n} {
 		b.Run(name, func(b *testing.B) {
 			versus(b, 1,
-				func(_, i int) { c.routes.home.told(keys[from+i&(n-1)], true) },
+				func(_, i int) { c.routes.seedLink.onInvalidation(keys[from+i&(n-1)], true) },
 				func(_, i int) { raw.Get(keys[from+i&(n-1)]) })
 		})
 	}
@@ -439,11 +441,11 @@ func BenchmarkHeapMillion(b *testing.B) {
 			if err := c.Set(context.Background(), key(i), make([]byte, 100), time.Hour); err != nil {
 				b.Fatal(err)
 			}
-			for i%1000 == 999 && c.local.overlay.Load() > c.local.maxOverlay/2 {
+			for i%1000 == 999 && c.local.OverlayBytes() > room/16 {
 				runtime.Gosched()
 			}
 		}
-		for c.local.overlay.Load() > 0 {
+		for c.local.OverlayBytes() > 0 {
 			time.Sleep(time.Millisecond)
 		}
 		ours := heap() - start
@@ -599,7 +601,7 @@ func BenchmarkInvalidation(b *testing.B) {
 		}
 		return start
 	}
-	h := c.local.hash("ours")
+	h := c.local.Hash("ours")
 	set("ours", -1)
 	var ours, bare []time.Duration
 	for i := range max(b.N, 4000) {
@@ -607,7 +609,7 @@ func BenchmarkInvalidation(b *testing.B) {
 			b.Fatal(err)
 		}
 		start := set("ours", i)
-		for e := c.local.get(h); e != nil && e.fresh.Load() != 0; e = c.local.get(h) {
+		for e := c.local.Get(h); e != nil && e.Fresh.Load() != 0; e = c.local.Get(h) {
 			time.Sleep(10 * time.Microsecond) // spinning would keep the runtime from the network
 		}
 		ours = append(ours, time.Since(start))

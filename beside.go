@@ -20,8 +20,8 @@ import (
 // for, too), where a write could not be replayed in time, and where its second check is
 // still due; the context's own; ErrClosed.
 func (c *Cache) Deliver(ctx context.Context, keys ...string) error {
-	sh, open := c.fence.enter()
-	defer sh.leave()
+	sh, open := c.inflight.Enter()
+	defer sh.Leave()
 	if err := enterable(ctx, open); err != nil {
 		return err
 	}
@@ -31,17 +31,17 @@ func (c *Cache) Deliver(ctx context.Context, keys ...string) error {
 	if c.routes == nil {
 		return ErrUnavailable
 	}
-	bounded, cancel := c.remote.bound(ctx, c.clock.now())
+	bounded, cancel := c.remote.bound(ctx, c.clock.Now())
 	defer cancel()
-	return c.settled(bounded, keys)
+	return c.deliverNow(bounded, keys)
 }
 
-// settled is Deliver for a call that is counted in.
-func (c *Cache) settled(ctx bound, keys []string) error {
+// deliverNow is Deliver for a call that is counted in.
+func (c *Cache) deliverNow(ctx bound, keys []string) error {
 	for _, key := range keys {
-		h := c.local.hash(key)
+		h := c.local.Hash(key)
 		if c.journal.holds(h, key) {
-			if _, err := c.decider(ctx, h, key); err != nil {
+			if _, err := c.writerAfterReplay(ctx, h, key); err != nil {
 				return err
 			}
 		} else if l, _ := c.awaitLink(ctx.caller, ctx.began, true, func() *link { return c.routes.link(c.routes.of(key)) }); l.reader() == nil {
@@ -59,15 +59,15 @@ func (c *Cache) settled(ctx bound, keys []string) error {
 // Errors: ErrUnavailable while Redis is away, at once, but for the attempts that Add waits
 // for, too, within Options.Timeout; the context's own; ErrClosed.
 func (c *Cache) Available(ctx context.Context) error {
-	sh, open := c.fence.enter()
-	defer sh.leave()
+	sh, open := c.inflight.Enter()
+	defer sh.Leave()
 	if err := enterable(ctx, open); err != nil {
 		return err
 	}
 	if c.routes == nil {
 		return ErrUnavailable
 	}
-	began := c.clock.now()
+	began := c.clock.Now()
 	bounded, cancel := c.remote.bound(ctx, began)
 	defer cancel()
 	for again := true; again; { // the first attempt may find a cluster
@@ -90,8 +90,8 @@ func (c *Cache) Available(ctx context.Context) error {
 //
 // The only error is ErrClosed.
 func (c *Cache) Invalidate(keys ...string) error {
-	sh, open := c.fence.enter()
-	defer sh.leave()
+	sh, open := c.inflight.Enter()
+	defer sh.Leave()
 	if !open {
 		return ErrClosed
 	}
@@ -101,9 +101,9 @@ func (c *Cache) Invalidate(keys ...string) error {
 
 func (c *Cache) invalidate(keys []string) {
 	for _, key := range keys {
-		h := c.local.hash(key)
-		c.flights.overtake(h)
-		c.local.put(h, nil)
+		h := c.local.Hash(key)
+		c.flights.Supersede(h)
+		c.local.Put(h, nil)
 	}
 }
 

@@ -2,10 +2,8 @@ package holdfast
 
 import (
 	"errors"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/sony/gobreaker/v2"
 )
@@ -123,32 +121,3 @@ func (b *breaker) whileClosed(f func()) bool {
 	f()
 	return true
 }
-
-// backoff is the time between attempts. It doubles from min to max. The jitter only shortens it, so
-// that max is never exceeded, and by at most 15%, so that the rate of attempts stays bounded.
-type backoff struct {
-	min, max time.Duration
-	tries    int
-}
-
-const backoffJitter = 0.15
-
-// next returns the wait before the next attempt. The first wait is zero: a stable connection that
-// broke can usually be made again at once.
-func (b *backoff) next() time.Duration {
-	b.tries++
-	if b.tries == 1 {
-		return 0
-	}
-	d := b.min
-	for i := 2; i < b.tries && d < b.max; i++ {
-		if d > b.max/2 {
-			d = b.max
-			break
-		}
-		d *= 2
-	}
-	return d - time.Duration(rand.Float64()*backoffJitter*float64(d))
-}
-
-func (b *backoff) reset() { b.tries = 0 }

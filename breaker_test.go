@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/clock"
 )
 
 var errTest = errors.New("redis did not answer")
@@ -331,18 +333,18 @@ func TestBackoffDoublesFromTheSecondTryToItsCap(t *testing.T) {
 		{300 * time.Millisecond, time.Second, []time.Duration{0, 300e6, 600e6, 1e9, 1e9}},
 	} {
 		for range 50 {
-			b := backoff{min: tt.min, max: tt.max}
+			b := clock.Backoff{Min: tt.min, Max: tt.max}
 			for i, want := range tt.want {
-				got := b.next()
-				if float64(got) < (1-backoffJitter)*float64(want)-1 || got > want {
+				got := b.Next()
+				if float64(got) < (1-clock.BackoffJitter)*float64(want)-1 || got > want {
 					t.Fatalf("%v to %v: try %d waits %v, want %v less at most 15%%", tt.min, tt.max, i+1, got, want)
 				}
 			}
-			b.reset()
-			if got := b.next(); got != 0 {
+			b.Reset()
+			if got := b.Next(); got != 0 {
 				t.Fatalf("%v to %v: the first try after a reset waits %v", tt.min, tt.max, got)
 			}
-			if got := b.next(); got > tt.min {
+			if got := b.Next(); got > tt.min {
 				t.Fatalf("%v to %v: the second try after a reset waits %v", tt.min, tt.max, got)
 			}
 		}
@@ -350,11 +352,11 @@ func TestBackoffDoublesFromTheSecondTryToItsCap(t *testing.T) {
 }
 
 func TestTheJitterUsesItsRange(t *testing.T) {
-	b := backoff{min: time.Second, max: time.Second}
-	b.next()
+	b := clock.Backoff{Min: time.Second, Max: time.Second}
+	b.Next()
 	low, high := time.Hour, time.Duration(0)
 	for range 10_000 {
-		d := b.next()
+		d := b.Next()
 		low, high = min(low, d), max(high, d)
 	}
 	if low < 850*time.Millisecond || low > 855*time.Millisecond || high > time.Second || high < 995*time.Millisecond {
@@ -376,15 +378,15 @@ func TestBackoffNeverOverflows(t *testing.T) {
 		all = append(all, bounds{lo, lo + time.Duration(rnd.Int64N(int64(24*time.Hour)))})
 	}
 	for _, tt := range all {
-		b := backoff{min: tt.min, max: tt.max}
+		b := clock.Backoff{Min: tt.min, Max: tt.max}
 		for try := 1; try <= 10_000; try++ {
-			got := b.next()
+			got := b.Next()
 			if try == 1 {
 				continue
 			}
 			want := math.Min(float64(tt.max), float64(tt.min)*math.Pow(2, float64(try-2)))
 			// A float cannot hold the largest durations to the last nanosecond.
-			if f := float64(got); got < 0 || got > tt.max || f > want*1.000001 || f < want*(1-backoffJitter)*0.999999-1 {
+			if f := float64(got); got < 0 || got > tt.max || f > want*1.000001 || f < want*(1-clock.BackoffJitter)*0.999999-1 {
 				t.Fatalf("%v to %v: try %d waits %v, want about %v", tt.min, tt.max, try, got, time.Duration(want))
 			}
 		}

@@ -4,6 +4,9 @@ import (
 	"context"
 	"sync/atomic"
 	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/inflight"
 )
 
 // budget bounds how long a call may wait for Redis. Calls that begin within the same sixteenth of
@@ -16,7 +19,7 @@ import (
 type budget struct {
 	timeout time.Duration
 	slack   int64
-	clock   clock
+	clock   clock.Clock
 	lanes   [budgetLanes]struct {
 		shared atomic.Pointer[sharedDeadline]
 		_      [56]byte // one cache line each
@@ -32,20 +35,20 @@ type sharedDeadline struct {
 	born   int64
 }
 
-func newBudget(timeout time.Duration, clk clock) *budget {
+func newBudget(timeout time.Duration, clk clock.Clock) *budget {
 	return &budget{timeout: timeout, slack: int64(timeout / 16), clock: clk}
 }
 
 // end returns the time at which a call that began at now is given up.
 func (b *budget) end(now int64) time.Time {
-	return b.clock.base.Add(time.Duration(now) + b.timeout)
+	return b.clock.Base.Add(time.Duration(now) + b.timeout)
 }
 
 // of returns the context for a call to Redis, and a function to call when the call is done. ctx is
 // the caller's context. If it can end by itself, the two must be joined into one context of the
 // call's own, because rueidis waits on a single context.
 func (b *budget) of(ctx context.Context, now int64) (context.Context, context.CancelFunc) {
-	d := b.current(&b.lanes[lane()%budgetLanes].shared, now)
+	d := b.current(&b.lanes[inflight.Spread()%budgetLanes].shared, now)
 	if d.born-now >= b.slack {
 		// The call waited for something else before it came here, so it has less time left than
 		// calls that begin now.

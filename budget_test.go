@@ -7,16 +7,18 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/clock"
 )
 
 func TestCallsThatBeginTogetherShareADeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const timeout = 160 * time.Millisecond
 		const slack = timeout / 16
-		clk := newClock()
+		clk := clock.Start()
 		b := newBudget(timeout, clk)
 		lane := &b.lanes[0].shared
-		first := b.current(lane, clk.now())
+		first := b.current(lane, clk.Now())
 		if want := time.Now().Add(timeout); !first.at.Equal(want) {
 			t.Errorf("the deadline is %v, want %v", first.at, want)
 		}
@@ -24,18 +26,18 @@ func TestCallsThatBeginTogetherShareADeadline(t *testing.T) {
 			t.Errorf("the context's deadline is %v, %v", at, ok)
 		}
 		time.Sleep(slack - 1)
-		if b.current(lane, clk.now()) != first {
+		if b.current(lane, clk.Now()) != first {
 			t.Error("a call within the slack has a context of its own")
 		}
 		time.Sleep(time.Nanosecond)
-		second := b.current(lane, clk.now())
+		second := b.current(lane, clk.Now())
 		if second == first {
 			t.Fatal("a call after the slack shares the old context")
 		}
 		if want := time.Now().Add(timeout); !second.at.Equal(want) {
 			t.Errorf("the second deadline is %v, want %v", second.at, want)
 		}
-		if b.current(lane, clk.now()) != second {
+		if b.current(lane, clk.Now()) != second {
 			t.Error("the second is not shared")
 		}
 		// The first still has callers who wait on it, and ends at its own time.
@@ -49,7 +51,7 @@ func TestCallsThatBeginTogetherShareADeadline(t *testing.T) {
 		}
 		// A lane that was idle for long does not hand out what has ended.
 		time.Sleep(time.Hour)
-		if third := b.current(lane, clk.now()); third.ctx.Err() != nil {
+		if third := b.current(lane, clk.Now()); third.ctx.Err() != nil {
 			t.Errorf("a new call begins with %v", third.ctx.Err())
 		}
 	})
@@ -58,7 +60,7 @@ func TestCallsThatBeginTogetherShareADeadline(t *testing.T) {
 func TestACallWaitsForTheTimeoutLessASixteenthAtMost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const timeout = 160 * time.Millisecond
-		clk := newClock()
+		clk := clock.Start()
 		b := newBudget(timeout, clk)
 		own, cancelOwn := context.WithCancel(context.Background())
 		defer cancelOwn()
@@ -67,7 +69,7 @@ func TestACallWaitsForTheTimeoutLessASixteenthAtMost(t *testing.T) {
 		for i := range 200 {
 			time.Sleep(time.Duration(i%23) * time.Millisecond)
 			for _, caller := range []context.Context{context.Background(), own, patient} {
-				now := clk.now()
+				now := clk.Now()
 				start := time.Now()
 				ctx, release := b.of(caller, now)
 				if at, ok := ctx.Deadline(); !ok || at.Sub(start) > timeout || at.Sub(start) < timeout*15/16 {
@@ -90,12 +92,12 @@ func TestACallWaitsForTheTimeoutLessASixteenthAtMost(t *testing.T) {
 
 func TestTheCallersOwnEarlierDeadlineWins(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		clk := newClock()
+		clk := clock.Start()
 		b := newBudget(100*time.Millisecond, clk)
 		for _, own := range []time.Duration{-time.Second, 0, time.Millisecond, 90 * time.Millisecond} {
 			caller, cancel := context.WithTimeout(context.Background(), own)
 			start := time.Now()
-			ctx, release := b.of(caller, clk.now())
+			ctx, release := b.of(caller, clk.Now())
 			<-ctx.Done()
 			if took := time.Since(start); took != max(own, 0) || ctx.Err() != context.DeadlineExceeded || caller.Err() == nil {
 				t.Errorf("own %v: waited %v, %v, the caller's own %v", own, took, ctx.Err(), caller.Err())
@@ -108,7 +110,7 @@ func TestTheCallersOwnEarlierDeadlineWins(t *testing.T) {
 
 func TestTheCallersCancelEndsItsCallAndNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		clk := newClock()
+		clk := clock.Start()
 		b := newBudget(100*time.Millisecond, clk)
 		for _, withDeadline := range []bool{false, true} {
 			base, cancelBase := context.Background(), context.CancelFunc(func() {})
@@ -117,7 +119,7 @@ func TestTheCallersCancelEndsItsCallAndNoOther(t *testing.T) {
 			}
 			caller, cancel := context.WithCancel(base)
 			start := time.Now()
-			now := clk.now()
+			now := clk.Now()
 			ctx, release := b.of(caller, now)
 			other, releaseOther := b.of(context.Background(), now)
 			time.AfterFunc(5*time.Millisecond, cancel)
@@ -138,7 +140,7 @@ func TestTheCallersCancelEndsItsCallAndNoOther(t *testing.T) {
 		// A caller who is gone already.
 		caller, cancel := context.WithCancel(context.Background())
 		cancel()
-		ctx, release := b.of(caller, clk.now())
+		ctx, release := b.of(caller, clk.Now())
 		if ctx.Err() != context.Canceled {
 			t.Errorf("a context that was cancelled before gave %v", ctx.Err())
 		}
@@ -147,9 +149,9 @@ func TestTheCallersCancelEndsItsCallAndNoOther(t *testing.T) {
 }
 
 func TestACallThatCannotBeCancelledAllocatesNoContext(t *testing.T) {
-	clk := newClock()
+	clk := clock.Start()
 	b := newBudget(time.Hour, clk)
-	now := clk.now()
+	now := clk.Now()
 	for i := range b.lanes {
 		b.current(&b.lanes[i].shared, now)
 	}
@@ -171,7 +173,7 @@ func TestACallThatCannotBeCancelledAllocatesNoContext(t *testing.T) {
 func TestManyCallersGetAWholeBudgetEach(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const timeout = 160 * time.Millisecond
-		clk := newClock()
+		clk := clock.Start()
 		b := newBudget(timeout, clk)
 		caller, cancel := context.WithCancel(context.Background())
 		defer cancel()
@@ -181,10 +183,10 @@ func TestManyCallersGetAWholeBudgetEach(t *testing.T) {
 				for i := range 100 {
 					// Several at the same instant, so that they race for a lane.
 					time.Sleep(time.Duration(1+(g/8+i)%12) * time.Millisecond)
-					ctx, release := b.of(context.Background(), clk.now())
+					ctx, release := b.of(context.Background(), clk.Now())
 					if g%4 == 0 {
 						release()
-						ctx, release = b.of(caller, clk.now())
+						ctx, release = b.of(caller, clk.Now())
 					}
 					at, ok := ctx.Deadline()
 					if has := time.Until(at); !ok || has > timeout || has < timeout*15/16 || ctx.Err() != nil {
@@ -201,12 +203,12 @@ func TestManyCallersGetAWholeBudgetEach(t *testing.T) {
 // The loser of the race for a lane must not hand out the context that it has
 // just ended.
 func TestALostRaceForALaneGivesTheWinnersContext(t *testing.T) {
-	clk := newClock()
+	clk := clock.Start()
 	b := newBudget(time.Hour, clk)
 	for i := range 2000 {
 		var wg sync.WaitGroup
 		start := make(chan struct{})
-		now := clk.now() + int64(i)*int64(time.Hour)
+		now := clk.Now() + int64(i)*int64(time.Hour)
 		got := make([]*sharedDeadline, 4)
 		for g := range got {
 			wg.Go(func() {
@@ -232,14 +234,14 @@ func TestALostRaceForALaneGivesTheWinnersContext(t *testing.T) {
 func TestACallThatWaitedBeforeHasWhatIsLeftOfItsBudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const timeout = 160 * time.Millisecond
-		clk := newClock()
+		clk := clock.Start()
 		b := newBudget(timeout, clk)
 		for _, others := range []bool{false, true} {
-			began := clk.now()
+			began := clk.Now()
 			time.Sleep(100 * time.Millisecond)
 			for lane := range b.lanes {
 				if others {
-					b.current(&b.lanes[lane].shared, clk.now())
+					b.current(&b.lanes[lane].shared, clk.Now())
 				}
 			}
 			ctx, release := b.of(context.Background(), began)

@@ -3,18 +3,23 @@ package holdfast
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync/atomic"
 	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/flight"
+	"github.com/holdfast-cache/holdfast/internal/inflight"
+	"github.com/holdfast-cache/holdfast/internal/keyhash"
+	"github.com/holdfast-cache/holdfast/internal/local"
 )
 
 // Cache is a cache with two tiers: memory of the process, and Redis. It is safe for
 // concurrent use. Close stops every goroutine that it started and waits for them.
 type Cache struct {
-	opts  Options // without passwords
-	clock clock
-	stats counters
-	fence fence
+	opts     Options // without passwords
+	clock    clock.Clock
+	stats    counters
+	inflight inflight.Gate
 
 	// The workers use Redis and end with life. The notifier and the flusher finish the
 	// work that workers and calls have queued; they end with stop, after the workers.
@@ -28,15 +33,15 @@ type Cache struct {
 	loaders  group
 	closer   group // outlives Close: waits for code that did not return in time
 
-	local   *local
-	notify  *notifier
-	journal *journal
-	flights *flights
-	places  chan struct{} // one element per running load; nil: no bound
-	holder  string        // prefix of the token of each lease of this Cache
-	routes  *routes       // nil without Redis
-	remote  *remote
-	dropIn  dropIn
+	local     *local.Tier
+	notify    *notifier
+	journal   *journal
+	flights   *flight.Table[Entry]
+	loadSlots chan struct{} // one element per running load; nil: no bound
+	holder    string        // prefix of the token of each lease of this Cache
+	routes    *routes       // nil without Redis
+	remote    *remote
+	dropIn    dropIn
 
 	listeners listeners
 
@@ -50,50 +55,6 @@ type Cache struct {
 	closed   chan struct{} // closed at the end of Close
 }
 
-// Tier is the origin of an Entry.
-type Tier uint8
-
-const (
-	// Local is the in-process tier.
-	Local Tier = iota
-	// Remote is Redis.
-	Remote
-	// Journal holds the writes that Redis has not acknowledged.
-	Journal
-	// Loader is a function of the caller that loads from the source of truth.
-	Loader
-)
-
-func (t Tier) String() string {
-	switch t {
-	case Local:
-		return "local"
-	case Remote:
-		return "remote"
-	case Journal:
-		return "journal"
-	case Loader:
-		return "loader"
-	}
-	return fmt.Sprintf("tier(%d)", uint8(t))
-}
-
-// Entry is a value with its origin.
-type Entry struct {
-	// Value may be shared with other callers: read it, do not write to it.
-	Value []byte
-	// Tier is the tier that answered.
-	Tier Tier
-	// Stale: the value is past its TTL. It is served only while Redis is away, within
-	// Outage.ServeStaleFor, or in place of a load, within Load.StaleIfError.
-	Stale bool
-	// Degraded: the answer, a value or a miss, was given without Redis.
-	Degraded bool
-	// TTL is the remaining time to live; 0 if the value has no expiry, and if it is
-	// stale.
-	TTL time.Duration
-}
-
 // Get returns the value of key, or ErrMiss. A fresh local copy is returned at once. While
 // Redis is up, Get may wait for it, for at most Options.Timeout. While Redis is away, Get
 // waits for nothing, except that the first call after a quiet time waits for the attempt
@@ -103,18 +64,18 @@ type Entry struct {
 //
 // The bytes may be shared: read them, do not write to them.
 func (c *Cache) Get(ctx context.Context, key string) ([]byte, error) {
-	sh, open := c.fence.enter()
+	sh, open := c.inflight.Enter()
 	if err := enterable(ctx, open); err != nil {
-		sh.leave()
+		sh.Leave()
 		return nil, err
 	}
-	h, now := c.local.hash(key), c.clock.now()
+	h, now := c.local.Hash(key), c.clock.Now()
 	e, fresh := c.look(h, key, now)
 	if fresh {
-		sh.hit()
-		return e.bytes(), nil
+		sh.Hit()
+		return e.Bytes(), nil
 	}
-	defer sh.leave()
+	defer sh.Leave()
 	got, err := c.read(ctx, "get", h, key, now, e)
 	c.counted(got, err)
 	return got.Value, err
@@ -127,18 +88,18 @@ func (c *Cache) Lookup(ctx context.Context, key string) (Entry, error) {
 }
 
 func (c *Cache) lookup(ctx context.Context, op, key string) (Entry, error) {
-	sh, open := c.fence.enter()
+	sh, open := c.inflight.Enter()
 	if err := enterable(ctx, open); err != nil {
-		sh.leave()
+		sh.Leave()
 		return Entry{}, err
 	}
-	h, now := c.local.hash(key), c.clock.now()
+	h, now := c.local.Hash(key), c.clock.Now()
 	e, fresh := c.look(h, key, now)
 	if fresh {
-		sh.hit()
-		return Entry{Value: e.bytes(), Tier: Local, TTL: left(now, e.expires.Load())}, nil
+		sh.Hit()
+		return Entry{Value: e.Bytes(), Tier: Local, TTL: clock.Left(now, e.Expires.Load())}, nil
 	}
-	defer sh.leave()
+	defer sh.Leave()
 	got, err := c.read(ctx, op, h, key, now, e)
 	c.counted(got, err)
 	return got, err
@@ -159,23 +120,23 @@ func enterable(ctx context.Context, open bool) error {
 // look returns the key's local entry, or nil, and whether it may be served without Redis
 // (law 5). An entry of an older epoch is suspect, and so is every entry if the server has
 // been silent for too long. A journaled key has no entry: the journal answers.
-func (c *Cache) look(h keyHash, key string, now int64) (e *entry, fresh bool) {
+func (c *Cache) look(h keyhash.Hash, key string, now int64) (e *local.Entry, fresh bool) {
 	if c.journal.keys.Load() != 0 {
 		if _, inJournal := c.journal.get(h, key, now); inJournal {
 			return nil, false
 		}
 	}
-	if e = c.local.get(h); e == nil {
+	if e = c.local.Get(h); e == nil {
 		return nil, false
 	}
 	// The epoch is read before the freshness: a confirmation clears the old freshness,
 	// then stores the epoch, then the new freshness.
-	return e, e.vouched(now) && now < e.fresh.Load()
+	return e, e.EpochValid(now) && now < e.Fresh.Load()
 }
 
 // read answers a call that found no fresh local copy: from the journal, from Redis, or
 // with e, the suspect copy, if the outage options allow it.
-func (c *Cache) read(ctx context.Context, op string, h keyHash, key string, now int64, e *entry) (Entry, error) {
+func (c *Cache) read(ctx context.Context, op string, h keyhash.Hash, key string, now int64, e *local.Entry) (Entry, error) {
 	if got, answered, inJournal := c.journaled(h, key, now); answered {
 		return got, nil
 	} else if inJournal {
@@ -190,7 +151,7 @@ func (c *Cache) read(ctx context.Context, op string, h keyHash, key string, now 
 	s, t := c.readerOf(h, key)
 	if s == nil && c.awaitKey(ctx, now, false, key) {
 		if s, t = c.readerOf(h, key); s == nil {
-			e = c.local.get(h) // our own write may have replaced it
+			e = c.local.Get(h) // our own write may have replaced it
 		}
 	}
 	if s == nil {
@@ -204,14 +165,14 @@ func (c *Cache) read(ctx context.Context, op string, h keyHash, key string, now 
 
 // readerOf returns the session for reading the key, or nil, and the token with which its
 // answer may fill the local tier.
-func (c *Cache) readerOf(h keyHash, key string) (*session, token) {
+func (c *Cache) readerOf(h keyhash.Hash, key string) (*session, local.Token) {
 	place := c.routes.of(key)
-	t := c.local.token(h, &place.domain)
+	t := c.local.Token(h, &place.domain)
 	return c.routes.link(place).reader(), t
 }
 
 // readOutcome turns the outcome of a read, which may be no reply, into an answer.
-func (c *Cache) readOutcome(op string, h keyHash, key string, now int64, t token, v value, o outcome) (Entry, error) {
+func (c *Cache) readOutcome(op string, h keyhash.Hash, key string, now int64, t local.Token, v remoteValue, o outcome) (Entry, error) {
 	switch o.class {
 	case classOK:
 	case classCommand:
@@ -220,22 +181,22 @@ func (c *Cache) readOutcome(op string, h keyHash, key string, now int64, t token
 		return Entry{}, o.err
 	default:
 		// Get the copy again: our own write may have replaced it since the call began.
-		return c.fallback(c.local.get(h), c.clock.now())
+		return c.fallback(c.local.Get(h), c.clock.Now())
 	}
 	if !v.found {
-		c.local.forget(h, t, now)
+		c.local.Forget(h, t, now)
 		return Entry{Tier: Remote}, ErrMiss
 	}
 	if v.open {
 		v.ttl = max(c.opts.Tracking.UntrackedTTL, time.Nanosecond)
 	}
-	k := term{confirmed: now, expires: after(now, v.ttl), domain: t.domain, epoch: t.epoch}
+	k := local.Freshness{Confirmed: now, Expires: clock.After(now, v.ttl), Scope: t.Scope, Epoch: t.Epoch}
 	// A replica's master may have a newer value. A server that imports a slot does not
 	// report the changes that the slot's owner makes.
 	if !o.session.replica.Load() && !o.asked {
-		k.fresh = c.freshUntil(now, k.expires, o.session.tells(key))
+		k.Fresh = c.freshUntil(now, k.Expires, o.session.tracks(key))
 	}
-	if !c.local.fill(h, key, v.bytes, t, k) {
+	if !c.local.Fill(h, key, v.bytes, t, k) {
 		c.stats.fillsDiscarded.Add(1)
 	}
 	return Entry{Value: v.bytes, Tier: Remote, TTL: v.ttl}, nil
@@ -245,24 +206,24 @@ func (c *Cache) readOutcome(op string, h keyHash, key string, now int64, t token
 // tracks the key.
 func (c *Cache) freshUntil(now, expires int64, told bool) int64 {
 	if !told {
-		expires = min(expires, after(now, c.opts.Tracking.UntrackedTTL))
+		expires = min(expires, clock.After(now, c.opts.Tracking.UntrackedTTL))
 	}
-	return min(expires, after(now, c.opts.Local.MaxTTL))
+	return min(expires, clock.After(now, c.opts.Local.MaxTTL))
 }
 
 // journaled answers for a journaled key: with its value, or with a miss if the key was
 // deleted or has expired. inJournal is false for other keys; answered says whether there is
 // a value.
-func (c *Cache) journaled(h keyHash, key string, now int64) (e Entry, answered, inJournal bool) {
+func (c *Cache) journaled(h keyhash.Hash, key string, now int64) (e Entry, answered, inJournal bool) {
 	f, ok := c.journal.get(h, key, now)
 	switch {
 	case !ok:
 		return Entry{}, false, false
 	case f.live:
-		return Entry{Value: f.value, Tier: Journal, Degraded: true, TTL: left(now, f.deadline)}, true, true
-	case f.elsewhere:
+		return Entry{Value: f.value, Tier: Journal, Degraded: true, TTL: clock.Left(now, f.deadline)}, true, true
+	case f.valueInLocalTier:
 		// The journal has no value, the local tier may. Redis is not read.
-		e, err := c.fallback(c.local.get(h), now)
+		e, err := c.fallback(c.local.Get(h), now)
 		return e, err == nil, true
 	}
 	return Entry{Tier: Journal, Degraded: true}, false, true
@@ -270,31 +231,31 @@ func (c *Cache) journaled(h keyHash, key string, now int64) (e Entry, answered, 
 
 // fallback answers without Redis: with a suspect copy, if the outage options allow it, or
 // with a miss. It waits for nothing.
-func (c *Cache) fallback(e *entry, now int64) (Entry, error) {
+func (c *Cache) fallback(e *local.Entry, now int64) (Entry, error) {
 	degraded := c.routes != nil
 	if e == nil || !servable(e, now, degraded, c.opts.Outage) {
 		return Entry{Tier: Local, Degraded: degraded}, ErrMiss
 	}
-	expires := e.expires.Load()
+	expires := e.Expires.Load()
 	if now >= expires {
-		return Entry{Value: e.bytes(), Tier: Local, Degraded: degraded, Stale: true}, nil
+		return Entry{Value: e.Bytes(), Tier: Local, Degraded: degraded, Stale: true}, nil
 	}
-	return Entry{Value: e.bytes(), Tier: Local, Degraded: degraded, TTL: left(now, expires)}, nil
+	return Entry{Value: e.Bytes(), Tier: Local, Degraded: degraded, TTL: clock.Left(now, expires)}, nil
 }
 
 // servable decides whether a copy that Redis cannot confirm may be served.
-func servable(e *entry, now int64, outage bool, o OutageOptions) bool {
-	expires := e.expires.Load()
+func servable(e *local.Entry, now int64, outage bool, o OutageOptions) bool {
+	expires := e.Expires.Load()
 	if !outage {
 		return now < expires
 	}
-	if e.refuted() {
+	if e.Invalid() {
 		return false
 	}
-	if o.ServeFor > 0 && now-e.confirmed.Load() > int64(o.ServeFor) {
+	if o.ServeFor > 0 && now-e.Confirmed.Load() > int64(o.ServeFor) {
 		return false
 	}
-	return now < expires || expires != never && now-expires < int64(o.ServeStaleFor)
+	return now < expires || expires != clock.Never && now-expires < int64(o.ServeStaleFor)
 }
 
 // counted counts the result of a read that the call guard did not count as a local hit. It

@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/redis/rueidis"
 )
 
@@ -118,12 +120,12 @@ func (cl *client) B() rueidis.Builder { return cl.builder }
 func (cl *client) Do(ctx context.Context, cmd rueidis.Completed) (res rueidis.RedisResult) {
 	if key, ok := cl.plainGet(cmd); ok {
 		if e := cl.hit(ctx, key); e != nil {
-			cl.answers.answer(&res, e.bytes())
+			cl.answers.answer(&res, e.Bytes())
 			return res
 		}
 		return cl.get(ctx, key, false, 0)
 	}
-	return cl.do(ctx, []turn{{cmd: cmd}})[0]
+	return cl.do(ctx, []commandState{{cmd: cmd}})[0]
 }
 
 func (cl *client) DoCache(ctx context.Context, cmd rueidis.Cacheable, ttl time.Duration) rueidis.RedisResult {
@@ -131,7 +133,7 @@ func (cl *client) DoCache(ctx context.Context, cmd rueidis.Cacheable, ttl time.D
 	if key, ok := cl.plainGet(plain); ok {
 		return cl.get(ctx, key, true, ttl)
 	}
-	return cl.do(ctx, []turn{{cmd: plain, cache: true, cached: ttl}})[0]
+	return cl.do(ctx, []commandState{{cmd: plain, cache: true, cached: ttl}})[0]
 }
 
 // plainGet returns the key of a GET that goes through the tiers.
@@ -147,7 +149,7 @@ func (cl *client) plainGet(cmd rueidis.Completed) (key string, ok bool) {
 }
 
 func (cl *client) DoMulti(ctx context.Context, multi ...rueidis.Completed) []rueidis.RedisResult {
-	turns := make([]turn, len(multi))
+	turns := make([]commandState, len(multi))
 	for i, cmd := range multi {
 		turns[i].cmd = cmd
 	}
@@ -155,28 +157,28 @@ func (cl *client) DoMulti(ctx context.Context, multi ...rueidis.Completed) []rue
 }
 
 func (cl *client) DoMultiCache(ctx context.Context, multi ...rueidis.CacheableTTL) []rueidis.RedisResult {
-	turns := make([]turn, len(multi))
+	turns := make([]commandState, len(multi))
 	for i, m := range multi {
-		turns[i] = turn{cmd: rueidis.Completed(m.Cmd), cache: true, cached: m.TTL}
+		turns[i] = commandState{cmd: rueidis.Completed(m.Cmd), cache: true, cached: m.TTL}
 	}
 	return cl.do(ctx, turns)
 }
 
 // hit returns the fresh copy of the key. It returns nil where there is none, or where the view or
 // the Cache is closed or ctx has ended.
-func (cl *client) hit(ctx context.Context, key string) *entry {
+func (cl *client) hit(ctx context.Context, key string) *local.Entry {
 	c := cl.c
-	guard, open := c.fence.enter()
+	guard, open := c.inflight.Enter()
 	if cl.closed.Load() || enterable(ctx, open) != nil {
-		guard.leave()
+		guard.Leave()
 		return nil
 	}
-	e, fresh := c.look(c.local.hash(key), key, c.clock.now())
+	e, fresh := c.look(c.local.Hash(key), key, c.clock.Now())
 	if !fresh {
-		guard.leave()
+		guard.Leave()
 		return nil
 	}
-	guard.hit()
+	guard.Hit()
 	return e
 }
 
@@ -186,23 +188,23 @@ func (cl *client) get(ctx context.Context, key string, cache bool, ttl time.Dura
 		return rueidis.NewErrorResult(rueidis.ErrClosing)
 	}
 	c := cl.c
-	guard, open := c.fence.enter()
+	guard, open := c.inflight.Enter()
 	if err := enterable(ctx, open); err != nil {
-		guard.leave()
+		guard.Leave()
 		return rueidis.NewErrorResult(err)
 	}
-	h, now := c.local.hash(key), c.clock.now()
+	h, now := c.local.Hash(key), c.clock.Now()
 	e, fresh := c.look(h, key, now)
 	if fresh && (!cache || young(e, now, ttl)) {
-		guard.hit()
-		m := cl.answers.text(e.bytes())
+		guard.Hit()
+		m := cl.answers.text(e.Bytes())
 		if cache {
-			got := Entry{Tier: Local, TTL: left(now, e.expires.Load())}
+			got := Entry{Tier: Local, TTL: clock.Left(now, e.Expires.Load())}
 			cl.answers.cached(&m, got, e, now, ttl)
 		}
 		return replied(m)
 	}
-	defer guard.leave()
+	defer guard.Leave()
 	got, err := c.read(ctx, "get", h, key, now, e)
 	c.counted(got, err)
 	switch {
@@ -223,7 +225,7 @@ func (cl *client) get(ctx context.Context, key string, cache bool, ttl time.Dura
 }
 
 // do runs the commands of one call through the tiers.
-func (cl *client) do(ctx context.Context, turns []turn) []rueidis.RedisResult {
+func (cl *client) do(ctx context.Context, turns []commandState) []rueidis.RedisResult {
 	if len(turns) == 0 {
 		return nil
 	}
@@ -249,13 +251,13 @@ func (cl *client) do(ctx context.Context, turns []turn) []rueidis.RedisResult {
 		return cl.ownDo(ctx, cmds...)
 	}
 	c := cl.c
-	guard, open := c.fence.enter()
-	defer guard.leave()
+	guard, open := c.inflight.Enter()
+	defer guard.Leave()
 	if err := enterable(ctx, open); err != nil {
 		return failed(turns, err)
 	}
-	now := c.clock.now()
-	r := &call{cl: cl, c: c, ctx: ctx, now: now, began: now, turns: turns}
+	now := c.clock.Now()
+	r := &pipelineCall{cl: cl, c: c, ctx: ctx, now: now, began: now, turns: turns}
 	r.all()
 	replies := make([]rueidis.RedisResult, len(turns))
 	for i := range turns {
@@ -267,14 +269,14 @@ func (cl *client) do(ctx context.Context, turns []turn) []rueidis.RedisResult {
 // plain returns the command in a form that may be sent. A command built for DoCache could make
 // rueidis use its own client-side cache, which does not exist here, on the goroutine that reads the
 // connection.
-func (st *turn) plain(b rueidis.Builder) rueidis.Completed {
+func (st *commandState) plain(b rueidis.Builder) rueidis.Completed {
 	if st.cache {
 		return b.Arbitrary(st.args...).Build()
 	}
 	return st.cmd
 }
 
-func failed(turns []turn, err error) []rueidis.RedisResult {
+func failed(turns []commandState, err error) []rueidis.RedisResult {
 	replies := make([]rueidis.RedisResult, len(turns))
 	for i := range replies {
 		replies[i] = rueidis.NewErrorResult(err)
@@ -328,7 +330,7 @@ func (cl *client) Nodes() map[string]rueidis.Client {
 		}
 	default:
 		addr := cl.c.opts.Redis.InitAddress[0]
-		if s := router.home.gate.Load(); s != nil {
+		if s := router.seedLink.gate.Load(); s != nil {
 			addr = s.addr
 		}
 		nodes[addr] = &client{dropIn: cl.dropIn, c: cl.c}
@@ -342,7 +344,7 @@ func (cl *client) Nodes() map[string]rueidis.Client {
 func (cl *client) Mode() rueidis.ClientMode {
 	c := cl.c
 	if c.opts.mode() == ModeAuto && c.routes != nil && c.routes.cluster.Load() == nil {
-		c.awaitLink(context.Background(), c.clock.now(), true, func() *link { return c.routes.home })
+		c.awaitLink(context.Background(), c.clock.Now(), true, func() *link { return c.routes.seedLink })
 	}
 	switch {
 	case c.opts.mode() == ModeSentinel:

@@ -21,11 +21,11 @@ func BenchmarkClientHit(b *testing.B) {
 	for _, size := range []int{100, 10_000} {
 		b.Run(strconv.Itoa(size), func(b *testing.B) {
 			c := freshCopies(b, keys, make([]byte, size))
-			for c.local.overlay.Load() > 0 {
+			for c.local.OverlayBytes() > 0 {
 				time.Sleep(time.Millisecond)
 			}
 			cl := c.Client()
-			plain, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{c.routes.home.gate.Load().addr}})
+			plain, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{c.routes.seedLink.gate.Load().addr}})
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -160,8 +160,8 @@ func (d *dedicated) toBusy(ctx context.Context, args [][]string) bool {
 	d.mu.Lock()
 	mayDial := d.mu.conn == nil && d.mu.dialling == nil && !d.mu.released
 	d.mu.Unlock()
-	guard, open := d.cl.c.fence.enter()
-	defer guard.leave()
+	guard, open := d.cl.c.inflight.Enter()
+	defer guard.Leave()
 	if !mayDial || d.cl.usable(ctx, open) != nil {
 		return false
 	}
@@ -183,7 +183,7 @@ func (d *dedicated) run(ctx context.Context, cmds []rueidis.Completed, args [][]
 		bounded = bounded && !blocks(&cmds[i], args[i])
 	}
 	if bounded {
-		waiting, cancel = d.cl.c.remote.budget.of(ctx, d.cl.c.clock.now())
+		waiting, cancel = d.cl.c.remote.budget.of(ctx, d.cl.c.clock.Now())
 	}
 	defer cancel()
 	replies := conn.do(waiting, d.asking, cmds)
@@ -203,8 +203,8 @@ func (d *dedicated) run(ctx context.Context, cmds []rueidis.Completed, args [][]
 // begin prepares the connection, the keys and the state for the commands. keys holds the arguments
 // of all commands that may take effect, including those that an EXEC runs.
 func (d *dedicated) begin(ctx context.Context, cmds []rueidis.Completed, args [][]string) (conn *ownConn, keys [][]string, err error) {
-	guard, open := d.cl.c.fence.enter()
-	defer guard.leave()
+	guard, open := d.cl.c.inflight.Enter()
+	defer guard.Leave()
 	if err := d.cl.usable(ctx, open); err != nil {
 		return nil, nil, err
 	}
@@ -262,11 +262,11 @@ func (d *dedicated) end(conn *ownConn, keys [][]string, ok bool) {
 	if !ok {
 		conn.close(unavailable{errUnanswered})
 	}
-	guard, open := d.cl.c.fence.enter()
+	guard, open := d.cl.c.inflight.Enter()
 	if open {
 		d.cl.after(keys)
 	}
-	guard.leave()
+	guard.Leave()
 	d.mu.Lock()
 	d.mu.running--
 	d.mu.Unlock()
@@ -331,7 +331,7 @@ func (d *dedicated) dialLocked(ctx context.Context, args [][]string) (*ownConn, 
 	if l == nil {
 		l = d.cl.awaitOwn(ctx, args)
 	}
-	conn, err := l.owned.take(ctx, fresh)
+	conn, err := l.owned.acquire(ctx, fresh)
 	d.mu.Lock()
 	d.mu.dialling = nil
 	hooks := d.mu.hooks
@@ -346,7 +346,7 @@ func (d *dedicated) dialLocked(ctx context.Context, args [][]string) (*ownConn, 
 	defer close(done)
 	switch {
 	case err == nil && released:
-		l.owned.give(conn, !fresh)
+		l.owned.release(conn, !fresh)
 		return nil, rueidis.ErrDedicatedClientRecycled
 	case err == nil:
 		return conn, nil
@@ -420,5 +420,5 @@ func (d *dedicated) part(cause error) {
 		_ = conn.dedicated.SetPubSubHooks(rueidis.PubSubHooks{}) // ends the hooks without an error
 		conn.close(rueidis.ErrDedicatedClientRecycled)
 	}
-	conn.owned.give(conn, clean)
+	conn.owned.release(conn, clean)
 }

@@ -28,8 +28,8 @@ import (
 // Until the view is closed it counts as use of the Cache: the supervisor goes on probing Redis even
 // if there are no calls.
 func (c *Cache) NewClient(option rueidis.ClientOption) (rueidis.Client, error) {
-	guard, open := c.fence.enter()
-	defer guard.leave()
+	guard, open := c.inflight.Enter()
+	defer guard.Leave()
 	if !open {
 		return nil, ErrClosed
 	}
@@ -83,8 +83,8 @@ func (ls *listeners) change(f func([]*listener) []*listener) {
 	}
 }
 
-// told passes on changed keys, nil for any key. It does not block.
-func (ls *listeners) told(keys []rueidis.RedisMessage) {
+// onInvalidation passes on changed keys, nil for any key. It does not block.
+func (ls *listeners) onInvalidation(keys []rueidis.RedisMessage) {
 	if ls == nil {
 		return // a link made by a test
 	}

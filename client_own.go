@@ -65,8 +65,8 @@ func (cl *client) DoMultiStream(ctx context.Context, multi ...rueidis.Completed)
 }
 
 func (cl *client) stream(ctx context.Context, cmds []rueidis.Completed, send func(context.Context, rueidis.Client) rueidis.RedisResultStream) rueidis.RedisResultStream {
-	guard, open := cl.c.fence.enter()
-	defer guard.leave()
+	guard, open := cl.c.inflight.Enter()
+	defer guard.Leave()
 	if err := cl.usable(ctx, open); err != nil {
 		return rueidis.NewErrorResultStream(err)
 	}
@@ -170,7 +170,7 @@ func (cl *client) usable(ctx context.Context, open bool) error {
 
 // readyOwn is client.before with a budget of its own.
 func (cl *client) readyOwn(ctx context.Context, args [][]string) error {
-	bounded, cancel := cl.c.remote.bound(ctx, cl.c.clock.now())
+	bounded, cancel := cl.c.remote.bound(ctx, cl.c.clock.Now())
 	defer cancel()
 	return cl.before(bounded, args)
 }
@@ -192,7 +192,7 @@ func (cl *client) ownLink(args [][]string) *link {
 
 // awaitOwn is ownLink for calls that may wait for a connection attempt; see moment.
 func (cl *client) awaitOwn(ctx context.Context, args [][]string) *link {
-	l, _ := cl.c.awaitLink(ctx, cl.c.clock.now(), true, func() *link { return cl.ownLink(args) })
+	l, _ := cl.c.awaitLink(ctx, cl.c.clock.Now(), true, func() *link { return cl.ownLink(args) })
 	return l
 }
 

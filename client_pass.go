@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/redis/rueidis"
 )
 
@@ -23,10 +24,10 @@ type passed struct {
 
 // pass makes one remote operation of n turns, beginning with turn first: one command, or a
 // transaction.
-func (r *call) pass(first, n int) {
+func (r *pipelineCall) pass(first, n int) {
 	turns := r.turns[first : first+n]
-	e := r.errand()
-	*e = errand{turn: &turns[0], job: jobPass, stays: r.cl.only != nil, first: first, at: len(r.writes), passed: r.onePassed[:]}
+	e := r.newOp()
+	*e = remoteOp{turn: &turns[0], job: jobPass, stays: r.cl.only != nil, first: first, at: len(r.writes), passed: r.onePassed[:]}
 	if n > 1 || len(r.turns) > 1 {
 		e.passed = make([]passed, n)
 	}
@@ -107,7 +108,7 @@ func copied(args []string) []string {
 
 // link returns the link that a command is sent to. A command that ends a script goes to a server
 // that runs one.
-func (r *call) link(home string, homed, killsScript bool) *link {
+func (r *pipelineCall) link(home string, homed, killsScript bool) *link {
 	router := r.c.routes
 	switch {
 	case r.cl.only != nil:
@@ -123,7 +124,7 @@ func (r *call) link(home string, homed, killsScript bool) *link {
 	return router.any()
 }
 
-func (r *call) occupyAll(p *passed) {
+func (r *pipelineCall) occupyAll(p *passed) {
 	if p.reads {
 		return
 	}
@@ -136,10 +137,10 @@ func (r *call) occupyAll(p *passed) {
 
 // transaction makes one remote operation of MULTI up to EXEC or DISCARD. A transaction without an
 // end is refused, because the commands of the connection's other users would become part of it.
-func (r *call) transaction(first int) {
+func (r *pipelineCall) transaction(first int) {
 	rest := r.turns[first:]
 	n := len(rest)
-	end := slices.IndexFunc(rest, func(st turn) bool { return st.verb == verbExec && len(st.args) == 1 })
+	end := slices.IndexFunc(rest, func(st commandState) bool { return st.verb == verbExec && len(st.args) == 1 })
 	whole := end > 0 && len(rest[0].args) == 1
 	if whole {
 		n = end + 1
@@ -161,7 +162,7 @@ func (r *call) transaction(first int) {
 func (cl *client) ready(ctx bound, p *passed) error {
 	c := cl.c
 	if len(p.keys) > 0 {
-		if err := c.settled(ctx, p.keys); err != nil {
+		if err := c.deliverNow(ctx, p.keys); err != nil {
 			return err
 		}
 	}
@@ -169,10 +170,10 @@ func (cl *client) ready(ctx bound, p *passed) error {
 		return nil
 	}
 	for _, key := range p.keys {
-		h := c.local.hash(key)
-		c.local.put(h, nil)
-		if c.flights.n.Load() != 0 {
-			c.overtake(ctx, &change{hash: h})
+		h := c.local.Hash(key)
+		c.local.Put(h, nil)
+		if c.flights.N.Load() != 0 {
+			c.supersede(ctx, &change{hash: h})
 		}
 	}
 	return nil
@@ -187,18 +188,18 @@ func (cl *client) over(p *passed, l *link) {
 		cl.c.invalidate(p.keys)
 	case p.swapsOthers(cl.c.opts.Redis.SelectDB):
 	case l != nil:
-		l.doubt()
+		l.suspect()
 	default:
 		for _, l := range cl.c.routes.links() {
-			l.doubt()
+			l.suspect()
 		}
 	}
 }
 
 // emptied is called when Redis has acknowledged a flush. All copies of its keys are invalid, and
 // the journaled sets of its keys become deletes, except for later writes of the same call.
-func (r *call) emptied(e *errand) {
-	e.link.domains((*domain).flush)
+func (r *pipelineCall) emptied(e *remoteOp) {
+	e.link.domains((*local.EpochScope).Flush)
 	spare := map[string]uint64{}
 	for _, w := range r.writes[e.at:] {
 		spare[w.key] = w.seq
@@ -219,7 +220,7 @@ func (p *passed) swapsOthers(db int) bool {
 	})
 }
 
-func (e *errand) passCommands(b rueidis.Builder, cmds []rueidis.Completed) []rueidis.Completed {
+func (e *remoteOp) passCommands(b rueidis.Builder, cmds []rueidis.Completed) []rueidis.Completed {
 	for i := range e.passed {
 		p := &e.passed[i]
 		size := 0
@@ -240,13 +241,13 @@ func (e *errand) passCommands(b rueidis.Builder, cmds []rueidis.Completed) []rue
 	return cmds
 }
 
-func (r *call) hasPassed(e *errand, replies []rueidis.RedisResult, o outcome) {
+func (r *pipelineCall) hasPassed(e *remoteOp, replies []rueidis.RedisResult, o outcome) {
 	op := strings.ToLower(e.turn.name)
 	if e.hides && r.c.opts.Tracking.Mode == TrackPrefixes {
 		// With NOLOOP the server does not report them, see TrackingOptions.command.
-		e.link.domains((*domain).doubt)
+		e.link.domains((*local.EpochScope).Suspect)
 		if o.session != nil && o.session.link != e.link {
-			o.session.link.domains((*domain).doubt)
+			o.session.link.domains((*local.EpochScope).Suspect)
 		}
 	}
 	for i := range e.passed {
@@ -254,7 +255,7 @@ func (r *call) hasPassed(e *errand, replies []rueidis.RedisResult, o outcome) {
 		r.cl.over(p, e.link)
 		switch {
 		case replies == nil:
-			st.fail(e.key, r.c.decided(op, e.key, o))
+			st.fail(e.key, r.c.asError(op, e.key, o))
 		case replies[i].NonRedisError() != nil:
 			// The connection was lost within a transaction.
 			st.fail(e.key, unavailable{replies[i].NonRedisError()})

@@ -4,18 +4,21 @@ import (
 	"strings"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/keyhash"
+	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/redis/rueidis"
 )
 
 // GET, MGET, EXISTS and TTL of the drop-in client.
 
 // read handles GET of one key, or one key's part of MGET.
-func (r *call) read(st *turn, at int, key string) {
+func (r *pipelineCall) read(st *commandState, at int, key string) {
 	c := r.c
-	h := c.local.hash(key)
+	h := c.local.Hash(key)
 	e, fresh := c.look(h, key, r.now)
 	if fresh && st.takes(e, r.now) && !r.waits(key) {
-		r.found(st, at, Entry{Value: e.bytes(), Tier: Local, TTL: left(r.now, e.expires.Load())}, e)
+		r.found(st, at, Entry{Value: e.Bytes(), Tier: Local, TTL: clock.Left(r.now, e.Expires.Load())}, e)
 		return
 	}
 	if fromJournal, live, journaled := c.journaled(h, key, r.now); live {
@@ -39,23 +42,23 @@ func (r *call) read(st *turn, at int, key string) {
 		s, t = c.readerOf(h, key)
 	}
 	if s == nil {
-		r.fallback(st, at, c.local.get(h))
+		r.fallback(st, at, c.local.Get(h))
 		return
 	}
-	r.add(&errand{turn: st, job: jobRead, key: key, hash: h, at: at, token: t}, s)
+	r.add(&remoteOp{turn: st, job: jobRead, key: key, hash: h, at: at, token: t}, s)
 }
 
 // takes reports whether a fresh copy is young enough for the ttl of DoCache.
-func (st *turn) takes(e *entry, now int64) bool {
+func (st *commandState) takes(e *local.Entry, now int64) bool {
 	return !st.cache || young(e, now, st.cached)
 }
 
 // young reports whether the copy is younger than ttl.
-func young(e *entry, now int64, ttl time.Duration) bool {
-	return now-e.confirmed.Load() < int64(ttl)
+func young(e *local.Entry, now int64, ttl time.Duration) bool {
+	return now-e.Confirmed.Load() < int64(ttl)
 }
 
-func (r *call) fallback(st *turn, at int, e *entry) {
+func (r *pipelineCall) fallback(st *commandState, at int, e *local.Entry) {
 	standIn, err := r.c.fallback(e, r.now)
 	if err != nil {
 		r.missed(st, at)
@@ -64,7 +67,7 @@ func (r *call) fallback(st *turn, at int, e *entry) {
 	r.found(st, at, standIn, e)
 }
 
-func (r *call) hasRead(e *errand, replies []rueidis.RedisResult, o outcome) {
+func (r *pipelineCall) hasRead(e *remoteOp, replies []rueidis.RedisResult, o outcome) {
 	st, c := e.turn, r.c
 	v, o := readValue(replies, o)
 	switch o.class {
@@ -100,7 +103,7 @@ func (r *call) hasRead(e *errand, replies []rueidis.RedisResult, o outcome) {
 }
 
 // found gives the turn its value. e is the copy that the value came from, nil for none.
-func (r *call) found(st *turn, at int, got Entry, e *entry) {
+func (r *pipelineCall) found(st *commandState, at int, got Entry, e *local.Entry) {
 	r.c.counted(got, nil)
 	m := r.cl.answers.text(got.Value)
 	if st.cache {
@@ -110,9 +113,9 @@ func (r *call) found(st *turn, at int, got Entry, e *entry) {
 }
 
 // cached sets the expiry of an answer to DoCache, and marks whether it was a cache hit.
-func (a *answers) cached(m *rueidis.RedisMessage, got Entry, e *entry, now int64, ttl time.Duration) {
+func (a *answers) cached(m *rueidis.RedisMessage, got Entry, e *local.Entry, now int64, ttl time.Duration) {
 	if e != nil {
-		ttl -= time.Duration(now - e.confirmed.Load())
+		ttl -= time.Duration(now - e.Confirmed.Load())
 	}
 	if got.TTL > 0 {
 		ttl = min(ttl, got.TTL)
@@ -125,12 +128,12 @@ func (a *answers) cached(m *rueidis.RedisMessage, got Entry, e *entry, now int64
 	}
 }
 
-func (r *call) missed(st *turn, at int) {
+func (r *pipelineCall) missed(st *commandState, at int) {
 	r.c.counted(Entry{}, ErrMiss)
 	r.put(st, at, r.cl.answers.null)
 }
 
-func (r *call) put(st *turn, at int, m rueidis.RedisMessage) {
+func (r *pipelineCall) put(st *commandState, at int, m rueidis.RedisMessage) {
 	if st.verb == verbMget {
 		st.parts[at] = m
 		return
@@ -139,9 +142,9 @@ func (r *call) put(st *turn, at int, m rueidis.RedisMessage) {
 }
 
 // exists handles one key's part of EXISTS.
-func (r *call) exists(st *turn, key string) {
+func (r *pipelineCall) exists(st *commandState, key string) {
 	c := r.c
-	h := c.local.hash(key)
+	h := c.local.Hash(key)
 	if _, fresh := c.look(h, key, r.now); fresh && !r.waits(key) {
 		c.stats.asides.Add(1)
 		st.sum++
@@ -158,14 +161,14 @@ func (r *call) exists(st *turn, key string) {
 
 // ttl handles TTL and its variants. EXPIRETIME and PEXPIRETIME return a Unix time that must be
 // exact to the unit, so they are answered by Redis while it is there.
-func (r *call) ttl(st *turn, key string) {
+func (r *pipelineCall) ttl(st *commandState, key string) {
 	c := r.c
-	h := c.local.hash(key)
+	h := c.local.Hash(key)
 	e, fresh := c.look(h, key, r.now)
 	// A copy whose expiry is too far away to be stored cannot answer either.
-	if fresh && !strings.HasSuffix(st.name, "TIME") && e.expires.Load() != far && !r.waits(key) {
+	if fresh && !strings.HasSuffix(st.name, "TIME") && e.Expires.Load() != clock.Far && !r.waits(key) {
 		c.stats.asides.Add(1)
-		r.tellTTL(st, left(r.now, e.expires.Load()))
+		r.tellTTL(st, clock.Left(r.now, e.Expires.Load()))
 		return
 	}
 	if fromJournal, live, journaled := c.journaled(h, key, r.now); live {
@@ -180,7 +183,7 @@ func (r *call) ttl(st *turn, key string) {
 
 // ask adds a remote operation for a value that is not known locally. While Redis is away it answers
 // from the local tier instead.
-func (r *call) ask(st *turn, h keyHash, key string, known func(*entry, int64) (time.Duration, error)) {
+func (r *pipelineCall) ask(st *commandState, h keyhash.Hash, key string, known func(*local.Entry, int64) (time.Duration, error)) {
 	c := r.c
 	if err := checkKey(key); err != nil {
 		st.fail("", err)
@@ -194,18 +197,20 @@ func (r *call) ask(st *turn, h keyHash, key string, known func(*entry, int64) (t
 		}
 	}
 	if s == nil {
-		ttl, err := known(c.local.get(h), r.now)
+		ttl, err := known(c.local.Get(h), r.now)
 		r.askedNobody(st, key, ttl, err)
 		return
 	}
-	r.add(&errand{turn: st, job: jobAsk, key: key, hash: h}, s)
+	r.add(&remoteOp{turn: st, job: jobAsk, key: key, hash: h}, s)
 }
 
 // knowsExists is knownTTL for EXISTS.
-func (c *Cache) knowsExists(e *entry, now int64) (time.Duration, error) { return c.knownTTL(e, now) }
+func (c *Cache) knowsExists(e *local.Entry, now int64) (time.Duration, error) {
+	return c.knownTTL(e, now)
+}
 
 // askedNobody answers the turn without Redis.
-func (r *call) askedNobody(st *turn, key string, ttl time.Duration, err error) {
+func (r *pipelineCall) askedNobody(st *commandState, key string, ttl time.Duration, err error) {
 	switch {
 	case err == ErrMiss && st.verb == verbExists:
 	case err == ErrMiss:
@@ -219,7 +224,7 @@ func (r *call) askedNobody(st *turn, key string, ttl time.Duration, err error) {
 	}
 }
 
-func (r *call) hasAsked(e *errand, replies []rueidis.RedisResult, o outcome) {
+func (r *pipelineCall) hasAsked(e *remoteOp, replies []rueidis.RedisResult, o outcome) {
 	st := e.turn
 	switch o.class {
 	case classOK, classCommand:
@@ -238,7 +243,7 @@ func (r *call) hasAsked(e *errand, replies []rueidis.RedisResult, o outcome) {
 		case live:
 			ttl, err = fromJournal.TTL, nil
 		case !journaled:
-			ttl, err = r.c.knownTTL(r.c.local.get(e.hash), r.now)
+			ttl, err = r.c.knownTTL(r.c.local.Get(e.hash), r.now)
 		}
 		if err == ErrUnavailable {
 			err = unavailable{o.err}
@@ -248,7 +253,7 @@ func (r *call) hasAsked(e *errand, replies []rueidis.RedisResult, o outcome) {
 }
 
 // tellTTL answers TTL and its variants. left is the remaining life of the key, 0 for no expiry.
-func (r *call) tellTTL(st *turn, ttl time.Duration) {
+func (r *pipelineCall) tellTTL(st *commandState, ttl time.Duration) {
 	ms := ttl.Milliseconds()
 	if strings.HasSuffix(st.name, "TIME") {
 		ms = time.Now().Add(ttl).UnixMilli()

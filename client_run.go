@@ -7,15 +7,18 @@ import (
 	"strings"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/keyhash"
+	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/redis/rueidis"
 )
 
-// call is one call of the drop-in client. Its commands are examined in order. A command that the
+// pipelineCall is one call of the drop-in client. Its commands are examined in order. A command that the
 // tiers can answer is answered at once. All others become remote operations, which go to Redis in
 // one pipeline, in the order of the commands. A command must see the effects of the commands before
 // it, as in any pipeline. So a command whose key may be changed by an earlier remote operation
 // becomes a remote operation itself.
-type call struct {
+type pipelineCall struct {
 	cl  *client
 	c   *Cache
 	ctx context.Context
@@ -25,7 +28,7 @@ type call struct {
 	limit  bound // of the call; made for its first remote operation
 	cancel context.CancelFunc
 
-	turns   []turn
+	turns   []commandState
 	items   []item
 	writes  []*change
 	busy    map[string]bool // keys that a remote operation may change
@@ -34,21 +37,21 @@ type call struct {
 
 	// Storage for a call of a single command, allocated together with the call.
 	oneItem   [1]item
-	oneErrand errand
+	oneOp     remoteOp
 	onePassed [1]passed
 	oneChange [1]*change
 }
 
-// errand returns a new remote operation.
-func (r *call) errand() *errand {
+// newOp returns a new remote operation.
+func (r *pipelineCall) newOp() *remoteOp {
 	if len(r.turns) == 1 && len(r.items) == 0 {
-		return &r.oneErrand
+		return &r.oneOp
 	}
-	return new(errand)
+	return new(remoteOp)
 }
 
-// turn is the state of one command of a call.
-type turn struct {
+// commandState is the state of one command of a call.
+type commandState struct {
 	command
 	name   string
 	args   []string
@@ -63,15 +66,15 @@ type turn struct {
 	parts []rueidis.RedisMessage // of MGET
 }
 
-// errand is a remote operation: one key's part of a command, or a passed command.
-type errand struct {
-	turn *turn
-	job  job
+// remoteOp is a remote operation: one key's part of a command, or a passed command.
+type remoteOp struct {
+	turn *commandState
+	job  opKind
 	key  string
-	hash keyHash
+	hash keyhash.Hash
 	at   int // index in MGET; of a passed command: number of earlier writes of the call
 
-	token    token
+	token    local.Token
 	change   *change
 	deadline int64  // of EXPIRE
 	prior    []byte // the value that the tiers held before a delete
@@ -87,10 +90,10 @@ type errand struct {
 	hides  bool
 }
 
-type job uint8
+type opKind uint8
 
 const (
-	jobRead job = iota
+	jobRead opKind = iota
 	jobWrite
 	jobAsk // a read of which only the reply counts
 	jobTouch
@@ -98,7 +101,7 @@ const (
 )
 
 // all produces the reply of every turn. The caller has entered the call gate.
-func (r *call) all() {
+func (r *pipelineCall) all() {
 	r.items, r.writes = r.oneItem[:0], r.oneChange[:0]
 	for i, bounded := 0, 0; i < len(r.turns); {
 		if i-bounded >= keysAtOnce {
@@ -117,7 +120,7 @@ func (r *call) all() {
 		r.cancel()
 	}
 	for _, w := range r.writes {
-		r.c.outdate(w)
+		r.c.invalidateFlight(w)
 	}
 	saveErr := r.c.durable(r.ctx, r.now, r.kept)
 	for i := range r.turns {
@@ -128,7 +131,7 @@ func (r *call) all() {
 	}
 }
 
-func (r *call) bounded() bound {
+func (r *pipelineCall) bounded() bound {
 	if r.cancel == nil {
 		r.limit, r.cancel = r.c.remote.bound(r.ctx, r.began)
 	}
@@ -136,16 +139,16 @@ func (r *call) bounded() bound {
 }
 
 // unbound ends the budget; the next remote operation begins another one.
-func (r *call) unbound() {
+func (r *pipelineCall) unbound() {
 	if r.cancel != nil {
 		r.cancel()
 		r.cancel = nil
 	}
-	r.began = r.c.clock.now()
+	r.began = r.c.clock.Now()
 }
 
 // begin answers the turn with index i, or adds its remote operations.
-func (r *call) begin(st *turn, i int) {
+func (r *pipelineCall) begin(st *commandState, i int) {
 	switch st.verb {
 	case verbSession, verbReceive, verbExec:
 		if st.name == "SELECT" && len(st.args) == 2 && st.args[1] == strconv.Itoa(r.c.opts.Redis.SelectDB) {
@@ -165,7 +168,7 @@ func (r *call) begin(st *turn, i int) {
 
 // modelled handles a command that goes through the tiers. It returns false if the command does not
 // have a form that the tiers know.
-func (r *call) modelled(st *turn) bool {
+func (r *pipelineCall) modelled(st *commandState) bool {
 	args := st.args
 	switch st.verb {
 	case verbGet:
@@ -203,7 +206,7 @@ func (r *call) modelled(st *turn) bool {
 
 // store handles a command that sets or deletes keys. It returns false if the command does not have
 // a form that the tiers know.
-func (r *call) store(st *turn) bool {
+func (r *pipelineCall) store(st *commandState) bool {
 	args := st.args
 	switch st.verb {
 	case verbSet:
@@ -234,7 +237,7 @@ func (r *call) store(st *turn) bool {
 			return false
 		}
 		for _, key := range args[1:] {
-			w := &change{key: strings.Clone(key), del: true, deadline: never}
+			w := &change{key: strings.Clone(key), del: true, deadline: clock.Never}
 			if st.name != "DEL" {
 				w.verbatim = []string{st.name, w.key}
 			}
@@ -258,15 +261,15 @@ func (r *call) store(st *turn) bool {
 }
 
 // setting returns a change that stores a copy of the value.
-func (r *call) setting(key, text string, ttl time.Duration) *change {
+func (r *pipelineCall) setting(key, text string, ttl time.Duration) *change {
 	v := make([]byte, len(text))
 	copy(v, text)
-	return &change{key: strings.Clone(key), value: v, ttl: ttl, deadline: after(r.now, ttl)}
+	return &change{key: strings.Clone(key), value: v, ttl: ttl, deadline: clock.After(r.now, ttl)}
 }
 
 // deleting returns a change that removes the key by sending the command as it was given.
-func (r *call) deleting(args []string) *change {
-	w := &change{key: strings.Clone(args[1]), del: true, deadline: never, verbatim: cloned(args)}
+func (r *pipelineCall) deleting(args []string) *change {
+	w := &change{key: strings.Clone(args[1]), del: true, deadline: clock.Never, verbatim: cloned(args)}
 	w.verbatim[1] = w.key
 	return w
 }
@@ -282,14 +285,14 @@ func cloned(args []string) []string {
 }
 
 // decide sets the reply of a turn, unless an earlier part of it failed.
-func (st *turn) decide(reply rueidis.RedisResult) {
+func (st *commandState) decide(reply rueidis.RedisResult) {
 	if !st.done {
 		st.reply, st.done = reply, true
 	}
 }
 
 // fail answers the turn with an error that does not come from a server.
-func (st *turn) fail(key string, err error) {
+func (st *commandState) fail(key string, err error) {
 	var known *Error
 	if !errors.As(err, &known) && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
 		err = &Error{Op: strings.ToLower(st.name), Key: key, Tier: Remote, Err: err}
@@ -298,7 +301,7 @@ func (st *turn) fail(key string, err error) {
 }
 
 // refuse rejects a command that may not be sent over a shared connection.
-func (st *turn) refuse() {
+func (st *commandState) refuse() {
 	var err error
 	switch st.verb {
 	case verbReceive:
@@ -312,7 +315,7 @@ func (st *turn) refuse() {
 }
 
 // compose builds the reply of a turn whose parts have all succeeded.
-func (r *call) compose(st *turn) {
+func (r *pipelineCall) compose(st *commandState) {
 	if st.done {
 		return
 	}
@@ -328,9 +331,9 @@ func (r *call) compose(st *turn) {
 
 // waits reports whether a remote operation may change the key. The local state of such a key does
 // not show the effects of the earlier commands.
-func (r *call) waits(key string) bool { return r.allBusy || r.busy[key] }
+func (r *pipelineCall) waits(key string) bool { return r.allBusy || r.busy[key] }
 
-func (r *call) occupy(key string) {
+func (r *pipelineCall) occupy(key string) {
 	if len(r.turns) == 1 {
 		return
 	}
@@ -340,12 +343,12 @@ func (r *call) occupy(key string) {
 	r.busy[key] = true
 }
 
-func (r *call) add(e *errand, s *session) {
+func (r *pipelineCall) add(e *remoteOp, s *session) {
 	r.items = append(r.items, item{key: e.key, session: s, change: e.change, errand: e})
 }
 
 // build appends the commands of a remote operation.
-func (r *call) build(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed {
+func (r *pipelineCall) build(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed {
 	e := it.errand
 	switch e.job {
 	case jobRead:
@@ -364,7 +367,7 @@ func (r *call) build(b rueidis.Builder, it *item, cmds []rueidis.Completed) []ru
 }
 
 // ran handles the outcome of a remote operation.
-func (r *call) ran(i int, replies []rueidis.RedisResult, o outcome) {
+func (r *pipelineCall) ran(i int, replies []rueidis.RedisResult, o outcome) {
 	e := r.items[i].errand
 	switch e.job {
 	case jobRead:

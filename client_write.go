@@ -6,6 +6,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/keyhash"
+	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/redis/rueidis"
 )
 
@@ -13,22 +16,22 @@ import (
 // and Touch; the reply is the one that Redis gave.
 
 // write sends one change through the tiers.
-func (r *call) write(st *turn, w *change) {
+func (r *pipelineCall) write(st *commandState, w *change) {
 	c := r.c
 	if err := checkSize(w.key, w.value); err != nil {
 		st.fail("", err)
 		return
 	}
-	w.hash = c.local.hash(w.key)
-	e := r.errand()
-	*e = errand{turn: st, job: jobWrite, key: w.key, hash: w.hash, change: w}
+	w.hash = c.local.Hash(w.key)
+	e := r.newOp()
+	*e = remoteOp{turn: st, job: jobWrite, key: w.key, hash: w.hash, change: w}
 	if w.del {
 		e.prior, e.had = c.standing(w.hash, w.key, r.now)
 	}
 	r.writes = append(r.writes, w)
 	if c.routes == nil {
-		w.entry = c.entryOf(w, r.now, &c.local.home, w.deadline)
-		c.putOver(r.ctx, w, r.now)
+		w.entry = c.entryOf(w, r.now, &c.local.StandaloneScope, w.deadline)
+		c.putSuperseding(r.ctx, w, r.now)
 		r.accepted(e)
 		return
 	}
@@ -43,28 +46,28 @@ func (r *call) write(st *turn, w *change) {
 		r.accepted(e)
 		return
 	}
-	c.outdate(w)
-	w.old, w.seq = c.local.begin(w.hash, w.entry)
-	if c.flights.n.Load() != 0 {
-		c.overtake(r.bounded(), w)
+	c.invalidateFlight(w)
+	w.old, w.seq = c.local.Begin(w.hash, w.entry)
+	if c.flights.N.Load() != 0 {
+		c.supersede(r.bounded(), w)
 	}
 	r.occupy(w.key)
 	r.add(e, s)
 }
 
 // standing returns the value that the tiers would serve for the key without Redis.
-func (c *Cache) standing(h keyHash, key string, now int64) (data []byte, ok bool) {
-	if f, journaled := c.journal.get(h, key, now); journaled && !f.elsewhere {
+func (c *Cache) standing(h keyhash.Hash, key string, now int64) (data []byte, ok bool) {
+	if f, journaled := c.journal.get(h, key, now); journaled && !f.valueInLocalTier {
 		return f.value, f.live
 	}
-	e := c.local.get(h)
-	if e == nil || now >= e.expires.Load() || !servable(e, now, c.routes != nil, c.opts.Outage) {
+	e := c.local.Get(h)
+	if e == nil || now >= e.Expires.Load() || !servable(e, now, c.routes != nil, c.opts.Outage) {
 		return nil, false
 	}
-	return e.bytes(), true
+	return e.Bytes(), true
 }
 
-func (r *call) hasWritten(e *errand, replies []rueidis.RedisResult, o outcome) {
+func (r *pipelineCall) hasWritten(e *remoteOp, replies []rueidis.RedisResult, o outcome) {
 	st := e.turn
 	saved, err := r.c.written(e.change, r.now, replies, o)
 	r.kept = r.kept.or(saved)
@@ -87,7 +90,7 @@ func (r *call) hasWritten(e *errand, replies []rueidis.RedisResult, o outcome) {
 
 // accepted answers a write that is in the journal because Redis was not asked or did not answer.
 // Without any Redis configured it answers the write to the local tier.
-func (r *call) accepted(e *errand) {
+func (r *pipelineCall) accepted(e *remoteOp) {
 	st, a := e.turn, r.cl.answers
 	var had int64
 	if e.had {
@@ -144,7 +147,7 @@ func until(text string, unit time.Duration) (time.Duration, bool) {
 }
 
 // parseSet parses SET key value with at most one option, which sets the expiry.
-func (r *call) parseSet(args []string) (*change, bool) {
+func (r *pipelineCall) parseSet(args []string) (*change, bool) {
 	if len(args) < 3 {
 		return nil, false
 	}
@@ -179,7 +182,7 @@ func (r *call) parseSet(args []string) (*change, bool) {
 		w := r.setting(key, text, ttl)
 		w.verbatim = []string{"SET", w.key, viewString(w.value), option, strings.Clone(args[4])}
 		if ttl <= 0 {
-			w.del, w.value, w.deadline = true, nil, never // Redis deletes a key whose expiry is past
+			w.del, w.value, w.deadline = true, nil, clock.Never // Redis deletes a key whose expiry is past
 		}
 		return w, true
 	}
@@ -189,32 +192,32 @@ func (r *call) parseSet(args []string) (*change, bool) {
 // knownEnd returns the time at which the key expires, as far as it is known without asking Redis.
 // While Redis is away the copy that is served then decides.
 func (c *Cache) knownEnd(ctx context.Context, key string, now int64) (deadline int64, known bool) {
-	h := c.local.hash(key)
+	h := c.local.Hash(key)
 	e, fresh := c.look(h, key, now)
 	if fresh {
-		return e.expires.Load(), true
+		return e.Expires.Load(), true
 	}
-	if f, journaled := c.journal.get(h, key, now); journaled && !f.elsewhere {
+	if f, journaled := c.journal.get(h, key, now); journaled && !f.valueInLocalTier {
 		if !f.live {
-			return never, true
+			return clock.Never, true
 		}
 		return f.deadline, true
 	}
-	e = c.local.get(h)
+	e = c.local.Get(h)
 	down := c.routes == nil
 	if !down {
 		l, _ := c.awaitLink(ctx, now, true, func() *link { return c.routes.link(c.routes.of(key)) })
 		down = l.reader() == nil
 	}
-	if !down || e == nil || now >= e.expires.Load() || !servable(e, now, c.routes != nil, c.opts.Outage) {
-		return never, c.routes == nil
+	if !down || e == nil || now >= e.Expires.Load() || !servable(e, now, c.routes != nil, c.opts.Outage) {
+		return clock.Never, c.routes == nil
 	}
-	return e.expires.Load(), true
+	return e.Expires.Load(), true
 }
 
 // expire handles EXPIRE and its variants, and PERSIST.
-func (r *call) expire(st *turn) bool {
-	args, deadline := st.args, int64(never)
+func (r *pipelineCall) expire(st *commandState) bool {
+	args, deadline := st.args, int64(clock.Never)
 	if st.verb == verbPersist {
 		if len(args) != 2 {
 			return false
@@ -231,7 +234,7 @@ func (r *call) expire(st *turn) bool {
 			r.write(st, r.deleting(args)) // Redis deletes a key whose expiry is past
 			return true
 		}
-		deadline = after(r.now, ttl)
+		deadline = clock.After(r.now, ttl)
 	}
 	r.touch(st, strings.Clone(args[1]), deadline)
 	return true
@@ -250,13 +253,13 @@ func remaining(name, text string) (time.Duration, bool) {
 }
 
 // touch changes the expiry of the key.
-func (r *call) touch(st *turn, key string, deadline int64) {
+func (r *pipelineCall) touch(st *commandState, key string, deadline int64) {
 	c := r.c
 	if err := checkKey(key); err != nil {
 		st.fail("", err)
 		return
 	}
-	h := c.local.hash(key)
+	h := c.local.Hash(key)
 	if c.routes == nil {
 		r.touchLocal(st, h, deadline)
 		return
@@ -264,28 +267,28 @@ func (r *call) touch(st *turn, key string, deadline int64) {
 	if r.touchJournal(st, h, key, deadline) {
 		return
 	}
-	s, err := c.decider(r.bounded(), h, key)
+	s, err := c.writerAfterReplay(r.bounded(), h, key)
 	if err != nil {
 		st.fail(key, err)
 		return
 	}
 	// This comes before the command is sent: the invalidation that our own command causes must not
 	// be taken for a change by another client.
-	c.local.doubt(h, sameEnd)
-	w := &change{key: key, hash: h, verbatim: cloned(st.args), entry: c.local.get(h)}
-	if c.flights.n.Load() != 0 {
-		c.overtake(r.bounded(), w)
+	c.local.Suspect(h, local.SameEnd)
+	w := &change{key: key, hash: h, verbatim: cloned(st.args), entry: c.local.Get(h)}
+	if c.flights.N.Load() != 0 {
+		c.supersede(r.bounded(), w)
 	}
 	r.writes = append(r.writes, w)
 	r.occupy(key)
-	r.add(&errand{turn: st, job: jobTouch, key: key, hash: h, change: w, deadline: deadline}, s)
+	r.add(&remoteOp{turn: st, job: jobTouch, key: key, hash: h, change: w, deadline: deadline}, s)
 }
 
-func (r *call) touchLocal(st *turn, h keyHash, deadline int64) {
+func (r *pipelineCall) touchLocal(st *commandState, h keyhash.Hash, deadline int64) {
 	var n int64
-	e := r.c.local.get(h)
-	had := e != nil && e.expires.Load() != never
-	r.c.outdate(&change{hash: h})
+	e := r.c.local.Get(h)
+	had := e != nil && e.Expires.Load() != clock.Never
+	r.c.invalidateFlight(&change{hash: h})
 	if err := r.c.touchLocal(h, r.now, deadline); err == nil && (st.verb == verbExpire || had) {
 		n = 1
 	}
@@ -293,19 +296,19 @@ func (r *call) touchLocal(st *turn, h keyHash, deadline int64) {
 }
 
 // touchJournal answers for a journaled key. It returns false if the journal cannot answer.
-func (r *call) touchJournal(st *turn, h keyHash, key string, deadline int64) bool {
+func (r *pipelineCall) touchJournal(st *commandState, h keyhash.Hash, key string, deadline int64) bool {
 	f, journaled := r.c.journal.get(h, key, r.now)
 	if !journaled {
 		return false
 	}
 	var n int64
-	if f.live || f.elsewhere {
+	if f.live || f.valueInLocalTier {
 		saved, ok := r.c.journal.touch(h, key, r.now, deadline)
 		if !ok {
 			return false
 		}
 		r.kept = r.kept.or(saved)
-		if st.verb == verbExpire || f.deadline != never {
+		if st.verb == verbExpire || f.deadline != clock.Never {
 			n = 1
 		}
 	}
@@ -313,20 +316,20 @@ func (r *call) touchJournal(st *turn, h keyHash, key string, deadline int64) boo
 	return true
 }
 
-func (r *call) hasTouched(e *errand, replies []rueidis.RedisResult, o outcome) {
+func (r *pipelineCall) hasTouched(e *remoteOp, replies []rueidis.RedisResult, o outcome) {
 	st, tier := e.turn, r.c.local
 	if o.class == classOK {
-		tier.retime(e.hash, e.change.entry, e.deadline)
+		tier.Retime(e.hash, e.change.entry, e.deadline)
 		st.decide(replies[0])
 		return
 	}
 	// The command may have run and changed the expiry.
-	tier.doubt(e.hash, func(old int64) int64 { return min(old, e.deadline) })
+	tier.Suspect(e.hash, func(old int64) int64 { return min(old, e.deadline) })
 	switch {
 	case o.class == classCommand:
 		st.decide(replies[0])
 	case o.class != classCanceled && r.touchJournal(st, e.hash, e.key, e.deadline):
 	default:
-		st.fail(e.key, r.c.decided(strings.ToLower(st.name), e.key, o))
+		st.fail(e.key, r.c.asError(strings.ToLower(st.name), e.key, o))
 	}
 }

@@ -6,19 +6,21 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/clock"
 )
 
 const longest = time.Duration(math.MaxInt64)
 
 func TestTheClockIsPositiveAndGoesWithTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newClock()
-		begin := c.now()
+		c := clock.Start()
+		begin := c.Now()
 		if begin <= 0 {
 			t.Errorf("it begins at %d, and 0 means not yet", begin)
 		}
 		time.Sleep(90 * time.Minute)
-		if got := time.Duration(c.now() - begin); got != 90*time.Minute {
+		if got := time.Duration(c.Now() - begin); got != 90*time.Minute {
 			t.Errorf("90 minutes took %v", got)
 		}
 	})
@@ -32,21 +34,21 @@ func TestATimeFarAwayIsNeitherInThePastNorNever(t *testing.T) {
 		d    time.Duration
 		want int64
 	}{
-		{hour, 0, never},
-		{hour, -1, never},
-		{hour, math.MinInt64, never},
+		{hour, 0, clock.Never},
+		{hour, -1, clock.Never},
+		{hour, math.MinInt64, clock.Never},
 		{hour, 1, hour + 1},
 		{hour, time.Hour, 2 * hour},
-		{hour, longest, far},
-		{hour, longest - time.Duration(hour), far},
-		{hour, longest - time.Duration(hour) - 1, far},
-		{hour, longest - time.Duration(hour) - 2, far - 1},
-		{hour, longest - time.Duration(hour) + 1, far},
-		{far, 1, far},
-		{far, 2, far},
-		{never, 1, never},
+		{hour, longest, clock.Far},
+		{hour, longest - time.Duration(hour), clock.Far},
+		{hour, longest - time.Duration(hour) - 1, clock.Far},
+		{hour, longest - time.Duration(hour) - 2, clock.Far - 1},
+		{hour, longest - time.Duration(hour) + 1, clock.Far},
+		{clock.Far, 1, clock.Far},
+		{clock.Far, 2, clock.Far},
+		{clock.Never, 1, clock.Never},
 	} {
-		if got := after(tt.now, tt.d); got != tt.want {
+		if got := clock.After(tt.now, tt.d); got != tt.want {
 			t.Errorf("after(%d, %v) = %d, want %d", tt.now, tt.d, got, tt.want)
 		}
 	}
@@ -58,18 +60,18 @@ func TestWhatIsLeftIsPositiveUnlessItIsForEver(t *testing.T) {
 		now, t int64
 		want   time.Duration
 	}{
-		{hour, never, 0},
-		{never, never, 0},
+		{hour, clock.Never, 0},
+		{clock.Never, clock.Never, 0},
 		{hour, hour + 1, 1},
 		{hour, 3 * hour, 2 * time.Hour},
 		{hour, hour, 1},
 		{hour, hour - 1, 1}, // 0 would mean no expiry
 		{3 * hour, 1, 1},
-		{never - 1, 1, 1},
-		{1, never - 1, longest - 2},
-		{hour, after(hour, longest-2*time.Hour), longest - 2*time.Hour},
+		{clock.Never - 1, 1, 1},
+		{1, clock.Never - 1, longest - 2},
+		{hour, clock.After(hour, longest-2*time.Hour), longest - 2*time.Hour},
 	} {
-		if got := left(tt.now, tt.t); got != tt.want {
+		if got := clock.Left(tt.now, tt.t); got != tt.want {
 			t.Errorf("left(%d, %d) = %v, want %v", tt.now, tt.t, got, tt.want)
 		}
 	}

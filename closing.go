@@ -32,13 +32,13 @@ func (c *Cache) deliver() error {
 	if c.routes == nil || c.opts.CloseTimeout < 0 {
 		return nil
 	}
-	began := c.clock.now()
+	began := c.clock.Now()
 	limit := time.NewTimer(c.opts.CloseTimeout)
 	defer limit.Stop()
 	tick := time.NewTicker(deliverTick)
 	defer tick.Stop()
 	for {
-		inFlight := !c.fence.drained() && c.clock.now()-began < int64(c.opts.Timeout) && slices.ContainsFunc(c.routes.links(), (*link).hopeful)
+		inFlight := !c.inflight.Drained() && c.clock.Now()-began < int64(c.opts.Timeout) && slices.ContainsFunc(c.routes.links(), (*link).hopeful)
 		idle := c.journal.drained()
 		switch {
 		case inFlight:

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/local"
 )
 
 // cluster is the map of a Redis Cluster. Each master has its own link, with supervisor, breaker,
@@ -40,7 +42,7 @@ type cluster struct {
 // slot holds the link that serves a slot and the epoch scope of its copies.
 type slot struct {
 	link   atomic.Pointer[link]
-	domain domain
+	domain local.EpochScope
 }
 
 const (
@@ -158,12 +160,12 @@ func (c *cluster) giveLocked(i int, l *link) {
 		return
 	}
 	s.link.Store(l)
-	s.domain.otherServer()
-	s.domain.until.Store(l.heardUntil.Load())
+	s.domain.OtherServer()
+	s.domain.Until.Store(l.heardUntil.Load())
 	l.slots.Add(1)
 	if old != nil {
 		old.slots.Add(-1)
-		l.listeners.told(nil)
+		l.listeners.onInvalidation(nil)
 		// The journal may have intents that the old node did not get.
 		l.replayer.wake()
 		l.look()
@@ -197,7 +199,7 @@ func (c *cluster) redirected(to redirection) *link {
 }
 
 // domains calls each for the epoch scopes of the link's slots.
-func (c *cluster) domains(l *link, each func(*domain)) {
+func (c *cluster) domains(l *link, each func(*local.EpochScope)) {
 	for i := range c.slots {
 		if s := &c.slots[i]; s.link.Load() == l {
 			each(&s.domain)
@@ -281,7 +283,7 @@ func (c *cluster) ask(ctx context.Context) {
 		}
 	}
 	if used {
-		c.routes.home.use()
+		c.routes.seedLink.use()
 	}
 }
 
@@ -300,7 +302,7 @@ func (r *routes) join(c *cluster, ranges []slotRange) {
 	c.learn(ranges)
 	r.cluster.Store(c)
 	r.noteUp() // the links may be up already
-	r.one.domain.doubt()
+	r.one.domain.Suspect()
 	for _, l := range c.masters() {
 		l.use()
 	}

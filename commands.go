@@ -4,6 +4,9 @@ import (
 	"context"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/keyhash"
+	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/redis/rueidis"
 )
 
@@ -16,19 +19,19 @@ import (
 //
 // The bytes may be shared: read them, do not write to them.
 func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte, error) {
-	guard, open := c.fence.enter()
-	defer guard.leave()
+	guard, open := c.inflight.Enter()
+	defer guard.Leave()
 	if err := enterable(ctx, open); err != nil {
 		return nil, err
 	}
-	now := c.clock.now()
+	now := c.clock.Now()
 	values := make(map[string][]byte, len(keys))
 	var missing []string
 	var hits, journalReads uint64
 	for _, key := range keys {
-		h := c.local.hash(key)
+		h := c.local.Hash(key)
 		if e, fresh := c.look(h, key, now); fresh {
-			values[key] = e.bytes()
+			values[key] = e.Bytes()
 			hits++
 			continue
 		}
@@ -70,20 +73,20 @@ func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte,
 // readMany is read for the keys of a batch that are not journaled.
 func (c *Cache) readMany(ctx context.Context, op string, keys []string, now int64, each func(i int, e Entry, err error)) error {
 	items := make([]item, 0, len(keys))
-	tokens := make([]token, 0, len(keys))
+	tokens := make([]local.Token, 0, len(keys))
 	at := make([]int, 0, len(keys))
 	for i, key := range keys {
 		if c.routes != nil {
-			s, t := c.readerOf(c.local.hash(key), key)
+			s, t := c.readerOf(c.local.Hash(key), key)
 			if s == nil && c.awaitKey(ctx, now, false, key) {
-				s, t = c.readerOf(c.local.hash(key), key)
+				s, t = c.readerOf(c.local.Hash(key), key)
 			}
 			if s != nil {
 				items, tokens, at = append(items, item{key: key, session: s}), append(tokens, t), append(at, i)
 				continue
 			}
 		}
-		e, err := c.fallback(c.local.get(c.local.hash(key)), now)
+		e, err := c.fallback(c.local.Get(c.local.Hash(key)), now)
 		each(i, e, err)
 	}
 	if len(items) == 0 {
@@ -94,7 +97,7 @@ func (c *Cache) readMany(ctx context.Context, op string, keys []string, now int6
 	c.remote.batch(bounded, items, 2, readCommands, func(i int, replies []rueidis.RedisResult, o outcome) {
 		key := items[i].key
 		v, o := readValue(replies, o)
-		e, err := c.readOutcome(op, c.local.hash(key), key, now, tokens[i], v, o)
+		e, err := c.readOutcome(op, c.local.Hash(key), key, now, tokens[i], v, o)
 		each(at[i], e, err)
 	})
 	return ctx.Err()
@@ -111,34 +114,34 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 	if err != nil {
 		return false, &Error{Op: "add", Key: key, Err: err}
 	}
-	guard, open := c.fence.enter()
-	defer guard.leave()
+	guard, open := c.inflight.Enter()
+	defer guard.Leave()
 	if err := enterable(ctx, open); err != nil {
 		return false, err
 	}
 	if err := checkSize(key, value); err != nil {
 		return false, &Error{Op: "add", Err: err}
 	}
-	now := c.clock.now()
-	h := c.local.hash(key)
-	w := change{key: key, value: own(value), hash: h, deadline: after(now, ttl)}
+	now := c.clock.Now()
+	h := c.local.Hash(key)
+	w := change{key: key, value: cloneBytes(value), hash: h, deadline: clock.After(now, ttl)}
 	if c.routes == nil {
-		c.outdate(&w)
-		defer c.outdate(&w)
-		return c.local.add(h, c.entryOf(&w, now, &c.local.home, w.deadline), now), nil
+		c.invalidateFlight(&w)
+		defer c.invalidateFlight(&w)
+		return c.local.Add(h, c.entryOf(&w, now, &c.local.StandaloneScope, w.deadline), now), nil
 	}
 	bounded, cancel := c.remote.bound(ctx, now)
 	defer cancel()
-	s, err := c.decider(bounded, h, key)
+	s, err := c.writerAfterReplay(bounded, h, key)
 	if err != nil {
 		return false, err
 	}
 	w.entry = c.entryOf(&w, now, &c.routes.of(key).domain, 0)
 	// Until Redis has decided, the present value of the key stands.
-	c.outdate(&w)
-	w.old, w.seq = c.local.hold(h)
-	c.overtake(bounded, &w)
-	defer c.outdate(&w)
+	c.invalidateFlight(&w)
+	w.old, w.seq = c.local.Hold(h)
+	c.supersede(bounded, &w)
+	defer c.invalidateFlight(&w)
 	replies, o := c.remote.one(bounded, s, key, 1, func(b rueidis.Builder, _ *item, cmds []rueidis.Completed) []rueidis.Completed {
 		set := b.Set().Key(key).Value(viewString(w.value)).Nx()
 		if ttl > 0 {
@@ -148,15 +151,15 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 	})
 	added := o.class == classOK && !rueidis.IsRedisNil(replies[0].Error())
 	if added {
-		c.local.endAs(h, w.entry, c.worth(&w, now, o))
+		c.local.EndAs(h, w.entry, c.freshUntilAfterWrite(&w, now, o))
 	} else {
-		defer c.local.end(h, true, asIs) // after the write is journaled
+		defer c.local.End(h, true, local.KeepFreshness) // after the write is journaled
 	}
 	if o.unknown {
 		// The command may run late, even after a Delete that was acknowledged. The caller is told
 		// that the value was not stored, so a compensating delete is journaled.
-		w.del, w.undo, w.value, w.link = true, w.value, nil, s.link
-		w.base = w.baseOf()
+		w.del, w.compensate, w.value, w.link = true, w.value, nil, s.link
+		w.expected = w.baseOf()
 		saved, err := c.remember(&w, o.session.id)
 		saveErr := c.durable(ctx, now, saved)
 		if err != nil {
@@ -166,12 +169,12 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 			return false, saveErr
 		}
 	}
-	return added, c.decided("add", key, o)
+	return added, c.asError("add", key, o)
 }
 
-// decider returns the session that may decide on a key now. A journaled key is replayed first,
+// writerAfterReplay returns the session that may decide on a key now. A journaled key is replayed first,
 // within the budget. The error is ErrUnavailable or the context's own.
-func (c *Cache) decider(ctx bound, h keyHash, key string) (*session, error) {
+func (c *Cache) writerAfterReplay(ctx bound, h keyhash.Hash, key string) (*session, error) {
 	l, _ := c.awaitLink(ctx.caller, ctx.began, true, func() *link { return c.routes.link(c.routes.of(key)) })
 	s := l.writer(false)
 	if s == nil {
@@ -189,7 +192,7 @@ func (c *Cache) decider(ctx bound, h keyHash, key string) (*session, error) {
 	// It takes a slot of the bulkhead, like all commands of callers.
 	ticket, err := s.acquire(ctx)
 	if err != nil {
-		return nil, c.decided("replay", key, unsent(ctx))
+		return nil, c.asError("replay", key, unsent(ctx))
 	}
 	for range 3 { // an expiry during the replay takes one more round, and so does a conflict
 		tasks := c.journal.takeOne(h, key)
@@ -216,8 +219,8 @@ func (c *Cache) decider(ctx bound, h keyHash, key string) (*session, error) {
 	return s, nil
 }
 
-// decided returns the error of a command that only Redis can answer.
-func (c *Cache) decided(op, key string, o outcome) error {
+// asError returns the error of a command that only Redis can answer.
+func (c *Cache) asError(op, key string, o outcome) error {
 	switch o.class {
 	case classOK:
 		return nil
@@ -242,16 +245,16 @@ func (u unavailable) Unwrap() error        { return u.cause }
 // Options.Timeout, as Add does. While Redis is away it answers from the journal or from an
 // unexpired copy that Outage allows to be served; without either it returns ErrUnavailable.
 func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
-	guard, open := c.fence.enter()
-	defer guard.leave()
+	guard, open := c.inflight.Enter()
+	defer guard.Leave()
 	if err := enterable(ctx, open); err != nil {
 		return 0, err
 	}
-	now := c.clock.now()
-	h := c.local.hash(key)
+	now := c.clock.Now()
+	h := c.local.Hash(key)
 	e, fresh := c.look(h, key, now)
 	if fresh {
-		return left(now, e.expires.Load()), nil
+		return clock.Left(now, e.Expires.Load()), nil
 	}
 	if fromJournal, live, journaled := c.journaled(h, key, now); live {
 		return fromJournal.TTL, nil
@@ -266,7 +269,7 @@ func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
 	}
 	s := c.routes.link(c.routes.of(key)).reader()
 	if s == nil && c.awaitKey(ctx, now, true, key) {
-		s, e = c.routes.link(c.routes.of(key)).reader(), c.local.get(h)
+		s, e = c.routes.link(c.routes.of(key)).reader(), c.local.Get(h)
 	}
 	if s == nil {
 		return c.knownTTL(e, now)
@@ -281,7 +284,7 @@ func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
 	case classDown, classWriteRefused, classBusy, classUnknown:
 		return c.knownTTL(e, now)
 	default:
-		return 0, c.decided("ttl", key, o)
+		return 0, c.asError("ttl", key, o)
 	}
 	switch ms, err := replies[0].AsInt64(); {
 	case err != nil:
@@ -295,7 +298,7 @@ func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
 	}
 }
 
-func (c *Cache) knownTTL(e *entry, now int64) (time.Duration, error) {
+func (c *Cache) knownTTL(e *local.Entry, now int64) (time.Duration, error) {
 	known, err := c.fallback(e, now)
 	switch {
 	case err == nil && !known.Stale:
@@ -317,23 +320,23 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 	if err != nil {
 		return &Error{Op: "touch", Key: key, Err: err}
 	}
-	guard, open := c.fence.enter()
-	defer guard.leave()
+	guard, open := c.inflight.Enter()
+	defer guard.Leave()
 	if err := enterable(ctx, open); err != nil {
 		return err
 	}
 	if err := checkKey(key); err != nil {
 		return &Error{Op: "touch", Err: err}
 	}
-	now := c.clock.now()
-	h := c.local.hash(key)
-	deadline := after(now, ttl)
+	now := c.clock.Now()
+	h := c.local.Hash(key)
+	deadline := clock.After(now, ttl)
 	if c.routes == nil {
-		c.outdate(&change{hash: h})
+		c.invalidateFlight(&change{hash: h})
 		return c.touchLocal(h, now, deadline)
 	}
 	if f, ok := c.journal.get(h, key, now); ok {
-		if !f.live && !f.elsewhere {
+		if !f.live && !f.valueInLocalTier {
 			return ErrMiss
 		}
 		if saved, ok := c.journal.touch(h, key, now, deadline); ok {
@@ -342,17 +345,17 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 	}
 	bounded, cancel := c.remote.bound(ctx, now)
 	defer cancel()
-	s, err := c.decider(bounded, h, key)
+	s, err := c.writerAfterReplay(bounded, h, key)
 	if err != nil {
 		return err
 	}
 	// This comes before the command is sent: the invalidation that our own command causes must not
 	// be taken for a change by another client.
-	c.local.doubt(h, sameEnd)
-	was := c.local.get(h)
+	c.local.Suspect(h, local.SameEnd)
+	was := c.local.Get(h)
 	w := change{hash: h}
-	c.overtake(bounded, &w)
-	defer c.outdate(&w)
+	c.supersede(bounded, &w)
+	defer c.invalidateFlight(&w)
 	replies, o := c.remote.one(bounded, s, key, 2, func(b rueidis.Builder, _ *item, cmds []rueidis.Completed) []rueidis.Completed {
 		if ttl > 0 {
 			cmds = append(cmds, b.Pexpire().Key(key).Milliseconds(ttl.Milliseconds()).Build())
@@ -363,8 +366,8 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 	})
 	if o.class != classOK {
 		// The command may have run and changed the expiry.
-		c.local.doubt(h, func(old int64) int64 { return min(old, deadline) })
-		return c.decided("touch", key, o)
+		c.local.Suspect(h, func(old int64) int64 { return min(old, deadline) })
+		return c.asError("touch", key, o)
 	}
 	n, err := replies[1].AsInt64()
 	s.lacks.note(lackExists, err != nil)
@@ -372,19 +375,19 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 		n, err = replies[0].AsInt64() // PEXPIRE reports whether the key exists; PERSIST does not
 	}
 	if err == nil && n == 0 {
-		c.local.retime(h, was, now) // an expired copy must not become valid again
+		c.local.Retime(h, was, now) // an expired copy must not become valid again
 		return ErrMiss
 	}
-	c.local.retime(h, was, deadline)
+	c.local.Retime(h, was, deadline)
 	return nil
 }
 
-func (c *Cache) touchLocal(h keyHash, now, deadline int64) error {
-	e := c.local.get(h)
-	if e == nil || now >= e.expires.Load() {
+func (c *Cache) touchLocal(h keyhash.Hash, now, deadline int64) error {
+	e := c.local.Get(h)
+	if e == nil || now >= e.Expires.Load() {
 		return ErrMiss
 	}
 	// The domain is not set: it stays.
-	e.confirm(term{confirmed: now, fresh: deadline, expires: deadline, epoch: e.epoch.Load()})
+	e.Confirm(local.Freshness{Confirmed: now, Fresh: deadline, Expires: deadline, Epoch: e.Epoch.Load()})
 	return nil
 }

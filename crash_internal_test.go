@@ -34,10 +34,10 @@ func TestWhatWasBeingReplayedIsKnownToTheNextProcess(t *testing.T) {
 	put(t, j, set("set-set", "last", 2), admitted)
 	put(t, j, set("del-set", "last", 2), admitted)
 	next, _ := imaged(t, dir)
-	if in := next.shard(hashed("set-set")).intents["set-set"]; in == nil || !remembers(in.late, "sent") {
+	if in := next.shard(hashed("set-set")).intents["set-set"]; in == nil || !remembers(in.possibleLateWrites, "sent") {
 		t.Errorf("what was sent would be taken for another client's: %+v", in)
 	}
-	if in := next.shard(hashed("del-set")).intents["del-set"]; in == nil || !in.late.del {
+	if in := next.shard(hashed("del-set")).intents["del-set"]; in == nil || !in.possibleLateWrites.del {
 		t.Errorf("the absence would be taken for another client's doing: %+v", in)
 	}
 }
@@ -53,7 +53,7 @@ func TestASupersededSetIsGivenUpThoughItWaitsForItsSecondLook(t *testing.T) {
 	wantHolds(t, j, "k", 0, "gone")
 	put(t, j, set("other", "v", 2), admitted) // and the file has both
 	next, _ := imaged(t, dir)
-	if in := next.shard(hashed("k")).intents["k"]; in != nil && !in.undo {
+	if in := next.shard(hashed("k")).intents["k"]; in != nil && !in.compensate {
 		t.Errorf("the next process replays it: %+v", in)
 	}
 }
@@ -100,7 +100,7 @@ func TestAWriteThatOvertakesAnIntentReturnsWhenItIsForgotten(t *testing.T) {
 	for i := range 500 {
 		seq := uint64(2*i + 1)
 		put(t, j, ambiguous(set("k", "old", seq), 1), admitted)
-		_, saved := j.overtaken(hashed("k"), del("k", seq+1), 1, "server")
+		_, saved := j.superseded(hashed("k"), del("k", seq+1), 1, "server")
 		durable(t, j, saved)
 		sweep(j)
 		if f, ok := j.get(hashed("k"), "k", 0); ok && f.live {
@@ -173,10 +173,10 @@ func TestTheEchoOfAReplayOverrulesNoLaterSet(t *testing.T) {
 		if file {
 			put(t, j, set("behind", "second", 2), admitted)
 			sweep(j)
-			j.overruled(hashed("behind"), "behind", 0)
+			j.invalidated(hashed("behind"), "behind", 0)
 			wantHolds(t, j, "behind", 0, "second")
 		}
-		if j.overruled(hashed("during"), "during", 0) {
+		if j.invalidated(hashed("during"), "during", 0) {
 			t.Errorf("%s: it is a delete now", name)
 		}
 		wantHolds(t, j, "during", 0, "second")
@@ -190,7 +190,7 @@ func TestADeleteForAConflictIsInTheFileBeforeItIsSent(t *testing.T) {
 	for name, conflict := range map[string]func(j *journal){
 		"found": func(j *journal) { settle(j, takeOnly(t, j, 0), foundTheirs, 1, 0) },
 		"overruled": func(j *journal) {
-			j.overruled(hashed("k"), "k", 0)
+			j.invalidated(hashed("k"), "k", 0)
 			for _, s := range j.uncompared(hashed, func(string) bool { return true }) {
 				j.compared(s, []byte("theirs"), true, "server")
 			}

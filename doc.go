@@ -6,7 +6,7 @@
 // # Tiers
 //
 // A read asks the local tier first. A local copy is served at once while it is fresh. It is
-// fresh within its own TTL and Options.Local.MaxTTL, and as long as the server, which reports
+// fresh within its own TTL and Options.Tier.MaxTTL, and as long as the server, which reports
 // every change, has reported none and was heard lately. Otherwise the key is read from Redis
 // with its remaining TTL and kept locally. A write goes to the local tier first and then to
 // Redis. Without a Redis configured the local tier is the whole cache.

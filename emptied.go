@@ -5,6 +5,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+
+	"github.com/holdfast-cache/holdfast/internal/local"
 )
 
 // When a server empties a database it sends a flush to all clients that read from any database, and
@@ -29,7 +31,7 @@ func (l *link) suspectFlush(by *session) {
 	l.flushes.Lock()
 	l.flushes.seen++
 	l.flushes.by = by
-	l.domains((*domain).suspectFlush)
+	l.domains((*local.EpochScope).SuspectFlush)
 	l.flushes.Unlock()
 	l.look()
 }
@@ -59,9 +61,9 @@ func (l *link) resolveFlush(ctx context.Context) {
 	}
 	l.flushes.resolved, l.keyCounts, l.keyCountsOf = made, now, by
 	if emptied(before, now, l.opts.Redis.SelectDB, l.copies()) {
-		l.domains((*domain).confirmFlush)
+		l.domains((*local.EpochScope).ConfirmFlush)
 	} else {
-		l.domains((*domain).dismissFlush)
+		l.domains((*local.EpochScope).DismissFlush)
 	}
 }
 

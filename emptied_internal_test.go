@@ -1,6 +1,11 @@
 package holdfast
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/local"
+)
 
 func TestWhichDatabaseWasEmptiedIsJudgedByWhatIsLeft(t *testing.T) {
 	for _, tt := range []struct {
@@ -46,32 +51,34 @@ func TestSizesAreReadFromInfo(t *testing.T) {
 // What the server says of a flush counts at once, and a judgement of one does not take
 // back what was said since, or done by this process.
 func TestAnAccusationIsNotTakenBackForAnother(t *testing.T) {
-	var d domain
-	fill := func() *entry { return newEntry("k", nil, term{expires: never, domain: &d, epoch: d.epoch.Load()}) }
+	var d local.EpochScope
+	fill := func() *local.Entry {
+		return local.NewEntry("k", nil, local.Freshness{Expires: clock.Never, Scope: &d, Epoch: d.Epoch.Load()})
+	}
 	e := fill()
-	d.suspectFlush()
-	if !e.refuted() {
+	d.SuspectFlush()
+	if !e.Invalid() {
 		t.Error("a copy under suspicion is served")
 	}
-	d.dismissFlush()
-	if e.refuted() || e.vouched(0) {
+	d.DismissFlush()
+	if e.Invalid() || e.EpochValid(0) {
 		t.Error("a copy of another database is wrong, or fresh")
 	}
-	d.suspectFlush()
+	d.SuspectFlush()
 	later := fill()
-	d.confirmFlush()
-	if !e.refuted() || later.refuted() {
+	d.ConfirmFlush()
+	if !e.Invalid() || later.Invalid() {
 		t.Error("a judgement is about what was there before the flush")
 	}
 	e = fill()
-	d.suspectFlush()
-	d.flush() // of our own
-	d.dismissFlush()
-	if !e.refuted() {
+	d.SuspectFlush()
+	d.Flush() // of our own
+	d.DismissFlush()
+	if !e.Invalid() {
 		t.Error("a flush of our own was taken back")
 	}
-	d.confirmFlush()
-	if later = fill(); later.refuted() {
+	d.ConfirmFlush()
+	if later = fill(); later.Invalid() {
 		t.Error("what came after the flush is wrong")
 	}
 }

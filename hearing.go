@@ -3,6 +3,9 @@ package holdfast
 import (
 	"sync/atomic"
 	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/local"
 )
 
 // hearing measures when the server of a connection was last known to be alive. The time at which
@@ -14,7 +17,7 @@ import (
 // One request at a time is watched, the first of a write to the socket, so the cost is an atomic
 // load for each system call.
 type hearing struct {
-	clock clock
+	clock clock.Clock
 	told  func(at int64) // runs on the goroutine that reads the connection
 
 	nth atomic.Int64 // number of the watched request, 0 for none; guards at
@@ -24,7 +27,7 @@ type hearing struct {
 // sends is called before a write to the connection. requests is the number of requests sent so far.
 func (h *hearing) sends(requests int64, now time.Time) {
 	if h.nth.Load() == 0 {
-		h.at.Store(h.clock.at(now))
+		h.at.Store(h.clock.At(now))
 		h.nth.Store(requests + 1)
 	}
 }
@@ -58,12 +61,12 @@ const hearingStep = 16
 // hear extends the freshness of local copies to the last time the server was heard plus the
 // silence. Without tracking, freshness does not depend on the server.
 func (l *link) hear(s *session) {
-	end := int64(never)
+	end := int64(clock.Never)
 	if s.tracked {
 		end = s.heard.Load() + l.silence
 	}
 	l.heardUntil.Store(end)
-	l.domains(func(d *domain) { d.until.Store(end) })
+	l.domains(func(d *local.EpochScope) { d.Until.Store(end) })
 }
 
 // silence returns how long a tracking server may be silent until no copy counts as fresh: until the

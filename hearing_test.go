@@ -3,14 +3,16 @@ package holdfast
 import (
 	"testing"
 	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/clock"
 )
 
 // A reply may lie in the socket while the process stands still: that it is read says
 // that the server was there when the request was sent, and not a moment later.
 func TestAServerWasHeardWhenTheRequestWasSentThatItAnswered(t *testing.T) {
 	var heard []int64
-	h := &hearing{clock: newClock(), told: func(at int64) { heard = append(heard, at) }}
-	base := h.clock.base
+	h := &hearing{clock: clock.Start(), told: func(at int64) { heard = append(heard, at) }}
+	base := h.clock.Base
 	sent := func(requests int64, at time.Duration) { h.sends(requests, base.Add(at)) }
 	want := func(what string, all ...time.Duration) {
 		t.Helper()
@@ -51,9 +53,9 @@ func TestTheSilenceAfterWhichNoCopyIsFresh(t *testing.T) {
 			o.Breaker.MinBackoff, o.Breaker.MaxBackoff = 20*time.Millisecond, 100*time.Millisecond
 		}, 450 * time.Millisecond},
 		{"a long Timeout", func(o *Options) { o.Timeout = 10 * time.Second }, 4 * time.Second},
-		{"a very long one", func(o *Options) { o.Timeout = never }, 4 * time.Second},
+		{"a very long one", func(o *Options) { o.Timeout = clock.Never }, 4 * time.Second},
 		{"a long back-off", func(o *Options) { o.Breaker.MaxBackoff = time.Minute }, 4 * time.Second},
-		{"a connection that is given up late", func(o *Options) { o.Timeout, o.Redis.ConnWriteTimeout = 10*time.Second, never }, 51500 * time.Millisecond},
+		{"a connection that is given up late", func(o *Options) { o.Timeout, o.Redis.ConnWriteTimeout = 10*time.Second, clock.Never }, 51500 * time.Millisecond},
 		{"any number of failures", func(o *Options) { o.Breaker.Failures = 1 << 40 }, 4 * time.Second},
 	} {
 		o := Options{}

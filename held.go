@@ -10,6 +10,9 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/keyhash"
 )
 
 // An entry that Redis refuses while a probe succeeds is held: it stays in the journal and
@@ -30,7 +33,7 @@ type objection struct {
 	keys    atomic.Int64 // entries held for it
 
 	// The fields below are guarded by heldEntries.
-	schedule backoff
+	schedule clock.Backoff
 	due      int64 // when a canary is to be sent
 	trying   bool  // a canary is under way
 	told     int64 // when it was last logged; 0: never
@@ -128,7 +131,7 @@ func (j *journal) refusal(text string, ofCommand bool) *objection {
 	r := h.refusals[text]
 	if r == nil {
 		r = &objection{text: text, command: ofCommand, schedule: j.retry}
-		r.schedule.tries = 1 // so that the first wait is MinBackoff and not 0
+		r.schedule.Tries = 1 // so that the first wait is MinBackoff and not 0
 		if h.refusals == nil {
 			h.refusals = make(map[string]*objection)
 		}
@@ -147,7 +150,7 @@ func (j *journal) hold(t *task, r *objection, ran uint64, now int64) (again, new
 	first := false
 	j.returned(t, func(_ *journalShard, in *intent) {
 		if ran != 0 {
-			in.late.unanswered(ran, t.value, t.deletesAt(t.sentAt), t.deadline)
+			in.possibleLateWrites.unanswered(ran, t.value, t.deletesAt(t.sentAt), t.deadline)
 		}
 		was := heldEntry{since: now}
 		if again = in.held != nil; again {
@@ -175,7 +178,7 @@ func (j *journal) hold(t *task, r *objection, ran uint64, now int64) (again, new
 	h := &j.held
 	h.Lock()
 	if first {
-		r.due = now + int64(r.schedule.next())
+		r.due = now + int64(r.schedule.Next())
 		if news = r.told == 0 || now-r.told >= int64(refusalNews); news {
 			r.told = now
 		}
@@ -212,9 +215,9 @@ func (j *journal) tried(r *objection, through bool, now int64) {
 	h.Lock()
 	r.trying = false
 	if through {
-		r.schedule.tries = 1
+		r.schedule.Tries = 1
 	}
-	r.due = now + int64(r.schedule.next())
+	r.due = now + int64(r.schedule.Next())
 	h.Unlock()
 	if through {
 		j.eachHeld(r, func(_ *journalShard, _ string, in *intent) { j.releaseLocked(in) })
@@ -239,7 +242,7 @@ func (j *journal) eachHeld(r *objection, f func(sh *journalShard, key string, in
 // canaries takes one entry for each refusal that is due, if want allows one. The entry is
 // chosen at random, because an entry that is refused for another reason with the same text
 // must not stand in front of the others forever.
-func (j *journal) canaries(now int64, hash func(string) keyHash, want func(key string, del bool) bool) (tasks []task) {
+func (j *journal) canaries(now int64, hash func(string) keyhash.Hash, want func(key string, del bool) bool) (tasks []task) {
 	if j.held.n.Load() == 0 || !j.reserve() {
 		return nil
 	}
@@ -272,7 +275,7 @@ func (j *journal) dueRefusals(now int64) (due []*objection) {
 }
 
 // canary takes a random entry that is held for the refusal and that want allows.
-func (j *journal) canary(r *objection, hash func(string) keyHash, want func(key string, del bool) bool) (t task, ok bool) {
+func (j *journal) canary(r *objection, hash func(string) keyhash.Hash, want func(key string, del bool) bool) (t task, ok bool) {
 	first := rand.IntN(journalShards)
 	for i := range journalShards {
 		sh := &j.shards[(first+i)%journalShards]
@@ -294,7 +297,7 @@ func (j *journal) canary(r *objection, hash func(string) keyHash, want func(key 
 
 // nextCanary returns when the next canary is due, or never.
 func (j *journal) nextCanary() int64 {
-	next := int64(never)
+	next := int64(clock.Never)
 	if j.held.n.Load() == 0 {
 		return next
 	}
@@ -320,7 +323,7 @@ func (j *journal) expireHeld(before int64) (keys []string) {
 			return
 		}
 		j.bytes.Add(-int64(len(in.value)))
-		in.value, in.del, in.lost = nil, true, true
+		in.value, in.del, in.wasSet = nil, true, true
 		j.releaseLocked(in)
 		j.saveLocked(sh, key, in)
 		keys = append(keys, key)
@@ -342,7 +345,7 @@ func (j *journal) heldSince() (since int64) {
 }
 
 // discard removes the intent of the key if it is held, and reports whether it did.
-func (j *journal) discard(h keyHash, key string) bool {
+func (j *journal) discard(h keyhash.Hash, key string) bool {
 	sh := j.shard(h)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -385,7 +388,7 @@ func (c *Cache) Held() iter.Seq[HeldWrite] {
 		if c.journal.held.n.Load() == 0 {
 			return
 		}
-		now, wall := c.clock.now(), time.Now()
+		now, wall := c.clock.Now(), time.Now()
 		for i := range c.journal.shards {
 			sh := &c.journal.shards[i]
 			var held []HeldWrite // no lock is held while the caller's code runs
@@ -415,13 +418,13 @@ func (c *Cache) Held() iter.Seq[HeldWrite] {
 //
 // Errors: ErrClosed, or the error of ctx. Writes that were discarded before stay discarded.
 func (c *Cache) Discard(ctx context.Context, keys ...string) (discarded int, err error) {
-	guard, open := c.fence.enter()
-	defer guard.leave()
+	guard, open := c.inflight.Enter()
+	defer guard.Leave()
 	if err := enterable(ctx, open); err != nil {
 		return 0, err
 	}
 	for _, key := range keys {
-		h := c.local.hash(key)
+		h := c.local.Hash(key)
 		if !c.journal.discard(h, key) {
 			continue
 		}

@@ -3,6 +3,8 @@ package holdfast
 import (
 	"crypto/sha1"
 	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/clock"
 )
 
 // intent is the state that Redis shall have for a key: a value and its deadline, or a
@@ -15,25 +17,25 @@ type intent struct {
 
 	plainUntil int64 // see write; 0 after it was sent
 
-	base    base
-	baseSeq uint64 // sequence number of the write that found the base; 0 if a replay found it
-	late    late
+	expected           expected
+	expectedSeq        uint64 // sequence number of the write that found the base; 0 if a replay found it
+	possibleLateWrites lateWrites
 
-	del       bool
-	undo      bool  // a delete that only compensates our own unanswered writes
-	elsewhere bool  // a delete whose value is in the local tier: it was a set, or was loaded since
-	sending   bool  // a replay is sending it
-	done      bool  // resolved; the next sweep removes it
-	news      uint8 // of a set: number of invalidations not yet compared; see news.go
-	looked    bool  // the base is unknown, and the value in Redis was read for a comparison
-	cuts      uint8 // how often the connection was lost while the intent was under way
-	lost      bool  // a delete that was a set, and was reported as given up by a replay
+	del              bool
+	compensate       bool  // a delete that only compensates our own unanswered writes
+	valueInLocalTier bool  // a delete whose value is in the local tier: it was a set, or was loaded since
+	sending          bool  // a replay is sending it
+	done             bool  // resolved; the next sweep removes it
+	news             uint8 // of a set: number of invalidations not yet compared; see news.go
+	looked           bool  // the base is unknown, and the value in Redis was read for a comparison
+	disconnects      uint8 // how often the connection was lost while the intent was under way
+	wasSet           bool  // a delete that was a set, and was reported as given up by a replay
 
 	held *heldEntry // why and since when it is held; nil: it is not held
 }
 
-// base is the state in which this client last knew the key in Redis.
-type base struct {
+// expected is the state in which this client last knew the key in Redis.
+type expected struct {
 	known  bool
 	held   bool   // there was a value; with known false: perhaps
 	echo   bool   // this client wrote the value, and its invalidation may still arrive
@@ -42,8 +44,8 @@ type base struct {
 	server string // run id of the server that had the value
 }
 
-// late describes the effects that our own unanswered writes may still have on Redis.
-type late struct {
+// lateWrites describes the effects that our own unanswered writes may still have on Redis.
+type lateWrites struct {
 	since uint64   // the first session on which one was sent; 0: there is none
 	sums  []digest // of the values that they may write
 	gone  int64    // when the first of those values expires
@@ -55,24 +57,24 @@ type late struct {
 type digest [sha1.Size]byte
 
 // holding is the base of a key that last had this value, with this expiry.
-func holding(v []byte, expires int64, server string) base {
-	return base{known: true, held: true, sum: sha1.Sum(v), gone: expires, server: server}
+func holding(v []byte, expires int64, server string) expected {
+	return expected{known: true, held: true, sum: sha1.Sum(v), gone: expires, server: server}
 }
 
 // perhapsHolding is the base of a key that had this value before an invalidation: now it
 // may have that value, another one, or none.
-func perhapsHolding(v []byte, server string) base {
-	return base{held: true, sum: sha1.Sum(v), gone: never, server: server}
+func perhapsHolding(v []byte, server string) expected {
+	return expected{held: true, sum: sha1.Sum(v), gone: clock.Never, server: server}
 }
 
 // unsure reports whether the value in Redis is to be read while a server serves: the base
 // comes from a copy that was invalidated.
 func (in *intent) unsure() bool {
-	return in.base.held && !in.base.known && !in.looked && !in.del && in.late.since == 0
+	return in.expected.held && !in.expected.known && !in.looked && !in.del && in.possibleLateWrites.since == 0
 }
 
 // holdingNothing is the base of a key that was last absent.
-func holdingNothing(server string) base { return base{known: true, server: server} }
+func holdingNothing(server string) expected { return expected{known: true, server: server} }
 
 // clockAllowance is how much earlier the server may expire a value than this process' clock
 // says. The two clocks drift apart while the value lives, the server's clock may be set,
@@ -81,7 +83,7 @@ func holdingNothing(server string) base { return base{known: true, server: serve
 const clockAllowance = int64(time.Second)
 
 // over reports whether the server may have expired a value with this end by now.
-func over(end, now int64) bool { return end != never && now >= end-clockAllowance }
+func over(end, now int64) bool { return end != clock.Never && now >= end-clockAllowance }
 
 // mayBeAbsent reports whether a missing key at server is no conflict. That is so where
 // (a) the base is unknown or was absence, (b) a write of our own may have deleted the key
@@ -90,13 +92,13 @@ func over(end, now int64) bool { return end != never && now >= end-clockAllowanc
 // one than the server of the base, so the value was lost. now is the latest moment at which
 // the script may have looked.
 func (in *intent) mayBeAbsent(server string, now int64) bool {
-	b := &in.base
-	return !b.held || in.news == 0 && (!b.known || over(b.gone, now)) || b.server != server || in.late.mayLeaveNothing(now)
+	b := &in.expected
+	return !b.held || in.news == 0 && (!b.known || over(b.gone, now)) || b.server != server || in.possibleLateWrites.mayLeaveNothing(now)
 }
 
 // mayLeaveNothing reports whether an unanswered write may have deleted the key, or left a
 // value that may have expired.
-func (l *late) mayLeaveNothing(now int64) bool {
+func (l *lateWrites) mayLeaveNothing(now int64) bool {
 	return l.del || l.since != 0 && over(l.gone, now)
 }
 
@@ -107,9 +109,9 @@ func (l *late) mayLeaveNothing(now int64) bool {
 const lateMost = 2 * bulkheadSlots
 
 // unanswered records a write that was sent on the session and got no answer.
-func (l *late) unanswered(sessionID uint64, v []byte, del bool, deadline int64) {
+func (l *lateWrites) unanswered(sessionID uint64, v []byte, del bool, deadline int64) {
 	if l.since == 0 {
-		*l = late{since: sessionID, gone: never}
+		*l = lateWrites{since: sessionID, gone: clock.Never}
 	}
 	l.since, l.until = min(l.since, sessionID), 0
 	if del {

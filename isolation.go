@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/redis/rueidis"
 )
 
@@ -55,7 +56,7 @@ const (
 
 // suspects records the commands under which connections of one link were lost.
 type suspects struct {
-	clock clock
+	clock clock.Clock
 	least time.Duration // length of the first isolation
 	seed  maphash.Seed
 
@@ -86,7 +87,7 @@ const (
 	sendNot
 )
 
-func newSuspects(c clock, least time.Duration) suspects {
+func newSuspects(c clock.Clock, least time.Duration) suspects {
 	return suspects{clock: c, least: least, seed: maphash.MakeSeed()}
 }
 
@@ -142,7 +143,7 @@ func (s *suspects) judge(id uint64) treatment {
 	if t == nil {
 		return sendInCompany
 	}
-	now := s.clock.now()
+	now := s.clock.Now()
 	if now >= t.sweep {
 		s.change(func(map[uint64]suspect) {})
 	}
@@ -164,14 +165,14 @@ func (s *suspects) change(f func(of map[uint64]suspect)) {
 	if t := s.known.Load(); t != nil {
 		of = maps.Clone(t.of)
 	}
-	now := s.clock.now()
+	now := s.clock.Now()
 	maps.DeleteFunc(of, func(_ uint64, w suspect) bool { return now >= w.forget })
 	f(of)
 	if len(of) == 0 {
 		s.known.Store(nil)
 		return
 	}
-	s.known.Store(&suspectTable{of: of, sweep: after(now, suspectMemory)})
+	s.known.Store(&suspectTable{of: of, sweep: clock.After(now, suspectMemory)})
 }
 
 // blame records that a session was lost under the commands with these ids, alone or in company. It
@@ -179,18 +180,18 @@ func (s *suspects) change(f func(of map[uint64]suspect)) {
 // the network or the server.
 func (s *suspects) blame(ids []uint64, sessionID uint64, alone bool) (guilty bool) {
 	s.change(func(of map[uint64]suspect) {
-		now := s.clock.now()
+		now := s.clock.Now()
 		for _, id := range ids {
 			w, noted := of[id]
 			if w.session == sessionID || !noted && len(of) >= suspectsMost {
 				continue
 			}
 			w.session, w.losses = sessionID, min(w.losses+1, suspectLosses)
-			w.forget = max(w.forget, after(now, suspectMemory))
+			w.forget = max(w.forget, clock.After(now, suspectMemory))
 			if alone {
 				w.losses = suspectLosses
-				w.until = after(now, isolation(s.least, w.alone))
-				w.forget = after(w.until, isolationMemory)
+				w.until = clock.After(now, isolation(s.least, w.alone))
+				w.forget = clock.After(w.until, isolationMemory)
 				w.alone = min(w.alone+1, 64)
 			}
 			guilty = guilty || w.losses >= suspectLosses
@@ -246,12 +247,12 @@ func (s *suspects) clear(ids ...uint64) {
 // nextTrial returns when to look again for commands that may be tried alone, or never if there are
 // none. That is the end of the first isolation to end, but not sooner than one MaxBackoff from now.
 func (s *suspects) nextTrial() int64 {
-	next := int64(never)
+	next := int64(clock.Never)
 	if t := s.known.Load(); t != nil {
-		now := s.clock.now()
+		now := s.clock.Now()
 		for _, w := range t.of {
 			if w.losses >= suspectLosses && now < w.forget {
-				next = min(next, max(w.until, after(now, s.least)))
+				next = min(next, max(w.until, clock.After(now, s.least)))
 			}
 		}
 	}
@@ -321,7 +322,7 @@ func (l *link) blameAbandoned(s *session) {
 // excuse reports whether a loss that a command caused is followed by an attempt at once. The number
 // of such attempts is limited, because a server may hang up at any command.
 func (l *link) excuse(now int64) bool {
-	each := int64(l.schedule.max)
+	each := int64(l.schedule.Max)
 	if l.excuses > now+(excusesMost-1)*each {
 		return false
 	}

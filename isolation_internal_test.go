@@ -9,13 +9,14 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/redis/rueidis"
 )
 
 func TestWhatWasLostTwiceIsTriedAloneAndWhatWasLostAloneIsIsolated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newSuspects(newClock(), time.Second)
+		s := newSuspects(clock.Start(), time.Second)
 		want := func(step string, id uint64, want treatment) {
 			t.Helper()
 			if got := s.judge(id); got != want {
@@ -40,8 +41,8 @@ func TestWhatWasLostTwiceIsTriedAloneAndWhatWasLostAloneIsIsolated(t *testing.T)
 				t.Error("a loss alone says who it was")
 			}
 			want("lost alone", 1, sendNot)
-			if next := s.nextTrial(); next != after(s.clock.now(), d*time.Second) {
-				t.Errorf("isolation %d ends in %v, want %v", i, time.Duration(next-s.clock.now()), d*time.Second)
+			if next := s.nextTrial(); next != clock.After(s.clock.Now(), d*time.Second) {
+				t.Errorf("isolation %d ends in %v, want %v", i, time.Duration(next-s.clock.Now()), d*time.Second)
 			}
 			time.Sleep(d*time.Second - 1)
 			want("just before its time is up", 1, sendNot)
@@ -59,7 +60,7 @@ func TestWhatWasLostTwiceIsTriedAloneAndWhatWasLostAloneIsIsolated(t *testing.T)
 
 func TestWhatIsSuspectIsForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newSuspects(newClock(), time.Second)
+		s := newSuspects(clock.Start(), time.Second)
 		s.blame([]uint64{1}, 1, false)
 		time.Sleep(suspectMemory)
 		s.blame([]uint64{1}, 2, false)
@@ -75,7 +76,7 @@ func TestWhatIsSuspectIsForgotten(t *testing.T) {
 }
 
 func TestTheTableOfSuspectsIsBounded(t *testing.T) {
-	s := newSuspects(newClock(), time.Second)
+	s := newSuspects(clock.Start(), time.Second)
 	for i := range uint64(10) {
 		ids := make([]uint64, 1000)
 		for j := range ids {
@@ -90,7 +91,7 @@ func TestTheTableOfSuspectsIsBounded(t *testing.T) {
 
 // A server that hangs up whatever it is sent would have everything isolated.
 func TestWhereMoreIsIsolatedThanCanBeItIsNotTheirFault(t *testing.T) {
-	s := newSuspects(newClock(), time.Minute)
+	s := newSuspects(clock.Start(), time.Minute)
 	for i := range uint64(isolatedMost) {
 		if !s.blame([]uint64{i}, i+1, true) {
 			t.Fatalf("number %d is not isolated", i)
@@ -102,7 +103,7 @@ func TestWhereMoreIsIsolatedThanCanBeItIsNotTheirFault(t *testing.T) {
 }
 
 func TestASuspectIsKnownByItsCommandsAndItsKey(t *testing.T) {
-	s, b := newSuspects(newClock(), time.Second), newBuilder()
+	s, b := newSuspects(clock.Start(), time.Second), newBuilder()
 	built := func(args ...string) rueidis.Completed { return b.Arbitrary(args...).Build() }
 	get := func(key string) uint64 { return s.id(key, []rueidis.Completed{built("GET", key), built("PTTL", key)}) }
 	if get("a") != s.named("a", readName) || get("a") == get("b") {
@@ -209,7 +210,7 @@ func TestWhoCannotBeAloneInTimeLetsTheOthersIn(t *testing.T) {
 // connection that is lost later is lost under it.
 func TestACallThatGaveUpIsBlamedForALossThatComesLater(t *testing.T) {
 	s := &session{pipe: &pipe{}, link: &link{
-		suspects: newSuspects(newClock(), time.Second), signal: make(chan struct{}, 1),
+		suspects: newSuspects(clock.Start(), time.Second), signal: make(chan struct{}, 1),
 		linkEnv: linkEnv{stats: &counters{}, notify: newNotifier(Options{}, &counters{})},
 	}}
 	s.freed = make(chan struct{}, bulkheadSlots)
@@ -254,12 +255,12 @@ func TestALargeBatchWaitsForItsTurnWhileOthersAreAnswered(t *testing.T) {
 	if err := c.WaitReady(ctx); err != nil {
 		t.Fatal(err)
 	}
-	s := c.routes.home.gate.Load()
+	s := c.routes.seedLink.gate.Load()
 	items := make([]item, 3*keysAtOnce)
 	for i := range items {
 		items[i] = item{key: fmt.Sprint("key", i), session: s}
 	}
-	bounded, done := c.remote.bound(ctx, c.clock.now())
+	bounded, done := c.remote.bound(ctx, c.clock.Now())
 	defer done()
 	full, freed := make(chan struct{}), make(chan struct{})
 	go func() { // others have all slots for four budgets, and are answered

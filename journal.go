@@ -4,6 +4,9 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/keyhash"
 )
 
 // journal holds the writes that Redis has not acknowledged: one intent per key, for the
@@ -23,18 +26,18 @@ type journal struct {
 
 	// downgraded is called for a set that became a delete while it waited.
 	downgraded func(key string)
-	// suspect reports whether connections were lost under a write of the key. Such a write
+	// poison reports whether connections were lost under a write of the key. Such a write
 	// is sent last and alone.
-	suspect func(key string, del bool) bool
+	poison func(key string, del bool) bool
 
 	file *journalFile // nil: in memory only
 
 	news  atomic.Bool // there may be sets to compare with the value in Redis
 	held  heldEntries
-	retry backoff // between the canaries of a refusal
+	retry clock.Backoff // between the canaries of a refusal
 
 	// underWay counts the intents that are being sent. An intent that is sent alone counts
-	// as aloneUnderWay.
+	// as isolatedUnderWay.
 	underWay atomic.Int64
 
 	next   atomic.Uint32 // the shard where the next take begins
@@ -72,16 +75,16 @@ const (
 	rejected             // no room for another key
 )
 
-// fenced is a journaled key as a reader sees it.
-type fenced struct {
-	value     []byte
-	deadline  int64
-	live      bool // there is a value to serve
-	elsewhere bool // the value is not here, but the local tier may have it
+// journaledKey is a journaled key as a reader sees it.
+type journaledKey struct {
+	value            []byte
+	deadline         int64
+	live             bool // there is a value to serve
+	valueInLocalTier bool // the value is not here, but the local tier may have it
 }
 
 func newJournal(o JournalOptions) *journal {
-	j := &journal{maxKeys: o.MaxKeys, maxBytes: o.MaxBytes, keysOnly: o.KeysOnly, downgraded: func(string) {}, suspect: func(string, bool) bool { return false }}
+	j := &journal{maxKeys: o.MaxKeys, maxBytes: o.MaxBytes, keysOnly: o.KeysOnly, downgraded: func(string) {}, poison: func(string, bool) bool { return false }}
 	for i := range j.shards {
 		j.shards[i].intents = make(map[string]*intent)
 		j.shards[i].sent = make(map[*intent]sent)
@@ -89,11 +92,11 @@ func newJournal(o JournalOptions) *journal {
 	return j
 }
 
-func (j *journal) shard(h keyHash) *journalShard { return &j.shards[h.check%journalShards] }
+func (j *journal) shard(h keyhash.Hash) *journalShard { return &j.shards[h.Check%journalShards] }
 
 // get returns the state of a journaled key. A key that a replay has resolved is not
 // reported. While the journal is empty, get costs one atomic load.
-func (j *journal) get(h keyHash, key string, now int64) (f fenced, ok bool) {
+func (j *journal) get(h keyhash.Hash, key string, now int64) (f journaledKey, ok bool) {
 	if j.keys.Load() == 0 {
 		return f, false
 	}
@@ -104,15 +107,15 @@ func (j *journal) get(h keyHash, key string, now int64) (f fenced, ok bool) {
 	if in == nil || in.done {
 		return f, false
 	}
-	return fenced{
+	return journaledKey{
 		value: in.value, deadline: in.deadline,
-		live: !in.del && now < in.deadline, elsewhere: in.elsewhere,
+		live: !in.del && now < in.deadline, valueInLocalTier: in.valueInLocalTier,
 	}, true
 }
 
 // holds reports whether a write of the key must go to the journal. That includes a key that
 // is resolved, until the drop record is in the file.
-func (j *journal) holds(h keyHash, key string) bool {
+func (j *journal) holds(h keyhash.Hash, key string) bool {
 	if j.keys.Load() == 0 {
 		return false
 	}
@@ -124,14 +127,14 @@ func (j *journal) holds(h keyHash, key string) bool {
 
 // write is a write as it is offered to the journal.
 type write struct {
-	key      string
-	value    []byte
-	del      bool
-	undo     []byte // the value of an unanswered Add, to be compensated
-	deadline int64
-	seq      uint64
-	base     base
-	sentOn   uint64 // session on which the write may have reached Redis; 0 for none
+	key        string
+	value      []byte
+	del        bool
+	compensate []byte // the value of an unanswered Add, to be compensated
+	deadline   int64
+	seq        uint64
+	expected   expected
+	sentOn     uint64 // session on which the write may have reached Redis; 0 for none
 
 	// Until plainUntil the write counts as waiting on the wire: it is sent as the ordinary
 	// command of its caller. 0: it never is.
@@ -141,7 +144,7 @@ type write struct {
 // put stores the write, unless a later write of the same key is there already. A possible
 // effect of the write on Redis is recorded in any case. put does not block. Before the
 // write is accepted, the caller waits for the returned saving.
-func (j *journal) put(h keyHash, w write) (admission, saving) {
+func (j *journal) put(h keyhash.Hash, w write) (admission, saving) {
 	sh := j.shard(h)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -181,27 +184,27 @@ func (j *journal) putLocked(sh *journalShard, w write) (admission, saving) {
 			j.bytes.Add(int64(len(w.key)))
 		}
 		w.key = strings.Clone(w.key)
-		in = &intent{base: w.base, baseSeq: w.seq, checkAt: notQueued}
+		in = &intent{expected: w.expected, expectedSeq: w.seq, checkAt: notQueued}
 		sh.intents[w.key] = in
 		sh.grown = max(sh.grown, len(sh.intents))
 	}
 	if w.sentOn != 0 {
-		if w.undo != nil {
-			in.late.unanswered(w.sentOn, w.undo, false, w.deadline)
+		if w.compensate != nil {
+			in.possibleLateWrites.unanswered(w.sentOn, w.compensate, false, w.deadline)
 		} else {
-			in.late.unanswered(w.sentOn, w.value, w.del, w.deadline)
+			in.possibleLateWrites.unanswered(w.sentOn, w.value, w.del, w.deadline)
 		}
 	}
-	if w.seq < in.baseSeq {
+	if w.seq < in.expectedSeq {
 		// This write began earlier and arrives later. So its base is older than the base of
 		// the other writes, which may be one of our own values.
-		in.base, in.baseSeq, in.looked = w.base, w.seq, false
+		in.expected, in.expectedSeq, in.looked = w.expected, w.seq, false
 	}
 	switch {
 	case decision == rejected:
-		w.value, w.del, w.undo = nil, true, w.value
+		w.value, w.del, w.compensate = nil, true, w.value
 		j.replaceLocked(in, w)
-		in.undo = true
+		in.compensate = true
 	case w.seq >= in.seq:
 		decision = j.replaceLocked(in, w)
 	}
@@ -223,8 +226,8 @@ func (j *journal) replaceLocked(in *intent, w write) admission {
 	if elsewhere {
 		w.value, w.del = nil, true
 	}
-	in.value, in.del, in.elsewhere, in.deadline, in.seq = w.value, w.del, elsewhere, w.deadline, w.seq
-	in.undo, in.lost, in.cuts = w.undo != nil, false, 0
+	in.value, in.del, in.valueInLocalTier, in.deadline, in.seq = w.value, w.del, elsewhere, w.deadline, w.seq
+	in.compensate, in.wasSet, in.disconnects = w.compensate != nil, false, 0
 	if w.plainUntil != 0 {
 		in.plainUntil = w.plainUntil
 	} // else the time of the earlier write, which this one replaces, stays valid
@@ -253,9 +256,9 @@ func (j *journal) claim(n int64) bool {
 // notQueued marks a new intent until put has queued it.
 const notQueued = -1
 
-// lend notes that the local tier has a value for a journaled delete or an expired set. The
+// allowLocalValue notes that the local tier has a value for a journaled delete or an expired set. The
 // value was loaded since, and is removed by the replay.
-func (j *journal) lend(h keyHash, key string, now int64) {
+func (j *journal) allowLocalValue(h keyhash.Hash, key string, now int64) {
 	if j.keys.Load() == 0 {
 		return
 	}
@@ -263,18 +266,18 @@ func (j *journal) lend(h keyHash, key string, now int64) {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	if in := sh.intents[key]; in != nil && (in.del || now >= in.deadline) {
-		in.elsewhere = true
+		in.valueInLocalTier = true
 	}
 }
 
-// overtaken handles a write that began before its key was journaled and that Redis has
+// superseded handles a write that began before its key was journaled and that Redis has
 // acknowledged. An intent of an earlier write is then resolved: either it was never sent,
 // or it was sent on the same session before this write, so Redis has run it before this
 // write. An exception is an intent that is being sent, or that has an unanswered write of
 // another session. That write may still run late, so the intent stays and takes over this
-// write's value; again reports that it must be replayed. overtaken does not block. Before
+// write's value; again reports that it must be replayed. superseded does not block. Before
 // the write is acknowledged, the caller waits for saved.
-func (j *journal) overtaken(h keyHash, w write, sessionID uint64, server string) (again bool, saved saving) {
+func (j *journal) superseded(h keyhash.Hash, w write, sessionID uint64, server string) (again bool, saved saving) {
 	if j.keys.Load() == 0 {
 		return false, saving{}
 	}
@@ -284,9 +287,9 @@ func (j *journal) overtaken(h keyHash, w write, sessionID uint64, server string)
 	decision := admitted
 	switch {
 	case in == nil || in.seq >= w.seq:
-	case in.sending || in.late.since != 0 && in.late.since != sessionID:
+	case in.sending || in.possibleLateWrites.since != 0 && in.possibleLateWrites.since != sessionID:
 		decision, _ = j.putLocked(sh, w)
-		in.base, in.baseSeq = afterwards(w.value, w.del, w.deadline, server), 0
+		in.expected, in.expectedSeq = afterwards(w.value, w.del, w.deadline, server), 0
 		saved = j.saveLocked(sh, w.key, in)
 		again = true
 	default:
@@ -313,11 +316,11 @@ func (j *journal) flushed(owns func(key string) bool, spare map[string]uint64) (
 		sh := &j.shards[i]
 		sh.mu.Lock()
 		for key, in := range sh.intents {
-			if seq, spared := spare[key]; in.done || in.del && !in.elsewhere || spared && seq == in.seq || !owns(key) {
+			if seq, spared := spare[key]; in.done || in.del && !in.valueInLocalTier || spared && seq == in.seq || !owns(key) {
 				continue
 			}
 			j.bytes.Add(-int64(len(in.value)))
-			in.value, in.del, in.elsewhere = nil, true, false
+			in.value, in.del, in.valueInLocalTier = nil, true, false
 			j.releaseLocked(in)
 			if in.checkAt != 0 {
 				in.checkAt = 0
@@ -332,7 +335,7 @@ func (j *journal) flushed(owns func(key string) bool, spare map[string]uint64) (
 }
 
 // afterwards is the base after Redis has run a write.
-func afterwards(v []byte, del bool, deadline int64, server string) base {
+func afterwards(v []byte, del bool, deadline int64, server string) expected {
 	if del {
 		return holdingNothing(server)
 	}
@@ -341,7 +344,7 @@ func afterwards(v []byte, del bool, deadline int64, server string) base {
 
 // touch changes the deadline of a journaled set. touched is false where the key has no live
 // set that waits for its replay. touch does not block; for saved see put.
-func (j *journal) touch(h keyHash, key string, now, deadline int64) (saved saving, touched bool) {
+func (j *journal) touch(h keyhash.Hash, key string, now, deadline int64) (saved saving, touched bool) {
 	sh := j.shard(h)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()

@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/keyhash"
 	"github.com/holdfast-cache/holdfast/internal/wal"
 )
 
@@ -17,7 +19,7 @@ import (
 // wait for the disk without that lock.
 type journalFile struct {
 	log     *wal.Log
-	clock   clock
+	clock   clock.Clock
 	timeout time.Duration // Options.Timeout; see patience
 	kick    chan struct{} // the keeper may have something to do
 
@@ -81,7 +83,7 @@ type restored struct {
 // open locks the directory and takes over the intents that an earlier process left in it.
 // Their keys are journaled from then on, so none of them is read from Redis before its
 // replay. open must be called before any other method. It blocks on the disk.
-func (j *journal) open(o JournalOptions, timeout time.Duration, c clock, hash func(string) keyHash, logf func(string, ...any)) (restored, error) {
+func (j *journal) open(o JournalOptions, timeout time.Duration, c clock.Clock, hash func(string) keyhash.Hash, logf func(string, ...any)) (restored, error) {
 	policy := [...]wal.SyncPolicy{
 		FsyncNo: wal.SyncNone, FsyncEverySecond: wal.SyncInterval, FsyncAlways: wal.SyncAlways,
 	}[o.Fsync]
@@ -89,7 +91,7 @@ func (j *journal) open(o JournalOptions, timeout time.Duration, c clock, hash fu
 		clock: c, timeout: timeout, kick: make(chan struct{}, 1),
 		sweeping: make(chan struct{}, 1), unswept: make(chan struct{}, 1),
 	}
-	now, unknown, newer := c.now(), 0, byte(0)
+	now, unknown, newer := c.Now(), 0, byte(0)
 	access := func(op string) {
 		if before := f.before.Load(); before != nil {
 			(*before)(op)
@@ -191,11 +193,11 @@ const unnumbered = 0
 // encode returns the intent as the next process must know it if this one dies now. So a
 // write that a replay is sending counts as unanswered. The caller holds the shard's lock.
 func (f *journalFile) encode(sh *journalShard, key string, in *intent) []byte {
-	now, wall := f.clock.now(), time.Now().UnixNano()
+	now, wall := f.clock.Now(), time.Now().UnixNano()
 	if s, ok := sh.sent[in]; ok {
 		known := *in
-		known.late.sums = slices.Clone(in.late.sums)
-		known.late.unanswered(earlierProcess, s.value, s.del, s.deadline)
+		known.possibleLateWrites.sums = slices.Clone(in.possibleLateWrites.sums)
+		known.possibleLateWrites.unanswered(earlierProcess, s.value, s.del, s.deadline)
 		in = &known
 	}
 	payload := in.encode(now, wall)
@@ -256,7 +258,7 @@ func (f *journalFile) await(ctx context.Context, began int64, written <-chan str
 // its timeout, but for at least half a timeout. So a call that spent its time on Redis
 // still gives a healthy disk the time to write.
 func (f *journalFile) patience(began int64) time.Duration {
-	return max(f.timeout-time.Duration(f.clock.now()-began), f.timeout/2)
+	return max(f.timeout-time.Duration(f.clock.Now()-began), f.timeout/2)
 }
 
 // live is the approximate size of the records of all intents, in bytes.
@@ -285,7 +287,7 @@ func (f *journalFile) forget(sh *journalShard, key string, in *intent) saving {
 // swept repeats sweep until one is complete or ctx ends.
 func (j *journal) swept(ctx context.Context) (again bool, err error) {
 	for j.file != nil {
-		more, done := j.sweep(ctx, j.file.clock.now())
+		more, done := j.sweep(ctx, j.file.clock.Now())
 		if again = again || more; done {
 			break
 		}

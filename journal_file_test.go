@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/clock"
 )
 
 // reopened is what a process finds that begins where the last one died.
@@ -16,7 +18,7 @@ func reopened(t *testing.T, dir string, o JournalOptions) (*journal, restored) {
 	t.Helper()
 	j := newJournal(o)
 	o.Dir = dir
-	r, err := j.open(o, 10*time.Second, newClock(), hashed, t.Logf)
+	r, err := j.open(o, 10*time.Second, clock.Start(), hashed, t.Logf)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,7 +34,7 @@ func sweep(j *journal) (again bool) {
 // durable waits until the file has what was saved.
 func durable(t *testing.T, j *journal, p saving) {
 	t.Helper()
-	if err := j.durable(context.Background(), newClock().now(), p); err != nil {
+	if err := j.durable(context.Background(), clock.Start().Now(), p); err != nil {
 		t.Error(err)
 	}
 }
@@ -51,19 +53,19 @@ var roomy = JournalOptions{MaxKeys: 1000, MaxBytes: 1 << 20}
 func TestAnIntentSurvivesItsProcess(t *testing.T) {
 	hour := int64(time.Hour)
 	const now, wall = 5 * int64(time.Hour), 1_700_000_000 * int64(time.Second)
-	late := late{since: 7, sums: []digest{{1}, {2}}, gone: now + hour, del: true, more: true}
+	late := lateWrites{since: 7, sums: []digest{{1}, {2}}, gone: now + hour, del: true, more: true}
 	for name, in := range map[string]*intent{
 		"a set":          {value: []byte("v"), deadline: now + hour},
-		"without an end": {value: []byte("v"), deadline: never},
-		"empty":          {value: []byte{}, deadline: never},
+		"without an end": {value: []byte("v"), deadline: clock.Never},
+		"empty":          {value: []byte{}, deadline: clock.Never},
 		"over its time":  {value: []byte("v"), deadline: now - 1},
-		"for ever":       {value: []byte("v"), deadline: never - 1},
-		"a delete":       {del: true, deadline: never},
-		"an undo":        {del: true, undo: true, deadline: never, late: late},
-		"base":           {value: []byte("v"), deadline: never, base: base{known: true, held: true, sum: digest{9}, gone: never, server: "id"}},
-		"base with end":  {value: []byte("v"), deadline: never, base: base{known: true, held: true, sum: digest{9}, gone: now + 2*hour, server: "id"}},
-		"absent before":  {value: []byte("v"), deadline: never, base: base{known: true, server: "id"}},
-		"late":           {value: []byte("v"), deadline: never, late: late},
+		"for ever":       {value: []byte("v"), deadline: clock.Never - 1},
+		"a delete":       {del: true, deadline: clock.Never},
+		"an undo":        {del: true, compensate: true, deadline: clock.Never, possibleLateWrites: late},
+		"base":           {value: []byte("v"), deadline: clock.Never, expected: expected{known: true, held: true, sum: digest{9}, gone: clock.Never, server: "id"}},
+		"base with end":  {value: []byte("v"), deadline: clock.Never, expected: expected{known: true, held: true, sum: digest{9}, gone: now + 2*hour, server: "id"}},
+		"absent before":  {value: []byte("v"), deadline: clock.Never, expected: expected{known: true, server: "id"}},
+		"late":           {value: []byte("v"), deadline: clock.Never, possibleLateWrites: late},
 	} {
 		t.Run(name, func(t *testing.T) {
 			// An hour later, in a process whose clock began two hours before.
@@ -72,40 +74,40 @@ func TestAnIntentSurvivesItsProcess(t *testing.T) {
 				t.Fatal("not understood")
 			}
 			moved := func(at int64) int64 {
-				if at == never {
-					return never
+				if at == clock.Never {
+					return clock.Never
 				}
-				return min(at-now+hour, never-1)
+				return min(at-now+hour, clock.Never-1)
 			}
-			if string(got.value) != string(in.value) || got.del != in.del || got.undo != in.undo {
+			if string(got.value) != string(in.value) || got.del != in.del || got.compensate != in.compensate {
 				t.Errorf("%+v", got)
 			}
-			if want := moved(in.deadline); in.deadline < never-1 && got.deadline != want || in.deadline == never && got.deadline != never {
+			if want := moved(in.deadline); in.deadline < clock.Never-1 && got.deadline != want || in.deadline == clock.Never && got.deadline != clock.Never {
 				t.Errorf("its end is %d, want %d", got.deadline, want)
 			}
-			if got.deadline == never && in.deadline != never {
+			if got.deadline == clock.Never && in.deadline != clock.Never {
 				t.Error("it has no end any more")
 			}
-			want := in.base
+			want := in.expected
 			want.gone = moved(want.gone)
-			if in.base.held && got.base != want || got.base.known != want.known || got.base.held != want.held || got.base.server != want.server {
-				t.Errorf("base %+v, want %+v", got.base, want)
+			if in.expected.held && got.expected != want || got.expected.known != want.known || got.expected.held != want.held || got.expected.server != want.server {
+				t.Errorf("base %+v, want %+v", got.expected, want)
 			}
-			if got.late.since != earlierProcess || got.late.until != 0 {
-				t.Errorf("what the last process sent may still run, and it says %+v", got.late)
+			if got.possibleLateWrites.since != earlierProcess || got.possibleLateWrites.until != 0 {
+				t.Errorf("what the last process sent may still run, and it says %+v", got.possibleLateWrites)
 			}
-			for _, sum := range in.late.sums {
-				if !slices.Contains(got.late.sums, sum) {
+			for _, sum := range in.possibleLateWrites.sums {
+				if !slices.Contains(got.possibleLateWrites.sums, sum) {
 					t.Errorf("digest %x is lost", sum[:2])
 				}
 			}
-			if in.late.since != 0 && (got.late.more != in.late.more || got.late.del != in.late.del) {
-				t.Errorf("late %+v, want %+v", got.late, in.late)
+			if in.possibleLateWrites.since != 0 && (got.possibleLateWrites.more != in.possibleLateWrites.more || got.possibleLateWrites.del != in.possibleLateWrites.del) {
+				t.Errorf("late %+v, want %+v", got.possibleLateWrites, in.possibleLateWrites)
 			}
-			if !in.del && !remembers(got.late, string(in.value)) {
+			if !in.del && !remembers(got.possibleLateWrites, string(in.value)) {
 				t.Error("it does not know that its own value may appear late")
 			}
-			if in.del && !in.undo && !got.late.del {
+			if in.del && !in.compensate && !got.possibleLateWrites.del {
 				t.Error("it does not know that it may delete late")
 			}
 			for cut := range in.encode(now, wall) {
@@ -121,18 +123,18 @@ func TestAnIntentSurvivesItsProcess(t *testing.T) {
 
 func FuzzDecodeIntent(f *testing.F) {
 	for _, in := range []*intent{
-		{value: []byte("v"), deadline: never, late: late{since: 1, sums: []digest{{1}}}},
-		{del: true, deadline: 5, base: base{known: true, held: true, server: "id"}},
+		{value: []byte("v"), deadline: clock.Never, possibleLateWrites: lateWrites{since: 1, sums: []digest{{1}}}},
+		{del: true, deadline: 5, expected: expected{known: true, held: true, server: "id"}},
 	} {
 		f.Add(in.encode(10, 1<<60))
 	}
 	f.Fuzz(func(t *testing.T, payload []byte) {
 		in, ok := decodeIntent(payload, 10, 1<<60)
-		if !ok && (!in.del || in.late.since == 0) {
+		if !ok && (!in.del || in.possibleLateWrites.since == 0) {
 			t.Fatalf("not understood, and no delete: %+v", in)
 		}
 		again, ok := decodeIntent(in.encode(10, 1<<60), 10, 1<<60)
-		if !ok || string(again.value) != string(in.value) || again.del != in.del || again.deadline != in.deadline && in.deadline < never-1<<61 {
+		if !ok || string(again.value) != string(in.value) || again.del != in.del || again.deadline != in.deadline && in.deadline < clock.Never-1<<61 {
 			t.Fatalf("%+v became %+v", in, again)
 		}
 	})
@@ -178,7 +180,7 @@ func TestWhatWasAcceptedIsFencedInTheNextProcess(t *testing.T) {
 		wantHolds(t, j, key, 1, want)
 	}
 	wantGauges(t, j, 6, 6, int64(len("setv"+"del"+"againnew"+"undone"+"sentv"+"touchedv")))
-	if f, _ := j.get(hashed("touched"), "touched", 1); f.deadline == never {
+	if f, _ := j.get(hashed("touched"), "touched", 1); f.deadline == clock.Never {
 		t.Error("the touched one has no end")
 	}
 	// A write of this process is the later one, though its numbers begin anew.
@@ -379,7 +381,7 @@ func TestRecordsOfANewerFormatAreRefusedInWords(t *testing.T) {
 	o := roomy
 	o.Dir = dir
 	for range 2 {
-		_, err := newJournal(o).open(o, time.Second, newClock(), hashed, t.Logf)
+		_, err := newJournal(o).open(o, time.Second, clock.Start(), hashed, t.Logf)
 		if err == nil || !strings.Contains(err.Error(), "format 2") || !strings.Contains(err.Error(), dir) {
 			t.Errorf("it says %v", err)
 		}
@@ -395,13 +397,13 @@ func TestAWriteThatOvertakesAnIntentWaitsForNoDiskThatStandsStill(t *testing.T) 
 			j := newJournal(roomy)
 			o := roomy
 			o.Dir, o.Fsync = t.TempDir(), FsyncAlways
-			if _, err := j.open(o, 50*time.Millisecond, newClock(), hashed, t.Logf); err != nil {
+			if _, err := j.open(o, 50*time.Millisecond, clock.Start(), hashed, t.Logf); err != nil {
 				t.Fatal(err)
 			}
 			put(t, j, ambiguous(set("k", "old", 1), 1), admitted)
 			goOn := hangDisk(j)
 			defer goOn()
-			_, saved := j.overtaken(hashed("k"), set("k", "new", 2), session, "server") // which returns
+			_, saved := j.superseded(hashed("k"), set("k", "new", 2), session, "server") // which returns
 			if f, ok := j.get(hashed("k"), "k", 0); ok && string(f.value) != "new" {
 				t.Errorf("%q is read", f.value)
 			}
@@ -433,7 +435,7 @@ func TestASweepThatWasGivenUpIsDoneLater(t *testing.T) {
 	j := newJournal(roomy)
 	o := roomy
 	o.Dir, o.Fsync = t.TempDir(), FsyncAlways
-	if _, err := j.open(o, time.Minute, newClock(), hashed, t.Logf); err != nil {
+	if _, err := j.open(o, time.Minute, clock.Start(), hashed, t.Logf); err != nil {
 		t.Fatal(err)
 	}
 	put(t, j, set("k", "v", 1), admitted)

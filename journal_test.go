@@ -13,21 +13,24 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/keyhash"
 )
 
 // hashed is a key's hash, without a local tier.
-func hashed(key string) keyHash {
+func hashed(key string) keyhash.Hash {
 	f := fnv.New64a()
 	f.Write([]byte(key))
-	return keyHash{f.Sum64(), f.Sum64()}
+	return keyhash.Hash{Place: f.Sum64(), Check: f.Sum64()}
 }
 
 func set(key, value string, seq uint64) write {
-	return write{key: key, value: []byte(value), deadline: never, seq: seq}
+	return write{key: key, value: []byte(value), deadline: clock.Never, seq: seq}
 }
 
 func del(key string, seq uint64) write {
-	return write{key: key, del: true, deadline: never, seq: seq}
+	return write{key: key, del: true, deadline: clock.Never, seq: seq}
 }
 
 func ambiguous(w write, session uint64) write {
@@ -97,12 +100,14 @@ func wantGauges(t *testing.T, j *journal, keys, queued, size int64) {
 }
 
 // remembers says whether the value is among those that may appear late.
-func remembers(l late, value string) bool { return slices.Contains(l.sums, sha1.Sum([]byte(value))) }
+func remembers(l lateWrites, value string) bool {
+	return slices.Contains(l.sums, sha1.Sum([]byte(value)))
+}
 
 // settle ends the task on a server of that name and says whether the key has
 // left the journal.
 func settle(j *journal, task task, what found, session uint64, now int64) bool {
-	j.settle(task, what, session, "server", now)
+	j.resolve(task, what, session, "server", now)
 	return !j.holds(task.hash, task.key)
 }
 
@@ -207,7 +212,7 @@ func TestARefusedWriteThatMayRunLateFencesItsKey(t *testing.T) {
 		wantHolds(t, j, "late", 0, "gone")
 		wantGauges(t, j, 2, 2, int64(len("a1late")))
 		task := j.takeOne(hashed("late"), "late")[0]
-		if !task.undo || !w.del && !remembers(task.late, string(w.value)) || task.late.del != w.del {
+		if !task.compensate || !w.del && !remembers(task.possibleLateWrites, string(w.value)) || task.possibleLateWrites.del != w.del {
 			t.Errorf("what is taken back of %+v is %+v", w, task.intent)
 		}
 		if settle(j, task, foundOurs, 4, 0) {
@@ -317,28 +322,28 @@ func TestOneKeyCanBeTakenAlone(t *testing.T) {
 
 func TestAWriteDuringAReplayIsKeptAndKnowsWhatTheReplayLeft(t *testing.T) {
 	const now = int64(time.Hour)
-	known := holding([]byte("v0"), never, "server")
-	v1 := late{since: 1, sums: []digest{sha1.Sum([]byte("v1"))}, gone: never}
+	known := holding([]byte("v0"), clock.Never, "server")
+	v1 := lateWrites{since: 1, sums: []digest{sha1.Sum([]byte("v1"))}, gone: clock.Never}
 	for _, tt := range []struct {
 		name          string
 		first, second write
-		holds         string // once both are there
-		ran           base   // where the first has run
-		late          late   // where it may have run
+		holds         string     // once both are there
+		ran           expected   // where the first has run
+		late          lateWrites // where it may have run
 	}{
-		{"set over set", set("k", "v1", 1), set("k", "v2", 2), "v2", holding([]byte("v1"), never, "server"), v1},
-		{"delete over set", set("k", "v1", 1), del("k", 2), "gone", holding([]byte("v1"), never, "server"), v1},
-		{"set over delete", del("k", 1), set("k", "v2", 2), "v2", holdingNothing("server"), late{since: 1, gone: never, del: true}},
+		{"set over set", set("k", "v1", 1), set("k", "v2", 2), "v2", holding([]byte("v1"), clock.Never, "server"), v1},
+		{"delete over set", set("k", "v1", 1), del("k", 2), "gone", holding([]byte("v1"), clock.Never, "server"), v1},
+		{"set over delete", del("k", 1), set("k", "v2", 2), "v2", holdingNothing("server"), lateWrites{since: 1, gone: clock.Never, del: true}},
 	} {
 		for what, want := range map[found]intent{
-			foundOurs:    {base: tt.ran},
-			foundNothing: {base: holdingNothing("server")},
+			foundOurs:    {expected: tt.ran},
+			foundNothing: {expected: holdingNothing("server")},
 			foundRefused: {},
-			foundNoReply: {base: known, late: tt.late},
-			foundUnsent:  {base: known},
+			foundNoReply: {expected: known, possibleLateWrites: tt.late},
+			foundUnsent:  {expected: known},
 		} {
 			j := roomyJournal()
-			tt.first.base = known
+			tt.first.expected = known
 			put(t, j, tt.first, admitted)
 			sent := takeOnly(t, j, now)
 			put(t, j, tt.second, admitted)
@@ -354,9 +359,9 @@ func TestAWriteDuringAReplayIsKeptAndKnowsWhatTheReplayLeft(t *testing.T) {
 				t.Errorf("%s, %d: %d queued of %d", tt.name, what, j.queued.Load(), j.keys.Load())
 			}
 			next := takeOnly(t, j, now)
-			if next.seq != 2 || next.check || next.base != want.base ||
-				next.late.since != want.late.since || next.late.del != want.late.del || !slices.Equal(next.late.sums, want.late.sums) {
-				t.Errorf("%s, %d: %+v; want base %+v, late %+v", tt.name, what, next, want.base, want.late)
+			if next.seq != 2 || next.check || next.expected != want.expected ||
+				next.possibleLateWrites.since != want.possibleLateWrites.since || next.possibleLateWrites.del != want.possibleLateWrites.del || !slices.Equal(next.possibleLateWrites.sums, want.possibleLateWrites.sums) {
+				t.Errorf("%s, %d: %+v; want base %+v, late %+v", tt.name, what, next, want.expected, want.possibleLateWrites)
 			}
 			if !settle(j, next, foundOurs, 1, now) {
 				t.Errorf("%s, %d: stays", tt.name, what)
@@ -381,7 +386,7 @@ func TestATouchDuringAReplayIsReplayedToo(t *testing.T) {
 		t.Error("the touch was lost")
 	}
 	next := takeOnly(t, j, 0)
-	if next.deadline != 2000 || next.base != holding([]byte("v"), 1000, "server") {
+	if next.deadline != 2000 || next.expected != holding([]byte("v"), 1000, "server") {
 		t.Errorf("%+v", next)
 	}
 	if !settle(j, next, foundOurs, 1, 0) {
@@ -394,7 +399,7 @@ func TestWhatWasNotSentIsTakenAgainUnchanged(t *testing.T) {
 	put(t, j, set("k", "v", 1), admitted)
 	for range 3 {
 		sent := takeOnly(t, j, 0)
-		if sent.late.since != 0 || sent.base.known || sent.check {
+		if sent.possibleLateWrites.since != 0 || sent.expected.known || sent.check {
 			t.Fatalf("%+v", sent)
 		}
 		if settle(j, sent, foundUnsent, 1, 0) {
@@ -439,7 +444,7 @@ func TestAnAcknowledgedWriteOvertakesWhatWasJournaledBefore(t *testing.T) {
 	} {
 		j := roomyJournal()
 		tt.before(t, j)
-		j.overtaken(hashed("k"), tt.write, session, "server")
+		j.superseded(hashed("k"), tt.write, session, "server")
 		wantHolds(t, j, "k", 0, tt.holds)
 		switch in := j.shard(hashed("k")).intents["k"]; {
 		case tt.seq == 0:
@@ -457,11 +462,11 @@ func TestAnAcknowledgedWriteOvertakesWhatWasJournaledBefore(t *testing.T) {
 			if in.seq != tt.seq || in.checkAt != 0 {
 				t.Errorf("%s: the intent is %+v, want write %d, queued", tt.name, in, tt.seq)
 			}
-			if tt.late != "" && !remembers(in.late, tt.late) {
+			if tt.late != "" && !remembers(in.possibleLateWrites, tt.late) {
 				t.Errorf("%s: what may run late is forgotten", tt.name)
 			}
-			if tt.seq == tt.write.seq && in.base != afterwards(tt.write.value, tt.write.del, never, "server") {
-				t.Errorf("%s: redis has acknowledged the write, and the base is %+v", tt.name, in.base)
+			if tt.seq == tt.write.seq && in.expected != afterwards(tt.write.value, tt.write.del, clock.Never, "server") {
+				t.Errorf("%s: redis has acknowledged the write, and the base is %+v", tt.name, in.expected)
 			}
 			wantGauges(t, j, 1, 1, int64(len("k")+len(in.value)))
 		}
@@ -475,7 +480,7 @@ func TestAnAmbiguousWriteIsCheckedOnceMoreUnlessItsSessionAnswered(t *testing.T)
 		t.Helper()
 		j := roomyJournal()
 		put(t, j, ambiguous(set("k", "v1", 1), 1), admitted)
-		if j.nextCheck(anyKey) != never {
+		if j.nextCheck(anyKey) != clock.Never {
 			t.Errorf("a check is due at %d before the replay", j.nextCheck(anyKey))
 		}
 		if settle(j, takeOnly(t, j, now), foundOurs, 2, now) {
@@ -487,7 +492,7 @@ func TestAnAmbiguousWriteIsCheckedOnceMoreUnlessItsSessionAnswered(t *testing.T)
 		j := roomyJournal()
 		put(t, j, ambiguous(set("k", "v1", 1), 1), admitted)
 		sent := takeOnly(t, j, now)
-		if sent.check || !remembers(sent.late, "v1") {
+		if sent.check || !remembers(sent.possibleLateWrites, "v1") {
 			t.Errorf("the replay: %+v", sent)
 		}
 		if !settle(j, sent, foundOurs, 1, now) {
@@ -512,14 +517,14 @@ func TestAnAmbiguousWriteIsCheckedOnceMoreUnlessItsSessionAnswered(t *testing.T)
 			t.Errorf("replayed again before its check: %+v", one)
 		}
 		check := takeOnly(t, j, due)
-		if !check.check || !remembers(check.late, "v1") || check.base != holding([]byte("v1"), never, "server") {
+		if !check.check || !remembers(check.possibleLateWrites, "v1") || check.expected != holding([]byte("v1"), clock.Never, "server") {
 			t.Errorf("the second look: %+v", check)
 		}
 		if !settle(j, check, foundOurs, 2, due) {
 			t.Error("stays after its check")
 		}
 		wantGauges(t, j, 0, 0, 0)
-		if j.nextCheck(anyKey) != never {
+		if j.nextCheck(anyKey) != clock.Never {
 			t.Errorf("an empty journal has a check due at %d", j.nextCheck(anyKey))
 		}
 	})
@@ -565,11 +570,11 @@ func TestAnAmbiguousWriteIsCheckedOnceMoreUnlessItsSessionAnswered(t *testing.T)
 		j := replayed(t)
 		put(t, j, set("k", "v2", 2), admitted)
 		wantGauges(t, j, 1, 1, 3)
-		if j.nextCheck(anyKey) != never {
+		if j.nextCheck(anyKey) != clock.Never {
 			t.Error("the check of the earlier write stands beside the replay of the later")
 		}
 		sent := takeOnly(t, j, now+1)
-		if sent.check || string(sent.value) != "v2" || !remembers(sent.late, "v1") {
+		if sent.check || string(sent.value) != "v2" || !remembers(sent.possibleLateWrites, "v1") {
 			t.Errorf("%+v", sent)
 		}
 		if settle(j, sent, foundOurs, 2, now+1) {
@@ -580,7 +585,7 @@ func TestAnAmbiguousWriteIsCheckedOnceMoreUnlessItsSessionAnswered(t *testing.T)
 			t.Errorf("the check is due %v after the first answer, want %v: a key that is written all the time must be unfenced", time.Duration(j.nextCheck(anyKey)-now), lateAfter)
 		}
 		check := takeOnly(t, j, due)
-		if !check.check || !remembers(check.late, "v1") || !settle(j, check, foundOurs, 2, due) {
+		if !check.check || !remembers(check.possibleLateWrites, "v1") || !settle(j, check, foundOurs, 2, due) {
 			t.Errorf("the check: %+v", check)
 		}
 		wantGauges(t, j, 0, 0, 0)
@@ -606,13 +611,13 @@ func TestAnAmbiguousWriteIsCheckedOnceMoreUnlessItsSessionAnswered(t *testing.T)
 	t.Run("an earlier ambiguous write that is told late", func(t *testing.T) {
 		j := roomyJournal()
 		later, earlier := set("k", "v2", 2), ambiguous(set("k", "v1", 1), 1)
-		later.base = holding([]byte("v1"), never, "server")
-		earlier.base = holding([]byte("v0"), never, "server")
+		later.expected = holding([]byte("v1"), clock.Never, "server")
+		earlier.expected = holding([]byte("v0"), clock.Never, "server")
 		put(t, j, later, admitted)
 		put(t, j, earlier, admitted)
 		wantHolds(t, j, "k", now, "v2")
 		sent := takeOnly(t, j, now)
-		if string(sent.value) != "v2" || !remembers(sent.late, "v1") || sent.late.since != 1 || sent.base != earlier.base {
+		if string(sent.value) != "v2" || !remembers(sent.possibleLateWrites, "v1") || sent.possibleLateWrites.since != 1 || sent.expected != earlier.expected {
 			t.Errorf("%+v", sent)
 		}
 		if settle(j, sent, foundOurs, 2, now) {
@@ -716,7 +721,7 @@ func TestDrainedIsClosedWhenNothingIsQueuedAndNotBefore(t *testing.T) {
 		t.Fatal("a new write is no new thing to wait for")
 	}
 	// Overtaken by a write that Redis took.
-	j.overtaken(hashed("a"), set("a", "w", 3), 2, "server")
+	j.superseded(hashed("a"), set("a", "w", 3), 2, "server")
 	if !isDone(second) {
 		t.Error("the last queued write was overtaken, and drained is not told")
 	}
@@ -724,28 +729,28 @@ func TestDrainedIsClosedWhenNothingIsQueuedAndNotBefore(t *testing.T) {
 
 func TestAbsenceIsAConflictOnlyWhereSomebodyElseMustHaveDeleted(t *testing.T) {
 	const now = int64(time.Hour)
-	held := holding([]byte("v0"), never, "here")
+	held := holding([]byte("v0"), clock.Never, "here")
 	v1 := []digest{sha1.Sum([]byte("v1"))}
 	for _, tt := range []struct {
 		name string
-		base base
-		late late
+		base expected
+		late lateWrites
 		want bool
 	}{
-		{"nothing is known", base{}, late{}, true},
-		{"nothing was there", holdingNothing("here"), late{}, true},
-		{"nothing was there, on another server", holdingNothing("there"), late{}, true},
-		{"a value was there", held, late{}, false},
-		{"a value was there, with time left", holding([]byte("v0"), now+clockAllowance+1, "here"), late{}, false},
-		{"a value was there, whose time has run out if our clock is behind", holding([]byte("v0"), now+clockAllowance, "here"), late{}, true},
-		{"a value was there, and its time has run out", holding([]byte("v0"), now, "here"), late{}, true},
-		{"a value was there, on another server", holding([]byte("v0"), never, "there"), late{}, true},
-		{"our own delete may have run", held, late{since: 1, gone: never, del: true}, true},
-		{"our own set may have run", held, late{since: 1, gone: never, sums: v1}, false},
-		{"our own set may have run, with time left", held, late{since: 1, gone: now + clockAllowance + 1, sums: v1}, false},
-		{"our own set may have run, and its time has run out", held, late{since: 1, gone: now, sums: v1}, true},
+		{"nothing is known", expected{}, lateWrites{}, true},
+		{"nothing was there", holdingNothing("here"), lateWrites{}, true},
+		{"nothing was there, on another server", holdingNothing("there"), lateWrites{}, true},
+		{"a value was there", held, lateWrites{}, false},
+		{"a value was there, with time left", holding([]byte("v0"), now+clockAllowance+1, "here"), lateWrites{}, false},
+		{"a value was there, whose time has run out if our clock is behind", holding([]byte("v0"), now+clockAllowance, "here"), lateWrites{}, true},
+		{"a value was there, and its time has run out", holding([]byte("v0"), now, "here"), lateWrites{}, true},
+		{"a value was there, on another server", holding([]byte("v0"), clock.Never, "there"), lateWrites{}, true},
+		{"our own delete may have run", held, lateWrites{since: 1, gone: clock.Never, del: true}, true},
+		{"our own set may have run", held, lateWrites{since: 1, gone: clock.Never, sums: v1}, false},
+		{"our own set may have run, with time left", held, lateWrites{since: 1, gone: now + clockAllowance + 1, sums: v1}, false},
+		{"our own set may have run, and its time has run out", held, lateWrites{since: 1, gone: now, sums: v1}, true},
 	} {
-		in := &intent{base: tt.base, late: tt.late}
+		in := &intent{expected: tt.base, possibleLateWrites: tt.late}
 		if got := in.mayBeAbsent("here", now); got != tt.want {
 			t.Errorf("%s: may be absent %v, want %v", tt.name, got, tt.want)
 		}
@@ -753,31 +758,31 @@ func TestAbsenceIsAConflictOnlyWhereSomebodyElseMustHaveDeleted(t *testing.T) {
 }
 
 func TestTheBaseIsWhatRedisLastHeldAndTheLateOnesAreOurOwn(t *testing.T) {
-	if b := holding([]byte("v0"), 7, "server"); b != (base{known: true, held: true, sum: sha1.Sum([]byte("v0")), gone: 7, server: "server"}) {
+	if b := holding([]byte("v0"), 7, "server"); b != (expected{known: true, held: true, sum: sha1.Sum([]byte("v0")), gone: 7, server: "server"}) {
 		t.Errorf("holding: %+v", b)
 	}
-	if b := holdingNothing("server"); b != (base{known: true, server: "server"}) {
+	if b := holdingNothing("server"); b != (expected{known: true, server: "server"}) {
 		t.Errorf("holding nothing: %+v", b)
 	}
 	if b := afterwards([]byte("v1"), false, 7, "server"); b != holding([]byte("v1"), 7, "server") {
 		t.Errorf("after a set: %+v", b)
 	}
-	if b := afterwards(nil, true, never, "server"); b != holdingNothing("server") {
+	if b := afterwards(nil, true, clock.Never, "server"); b != holdingNothing("server") {
 		t.Errorf("after a delete: %+v", b)
 	}
 
 	// The unanswered add up: the first session, all values, the first end.
-	var l late
+	var l lateWrites
 	l.unanswered(5, []byte("v1"), false, 100)
-	l.unanswered(5, []byte("v1"), false, never)
+	l.unanswered(5, []byte("v1"), false, clock.Never)
 	l.unanswered(4, []byte("v2"), false, 50)
 	l.until = 99
-	l.unanswered(6, []byte("v3"), false, never)
+	l.unanswered(6, []byte("v3"), false, clock.Never)
 	want := []digest{sha1.Sum([]byte("v1")), sha1.Sum([]byte("v2")), sha1.Sum([]byte("v3"))}
 	if l.since != 4 || l.gone != 50 || l.del || l.until != 0 || !slices.Equal(l.sums, want) {
 		t.Errorf("after v1, v1, v2, v3: %+v", l)
 	}
-	l.unanswered(7, nil, true, never)
+	l.unanswered(7, nil, true, clock.Never)
 	if !l.del || len(l.sums) != 3 || l.since != 4 {
 		t.Errorf("after a delete: %+v", l)
 	}
@@ -785,7 +790,7 @@ func TestTheBaseIsWhatRedisLastHeldAndTheLateOnesAreOurOwn(t *testing.T) {
 		t.Error("three were too many")
 	}
 	for i := range lateMost {
-		l.unanswered(7, fmt.Append(nil, i), false, never)
+		l.unanswered(7, fmt.Append(nil, i), false, clock.Never)
 	}
 	if len(l.sums) != lateMost || !l.more || !remembers(l, "v1") || !remembers(l, "v3") {
 		t.Errorf("%d values are remembered of a hundred; it is bounded, and keeps the first", len(l.sums))
@@ -794,13 +799,13 @@ func TestTheBaseIsWhatRedisLastHeldAndTheLateOnesAreOurOwn(t *testing.T) {
 	// The first write's base stays: it is what Redis held before all of them.
 	j := roomyJournal()
 	w := set("k", "v1", 1)
-	w.base = holding([]byte("v0"), never, "server")
+	w.expected = holding([]byte("v0"), clock.Never, "server")
 	put(t, j, w, admitted)
 	w = set("k", "v2", 2)
-	w.base = holding([]byte("v1"), never, "another")
+	w.expected = holding([]byte("v1"), clock.Never, "another")
 	put(t, j, w, admitted)
 	sent := takeOnly(t, j, 0)
-	if sent.base != holding([]byte("v0"), never, "server") || sent.late.since != 0 {
+	if sent.expected != holding([]byte("v0"), clock.Never, "server") || sent.possibleLateWrites.since != 0 {
 		t.Errorf("a write that nobody sent is in the base, or expected late: %+v", sent)
 	}
 	settle(j, sent, foundUnsent, 1, 0)
@@ -816,16 +821,16 @@ func TestWhatATaskRemembersIsItsOwn(t *testing.T) {
 		func() task { return j.takeOne(hashed("k"), "k")[0] },
 	} {
 		sent := take()
-		before := slices.Clone(sent.late.sums)
-		_ = append(sent.late.sums, digest{1})
+		before := slices.Clone(sent.possibleLateWrites.sums)
+		_ = append(sent.possibleLateWrites.sums, digest{1})
 		seq := sent.seq + 1
 		value := fmt.Sprint("later", seq)
 		put(t, j, ambiguous(set("k", value, seq), 1), admitted)
-		_ = append(sent.late.sums, digest{2})
-		if !slices.Equal(sent.late.sums, before) {
+		_ = append(sent.possibleLateWrites.sums, digest{2})
+		if !slices.Equal(sent.possibleLateWrites.sums, before) {
 			t.Error("a later write changed what a task under way remembers")
 		}
-		if !remembers(j.shard(sent.hash).intents["k"].late, value) {
+		if !remembers(j.shard(sent.hash).intents["k"].possibleLateWrites, value) {
 			t.Error("a task under way changed what the journal remembers")
 		}
 		settle(j, sent, foundUnsent, 1, 0)
@@ -850,7 +855,7 @@ func TestAJournalOfItsDefaultSizeCostsLittleBesideKeysAndValues(t *testing.T) {
 		keys += int64(len(key))
 		value := bytes.Repeat([]byte{'v'}, size)
 		value[0], value[1] = byte(i), byte(i>>8)
-		w := write{key: key, value: value, deadline: never, seq: 1, base: holding(value, never, "server")}
+		w := write{key: key, value: value, deadline: clock.Never, seq: 1, expected: holding(value, clock.Never, "server")}
 		if offer(j, w) != admitted {
 			t.Fatal("refused")
 		}
@@ -931,7 +936,7 @@ func TestTheJournalSettlesWhateverHappensAtOnce(t *testing.T) {
 				key, s := name(n), &slots[n]
 				s.mu.Lock()
 				s.seq++
-				w := write{key: key, value: fmt.Appendf(nil, "%d:%d", g, i), deadline: never, seq: s.seq}
+				w := write{key: key, value: fmt.Appendf(nil, "%d:%d", g, i), deadline: clock.Never, seq: s.seq}
 				if rnd.IntN(3) == 0 {
 					w.value, w.del = nil, true
 				}
@@ -945,7 +950,7 @@ func TestTheJournalSettlesWhateverHappensAtOnce(t *testing.T) {
 				s.mu.Unlock()
 				switch rnd.IntN(4) {
 				case 0:
-					j.touch(hashed(key), key, now.Load(), never-rnd.Int64N(1000))
+					j.touch(hashed(key), key, now.Load(), clock.Never-rnd.Int64N(1000))
 				case 1:
 					j.get(hashed(key), key, now.Load())
 				}
@@ -984,8 +989,8 @@ func TestTheJournalSettlesWhateverHappensAtOnce(t *testing.T) {
 }
 
 func TestOnlyAWaitingSetThatNobodyElseExplainsIsComparedAndTheComparisonDecides(t *testing.T) {
-	at := func(b base) write { w := set("k", "v", 1); w.base = b; return w }
-	held := func(gone int64) base { return holding([]byte("base"), gone, "server") }
+	at := func(b expected) write { w := set("k", "v", 1); w.expected = b; return w }
+	held := func(gone int64) expected { return holding([]byte("base"), gone, "server") }
 	const now = 100
 	type decided struct{ absent, base, ours, other bool } // whether it is a delete then
 	any := decided{absent: false, base: true, other: true}
@@ -996,9 +1001,9 @@ func TestOnlyAWaitingSetThatNobodyElseExplainsIsComparedAndTheComparisonDecides(
 	}{
 		"nothing":           {arrange: func(*journal) {}},
 		"a set":             {func(j *journal) { put(t, j, set("k", "v", 1), admitted) }, true, any},
-		"over a base":       {func(j *journal) { put(t, j, at(held(never)), admitted) }, true, decided{absent: true, other: true}},
+		"over a base":       {func(j *journal) { put(t, j, at(held(clock.Never)), admitted) }, true, decided{absent: true, other: true}},
 		"over absence":      {func(j *journal) { put(t, j, at(holdingNothing("server")), admitted) }, true, any},
-		"of another server": {func(j *journal) { put(t, j, at(holding([]byte("base"), never, "another")), admitted) }, true, decided{other: true}},
+		"of another server": {func(j *journal) { put(t, j, at(holding([]byte("base"), clock.Never, "another")), admitted) }, true, decided{other: true}},
 		"the base ended":    {arrange: func(j *journal) { put(t, j, at(held(now)), admitted) }},
 		"a delete":          {arrange: func(j *journal) { put(t, j, del("k", 1), admitted) }},
 		"our own, late":     {arrange: func(j *journal) { put(t, j, ambiguous(set("k", "v", 1), 3), admitted) }},
@@ -1015,7 +1020,7 @@ func TestOnlyAWaitingSetThatNobodyElseExplainsIsComparedAndTheComparisonDecides(
 				j := roomyJournal()
 				tt.arrange(j)
 				keys, queued, size := j.keys.Load(), j.queued.Load(), j.bytes.Load()
-				if got := j.overruled(hashed("k"), "k", now); got != tt.want {
+				if got := j.invalidated(hashed("k"), "k", now); got != tt.want {
 					t.Fatalf("to be compared: %v", got)
 				}
 				wantGauges(t, j, keys, queued, size)
@@ -1046,12 +1051,12 @@ func TestOnlyAWaitingSetThatNobodyElseExplainsIsComparedAndTheComparisonDecides(
 func TestNewsThatComesBesideAComparisonIsComparedOnceMore(t *testing.T) {
 	j := roomyJournal()
 	w := set("k", "v", 1)
-	w.base = holding([]byte("base"), never, "server")
+	w.expected = holding([]byte("base"), clock.Never, "server")
 	put(t, j, w, admitted)
 	every := func(string) bool { return true }
-	j.overruled(hashed("k"), "k", 0)
+	j.invalidated(hashed("k"), "k", 0)
 	first := j.uncompared(hashed, every)
-	j.overruled(hashed("k"), "k", 0)
+	j.invalidated(hashed("k"), "k", 0)
 	if j.compared(first[0], []byte("base"), true, "server") {
 		t.Error("it is what it was")
 	}
@@ -1066,9 +1071,9 @@ func TestNewsThatComesBesideAComparisonIsComparedOnceMore(t *testing.T) {
 func TestADeleteThatWasToldIsNotUndoneBecauseTheValueWouldHaveEnded(t *testing.T) {
 	j := roomyJournal()
 	w := set("k", "v", 1)
-	w.base = holding([]byte("base"), int64(time.Hour), "server")
+	w.expected = holding([]byte("base"), int64(time.Hour), "server")
 	put(t, j, w, admitted)
-	if !j.overruled(hashed("k"), "k", 0) {
+	if !j.invalidated(hashed("k"), "k", 0) {
 		t.Fatal("it is not to be compared")
 	}
 	task := takeOnly(t, j, 0)

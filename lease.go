@@ -10,6 +10,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/flight"
+	"github.com/holdfast-cache/holdfast/internal/keyhash"
 	"github.com/redis/rueidis"
 )
 
@@ -103,15 +106,15 @@ func (c *Cache) lease(ctx context.Context, r *request, it *loadItem) (*lease, le
 	if r.o.Lease <= 0 || r.batch || !it.answered || c.routes == nil {
 		return nil, loadFreely
 	}
-	began := c.clock.now()
+	began := c.clock.Now()
 	l := &lease{name: c.leaseName(it.key), token: c.holder + rand.Text()}
 	news := make(chan struct{}, 1)
-	for _, h := range []keyHash{it.h, c.local.hash(l.name)} {
-		c.flights.listen(h, news)
-		defer c.flights.unlisten(h, news)
+	for _, h := range []keyhash.Hash{it.h, c.local.Hash(l.name)} {
+		c.flights.Listen(h, news)
+		defer c.flights.Unlisten(h, news)
 	}
 	for try := 0; ; try++ {
-		if !c.flights.keeps(it.f) {
+		if !c.flights.Keeps(it.f) {
 			return nil, loadFreely
 		}
 		// Before the server is asked, so that no break of the stream is missed.
@@ -121,7 +124,7 @@ func (c *Cache) lease(ctx context.Context, r *request, it *loadItem) (*lease, le
 		case a.found:
 			return nil, loadNot
 		case !a.answered:
-			c.flights.load(it.f, true)
+			c.flights.Load(it.f, true)
 			return nil, loadFreely
 		case a.held && a.told && c.findAgain(ctx, r, it):
 			c.giveBack(it.key, l)
@@ -130,15 +133,15 @@ func (c *Cache) lease(ctx context.Context, r *request, it *loadItem) (*lease, le
 			return l, loadLeased
 		case a.ours:
 			return nil, loadFreely
-		case r.early && !it.f.run.awaited():
+		case r.early && !it.f.Run.Awaited():
 			// Another process loads the key, and no caller waits here.
-			c.flights.end(it.f, Entry{}, errAgain, min(restTime, a.wait))
+			c.flights.End(it.f, Entry{}, flight.ErrAgain, min(restTime, a.wait))
 			return nil, loadNot
 		}
 		if try == 0 {
 			c.stats.leaseWaits.Add(1)
 		}
-		patience := r.o.Lease - time.Duration(c.clock.now()-began)
+		patience := r.o.Lease - time.Duration(c.clock.Now()-began)
 		if patience <= 0 {
 			return nil, loadFreely
 		}
@@ -152,7 +155,7 @@ func (c *Cache) lease(ctx context.Context, r *request, it *loadItem) (*lease, le
 		t.Stop()
 		switch {
 		case ctx.Err() != nil:
-			c.flights.abort(it.f, errAgain)
+			c.flights.Abort(it.f, flight.ErrAgain)
 			return nil, loadNot
 		case c.findAgain(ctx, r, it):
 			return nil, loadNot
@@ -164,13 +167,13 @@ func (c *Cache) lease(ctx context.Context, r *request, it *loadItem) (*lease, le
 
 // findAgain is find for a caller outside of the call gate.
 func (c *Cache) findAgain(ctx context.Context, r *request, it *loadItem) bool {
-	v := c.fence.visit()
-	defer v.leave()
+	v := c.inflight.Guard()
+	defer v.Leave()
 	if c.find(ctx, r, it, v) {
 		return true
 	}
-	if it.token.domain == nil { // ctx has ended: abandoned
-		c.flights.abort(it.f, errAgain)
+	if it.token.Scope == nil { // ctx has ended: abandoned
+		c.flights.Abort(it.f, flight.ErrAgain)
 		return true
 	}
 	return false
@@ -193,14 +196,14 @@ func (c *Cache) askLease(ctx context.Context, r *request, it *loadItem, l *lease
 	if s == nil {
 		return a
 	}
-	v := c.fence.visit()
-	defer v.leave()
-	if !v.open {
+	v := c.inflight.Guard()
+	defer v.Leave()
+	if !v.Open {
 		return a
 	}
-	now := c.clock.now()
-	c.flights.arm(it.f)
-	t := c.local.token(it.h, c.domainOf(it.key))
+	now := c.clock.Now()
+	c.flights.Arm(it.f)
+	t := c.local.Token(it.h, c.domainOf(it.key))
 	bounded, cancel := c.remote.bound(ctx, now)
 	defer cancel()
 	replies, o := c.remote.one(bounded, s, it.key, 5, func(b rueidis.Builder, _ *item, cmds []rueidis.Completed) []rueidis.Completed {
@@ -219,13 +222,13 @@ func (c *Cache) askLease(ctx context.Context, r *request, it *loadItem, l *lease
 	}
 	a.answered = true
 	a.held = !rueidis.IsRedisNil(replies[0].Error())
-	l.until = after(now, r.o.Lease)
+	l.until = clock.After(now, r.o.Lease)
 	if holder, err := replies[2].ToString(); err == nil && !a.held {
 		a.ours = strings.HasPrefix(holder, c.holder)
 	}
 	ms, _ := replies[1].AsInt64()
 	a.wait = max(millis(ms), time.Millisecond)
-	if !s.tells(l.name) {
+	if !s.tracks(l.name) {
 		a.wait = min(a.wait, max(r.o.Lease/10, time.Millisecond))
 	}
 	if val, got := readValue(replies[3:], o); !r.early && got.class == classOK && val.found {
@@ -235,14 +238,14 @@ func (c *Cache) askLease(ctx context.Context, r *request, it *loadItem, l *lease
 				c.giveBack(it.key, l)
 			}
 			a.found = true
-			c.flights.end(it.f, e, nil, 0)
+			c.flights.End(it.f, e, nil, 0)
 			return a
 		}
-		it.base, it.seen = digestOf(e.Value), c.local.get(it.h) // to be overwritten if unchanged
+		it.base, it.seen = digestOf(e.Value), c.local.Get(it.h) // to be overwritten if unchanged
 	} else if !r.early {
 		it.base = ""
 	}
-	a.told = !c.flights.load(it.f, false)
+	a.told = !c.flights.Load(it.f, false)
 	return a
 }
 
@@ -257,12 +260,12 @@ func (c *Cache) giveBack(key string, l *lease) {
 	if s == nil {
 		return // the lease expires by itself
 	}
-	bounded, cancel := c.remote.bound(context.Background(), c.clock.now())
+	bounded, cancel := c.remote.bound(context.Background(), c.clock.Now())
 	defer cancel()
 	_, o := c.remote.one(bounded, s, key, 1, func(b rueidis.Builder, _ *item, cmds []rueidis.Completed) []rueidis.Completed {
 		return append(cmds, l.command(b, key, "release", "", nil, 0))
 	})
-	if o.class == classCommand && !l.outlived(c.clock.now()) {
+	if o.class == classCommand && !l.outlived(c.clock.Now()) {
 		c.remote.one(bounded, s, key, 1, func(b rueidis.Builder, _ *item, cmds []rueidis.Completed) []rueidis.Completed {
 			return append(cmds, b.Del().Key(l.name).Build())
 		})

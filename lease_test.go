@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/flight"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/redis/rueidis"
 )
@@ -190,9 +191,9 @@ func TestOnlyOneOfAFleetRefreshes(t *testing.T) {
 	}
 	for _, c := range cs {
 		ask(c)
-		h := c.local.hash("k")
+		h := c.local.Hash("k")
 		// As if it had been read long ago.
-		c.local.get(h).confirmed.Store(c.clock.now() - int64(time.Hour))
+		c.local.Get(h).Confirmed.Store(c.clock.Now() - int64(time.Hour))
 	}
 	for range 10 {
 		for _, c := range cs {
@@ -204,13 +205,13 @@ func TestOnlyOneOfAFleetRefreshes(t *testing.T) {
 	redistest.WaitFor(t, time.Minute, "one to load and the others to give way", func() bool {
 		gaveWay := 0
 		for _, c := range cs {
-			h := c.local.hash("k")
-			sh := c.flights.shard(h)
-			sh.mu.Lock()
-			if f := sh.flights[h]; f != nil && f.phase == resting {
+			h := c.local.Hash("k")
+			sh := c.flights.Shard(h)
+			sh.Mu.Lock()
+			if f := sh.Flights[h]; f != nil && f.Phase == flight.Resting {
 				gaveWay++
 			}
-			sh.mu.Unlock()
+			sh.Mu.Unlock()
 			ask(c)
 		}
 		return loads.Load() == 1 && gaveWay == 2

@@ -8,13 +8,14 @@ import (
 	"strings"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/redis/rueidis"
 )
 
 // Health returns the last known state of Redis. It does no I/O and does not block. Without a
 // Redis configured the state is Up.
 func (c *Cache) Health() Health {
-	if c.fence.closed.Load() {
+	if c.inflight.Closed.Load() {
 		h := Health{State: Closed}
 		if c.routes != nil {
 			h = c.routes.health()
@@ -23,13 +24,13 @@ func (c *Cache) Health() Health {
 		return h
 	}
 	if c.routes == nil {
-		return Health{State: Up, Writable: true, Since: c.clock.base.Add(time.Hour)}
+		return Health{State: Up, Writable: true, Since: c.clock.Base.Add(time.Hour)}
 	}
 	h := c.routes.health()
 	h.JournalKeys = int(c.journal.keys.Load())
 	h.HeldKeys = int(c.journal.held.n.Load())
 	if since := c.journal.heldSince(); since != 0 {
-		h.HeldSince = time.Now().Add(-time.Duration(c.clock.now() - since))
+		h.HeldSince = time.Now().Add(-time.Duration(c.clock.Now() - since))
 	}
 	h.JournalError = c.journal.err()
 	return h
@@ -42,15 +43,15 @@ func (c *Cache) Health() Health {
 // that fails; an attempt that failed within Breaker.MinBackoff is not repeated. Check waits
 // for Options.Timeout at most for an attempt, and as long again for the probe.
 func (c *Cache) Check(ctx context.Context) error {
-	guard, open := c.fence.enter()
-	defer guard.leave()
+	guard, open := c.inflight.Enter()
+	defer guard.Leave()
 	if err := enterable(ctx, open); err != nil {
 		return err
 	}
 	if c.routes == nil {
 		return nil
 	}
-	bounded, cancel := c.remote.bound(ctx, c.clock.now())
+	bounded, cancel := c.remote.bound(ctx, c.clock.Now())
 	defer cancel()
 	c.makeSure(bounded)
 	if err := ctx.Err(); err != nil {
@@ -66,7 +67,7 @@ func (c *Cache) Check(ctx context.Context) error {
 		}
 	}
 	if len(items) > 0 {
-		bounded, cancel := c.remote.bound(ctx, c.clock.now())
+		bounded, cancel := c.remote.bound(ctx, c.clock.Now())
 		defer cancel()
 		build := func(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed {
 			return probeCommands(b, it.key, cmds)
@@ -75,7 +76,7 @@ func (c *Cache) Check(ctx context.Context) error {
 			if o.class == classOK && len(replies) > 1 {
 				o.class, o.err = probed(context.Background(), replies)
 			}
-			if err := c.decided("check", "", o); err != nil {
+			if err := c.asError("check", "", o); err != nil {
 				errs.errs = append(errs.errs, err)
 			}
 		})
@@ -120,7 +121,7 @@ func (c *Cache) WaitReady(ctx context.Context) error {
 		return errNilContext
 	}
 	if c.routes == nil {
-		return enterable(ctx, !c.fence.closed.Load())
+		return enterable(ctx, !c.inflight.Closed.Load())
 	}
 	c.routes.waiting.Add(1)
 	defer c.routes.waiting.Add(-1)
@@ -146,7 +147,7 @@ func (c *Cache) WaitReady(ctx context.Context) error {
 // Health.JournalKeys, until it was checked a second time; Drain does not wait for that. The
 // error is the context's own, ErrClosed, or the error of Journal.Dir.
 func (c *Cache) Drain(ctx context.Context) error {
-	if err := enterable(ctx, !c.fence.closed.Load()); err != nil {
+	if err := enterable(ctx, !c.inflight.Closed.Load()); err != nil {
 		return err
 	}
 	return c.drain(ctx)
@@ -184,9 +185,9 @@ func (c *Cache) swept(ctx context.Context) error {
 func (c *Cache) Stats() Stats {
 	r := statSource{
 		counters:     &c.stats,
-		guardHits:    c.fence.hits(),
-		localEvicted: c.local.evicted.Load(),
-		localDropped: c.local.dropped.Load(),
+		guardHits:    c.inflight.Hits(),
+		localEvicted: c.local.Evicted.Load(),
+		localDropped: c.local.Dropped.Load(),
 		journalKeys:  c.journal.keys.Load(),
 		journalBytes: c.journal.bytes.Load(),
 		heldKeys:     c.journal.held.n.Load(),
@@ -194,10 +195,10 @@ func (c *Cache) Stats() Stats {
 	if c.routes != nil {
 		r.breakerOpens = c.routes.opens()
 	}
-	guard, open := c.fence.enter()
-	defer guard.leave()
+	guard, open := c.inflight.Enter()
+	defer guard.Leave()
 	if open { // ristretto must not be asked beside its Close
-		r.localBytes, r.localEntries = c.local.bytes(), c.local.len()
+		r.localBytes, r.localEntries = c.local.Bytes(), c.local.Len()
 	}
 	return r.snapshot()
 }
@@ -232,7 +233,7 @@ const (
 // Further calls of Close wait for the first and return nil. Every other call returns
 // ErrClosed.
 func (c *Cache) Close() error {
-	if !c.fence.close() {
+	if !c.inflight.Close() {
 		if c.shutting.Load() {
 			c.cancel() // ends the Shutdown's drain
 		}
@@ -242,7 +243,7 @@ func (c *Cache) Close() error {
 	return c.end(c.deliver(), false)
 }
 
-// end does the rest of Close or Shutdown: the fence is closed, and the delivery is over. why
+// end does the rest of Close or Shutdown: the call gate is closed, and the delivery is over. why
 // is the cause why the journal is not empty, if it is not.
 func (c *Cache) end(why error, shutdown bool) error {
 	defer close(c.closed)
@@ -261,15 +262,15 @@ func (c *Cache) end(why error, shutdown bool) error {
 	c.keeper.spawn("journal", func() { unsaved = c.journal.close() })
 	onDisk := c.keeper.wait(diskLimit)
 	if slow.err() == nil {
-		c.local.close()
+		c.local.Close()
 	} else {
 		// A call may still be inside, and ristretto panics when it is closed beside a call.
 		// So it is closed after the last call has left.
 		c.closer.spawn("closer", func() {
-			c.fence.wait(never)
-			c.workers.wait(never)
-			c.flusher.wait(never)
-			c.local.close()
+			c.inflight.Wait(clock.Never)
+			c.workers.wait(clock.Never)
+			c.flusher.wait(clock.Never)
+			c.local.Close()
 		})
 	}
 	if !onDisk {
@@ -286,9 +287,9 @@ func (c *Cache) end(why error, shutdown bool) error {
 // wait. It returns false after that.
 func (c *Cache) left() bool {
 	if c.journal.file == nil {
-		return c.fence.wait(never)
+		return c.inflight.Wait(clock.Never)
 	}
-	return c.fence.wait(diskLimit)
+	return c.inflight.Wait(diskLimit)
 }
 
 // Shutdown refuses new calls with ErrClosed, waits for the calls in flight, drains the journal
@@ -296,7 +297,7 @@ func (c *Cache) left() bool {
 // it returns an *UndeliveredError that counts them. A Close beside it cuts the drain short.
 func (c *Cache) Shutdown(ctx context.Context) error {
 	c.shutting.Store(true)
-	if !c.fence.close() {
+	if !c.inflight.Close() {
 		c.shutting.Store(false)
 		<-c.closed
 		return ErrClosed

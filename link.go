@@ -3,10 +3,12 @@ package holdfast
 import (
 	"context"
 	"errors"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/local"
 )
 
 // link is the connection to one Redis server. One goroutine, the supervisor, builds sessions,
@@ -38,8 +40,8 @@ type link struct {
 	idle    time.Duration // time after the last use until the link rests
 	linkEnv
 
-	replayer *replayer // replays the journal's intents for this link
-	owned    *owned    // dedicated connections of callers
+	replayer *replayer      // replays the journal's intents for this link
+	owned    *dedicatedPool // dedicated connections of callers
 
 	credentials credentials
 
@@ -54,12 +56,12 @@ type link struct {
 	last   atomic.Pointer[string]  // run id of the last server that served
 	signal chan struct{}           // wakes the supervisor; capacity 1
 
-	used    atomic.Bool // a call needed Redis since the supervisor last checked
-	parked  atomic.Bool // the supervisor sleeps until a use
-	quiet   atomic.Bool // no call for MaxBackoff, at the supervisor's last check
-	refused atomic.Bool // a write was refused since the supervisor last checked
-	asked   atomic.Bool // a probe was requested
-	vouched atomic.Bool // the invalidation stream was unbroken
+	used           atomic.Bool // a call needed Redis since the supervisor last checked
+	parked         atomic.Bool // the supervisor sleeps until a use
+	quiet          atomic.Bool // no call for MaxBackoff, at the supervisor's last check
+	refused        atomic.Bool // a write was refused since the supervisor last checked
+	asked          atomic.Bool // a probe was requested
+	streamUnbroken atomic.Bool // the invalidation stream was unbroken
 
 	silence    int64                  // silence of the server, in ns, after which no copy is fresh
 	heardUntil atomic.Int64           // when that silence ends; copied to the epoch scopes
@@ -83,9 +85,9 @@ type link struct {
 	// The supervisor alone uses these fields.
 	session  *session
 	served   *session // the last session that the gate was opened to
-	schedule backoff
-	excuses  int64   // time up to which losses are already excused
-	resting  backoff // back-off while the link rests
+	schedule clock.Backoff
+	excuses  int64         // time up to which losses are already excused
+	resting  clock.Backoff // back-off while the link rests
 	causes   causes
 	probing  string // key of the probe
 	bare     bool   // open the next session bare; see session.bare
@@ -94,7 +96,7 @@ type link struct {
 	skipScripts bool
 	keyCounts   keyCounts // keys in each database, at the last count
 	keyCountsOf *session  // the session that counted them
-	untold      string    // why the server does not track, as last logged
+	trackingErr string    // why the server does not track, as last logged
 
 	introduction introduction
 
@@ -108,7 +110,7 @@ type link struct {
 // leave; only where and fits may block. The others do not block and are safe from any
 // goroutine.
 type linkEnv struct {
-	clock    clock
+	clock    clock.Clock
 	stats    *counters
 	notify   *notifier
 	sessions *atomic.Uint64 // numbers the sessions of all links
@@ -135,9 +137,9 @@ type linkEnv struct {
 	// only because the link receives invalidations.
 	hits func() uint64
 	// domains calls each for the epoch scopes that this link keeps valid.
-	domains func(each func(*domain))
+	domains func(each func(*local.EpochScope))
 	// told handles an invalidation of key. serving: it came over the session that serves.
-	told func(key string, serving bool)
+	onInvalidation func(key string, serving bool)
 	// listeners receive the server's invalidations.
 	listeners *listeners
 	// emptied handles a flush that the serving server reported.
@@ -191,9 +193,9 @@ func newLink(o Options, env linkEnv) *link {
 		linkEnv:  env,
 		idle:     10 * o.Breaker.MaxBackoff,
 		signal:   make(chan struct{}, 1),
-		schedule: backoff{min: o.Breaker.MinBackoff, max: o.Breaker.MaxBackoff},
+		schedule: clock.Backoff{Min: o.Breaker.MinBackoff, Max: o.Breaker.MaxBackoff},
 		silence:  int64(o.silence()),
-		resting:  backoff{min: o.Breaker.MaxBackoff, max: max(o.Breaker.MaxBackoff, restMost)},
+		resting:  clock.Backoff{Min: o.Breaker.MaxBackoff, Max: max(o.Breaker.MaxBackoff, restMost)},
 	}
 	l.moment.Store(newMoment(true, o.Timeout))
 	l.owned = newOwned(l)
@@ -253,22 +255,22 @@ func (l *link) shut() {
 		l.look() // an attempt failed: the gate was shut already
 		return
 	}
-	l.doubt() // before any caller can see that the circuit is open
+	l.suspect() // before any caller can see that the circuit is open
 	if s := l.gate.Swap(nil); s != nil && l.busy.Load() != s {
 		s.endPeriod(errTripped)
 	}
-	l.doubt() // entries filled in between
+	l.suspect() // entries filled in between
 	l.look()
 }
 
 // lostSession runs on the goroutine that detects the loss, which can be any.
 func (l *link) lostSession(s *session) {
 	if l.gate.Load() == s {
-		l.doubt() // as in shut
+		l.suspect() // as in shut
 	}
 	if l.gate.CompareAndSwap(s, nil) {
-		l.lostAt.Store(l.clock.now())
-		l.doubt()
+		l.lostAt.Store(l.clock.Now())
+		l.suspect()
 		if l.quiet.Load() && !l.used.Load() {
 			l.openMoment()
 		}
@@ -279,13 +281,13 @@ func (l *link) lostSession(s *session) {
 	l.look()
 }
 
-// doubt notes that the invalidation stream is broken or unwatched: every entry filled from it
+// suspect notes that the invalidation stream is broken or unwatched: every entry filled from it
 // becomes suspect and must be read again. This keeps law 5.
-func (l *link) doubt() {
-	if l.vouched.Swap(false) {
+func (l *link) suspect() {
+	if l.streamUnbroken.Swap(false) {
 		l.stats.streamLosses.Add(1)
 	}
-	l.domains((*domain).doubt)
+	l.domains((*local.EpochScope).Suspect)
 	l.interrupt()
 }
 
@@ -343,7 +345,7 @@ func (l *link) noteRefusal(s *session, err error) {
 	l.setError(err)
 	if s.refuse(err) {
 		if s.replica.Load() {
-			l.doubt() // the server is a replica: its copies may be stale
+			l.suspect() // the server is a replica: its copies may be stale
 		}
 		l.refused.Store(true)
 		l.look()
@@ -436,7 +438,7 @@ func (l *link) apply(ev event, err error) {
 
 // newCause reports whether the failure of an attempt has a cause that must be reported; see causes.
 func (l *link) newCause(err error) bool {
-	return err != nil && !errors.Is(err, errAllKnown) && l.causes.news(err.Error(), l.clock.now())
+	return err != nil && !errors.Is(err, errAllKnown) && l.causes.news(err.Error(), l.clock.Now())
 }
 
 // supervise is the supervisor's loop. It returns when ctx ends, with every connection closed.
@@ -444,9 +446,9 @@ func (l *link) supervise(ctx context.Context) {
 	defer func() {
 		l.gate.Store(nil)
 		l.busy.Store(nil)
-		l.doubt()
-		l.failedAt.Store(never) // no call waits for another attempt
-		l.failedFrom.Store(never)
+		l.suspect()
+		l.failedAt.Store(clock.Never) // no call waits for another attempt
+		l.failedFrom.Store(clock.Never)
 		l.endMoment()
 		l.discard()
 		l.leave()
@@ -455,7 +457,7 @@ func (l *link) supervise(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var (
-		due     = l.clock.now() // when the next attempt is due
+		due     = l.clock.Now() // when the next attempt is due
 		begun   = due           // when the last attempt began
 		lastUse = due           // New counts as a use
 		atRest  bool
@@ -465,49 +467,49 @@ func (l *link) supervise(ctx context.Context) {
 	)
 	for {
 		l.resolveFlush(ctx)
-		now := l.clock.now()
+		now := l.clock.Now()
 		if n := l.hits(); l.used.Swap(false) || n != hits {
 			lastUse, hits = now, n
 			l.wakened()
-		} else if now-lastUse >= int64(l.schedule.max) {
+		} else if now-lastUse >= int64(l.schedule.Max) {
 			l.quiet.Store(true)
 		}
 		if l.observe() {
 			// The link broke. If it was up for MaxBackoff or more, its schedule starts again; a
 			// link that flaps keeps backing off.
-			if now-stable >= int64(l.schedule.max) {
-				l.schedule.reset()
+			if now-stable >= int64(l.schedule.Max) {
+				l.schedule.Reset()
 			}
-			due = now + int64(l.schedule.next())
+			due = now + int64(l.schedule.Next())
 		}
 		if l.excused.Swap(false) && l.excuse(now) {
 			// One command caused the loss; the other calls must not wait for it.
-			l.schedule.reset()
+			l.schedule.Reset()
 			if l.session == nil {
 				due = now
 			}
 		}
 		if l.refused.Swap(false) && l.state() == Up {
 			l.apply(evRefused, nil)
-			if now-stable >= int64(l.schedule.max) {
-				l.schedule.reset()
+			if now-stable >= int64(l.schedule.Max) {
+				l.schedule.Reset()
 			}
-			due = now + int64(l.schedule.next())
+			due = now + int64(l.schedule.Next())
 		}
 
 		if s := l.gate.Load(); l.asked.Swap(false) && s != nil && !s.replica.Load() {
-			due = min(due, begun+int64(l.schedule.min))
+			due = min(due, begun+int64(l.schedule.Min))
 		}
 
 		wanted := now-lastUse < int64(l.idle) || l.wanted() || l.owned.inUse()
 		switch {
 		case wanted && atRest:
-			due = min(due, begun+int64(l.schedule.max))
+			due = min(due, begun+int64(l.schedule.Max))
 		case !wanted && !atRest && l.gate.Load() != nil && l.state() == Up:
-			due = max(due, begun+int64(l.resting.max))
+			due = max(due, begun+int64(l.resting.Max))
 		}
 		if atRest = !wanted; wanted {
-			l.resting.reset()
+			l.resting.Reset()
 			doubted = false
 		}
 		if m := l.moment.Load(); m != nil && m.asked.Swap(false) {
@@ -518,12 +520,12 @@ func (l *link) supervise(ctx context.Context) {
 			begun = now
 			interval := l.reach(ctx)
 			if !up && l.state() == Up {
-				stable = l.clock.now()
+				stable = l.clock.Now()
 			}
 			if atRest {
 				interval = l.restFor(interval)
 			}
-			due = max(now+int64(interval), l.clock.now())
+			due = max(now+int64(interval), l.clock.Now())
 			if ctx.Err() != nil {
 				return
 			}
@@ -544,7 +546,7 @@ func (l *link) supervise(ctx context.Context) {
 			// Probes are rare from here on, so a silent break of the stream would stay unnoticed
 			// for long. After doubt the next reader asks Redis, which wakes the supervisor.
 			if s := l.gate.Load(); s != nil && s.tracked && !doubted {
-				l.doubt()
+				l.suspect()
 				doubted = true
 			}
 		}
@@ -578,12 +580,12 @@ func (l *link) wakened() {
 func (l *link) restFor(interval time.Duration) time.Duration {
 	switch {
 	case l.gate.Load() == nil, l.state() != Up:
-		return max(interval, l.resting.next()) // a ReadOnly server may soon accept writes
-	case interval <= l.schedule.min:
+		return max(interval, l.resting.Next()) // a ReadOnly server may soon accept writes
+	case interval <= l.schedule.Min:
 		return interval // repeat an unanswered probe soon
 	}
-	l.resting.reset()
-	return l.resting.max
+	l.resting.Reset()
+	return l.resting.Max
 }
 
 func (l *link) state() State {
@@ -608,8 +610,8 @@ func (l *link) observe() bool {
 	l.breaker.trip() // a lost connection opens the circuit at once
 	if lost && serving && l.mending() {
 		l.setError(err)
-		l.listeners.told(nil) // the state does not change, so nothing else informs them
-		return true           // it becomes Down only if the new attempt fails
+		l.listeners.onInvalidation(nil) // the state does not change, so nothing else informs them
+		return true                     // it becomes Down only if the new attempt fails
 	}
 	l.apply(evLost, err)
 	return serving
@@ -629,12 +631,4 @@ func (l *link) server() string {
 		return *id
 	}
 	return ""
-}
-
-// refuse notes why the server refuses writes. It reports whether the server accepted them until
-// now.
-func (s *session) refuse(err error) bool {
-	s.replica.Store(strings.Contains(err.Error(), "READONLY"))
-	s.deletable.Store(strings.HasPrefix(err.Error(), "OOM"))
-	return s.writable.Swap(false)
 }

@@ -9,6 +9,9 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/local"
 )
 
 // linkTable is the table of link.go, cell by cell. Where it has no answer, since
@@ -101,9 +104,9 @@ func TestADeposedMasterTakesNoWriteWhileTheNewOneIsDialled(t *testing.T) {
 		return nil, errors.New("nobody there")
 	}
 	l = newLink(o, linkEnv{
-		clock: newClock(), stats: &st, notify: newNotifier(o, &st), sessions: new(atomic.Uint64),
+		clock: clock.Start(), stats: &st, notify: newNotifier(o, &st), sessions: new(atomic.Uint64),
 		where:      func(context.Context, bool) (string, error) { return "new:1", nil },
-		disbelieve: func() {}, domains: func(func(*domain)) {}, changed: func(StateChange) {},
+		disbelieve: func() {}, domains: func(func(*local.EpochScope)) {}, changed: func(StateChange) {},
 	})
 	l.mu.health.State = Up
 	l.session = old

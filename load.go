@@ -5,6 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/flight"
+	"github.com/holdfast-cache/holdfast/internal/inflight"
+	"github.com/holdfast-cache/holdfast/internal/keyhash"
+	"github.com/holdfast-cache/holdfast/internal/local"
 )
 
 // LoadFunc loads a value from the source of truth. had is the copy that this process
@@ -64,21 +70,21 @@ func (p *PanicError) Unwrap() error {
 //
 // The bytes may be shared: read them, do not write to them.
 func (c *Cache) GetOrLoad(ctx context.Context, key string, ttl time.Duration, load func(context.Context) ([]byte, error)) ([]byte, error) {
-	sh, open := c.fence.enter()
+	sh, open := c.inflight.Enter()
 	if err := loadable(ctx, open, ttl, load == nil); err != nil {
-		sh.leave()
+		sh.Leave()
 		return nil, loadError("getorload", key, err)
 	}
-	h, now := c.local.hash(key), c.clock.now()
+	h, now := c.local.Hash(key), c.clock.Now()
 	e, fresh := c.look(h, key, now)
 	if fresh {
-		if part := c.opts.Load.EarlyRefresh; part > 0 && refreshDue(now, e.confirmed.Load(), e.expires.Load(), ttl, part) {
+		if part := c.opts.Load.EarlyRefresh; part > 0 && refreshDue(now, e.Confirmed.Load(), e.Expires.Load(), ttl, part) {
 			c.refresh(ctx, newRequest("getorload", key, h, ttl, c.opts.Load, plainly(load)))
 		}
-		sh.hit()
-		return e.bytes(), nil
+		sh.Hit()
+		return e.Bytes(), nil
 	}
-	v := visit{&c.fence, sh, true}
+	v := inflight.Guard{Gate: &c.inflight, Shard: sh, Open: true}
 	got, err := c.loaded(ctx, newRequest("getorload", key, h, ttl, c.opts.Load, plainly(load)), &v)
 	c.counted(got, err)
 	return got.Value, err
@@ -96,32 +102,32 @@ func (c *Cache) GetOrLoadWith(ctx context.Context, key string, ttl time.Duration
 // refuses counts as missing and is written over. nil accepts every value. The zero fields
 // of o have been replaced by the Cache's. again: an earlier try of the same read was counted.
 func (c *Cache) load(ctx context.Context, op, key string, ttl time.Duration, o LoadOptions, accepts usable, load LoadFunc, again bool) (Entry, error) {
-	sh, open := c.fence.enter()
+	sh, open := c.inflight.Enter()
 	if err := loadable(ctx, open, ttl, load == nil); err != nil {
-		sh.leave()
+		sh.Leave()
 		return Entry{}, loadError(op, key, err)
 	}
-	v := visit{&c.fence, sh, true}
-	defer v.leave()
-	h, now := c.local.hash(key), c.clock.now()
+	v := inflight.Guard{Gate: &c.inflight, Shard: sh, Open: true}
+	defer v.Leave()
+	h, now := c.local.Hash(key), c.clock.Now()
 	e, fresh := c.look(h, key, now)
-	fresh = fresh && accepts.of(key, e.bytes(), &v)
-	if !v.open {
+	fresh = fresh && accepts.of(key, e.Bytes(), &v)
+	if !v.Open {
 		if !again {
 			c.counted(Entry{}, ErrClosed)
 		}
 		return Entry{}, ErrClosed
 	}
 	if fresh {
-		if part := o.EarlyRefresh; part > 0 && refreshDue(now, e.confirmed.Load(), e.expires.Load(), ttl, part) {
+		if part := o.EarlyRefresh; part > 0 && refreshDue(now, e.Confirmed.Load(), e.Expires.Load(), ttl, part) {
 			c.refresh(ctx, newRequest(op, key, h, ttl, o, load))
 		}
 		if again {
-			v.leave()
+			v.Leave()
 		} else {
-			v.hit()
+			v.Hit()
 		}
-		return Entry{Value: e.bytes(), Tier: Local, TTL: left(now, e.expires.Load())}, nil
+		return Entry{Value: e.Bytes(), Tier: Local, TTL: clock.Left(now, e.Expires.Load())}, nil
 	}
 	if err := o.validateWithin(c.opts.Load); err != nil {
 		return Entry{}, loadError(op, key, errors.Join(err...))
@@ -173,38 +179,38 @@ type loaderOf struct{}
 
 // runOf returns the run whose loader has this context, of this Cache or another, or
 // nil.
-func runOf(ctx context.Context) *run {
-	r, _ := ctx.Value(loaderOf{}).(*run)
+func runOf(ctx context.Context) *flight.Run[Entry] {
+	r, _ := ctx.Value(loaderOf{}).(*flight.Run[Entry])
 	return r
 }
 
 // loaded answers a call that found no fresh local copy. It ends the visit before it
 // waits for a load, because a load may take long and Close must not wait for it.
-func (c *Cache) loaded(ctx context.Context, r *request, v *visit) (Entry, error) {
-	defer v.leave()
+func (c *Cache) loaded(ctx context.Context, r *request, v *inflight.Guard) (Entry, error) {
+	defer v.Leave()
 	it, parent := &r.items[0], runOf(ctx)
 	for {
 		if c.knownAbsent(it.h, r) {
 			return Entry{}, loadError(r.op, it.key, ErrNotFound)
 		}
-		f, as, err := c.flights.join(it.h, newRun(), parent)
+		f, as, err := c.flights.Join(it.h, flight.NewRun[Entry](), parent)
 		if err != nil {
 			return Entry{}, loadError(r.op, it.key, err)
 		}
 		switch as {
-		case leads:
+		case flight.Leader:
 			it.f = f
 			if r.reload {
-				f.run.want() // it goes on if the caller leaves
+				f.Run.Want() // it goes on if the caller leaves
 			}
 			c.lead(ctx, r, it, parent, v)
-			v.leave()
+			v.Leave()
 			return c.await(ctx, r, it, f, parent)
-		case waits:
-			v.leave()
+		case flight.Follower:
+			v.Leave()
 			if r.reload && !r.mayShare { // the load began before this call
 				err := c.over(ctx, f)
-				c.flights.leave(f, parent)
+				c.flights.Leave(f, parent)
 				if err != nil {
 					return Entry{}, err
 				}
@@ -212,21 +218,21 @@ func (c *Cache) loaded(ctx context.Context, r *request, v *visit) (Entry, error)
 			}
 			c.stats.loadsShared.Add(1)
 			return c.await(ctx, r, it, f, parent)
-		case yields:
-			v.leave()
+		case flight.RetryAfterWrite:
+			v.Leave()
 			if err := c.over(ctx, f); err != nil {
 				return Entry{}, err
 			}
 			return c.again(ctx, r.anew(it))
-		case rests:
+		case flight.CoolingDown:
 			e, ok := c.standIn(r, it, v)
 			switch {
 			case ok:
 				return e, nil
-			case !v.open:
+			case !v.Open:
 				return Entry{}, ErrClosed
 			}
-			c.flights.remove(f)
+			c.flights.Remove(f)
 		}
 	}
 }
@@ -234,12 +240,12 @@ func (c *Cache) loaded(ctx context.Context, r *request, v *visit) (Entry, error)
 // lead looks for the key of a new flight in the tiers, and starts the load if they do
 // not have it. A codec may end the goroutine meanwhile (runtime.Goexit). Then the other
 // callers of the flight begin again.
-func (c *Cache) lead(ctx context.Context, r *request, it *loadItem, parent *run, v *visit) {
+func (c *Cache) lead(ctx context.Context, r *request, it *loadItem, parent *flight.Run[Entry], v *inflight.Guard) {
 	led := false
 	defer func() {
 		if !led {
-			c.flights.abort(it.f, errAgain)
-			c.flights.leave(it.f, parent)
+			c.flights.Abort(it.f, flight.ErrAgain)
+			c.flights.Leave(it.f, parent)
 		}
 	}()
 	if !c.find(ctx, r, it, v) {
@@ -250,12 +256,12 @@ func (c *Cache) lead(ctx context.Context, r *request, it *loadItem, parent *run,
 
 // knownAbsent reports whether a loader has returned ErrNotFound for the key lately. A
 // Refresh loads all the same.
-func (c *Cache) knownAbsent(h keyHash, r *request) bool {
+func (c *Cache) knownAbsent(h keyhash.Hash, r *request) bool {
 	if r.o.NotFoundTTL <= 0 || r.reload {
 		return false
 	}
-	e := c.local.get(h)
-	if e == nil || !e.absent(c.clock.now()) {
+	e := c.local.Get(h)
+	if e == nil || !e.Absent(c.clock.Now()) {
 		return false
 	}
 	return true
@@ -267,54 +273,54 @@ const findTries = 3
 // find looks for the key of a flight in the tiers, for the flight's leader. It returns
 // true if the flight has ended, with a value, an error, or because the Cache is closed.
 // If it returns false, the loader must be called, and the visit is still open.
-func (c *Cache) find(ctx context.Context, r *request, it *loadItem, v *visit) bool {
+func (c *Cache) find(ctx context.Context, r *request, it *loadItem, v *inflight.Guard) bool {
 	for try := 1; ; try++ {
-		if !v.open {
-			c.flights.abort(it.f, ErrClosed)
+		if !v.Open {
+			c.flights.Abort(it.f, ErrClosed)
 			return true
 		}
-		c.flights.arm(it.f)
+		c.flights.Arm(it.f)
 		it.base = ""
 		if c.knownAbsent(it.h, r) {
-			return c.flights.end(it.f, Entry{}, loadError(r.op, it.key, ErrNotFound), 0)
+			return c.flights.End(it.f, Entry{}, loadError(r.op, it.key, ErrNotFound), 0)
 		}
-		now := c.clock.now()
-		it.token = c.local.token(it.h, c.domainOf(it.key))
-		it.seen = c.local.get(it.h)
+		now := c.clock.Now()
+		it.token = c.local.Token(it.h, c.domainOf(it.key))
+		it.seen = c.local.Get(it.h)
 		e, fresh := c.look(it.h, it.key, now)
-		if fresh && r.usable.of(it.key, e.bytes(), v) {
-			return c.flights.end(it.f, Entry{Value: e.bytes(), Tier: Local, TTL: left(now, e.expires.Load())}, nil, 0)
-		} else if !v.open {
+		if fresh && r.usable.of(it.key, e.Bytes(), v) {
+			return c.flights.End(it.f, Entry{Value: e.Bytes(), Tier: Local, TTL: clock.Left(now, e.Expires.Load())}, nil, 0)
+		} else if !v.Open {
 			continue
 		}
 		got, err := c.read(ctx, r.op, it.h, it.key, now, e)
 		switch {
 		case err == nil && !got.Stale && r.usable.of(it.key, got.Value, v):
-			return c.flights.end(it.f, got, nil, 0)
-		case !v.open:
+			return c.flights.End(it.f, got, nil, 0)
+		case !v.Open:
 			continue
 		case err == nil && got.Tier == Remote:
-			it.base, it.seen = digestOf(got.Value), c.local.get(it.h)
+			it.base, it.seen = digestOf(got.Value), c.local.Get(it.h)
 		case err != nil && err == ctx.Err():
 			// This caller leaves. Other callers may wait for the flight: begin
 			// finds out, and reads again for them.
-			it.token = token{}
+			it.token = local.Token{}
 			return false
 		case err != nil && err != ErrMiss && !refusesKey(err):
-			return c.flights.end(it.f, Entry{}, err, 0)
+			return c.flights.End(it.f, Entry{}, err, 0)
 		}
 		// A key that Redis refuses is loaded all the same.
 		it.refused = err != nil && err != ErrMiss
 		it.answered = !it.refused && !got.Degraded
-		if c.flights.load(it.f, try == findTries) {
+		if c.flights.Load(it.f, try == findTries) {
 			return false
 		}
 	}
 }
 
-func (c *Cache) domainOf(key string) *domain {
+func (c *Cache) domainOf(key string) *local.EpochScope {
 	if c.routes == nil {
-		return &c.local.home
+		return &c.local.StandaloneScope
 	}
 	return &c.routes.of(key).domain
 }
@@ -322,15 +328,15 @@ func (c *Cache) domainOf(key string) *domain {
 // begin starts the load of the request on a goroutine of its own. The caller is counted
 // in.
 func (c *Cache) begin(ctx context.Context, r *request) {
-	if !c.loaders.spawn("loader", func() { c.fly(ctx, r) }) {
+	if !c.loaders.spawn("loader", func() { c.runLoad(ctx, r) }) {
 		c.giveUp(r, refs(r.items), ErrClosed)
 	}
 }
 
 // await waits for the flight as long as the caller's context allows. If an old copy can
 // stand in for the load, it waits for at most SoftTimeout.
-func (c *Cache) await(ctx context.Context, r *request, it *loadItem, f *flight, parent *run) (Entry, error) {
-	defer c.flights.leave(f, parent)
+func (c *Cache) await(ctx context.Context, r *request, it *loadItem, f *flight.Flight[Entry], parent *flight.Run[Entry]) (Entry, error) {
+	defer c.flights.Leave(f, parent)
 	var soft <-chan time.Time
 	if r.o.SoftTimeout > 0 {
 		if _, ok := c.standInNow(r, it); ok {
@@ -341,7 +347,7 @@ func (c *Cache) await(ctx context.Context, r *request, it *loadItem, f *flight, 
 	}
 	for {
 		select {
-		case <-f.done:
+		case <-f.Done:
 			return c.arrived(ctx, r, it, f)
 		case <-ctx.Done():
 			return Entry{}, ctx.Err()
@@ -349,7 +355,7 @@ func (c *Cache) await(ctx context.Context, r *request, it *loadItem, f *flight, 
 			return Entry{}, ErrClosed
 		case <-soft:
 			if e, ok := c.standInNow(r, it); ok {
-				f.run.want()
+				f.Run.Want()
 				return e, nil
 			}
 		}
@@ -357,9 +363,9 @@ func (c *Cache) await(ctx context.Context, r *request, it *loadItem, f *flight, 
 }
 
 // over waits until the flight has ended.
-func (c *Cache) over(ctx context.Context, f *flight) error {
+func (c *Cache) over(ctx context.Context, f *flight.Flight[Entry]) error {
 	select {
-	case <-f.done:
+	case <-f.Done:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
@@ -370,69 +376,69 @@ func (c *Cache) over(ctx context.Context, f *flight) error {
 
 // again is loaded for a call that is no longer counted in.
 func (c *Cache) again(ctx context.Context, r *request) (Entry, error) {
-	v := c.fence.visit()
-	if err := enterable(ctx, v.open); err != nil {
-		v.leave()
+	v := c.inflight.Guard()
+	if err := enterable(ctx, v.Open); err != nil {
+		v.Leave()
 		return Entry{}, err
 	}
 	return c.loaded(ctx, r, v)
 }
 
 // arrived returns a caller's answer from a flight that has ended.
-func (c *Cache) arrived(ctx context.Context, r *request, it *loadItem, f *flight) (Entry, error) {
+func (c *Cache) arrived(ctx context.Context, r *request, it *loadItem, f *flight.Flight[Entry]) (Entry, error) {
 	switch {
-	case f.err == nil:
-		return f.entry, nil
-	case f.err == errAgain:
+	case f.Err == nil:
+		return f.Result, nil
+	case f.Err == flight.ErrAgain:
 		return c.again(ctx, r.anew(it))
-	case errors.Is(f.err, ErrNotFound):
-		return Entry{Tier: f.entry.Tier}, f.err // Loader, unless it was remembered
+	case errors.Is(f.Err, ErrNotFound):
+		return Entry{Tier: f.Result.Tier}, f.Err // Loader, unless it was remembered
 	}
 	if e, ok := c.standInNow(r, it); ok {
 		return e, nil
 	}
-	return Entry{}, f.err
+	return Entry{}, f.Err
 }
 
 // standInNow is standIn for a call that is not counted in.
 func (c *Cache) standInNow(r *request, it *loadItem) (Entry, bool) {
-	v := c.fence.visit()
-	defer v.leave()
-	if !v.open {
+	v := c.inflight.Guard()
+	defer v.Leave()
+	if !v.Open {
 		return Entry{}, false
 	}
 	return c.standIn(r, it, v)
 }
 
 // standIn returns the copy that answers in place of a load that failed or takes long.
-func (c *Cache) standIn(r *request, it *loadItem, v *visit) (Entry, bool) {
-	e, now := c.local.get(it.h), c.clock.now()
-	if e == nil || e.refuted() || !maySubstitute(now, e.expires.Load(), e.grace().or(r.o.StaleIfError)) || !r.usable.of(it.key, e.bytes(), v) {
+func (c *Cache) standIn(r *request, it *loadItem, v *inflight.Guard) (Entry, bool) {
+	e, now := c.local.Get(it.h), c.clock.Now()
+	if e == nil || e.Invalid() || !maySubstitute(now, e.Expires.Load(), e.StaleIfError().Or(r.o.StaleIfError)) || !r.usable.of(it.key, e.Bytes(), v) {
 		return Entry{}, false
 	}
 	return entryOfCopy(e, now, c.routes != nil), true
 }
 
 // entryOfCopy returns the Entry for a copy that is not confirmed.
-func entryOfCopy(e *entry, now int64, degraded bool) Entry {
-	expires := e.expires.Load()
-	got := Entry{Value: e.bytes(), Tier: Local, Degraded: degraded, Stale: now >= expires}
+func entryOfCopy(e *local.Entry, now int64, degraded bool) Entry {
+	expires := e.Expires.Load()
+	got := Entry{Value: e.Bytes(), Tier: Local, Degraded: degraded, Stale: now >= expires}
 	if !got.Stale {
-		got.TTL = left(now, expires)
+		got.TTL = clock.Left(now, expires)
 	}
 	return got
 }
 
 // maySubstitute decides whether a copy that expires at this time may stand in for a load.
 func maySubstitute(now, expires int64, limit time.Duration) bool {
-	return limit > 0 && (expires == never || now-expires < int64(limit))
+	return limit > 0 && (expires == clock.Never || now-expires < int64(limit))
 }
 
 // refreshDue decides whether a fresh copy is due for an early refresh: more than part of
 // its TTL has passed. If the caller's ttl is shorter than the copy's, part is of the
 // caller's, counted back from the end.
 func refreshDue(now, confirmed, expires int64, ttl time.Duration, part float64) bool {
-	if expires == never {
+	if expires == clock.Never {
 		return false
 	}
 	life := expires - confirmed
@@ -454,29 +460,29 @@ func jittered(ttl time.Duration, part, by float64) time.Duration {
 // is under way or has failed a moment ago. The caller is counted in.
 func (c *Cache) refresh(ctx context.Context, r *request) {
 	it := &r.items[0]
-	if !c.flights.idle(it.h) {
+	if !c.flights.Idle(it.h) {
 		return
 	}
-	f, as, err := c.flights.join(it.h, newRun(), nil)
-	if err != nil || as == rests || as == yields {
+	f, as, err := c.flights.Join(it.h, flight.NewRun[Entry](), nil)
+	if err != nil || as == flight.CoolingDown || as == flight.RetryAfterWrite {
 		return
 	}
-	defer c.flights.leave(f, nil)
-	if as == waits {
+	defer c.flights.Leave(f, nil)
+	if as == flight.Follower {
 		return
 	}
 	it.f, r.early = f, true
-	f.run.want()
+	f.Run.Want()
 	// Look again: a write before the flight existed could not supersede it.
-	now := c.clock.now()
+	now := c.clock.Now()
 	e, fresh := c.look(it.h, it.key, now)
-	if !fresh || e.absent(now) || !c.flights.load(f, false) {
-		c.flights.end(f, Entry{}, errAgain, 0)
+	if !fresh || e.Absent(now) || !c.flights.Load(f, false) {
+		c.flights.End(f, Entry{}, flight.ErrAgain, 0)
 		return
 	}
-	it.token = token{domain: e.domain, epoch: e.epoch.Load()}
+	it.token = local.Token{Scope: e.Scope, Epoch: e.Epoch.Load()}
 	it.answered = true
-	it.had = Entry{Value: e.bytes(), Tier: Local, TTL: left(now, e.expires.Load())}
+	it.had = Entry{Value: e.Bytes(), Tier: Local, TTL: clock.Left(now, e.Expires.Load())}
 	it.base, it.seen = digestOf(it.had.Value), e
 	c.begin(ctx, r)
 }

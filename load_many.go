@@ -4,6 +4,11 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/flight"
+	"github.com/holdfast-cache/holdfast/internal/inflight"
+	"github.com/holdfast-cache/holdfast/internal/local"
 )
 
 // GetOrLoadMany is GetMany, and one call of load for the keys that are missing. A key that
@@ -18,19 +23,19 @@ func (c *Cache) GetOrLoadMany(ctx context.Context, keys []string, ttl time.Durat
 	return c.loadMany(ctx, keys, ttl, c.opts.Load, nil, load, false)
 }
 
-// loadMany is GetOrLoadMany for a caller that cannot use every value; see Cache.load.
+// loadMany is GetOrLoadMany for a caller that cannot use every value; see Cache.Load.
 func (c *Cache) loadMany(ctx context.Context, keys []string, ttl time.Duration, o LoadOptions, accepts usable, load func(context.Context, []string) (map[string][]byte, error), again bool) (map[string][]byte, error) {
 	const op = "getorloadmany"
-	v := c.fence.visit()
-	if err := loadable(ctx, v.open, ttl, load == nil); err != nil {
-		v.leave()
+	v := c.inflight.Guard()
+	if err := loadable(ctx, v.Open, ttl, load == nil); err != nil {
+		v.Leave()
 		return nil, loadError(op, "", err)
 	}
 	b := &batch{
-		cache: c, again: again, parent: runOf(ctx), own: newRun(), found: make(map[string][]byte, len(keys)),
+		cache: c, again: again, parent: runOf(ctx), own: flight.NewRun[Entry](), found: make(map[string][]byte, len(keys)),
 		request: request{op: op, ttl: ttl, o: o, batch: true, usable: accepts, call: together(op, load)},
 	}
-	defer b.quit()
+	defer b.leaveAll()
 	b.begin(ctx, keys, v)
 	err := b.await(ctx)
 	b.counted()
@@ -63,8 +68,8 @@ func together(op string, load func(context.Context, []string) (map[string][]byte
 // loading, all of one run, and follows the flights of the other keys.
 type batch struct {
 	cache   *Cache
-	parent  *run
-	own     *run
+	parent  *flight.Run[Entry]
+	own     *flight.Run[Entry]
 	request request // its items are of the flights that the batch leads
 	seats   []loadItem
 	later   []loadItem // keys of flights that must end first
@@ -80,39 +85,39 @@ type batch struct {
 }
 
 // begin does the part of the call that is counted in.
-func (b *batch) begin(ctx context.Context, keys []string, v *visit) {
-	defer v.leave()
-	b.board(keys, v)
+func (b *batch) begin(ctx context.Context, keys []string, v *inflight.Guard) {
+	defer v.Leave()
+	b.joinAll(keys, v)
 	b.read(ctx, v)
-	if len(b.request.items) > 0 && v.open {
+	if len(b.request.items) > 0 && v.Open {
 		b.cache.begin(ctx, &b.request)
 	}
-	b.begun = v.open
+	b.begun = v.Open
 }
 
-// quit leaves the flights. If the batch did not start the load of the flights that it
+// leaveAll leaves the flights. If the batch did not start the load of the flights that it
 // leads, because a codec has ended the goroutine or the Cache is closed, it aborts them.
-func (b *batch) quit() {
+func (b *batch) leaveAll() {
 	t := b.cache.flights
 	if !b.begun {
-		for _, f := range b.own.flights {
-			t.abort(f, errAgain)
+		for _, f := range b.own.Flights {
+			t.Abort(f, flight.ErrAgain)
 		}
 	}
 	for i := range b.seats {
-		r := b.seats[i].f.run
-		t.unlink(b.parent, r)
+		r := b.seats[i].f.Run
+		t.Unlink(b.parent, r)
 		if r != b.own {
-			t.drop(r)
+			t.Drop(r)
 		}
 	}
-	t.drop(b.own)
+	t.Drop(b.own)
 }
 
-// board answers the keys that the local tier has, and joins or creates a flight for each
+// joinAll answers the keys that the local tier has, and joins or creates a flight for each
 // other key.
-func (b *batch) board(keys []string, v *visit) {
-	c, now := b.cache, b.cache.clock.now()
+func (b *batch) joinAll(keys []string, v *inflight.Guard) {
+	c, now := b.cache, b.cache.clock.Now()
 	seen := make(map[string]bool, len(keys))
 	var hits uint64
 	for _, key := range keys {
@@ -120,15 +125,15 @@ func (b *batch) board(keys []string, v *visit) {
 			continue
 		}
 		seen[key] = true
-		if !v.open {
+		if !v.Open {
 			continue
 		}
-		h := c.local.hash(key)
-		if e, fresh := c.look(h, key, now); fresh && b.request.usable.of(key, e.bytes(), v) {
-			b.found[key] = e.bytes()
+		h := c.local.Hash(key)
+		if e, fresh := c.look(h, key, now); fresh && b.request.usable.of(key, e.Bytes(), v) {
+			b.found[key] = e.Bytes()
 			hits++
 			continue
-		} else if !v.open {
+		} else if !v.Open {
 			continue
 		}
 		if err := checkKey(key); err != nil {
@@ -136,7 +141,7 @@ func (b *batch) board(keys []string, v *visit) {
 			b.errs = append(b.errs, loadError(b.request.op, "", err))
 			continue
 		}
-		b.boardOne(loadItem{key: key, h: h}, v)
+		b.joinOne(loadItem{key: key, h: h}, v)
 	}
 	b.asked, b.answered = uint64(len(seen)), b.answered+hits
 	if !b.again {
@@ -144,29 +149,29 @@ func (b *batch) board(keys []string, v *visit) {
 	}
 }
 
-func (b *batch) boardOne(it loadItem, v *visit) {
+func (b *batch) joinOne(it loadItem, v *inflight.Guard) {
 	c := b.cache
 	for {
 		if c.knownAbsent(it.h, &b.request) {
 			b.answer(Entry{}, ErrNotFound)
 			return
 		}
-		f, as, err := c.flights.join(it.h, b.own, b.parent)
+		f, as, err := c.flights.Join(it.h, b.own, b.parent)
 		it.f = f
 		switch {
 		case err != nil:
 			b.answer(Entry{}, err)
 			b.errs = append(b.errs, loadError(b.request.op, it.key, err))
 			return
-		case as == leads:
+		case as == flight.Leader:
 			b.request.items = append(b.request.items, it)
 			b.seats = append(b.seats, it)
 			return
-		case as == waits:
+		case as == flight.Follower:
 			c.stats.loadsShared.Add(1)
 			b.seats = append(b.seats, it)
 			return
-		case as == yields:
+		case as == flight.RetryAfterWrite:
 			b.later = append(b.later, it)
 			return
 		}
@@ -176,25 +181,25 @@ func (b *batch) boardOne(it loadItem, v *visit) {
 			b.answer(e, nil)
 			b.found[it.key] = e.Value
 			return
-		case !v.open:
+		case !v.Open:
 			return
 		}
-		c.flights.remove(f)
+		c.flights.Remove(f)
 	}
 }
 
 // read looks for the keys that the batch leads in the tiers, in one pipeline, and keeps
 // the keys that must be loaded. See Cache.find.
-func (b *batch) read(ctx context.Context, v *visit) {
+func (b *batch) read(ctx context.Context, v *inflight.Guard) {
 	var missed []loadItem
 	rest := b.request.items
-	for try := 1; len(rest) > 0 && v.open; try++ {
+	for try := 1; len(rest) > 0 && v.Open; try++ {
 		var again []loadItem
 		for _, it := range b.readOnce(ctx, rest, v) {
 			switch {
-			case it.token.domain == nil: // this caller leaves; other callers may wait
+			case it.token.Scope == nil: // this caller leaves; other callers may wait
 				missed = append(missed, it)
-			case b.cache.flights.load(it.f, try == findTries):
+			case b.cache.flights.Load(it.f, try == findTries):
 				missed = append(missed, it)
 			default:
 				again = append(again, it)
@@ -207,30 +212,30 @@ func (b *batch) read(ctx context.Context, v *visit) {
 
 // readOnce returns the items that no tier has. An item that was not read, because ctx has
 // ended, has no token.
-func (b *batch) readOnce(ctx context.Context, items []loadItem, v *visit) (missed []loadItem) {
-	c, now := b.cache, b.cache.clock.now()
+func (b *batch) readOnce(ctx context.Context, items []loadItem, v *inflight.Guard) (missed []loadItem) {
+	c, now := b.cache, b.cache.clock.Now()
 	var asked []loadItem
 	var keys []string
 	for _, it := range items {
-		if !v.open {
+		if !v.Open {
 			return nil
 		}
-		c.flights.arm(it.f)
+		c.flights.Arm(it.f)
 		it.base = ""
-		it.token = c.local.token(it.h, c.domainOf(it.key))
-		it.seen = c.local.get(it.h)
+		it.token = c.local.Token(it.h, c.domainOf(it.key))
+		it.seen = c.local.Get(it.h)
 		if c.knownAbsent(it.h, &b.request) {
-			c.flights.end(it.f, Entry{}, b.request.fail(&it, ErrNotFound), 0)
+			c.flights.End(it.f, Entry{}, b.request.fail(&it, ErrNotFound), 0)
 			continue
 		}
-		if e, fresh := c.look(it.h, it.key, now); fresh && b.request.usable.of(it.key, e.bytes(), v) {
-			c.flights.end(it.f, Entry{Value: e.bytes(), Tier: Local, TTL: left(now, e.expires.Load())}, nil, 0)
+		if e, fresh := c.look(it.h, it.key, now); fresh && b.request.usable.of(it.key, e.Bytes(), v) {
+			c.flights.End(it.f, Entry{Value: e.Bytes(), Tier: Local, TTL: clock.Left(now, e.Expires.Load())}, nil, 0)
 			continue
-		} else if !v.open {
+		} else if !v.Open {
 			return nil
 		}
 		if e, answered, inJournal := c.journaled(it.h, it.key, now); answered && !e.Stale && b.request.usable.of(it.key, e.Value, v) {
-			c.flights.end(it.f, e, nil, 0)
+			c.flights.End(it.f, e, nil, 0)
 			continue
 		} else if inJournal {
 			it.answered = false
@@ -239,29 +244,29 @@ func (b *batch) readOnce(ctx context.Context, items []loadItem, v *visit) (misse
 		}
 		asked, keys = append(asked, it), append(keys, it.key)
 	}
-	if len(asked) == 0 || !v.open {
+	if len(asked) == 0 || !v.Open {
 		return missed
 	}
-	type answer struct {
+	type readResult struct {
 		e   Entry
 		err error
 	}
 	// The answers are judged below: usable is user code that may block, and readMany calls
 	// its function between the pipelines of a batch.
-	replies := make([]answer, len(asked))
-	c.readMany(ctx, b.request.op, keys, now, func(i int, e Entry, err error) { replies[i] = answer{e, err} })
+	replies := make([]readResult, len(asked))
+	c.readMany(ctx, b.request.op, keys, now, func(i int, e Entry, err error) { replies[i] = readResult{e, err} })
 	for i, it := range asked {
 		e, err := replies[i].e, replies[i].err
 		switch {
 		case err == nil && !e.Stale && b.request.usable.of(it.key, e.Value, v):
-			c.flights.end(it.f, e, nil, 0)
+			c.flights.End(it.f, e, nil, 0)
 			continue
 		case err == nil && e.Tier == Remote:
-			it.base, it.seen = digestOf(e.Value), c.local.get(it.h)
+			it.base, it.seen = digestOf(e.Value), c.local.Get(it.h)
 		case err != nil && err == ctx.Err():
-			it.token = token{}
+			it.token = local.Token{}
 		case err != nil && err != ErrMiss && !refusesKey(err):
-			c.flights.end(it.f, Entry{}, err, 0)
+			c.flights.End(it.f, Entry{}, err, 0)
 			continue
 		}
 		it.refused = err != nil && refusesKey(err) // see Cache.find

@@ -7,6 +7,12 @@ import (
 	"runtime/debug"
 	"slices"
 	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/flight"
+	"github.com/holdfast-cache/holdfast/internal/inflight"
+	"github.com/holdfast-cache/holdfast/internal/keyhash"
+	"github.com/holdfast-cache/holdfast/internal/local"
 )
 
 var (
@@ -15,25 +21,25 @@ var (
 	errNotModified = errors.New("holdfast: the loader says that the copy is still right, and was given none")
 )
 
-// fly carries out a run: it asks the loader for the keys of the request, stores the result,
+// runLoad carries out a run: it asks the loader for the keys of the request, stores the result,
 // and ends the flights. It runs on a goroutine of its own.
-func (c *Cache) fly(ctx context.Context, r *request) {
-	thisRun := r.items[0].f.run
+func (c *Cache) runLoad(ctx context.Context, r *request) {
+	thisRun := r.items[0].f.Run
 	ctx, cancel := context.WithCancel(context.WithValue(context.WithoutCancel(ctx), loaderOf{}, thisRun))
 	defer cancel()
 	defer context.AfterFunc(c.life, cancel)()
-	if !thisRun.start(cancel) {
+	if !thisRun.Start(cancel) {
 		return // abandoned by its callers
 	}
 	// For a codec that ends the goroutine; otherwise the flights have ended by then.
 	defer c.giveUp(r, refs(r.items), errGoexit)
-	taken, err := c.takePlace(ctx, thisRun, r.o.HardTimeout)
+	taken, err := c.acquireLoadSlot(ctx, thisRun, r.o.HardTimeout)
 	if err != nil {
 		c.giveUp(r, refs(r.items), err)
 		return
 	}
 	if taken {
-		defer c.givePlace()
+		defer c.releaseLoadSlot()
 	}
 	items := c.unfound(ctx, r)
 	if len(items) == 0 {
@@ -47,7 +53,7 @@ func (c *Cache) fly(ctx context.Context, r *request) {
 		}
 	}
 	if ctx.Err() != nil { // abandoned, or the Cache is closed: the source is not asked
-		c.giveUp(r, items, errAgain)
+		c.giveUp(r, items, flight.ErrAgain)
 		c.giveBack(items[0].key, l)
 		return
 	}
@@ -59,7 +65,7 @@ func (c *Cache) fly(ctx context.Context, r *request) {
 		}
 	})()
 	// Deferred: a loader may end its goroutine.
-	defer func() { c.land(limited, r, items, l) }()
+	defer func() { c.finishLoad(limited, r, items, l) }()
 	c.call(limited, r, items)
 }
 
@@ -71,42 +77,42 @@ func refs(items []loadItem) []*loadItem {
 	return all
 }
 
-// takePlace acquires a load slot (Load.MaxConcurrent) and reports whether it has one. It waits
-// for at most limit, then fails with errHardTimeout. An urged run goes on without a slot: it
+// acquireLoadSlot acquires a load slot (Load.MaxConcurrent) and reports whether it has one. It waits
+// for at most limit, then fails with errHardTimeout. A run whose limit is bypassed goes on without a slot: it
 // might wait for the slot of the very load that waits for it.
-func (c *Cache) takePlace(ctx context.Context, r *run, limit time.Duration) (taken bool, err error) {
-	if c.places == nil {
+func (c *Cache) acquireLoadSlot(ctx context.Context, r *flight.Run[Entry], limit time.Duration) (taken bool, err error) {
+	if c.loadSlots == nil {
 		return false, nil
 	}
 	t := time.NewTimer(limit)
 	defer t.Stop()
 	select {
-	case c.places <- struct{}{}:
+	case c.loadSlots <- struct{}{}:
 		return true, nil
-	case <-r.urged():
+	case <-r.LimitBypassed():
 		return false, nil
 	case <-t.C:
 		return false, errHardTimeout
 	case <-ctx.Done():
-		return false, errAgain // abandoned, or the Cache is closed
+		return false, flight.ErrAgain // abandoned, or the Cache is closed
 	}
 }
 
-func (c *Cache) givePlace() { <-c.places }
+func (c *Cache) releaseLoadSlot() { <-c.loadSlots }
 
 // giveUp ends the items' flights with an error.
 func (c *Cache) giveUp(r *request, items []*loadItem, err error) {
 	n := 0
 	for _, it := range items {
 		e := err
-		if e != errAgain {
+		if e != flight.ErrAgain {
 			e = r.fail(it, err)
 		}
-		if c.flights.abort(it.f, e) {
+		if c.flights.Abort(it.f, e) {
 			n++
 		}
 	}
-	if n > 0 && err != errAgain {
+	if n > 0 && err != flight.ErrAgain {
 		c.stats.loadErrors.Add(1)
 	}
 }
@@ -115,16 +121,16 @@ func (c *Cache) giveUp(r *request, items []*loadItem, err error) {
 // look-up was done, it asks the tiers first.
 func (c *Cache) unfound(ctx context.Context, r *request) []*loadItem {
 	items := refs(r.items)
-	v := c.fence.visit()
-	defer v.leave()
+	v := c.inflight.Guard()
+	defer v.Leave()
 	missing := items[:0]
 	for _, it := range items {
 		switch {
-		case it.token.domain != nil:
+		case it.token.Scope != nil:
 			missing = append(missing, it)
 		case c.find(ctx, r, it, v):
-		case it.token.domain == nil:
-			c.giveUp(r, []*loadItem{it}, errAgain) // abandoned
+		case it.token.Scope == nil:
+			c.giveUp(r, []*loadItem{it}, flight.ErrAgain) // abandoned
 		default:
 			missing = append(missing, it)
 		}
@@ -162,23 +168,23 @@ func (c *Cache) call(ctx context.Context, r *request, items []*loadItem) {
 }
 
 // copyOf returns the copy that is shown to the loader, or an empty Entry.
-func (c *Cache) copyOf(h keyHash) Entry {
-	exit, open := c.fence.enter()
-	defer exit.leave()
+func (c *Cache) copyOf(h keyhash.Hash) Entry {
+	exit, open := c.inflight.Enter()
+	defer exit.Leave()
 	if !open {
 		return Entry{}
 	}
-	e := c.local.get(h)
-	if e == nil || e.refuted() {
+	e := c.local.Get(h)
+	if e == nil || e.Invalid() {
 		return Entry{}
 	}
-	return entryOfCopy(e, c.clock.now(), c.routes != nil)
+	return entryOfCopy(e, c.clock.Now(), c.routes != nil)
 }
 
-// land stores the loader's results, and ends the flights.
-func (c *Cache) land(ctx context.Context, r *request, items []*loadItem, l *lease) {
-	v := c.fence.visit()
-	defer v.leave()
+// finishLoad stores the loader's results, and ends the flights.
+func (c *Cache) finishLoad(ctx context.Context, r *request, items []*loadItem, l *lease) {
+	v := c.inflight.Guard()
+	defer v.Leave()
 	// Before the storing begins: pause may call a codec, and a write waits for the end of
 	// the storing.
 	pauses := make([]time.Duration, len(items))
@@ -189,13 +195,13 @@ func (c *Cache) land(ctx context.Context, r *request, items []*loadItem, l *leas
 		case ctx.Err() == context.DeadlineExceeded:
 			it.err = r.fail(it, errHardTimeout)
 		}
-		if it.err != nil && !errors.Is(it.err, ErrNotFound) && v.open {
+		if it.err != nil && !errors.Is(it.err, ErrNotFound) && v.Open {
 			pauses[i] = c.pause(r, it, v)
 		}
 	}
-	if !v.open {
+	if !v.Open {
 		for _, it := range items {
-			c.flights.abort(it.f, ErrClosed)
+			c.flights.Abort(it.f, ErrClosed)
 		}
 		return
 	}
@@ -205,11 +211,11 @@ func (c *Cache) land(ctx context.Context, r *request, items []*loadItem, l *leas
 	for i, it := range items {
 		if it.err == nil {
 			e := Entry{Value: it.loaded.Value, Tier: Loader, TTL: max(it.loaded.TTL, 0)}
-			c.flights.end(it.f, e, nil, 0)
+			c.flights.End(it.f, e, nil, 0)
 			continue
 		}
 		notFound := errors.Is(it.err, ErrNotFound)
-		anyFailed = c.flights.end(it.f, Entry{Tier: Loader}, r.fail(it, it.err), pauses[i]) && !notFound || anyFailed
+		anyFailed = c.flights.End(it.f, Entry{Tier: Loader}, r.fail(it, it.err), pauses[i]) && !notFound || anyFailed
 	}
 	if anyFailed {
 		c.stats.loadErrors.Add(1)
@@ -219,7 +225,7 @@ func (c *Cache) land(ctx context.Context, r *request, items []*loadItem, l *leas
 // restTime is how long a key is not loaded again after a failed load, while a copy stands in.
 const restTime = time.Second
 
-func (c *Cache) pause(r *request, it *loadItem, v *visit) time.Duration {
+func (c *Cache) pause(r *request, it *loadItem, v *inflight.Guard) time.Duration {
 	if r.early {
 		return restTime
 	}
@@ -234,7 +240,7 @@ func (c *Cache) accept(r *request, it *loadItem) error {
 	l := &it.loaded
 	switch {
 	case !l.NotModified:
-		l.Value = own(l.Value)
+		l.Value = cloneBytes(l.Value)
 	case it.had.Value == nil:
 		return errNotModified
 	default:
@@ -270,16 +276,16 @@ func (c *Cache) keepLoaded(r *request, items []*loadItem, l *lease) {
 		}
 		w := change{
 			key: it.key, value: it.loaded.Value, ttl: it.loaded.TTL,
-			flight: it.f, seen: it.seen, expects: it.base, grace: graceOf(it.loaded.StaleIfError),
+			flight: it.f, seen: it.seen, expects: it.base, grace: local.StaleIfErrorOf(it.loaded.StaleIfError),
 		}
-		if d := c.destination(it); d == toTiers {
-			if !l.outlived(c.clock.now()) {
+		if d := c.destination(it); d == storeEverywhere {
+			if !l.outlived(c.clock.Now()) {
 				w.lease = l
 			}
 			ws = append(ws, w)
-		} else if d == toFence {
+		} else if d == localUntilReplay {
 			c.keepFenced(it, &w)
-		} else if d != toNobody {
+		} else if d != discardResult {
 			c.keepLocally(it, &w, d)
 		}
 	}
@@ -303,10 +309,10 @@ func (c *Cache) keepLoaded(r *request, items []*loadItem, l *lease) {
 // write or delete by another client. If the journal has a delete of the key, it notes that
 // the local tier has a value all the same.
 func (c *Cache) putUngiven(w *change, now int64) {
-	w.grace |= ungiven
-	w.entry = c.entryOf(w, now, &w.place.domain, unread)
-	if c.putOver(context.Background(), w, now) && !w.del {
-		c.journal.lend(w.hash, w.key, now)
+	w.grace |= local.NotInRedis
+	w.entry = c.entryOf(w, now, &w.place.domain, local.Unconfirmed)
+	if c.putSuperseding(context.Background(), w, now) && !w.del {
+		c.journal.allowLocalValue(w.hash, w.key, now)
 	}
 }
 
@@ -316,16 +322,16 @@ func (c *Cache) putUngiven(w *change, now int64) {
 func (c *Cache) takeBack(w *change, now int64, o outcome) (saved saving) {
 	if o.unknown {
 		compensation := *w
-		compensation.base = w.baseOf()
+		compensation.expected = w.baseOf()
 		if !w.del {
-			compensation.value, compensation.del, compensation.undo = nil, true, w.value
+			compensation.value, compensation.del, compensation.compensate = nil, true, w.value
 		}
 		saved, _ = c.remember(&compensation, o.session.id)
 	}
-	w.grace |= ungiven
-	c.local.endAs(w.hash, c.entryOf(w, now, &w.place.domain, now), unread)
+	w.grace |= local.NotInRedis
+	c.local.EndAs(w.hash, c.entryOf(w, now, &w.place.domain, now), local.Unconfirmed)
 	if o.unknown && !w.del {
-		c.journal.lend(w.hash, w.key, now)
+		c.journal.allowLocalValue(w.hash, w.key, now)
 	}
 	return saved
 }
@@ -333,19 +339,19 @@ func (c *Cache) takeBack(w *change, now int64, o outcome) (saved saving) {
 // mayStore begins the storing. It returns false if a write of the key came since the flight
 // began, or is in flight. A write that comes from now on waits.
 func (c *Cache) mayStore(it *loadItem) bool {
-	return c.flights.store(it.f) && !c.local.writing(it.h)
+	return c.flights.Store(it.f) && !c.local.Writing(it.h)
 }
 
 // destination is where a loaded value may be stored.
 type destination uint8
 
 const (
-	toTiers  destination = iota // as by Set
-	toFence                     // the local tier, while the key is journaled
-	toLocal                     // the local tier: Redis has no such key and cannot be written
-	toDoubt                     // the local tier: a suspect copy while Redis cannot be asked
-	toShort                     // the local tier, for UntrackedTTL: Redis refuses the key
-	toNobody                    // discarded: the server was emptied meanwhile
+	storeEverywhere  destination = iota // as by Set
+	localUntilReplay                    // the local tier, while the key is journaled
+	localOnly                           // the local tier: Redis has no such key and cannot be written
+	localUnconfirmed                    // the local tier: a suspect copy while Redis cannot be asked
+	localBriefly                        // the local tier, for UntrackedTTL: Redis refuses the key
+	discardResult                       // discarded: the server was emptied meanwhile
 )
 
 // whereTo decides the destination. A key may be written to Redis only while the stream on
@@ -355,30 +361,30 @@ const (
 func whereTo(withRedis, journaled, flushed, unbroken, writable bool) destination {
 	switch {
 	case !withRedis:
-		return toTiers
+		return storeEverywhere
 	case journaled:
-		return toFence
+		return localUntilReplay
 	case flushed:
-		return toNobody
+		return discardResult
 	case unbroken && writable:
-		return toTiers
+		return storeEverywhere
 	case unbroken:
-		return toLocal
+		return localOnly
 	}
-	return toDoubt
+	return localUnconfirmed
 }
 
 func (c *Cache) destination(it *loadItem) destination {
 	if c.routes == nil {
 		return whereTo(false, false, false, false, false)
 	}
-	d := it.token.domain
-	unbroken := it.answered && d.epoch.Load() == it.token.epoch
-	flushed := int32(it.token.epoch-d.floor.Load()) < 0
+	d := it.token.Scope
+	unbroken := it.answered && d.Epoch.Load() == it.token.Epoch
+	flushed := int32(it.token.Epoch-d.Floor.Load()) < 0
 	writable := c.routes.link(c.routes.of(it.key)).writer(false) != nil
 	dest := whereTo(true, c.journal.holds(it.h, it.key), flushed, unbroken, writable)
-	if it.refused && dest == toDoubt {
-		return toShort
+	if it.refused && dest == localUnconfirmed {
+		return localBriefly
 	}
 	return dest
 }
@@ -387,50 +393,50 @@ func (c *Cache) destination(it *loadItem) destination {
 // key, and invalidations of the key arrive, the copy is fresh: the server announces a client
 // that creates the key.
 func (c *Cache) keepLocally(it *loadItem, w *change, d destination) {
-	now := c.clock.now()
-	t := term{confirmed: now, fresh: unread, expires: after(now, w.ttl), domain: it.token.domain, epoch: it.token.epoch}
-	if s := c.routes.link(c.routes.of(it.key)).reader(); s != nil && d != toDoubt {
-		t.fresh = c.freshUntil(now, t.expires, d == toLocal && s.tells(it.key) && !s.replica.Load())
+	now := c.clock.Now()
+	t := local.Freshness{Confirmed: now, Fresh: local.Unconfirmed, Expires: clock.After(now, w.ttl), Scope: it.token.Scope, Epoch: it.token.Epoch}
+	if s := c.routes.link(c.routes.of(it.key)).reader(); s != nil && d != localUnconfirmed {
+		t.Fresh = c.freshUntil(now, t.Expires, d == localOnly && s.tracks(it.key) && !s.replica.Load())
 	}
-	e := newEntry(it.key, w.value, t)
-	e.setGrace(w.grace | ungiven)
-	c.keepUntold(it, e, now)
+	e := local.NewEntry(it.key, w.value, t)
+	e.SetStaleIfError(w.grace | local.NotInRedis)
+	c.storeIfNotInvalidated(it, e, now)
 }
 
 // keepFenced is keepLocally for a journaled key.
 func (c *Cache) keepFenced(it *loadItem, w *change) {
-	now := c.clock.now()
-	w.hash, w.deadline, w.place = it.h, after(now, w.ttl), c.routes.of(it.key)
+	now := c.clock.Now()
+	w.hash, w.deadline, w.place = it.h, clock.After(now, w.ttl), c.routes.of(it.key)
 	c.putUngiven(w, now)
 }
 
-// keepUntold stores e, unless a write of ours or an invalidation came while the result was
+// storeIfNotInvalidated stores e, unless a write of ours or an invalidation came while the result was
 // being stored.
-func (c *Cache) keepUntold(it *loadItem, e *entry, now int64) {
-	if _, _, ok := c.local.putUnless(it.h, e, &it.f.late, it.seen); ok && c.flights.toldOf(it.f) {
-		c.local.invalidate(it.h, now)
+func (c *Cache) storeIfNotInvalidated(it *loadItem, e *local.Entry, now int64) {
+	if _, _, ok := c.local.PutUnless(it.h, e, &it.f.SupersededDuringStore, it.seen); ok && c.flights.InvalidatedSince(it.f) {
+		c.local.Invalidate(it.h, now)
 	}
 }
 
 // keepAbsence remembers that the key has no value. It changes Redis only for an early
 // refresh: Redis still has the copy, which was good until now, and the key is deleted.
 func (c *Cache) keepAbsence(r *request, it *loadItem) {
-	if (r.early || r.reload) && c.destination(it) == toTiers {
+	if (r.early || r.reload) && c.destination(it) == storeEverywhere {
 		w := [1]change{{key: it.key, del: true, flight: it.f, seen: it.seen}}
 		c.write(context.Background(), r.op, w[:], 0)
 	}
 	if r.o.NotFoundTTL <= 0 {
 		return
 	}
-	now := c.clock.now()
-	freshEnd, confirmed := after(now, r.o.NotFoundTTL), int64(0)
+	now := c.clock.Now()
+	freshEnd, confirmed := clock.After(now, r.o.NotFoundTTL), int64(0)
 	if c.routes != nil && it.answered { // then it is a copy of Redis' answer, too
 		confirmed = now
 		s := c.routes.link(c.routes.of(it.key)).reader()
-		freshEnd = c.freshUntil(now, freshEnd, s != nil && s.tells(it.key) && !s.replica.Load())
+		freshEnd = c.freshUntil(now, freshEnd, s != nil && s.tracks(it.key) && !s.replica.Load())
 	}
-	c.keepUntold(it, newEntry(it.key, nil, term{
-		confirmed: confirmed, fresh: absence(freshEnd), expires: wrong,
-		domain: it.token.domain, epoch: it.token.epoch,
+	c.storeIfNotInvalidated(it, local.NewEntry(it.key, nil, local.Freshness{
+		Confirmed: confirmed, Fresh: local.Absence(freshEnd), Expires: local.Invalidated,
+		Scope: it.token.Scope, Epoch: it.token.Epoch,
 	}), now)
 }

@@ -7,11 +7,11 @@ import "fmt"
 // Journaled says whether the journal has the key, and whether it waits there to be
 // replayed, rather than for its second check or to be taken back.
 func (c *Cache) Journaled(key string) (fenced, queued bool) {
-	sh := c.journal.shard(c.local.hash(key))
+	sh := c.journal.shard(c.local.Hash(key))
 	sh.mu.RLock()
 	defer sh.mu.RUnlock()
 	in := sh.intents[key]
-	return in != nil, in != nil && in.checkAt == 0 && !in.undo
+	return in != nil, in != nil && in.checkAt == 0 && !in.compensate
 }
 
 // Replaying is how many intents are on their way to Redis.
@@ -32,21 +32,16 @@ func (c *Cache) Replaying() int {
 
 // Leftover says what is left in the journal or in the overlay, nil for nothing.
 func (c *Cache) Leftover() error {
-	intents, pending := 0, 0
+	intents := 0
 	for i := range c.journal.shards {
 		sh := &c.journal.shards[i]
 		sh.mu.RLock()
 		intents += len(sh.intents)
 		sh.mu.RUnlock()
 	}
-	for i := range c.local.stripes {
-		s := &c.local.stripes[i]
-		s.mu.Lock()
-		pending += len(s.overlay) + int(s.n.Load())
-		s.mu.Unlock()
-	}
+	pending, _ := c.local.InOverlay()
 	keys, queued, bytes := c.journal.keys.Load(), c.journal.queued.Load(), c.journal.bytes.Load()
-	overlay := c.local.overlay.Load()
+	overlay := c.local.OverlayBytes()
 	if intents != 0 || keys != 0 || queued != 0 || bytes != 0 || pending != 0 || overlay != 0 {
 		return fmt.Errorf("left behind: %d intents, counted as %d keys, %d queued, %d bytes; %d places in the overlay, counted as %d bytes",
 			intents, keys, queued, bytes, pending, overlay)
@@ -56,12 +51,12 @@ func (c *Cache) Leftover() error {
 
 // FlightsOf is how many keys the flight table has, and who listens.
 func FlightsOf(c *Cache) int64 {
-	n := c.flights.n.Load()
-	for i := range c.flights.shards {
-		sh := &c.flights.shards[i]
-		sh.mu.Lock()
-		n = max(n, int64(len(sh.flights)+len(sh.listeners)))
-		sh.mu.Unlock()
+	n := c.flights.N.Load()
+	for i := range c.flights.Shards {
+		sh := &c.flights.Shards[i]
+		sh.Mu.Lock()
+		n = max(n, int64(len(sh.Flights)+len(sh.Listeners)))
+		sh.Mu.Unlock()
 	}
 	return n
 }

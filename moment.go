@@ -52,7 +52,7 @@ func (m *moment) isOver() bool {
 // openMoment begins a moment, unless there is one, an attempt has failed within MaxBackoff, or the
 // link is needless.
 func (l *link) openMoment() {
-	if l.moment.Load() != nil || l.clock.now()-l.failedAt.Load() < int64(l.schedule.max) || l.needless() {
+	if l.moment.Load() != nil || l.clock.Now()-l.failedAt.Load() < int64(l.schedule.Max) || l.needless() {
 		return
 	}
 	m := newMoment(false, l.opts.Timeout)
@@ -94,7 +94,7 @@ func (l *link) ask(m *moment) {
 func (l *link) forced() *moment {
 	m := l.moment.Load()
 	if m == nil {
-		if !l.trying.Load() && l.clock.now()-l.failedAt.Load() < int64(l.schedule.min) {
+		if !l.trying.Load() && l.clock.Now()-l.failedAt.Load() < int64(l.schedule.Min) {
 			return nil
 		}
 		fresh := newMoment(false, l.opts.Timeout)
@@ -114,7 +114,7 @@ func (l *link) forced() *moment {
 // reach makes an attempt and wakes the calls that wait for it. It blocks as long as attempt does.
 func (l *link) reach(ctx context.Context) time.Duration {
 	l.trying.Store(true)
-	began := l.clock.now()
+	began := l.clock.Now()
 	if l.quiet.Load() && l.gate.Load() == nil {
 		l.openMoment() // so that a call that arrives now joins
 	}
@@ -136,7 +136,7 @@ func (l *link) decide() {
 		return
 	}
 	if l.gate.Load() == nil {
-		now := l.clock.now()
+		now := l.clock.Now()
 		l.failedAt.Store(now)
 		if l.undecided() && l.health().LastError != nil { // else the attempt found a cluster
 			l.plainFrom.Store(now + int64(l.opts.Timeout))

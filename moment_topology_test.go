@@ -126,7 +126,7 @@ func quietTime(t *testing.T, ctx context.Context, o holdfast.Options, servers []
 		c := open(t, o)
 		ready(t, c)
 		for round := range 5 {
-			rests(t, c, 100*time.Millisecond)
+			CoolingDown(t, c, 100*time.Millisecond)
 			before := dials.Load()
 			cut()
 			// A call on its way when the connection ends cannot know whether it was run.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha1"
 
+	"github.com/holdfast-cache/holdfast/internal/keyhash"
 	"github.com/redis/rueidis"
 )
 
@@ -26,9 +27,9 @@ import (
 // compareMost is the most keys that are compared at once.
 const compareMost = 64
 
-// overruled handles an invalidation of the key. It reports whether a set of the key waits
+// invalidated handles an invalidation of the key. It reports whether a set of the key waits
 // and must be compared with the value in Redis. It does not block.
-func (j *journal) overruled(h keyHash, key string, now int64) bool {
+func (j *journal) invalidated(h keyhash.Hash, key string, now int64) bool {
 	if j.keys.Load() == 0 {
 		return false
 	}
@@ -36,16 +37,16 @@ func (j *journal) overruled(h keyHash, key string, now int64) bool {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	in := sh.intents[key]
-	return in != nil && j.overruleLocked(in, now)
+	return in != nil && j.invalidateLocked(in, now)
 }
 
-// overruleLocked is overruled for one intent. The replay decides where the invalidation may
+// invalidateLocked is invalidated for one intent. The replay decides where the invalidation may
 // come from an unanswered write of our own, from its echo, or from the expiry of the base.
-func (j *journal) overruleLocked(in *intent, now int64) bool {
-	ownEnd := in.base.held && over(in.base.gone, now)
-	replayed := in.baseSeq == 0
-	echo := replayed || in.base.echo // the invalidation may be an echo of our own write
-	if in.del || in.sending || in.checkAt != 0 || in.late.since != 0 || ownEnd || echo {
+func (j *journal) invalidateLocked(in *intent, now int64) bool {
+	ownEnd := in.expected.held && over(in.expected.gone, now)
+	replayed := in.expectedSeq == 0
+	echo := replayed || in.expected.echo // the invalidation may be an echo of our own write
+	if in.del || in.sending || in.checkAt != 0 || in.possibleLateWrites.since != 0 || ownEnd || echo {
 		return false
 	}
 	if in.news++; in.news == 0 {
@@ -55,8 +56,8 @@ func (j *journal) overruleLocked(in *intent, now int64) bool {
 	return true
 }
 
-// overruledAll is overruled for all owned keys, after a flush of a database.
-func (j *journal) overruledAll(now int64, owns func(key string) bool) (some bool) {
+// invalidatedAll is invalidated for all owned keys, after a flush of a database.
+func (j *journal) invalidatedAll(now int64, owns func(key string) bool) (some bool) {
 	if j.keys.Load() == 0 {
 		return false
 	}
@@ -64,7 +65,7 @@ func (j *journal) overruledAll(now int64, owns func(key string) bool) (some bool
 		sh := &j.shards[i]
 		sh.mu.Lock()
 		for key, in := range sh.intents {
-			some = owns(key) && j.overruleLocked(in, now) || some
+			some = owns(key) && j.invalidateLocked(in, now) || some
 		}
 		sh.mu.Unlock()
 	}
@@ -74,13 +75,13 @@ func (j *journal) overruledAll(now int64, owns func(key string) bool) (some bool
 // waitingSet is a set that is to be compared: a copy made when it was chosen.
 type waitingSet struct {
 	key  string
-	hash keyHash
+	hash keyhash.Hash
 	seq  uint64
 	news uint8
 }
 
 // uncompared returns up to compareMost of the owned sets that are to be compared.
-func (j *journal) uncompared(hash func(string) keyHash, owns func(key string) bool) (all []waitingSet) {
+func (j *journal) uncompared(hash func(string) keyhash.Hash, owns func(key string) bool) (all []waitingSet) {
 	if !j.news.Swap(false) {
 		return nil
 	}
@@ -117,7 +118,7 @@ func (j *journal) compared(s waitingSet, current []byte, present bool, server st
 	if in == nil || in.seq != s.seq || in.news != s.news || in.del || in.sending {
 		return false // another invalidation arrived, or a replay decides
 	}
-	b, unsure := &in.base, in.unsure()
+	b, unsure := &in.expected, in.unsure()
 	in.news, in.looked = 0, true
 	switch {
 	case present && (b.held && b.sum == sum || bytes.Equal(current, in.value)):
@@ -125,7 +126,7 @@ func (j *journal) compared(s waitingSet, current []byte, present bool, server st
 	case !present && (!b.held || b.server != server):
 		return false
 	case unsure && !present: // perhaps it was absent at the invalidation, too
-		in.base = holdingNothing(server)
+		in.expected = holdingNothing(server)
 		j.saveLocked(sh, s.key, in)
 		return false
 	case unsure && s.news == 0:

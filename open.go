@@ -6,6 +6,10 @@ import (
 	"fmt"
 	"sync/atomic"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/flight"
+	"github.com/holdfast-cache/holdfast/internal/keyhash"
+	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/redis/rueidis"
 )
 
@@ -18,14 +22,14 @@ func New(opts Options) (*Cache, error) {
 	if err := opts.validate(); err != nil {
 		return nil, err
 	}
-	tier, err := newLocal(opts.Local.MaxBytes)
+	tier, err := buildLocal(opts.Local)
 	if err != nil {
-		return nil, fmt.Errorf("holdfast: local tier: %w", err)
+		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &Cache{
 		opts:    opts,
-		clock:   newClock(),
+		clock:   clock.Start(),
 		life:    ctx,
 		cancel:  cancel,
 		stop:    make(chan struct{}),
@@ -36,21 +40,21 @@ func New(opts Options) (*Cache, error) {
 	c.opts.Redis = c.foreign.watch(opts.Redis, &c.workers)
 	full := c.opts
 	c.dialled, c.opts = &full, c.opts.withoutPasswords()
-	c.flights, c.holder = newFlights(), rand.Text()
+	c.flights, c.holder = flight.New[Entry](), rand.Text()
 	if opts.Load.MaxConcurrent > 0 {
-		c.places = make(chan struct{}, opts.Load.MaxConcurrent)
+		c.loadSlots = make(chan struct{}, opts.Load.MaxConcurrent)
 	}
 	c.notify = newNotifier(opts, &c.stats)
 	c.journal.downgraded = c.downgraded
-	c.journal.retry = backoff{min: opts.Breaker.MinBackoff, max: opts.Breaker.MaxBackoff}
+	c.journal.retry = clock.Backoff{Min: opts.Breaker.MinBackoff, Max: opts.Breaker.MaxBackoff}
 	if opts.Journal.Dir != "" && len(opts.Redis.InitAddress) > 0 {
 		if err := c.restore(); err != nil {
 			cancel()
-			c.local.close()
+			c.local.Close()
 			return nil, err
 		}
 	}
-	c.flusher.spawn("flusher", func() { c.local.flush(c.stop) })
+	c.flusher.spawn("flusher", func() { c.local.Flush(c.stop) })
 	c.notifier.spawn("notifier", func() { c.notify.run(c.stop) })
 	if len(opts.Redis.InitAddress) == 0 {
 		return c, nil
@@ -73,7 +77,7 @@ func Open(url string) (*Cache, error) {
 
 // restore opens Journal.Dir and takes over the intents of an earlier process.
 func (c *Cache) restore() error {
-	r, err := c.journal.open(c.opts.Journal, c.opts.Timeout, c.clock, c.local.hash, c.notify.journalFile)
+	r, err := c.journal.open(c.opts.Journal, c.opts.Timeout, c.clock, c.local.Hash, c.notify.journalFile)
 	if err != nil {
 		return fmt.Errorf("holdfast: options: Journal.Dir: %w", err)
 	}
@@ -89,7 +93,7 @@ func (c *Cache) connect() {
 	c.remote = &remote{
 		routes: r, hops: c.opts.Redis.ClusterOption.MaxMovedRedirections,
 		budget: newBudget(c.opts.Timeout, c.clock), clock: c.clock, stats: &c.stats,
-		fenced: func() bool { return c.journal.keys.Load() != 0 },
+		journaling: func() bool { return c.journal.keys.Load() != 0 },
 	}
 	probe := c.opts.Breaker.ProbePrefix + rand.Text()
 	sessions := new(atomic.Uint64)
@@ -102,22 +106,22 @@ func (c *Cache) connect() {
 		probeKey: func(string) string { return probe },
 		wanted:   func() bool { return c.journal.keys.Load() > 0 || r.waiting.Load() > 0 || c.listeners.any() },
 		needless: func() bool { return false },
-		hits:     func() uint64 { return c.fence.hits() + c.stats.localAnswers() },
+		hits:     func() uint64 { return c.inflight.Hits() + c.stats.localAnswers() },
 		leave:    func() {},
 
 		disbelieve: func() {},
 
-		redirected: func(s *session, err error) { r.follow(s, err) },
-		domains:    func(each func(*domain)) { each(&r.one.domain) },
-		told:       c.told,
-		listeners:  &c.listeners,
-		copies:     func() int64 { return c.local.len() - c.journal.keys.Load() },
+		redirected:     func(s *session, err error) { r.follow(s, err) },
+		domains:        func(each func(*local.EpochScope)) { each(&r.one.domain) },
+		onInvalidation: c.onInvalidation,
+		listeners:      &c.listeners,
+		copies:         func() int64 { return c.local.Len() - c.journal.keys.Load() },
 		changed: func(s StateChange) {
 			c.notify.stateChange(s)
 			if s.From == s.To {
 				return
 			}
-			c.listeners.told(nil)
+			c.listeners.onInvalidation(nil)
 			if s.To == Up {
 				r.noteUp()
 			}
@@ -147,14 +151,14 @@ func (c *Cache) connect() {
 		}
 		home.where = s.where
 	}
-	c.journal.suspect = func(key string, del bool) bool { return r.link(r.of(key)).treat(key, del) != sendInCompany }
-	r.home = c.newLink(c.life, home, func(string) bool { return r.cluster.Load() == nil })
-	r.one.link.Store(r.home)
+	c.journal.poison = func(key string, del bool) bool { return r.link(r.of(key)).treat(key, del) != sendInCompany }
+	r.seedLink = c.newLink(c.life, home, func(string) bool { return r.cluster.Load() == nil })
+	r.one.link.Store(r.seedLink)
 	if c.journal.file != nil {
 		c.keeper.spawn("journal", func() { c.journal.keep(c.stop) })
 		c.keeper.spawn("sweeper", func() { c.journal.tidy(c.life, r.wake) })
 	}
-	c.start(c.life, r.home)
+	c.start(c.life, r.seedLink)
 }
 
 // newLink returns a link with a replayer for the keys for which owns returns true.
@@ -166,7 +170,7 @@ func (c *Cache) newLink(ctx context.Context, env linkEnv, owns func(key string) 
 		}
 	}
 	l = newLink(*c.dialled, env)
-	l.owned.workers, l.owned.closed = &c.workers, c.fence.closed.Load
+	l.owned.workers, l.owned.closed = &c.workers, c.inflight.Closed.Load
 	l.credentials.fn, l.credentials.workers = c.opts.Redis.AuthCredentialsFn, &c.workers
 	l.replayer = &replayer{
 		journal: c.journal,
@@ -176,13 +180,13 @@ func (c *Cache) newLink(ctx context.Context, env linkEnv, owns func(key string) 
 		clock:   c.clock,
 		stats:   &c.stats,
 		notify:  c.notify,
-		hash:    c.local.hash,
-		settled: c.local.settled,
-		doubt:   func(h keyHash) { c.local.doubt(h, sameEnd) },
-		forget:  func(h keyHash) { c.local.put(h, nil) },
+		hash:    c.local.Hash,
+		settled: c.local.OnReplayed,
+		doubt:   func(h keyhash.Hash) { c.local.Suspect(h, local.SameEnd) },
+		forget:  func(h keyhash.Hash) { c.local.Put(h, nil) },
 		timeout: max(c.opts.Timeout, replayTimeout),
 		maxHeld: heldSets,
-		pauses:  backoff{min: replayPause, max: c.opts.Breaker.MaxBackoff},
+		pauses:  clock.Backoff{Min: replayPause, Max: c.opts.Breaker.MaxBackoff},
 		share:   c.opts.Timeout / 8,
 		rule:    c.opts.Journal.OnConflict,
 		pace:    newPace(c.opts.Journal.MaxRate, replayMost),
@@ -249,7 +253,7 @@ func (c *Cache) newCluster(env linkEnv, probe string) *cluster {
 			return env.hits()
 		}
 		node.copies = func() int64 { return 0 } // the copies of one node are not counted
-		node.domains = func(each func(*domain)) { cl.domains(l, each) }
+		node.domains = func(each func(*local.EpochScope)) { cl.domains(l, each) }
 		node.changed = func(s StateChange) {
 			s.Shard = addr
 			if s.To == Closed {

@@ -159,18 +159,6 @@ func (m Mode) String() string {
 	return fmt.Sprintf("mode(%d)", uint8(m))
 }
 
-// LocalOptions bounds the in-process tier.
-type LocalOptions struct {
-	// MaxBytes bounds keys, values and their bookkeeping (about 250 bytes an entry). Default
-	// 64 MiB; at least 64 KiB. When full, the least used entries are evicted. An entry larger
-	// than MaxBytes/8 is not kept locally; it still goes to Redis.
-	MaxBytes int64
-
-	// MaxTTL is the longest time that a local copy is served without being read again from
-	// Redis. Default 10m. It does not shorten an entry's life without a Redis configured.
-	MaxTTL time.Duration
-}
-
 // BreakerOptions says when Redis counts as away, and how often it is dialled and probed.
 type BreakerOptions struct {
 	// Failures is the number of consecutive failed calls that opens the circuit. Default 5. A
@@ -428,8 +416,7 @@ func pick[T float64 | time.Duration](field *T, preset T) {
 func (o Options) withDefaults() Options {
 	def(&o.Timeout, 50*time.Millisecond)
 	def(&o.CloseTimeout, time.Second)
-	def(&o.Local.MaxBytes, 64<<20)
-	def(&o.Local.MaxTTL, 10*time.Minute)
+	o.Local = o.Local.withDefaults()
 	def(&o.Breaker.Failures, 5)
 	def(&o.Breaker.MinBackoff, 100*time.Millisecond)
 	def(&o.Breaker.MaxBackoff, max(time.Second, o.Breaker.MinBackoff))
@@ -480,9 +467,7 @@ func (o Options) validate() error {
 	}
 	atLeast("Timeout", o.Timeout, time.Millisecond)
 	atLeast("DefaultTTL", o.DefaultTTL, 0)
-	if o.Local.MaxBytes < 64<<10 {
-		bad("Local.MaxBytes is %d: it must be at least 65536", o.Local.MaxBytes)
-	}
+	o.Local.validate(bad)
 	atLeast("Local.MaxTTL", o.Local.MaxTTL, time.Millisecond)
 	if o.Breaker.Failures < 1 {
 		bad("Breaker.Failures is %d: it must be at least 1", o.Breaker.Failures)

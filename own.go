@@ -9,10 +9,11 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/redis/rueidis"
 )
 
-// owned holds the dedicated connections of one link, beside its session: for transactions,
+// dedicatedPool holds the dedicated connections of one link, beside its session: for transactions,
 // subscriptions, streams and commands that block. They are dialled on demand, and only while the
 // link's session serves: no connection is dialled to a Redis that the supervisor does not hold to
 // be there. They end with the period in which the session serves, so that no caller waits for a
@@ -21,7 +22,7 @@ import (
 // After a failed dial no other is made until its back-off has passed; callers that come meanwhile
 // get an error at once. Each connection and each dial takes a slot, and few dials run at once.
 // Connections without state are kept idle for the next caller, for a limited time.
-type owned struct {
+type dedicatedPool struct {
 	link    *link
 	workers *group
 	closed  func() bool // reports whether the Cache is closed
@@ -34,7 +35,7 @@ type owned struct {
 	mu struct {
 		sync.Mutex
 		due     int64 // no dial before this time
-		backoff backoff
+		backoff clock.Backoff
 		cause   error // the error of the last failed dial
 
 		streams *streaming
@@ -60,30 +61,30 @@ var (
 	errNoPubSub = errors.New("holdfast: the server does not speak RESP3: nobody can subscribe to it here, and that will not change by itself")
 )
 
-func newOwned(l *link) *owned {
+func newOwned(l *link) *dedicatedPool {
 	n := l.opts.Redis.BlockingPoolSize
 	if n <= 0 {
 		n = ownSlots
 	}
-	o := &owned{
+	o := &dedicatedPool{
 		link:   l,
 		closed: func() bool { return false },
 		slots:  make(chan struct{}, n),
 		turns:  make(chan struct{}, ownDials),
 		idle:   make(chan *ownConn, min(n, ownIdle)),
 	}
-	o.mu.backoff = backoff{min: l.opts.Breaker.MinBackoff, max: l.opts.Breaker.MaxBackoff}
+	o.mu.backoff = clock.Backoff{Min: l.opts.Breaker.MinBackoff, Max: l.opts.Breaker.MaxBackoff}
 	return o
 }
 
 // inUse reports whether a caller has a connection. The supervisor does not sleep then.
-func (o *owned) inUse() bool { return o.using.Load() > 0 }
+func (o *dedicatedPool) inUse() bool { return o.using.Load() > 0 }
 
 // ownConn is a dedicated connection.
 type ownConn struct {
-	owned     *owned
+	owned     *dedicatedPool
 	session   *session
-	period    *period
+	period    *servingCtx
 	dialer    *dialer
 	dedicated rueidis.DedicatedClient
 
@@ -117,7 +118,7 @@ func (c *ownConn) failed(err error) error {
 }
 
 // failed turns an error of a connection into the error for its caller.
-func (o *owned) failed(p *period, err error) error {
+func (o *dedicatedPool) failed(p *servingCtx, err error) error {
 	var u unavailable
 	switch {
 	case o.closed():
@@ -134,11 +135,11 @@ func (o *owned) failed(p *period, err error) error {
 	return unavailable{cause}
 }
 
-// take returns a connection, either an idle one or a new one. It blocks for at most Dialer.Timeout
+// acquire returns a connection, either an idle one or a new one. It blocks for at most Dialer.Timeout
 // until it may dial, and then for as long as connect takes; less if ctx or the period ends. With
 // fresh set it returns a new connection on which rueidis sends PINGs. The caller has entered the
 // call gate.
-func (o *owned) take(ctx context.Context, fresh bool) (*ownConn, error) {
+func (o *dedicatedPool) acquire(ctx context.Context, fresh bool) (*ownConn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -151,20 +152,20 @@ func (o *owned) take(ctx context.Context, fresh bool) (*ownConn, error) {
 		return nil, o.link.why()
 	}
 	o.using.Add(1)
-	conn, err := o.takeFrom(ctx, s, p, fresh)
+	conn, err := o.acquireFrom(ctx, s, p, fresh)
 	if err != nil {
 		o.using.Add(-1)
 	}
 	return conn, err
 }
 
-func (o *owned) takeFrom(ctx context.Context, s *session, p *period, fresh bool) (*ownConn, error) {
+func (o *dedicatedPool) acquireFrom(ctx context.Context, s *session, p *servingCtx, fresh bool) (*ownConn, error) {
 	if !fresh {
 		if conn := o.fromIdle(p); conn != nil {
 			return conn, nil
 		}
 	}
-	g := &grant{owned: o, period: p}
+	g := &dialSlot{owned: o, period: p}
 	limit := time.NewTimer(o.link.opts.Redis.Dialer.Timeout)
 	defer limit.Stop()
 	idle := o.idle
@@ -205,7 +206,7 @@ func (o *owned) takeFrom(ctx context.Context, s *session, p *period, fresh bool)
 }
 
 // fromIdle returns an idle connection, nil if there is none.
-func (o *owned) fromIdle(p *period) *ownConn {
+func (o *dedicatedPool) fromIdle(p *servingCtx) *ownConn {
 	for {
 		select {
 		case conn := <-o.idle:
@@ -219,7 +220,7 @@ func (o *owned) fromIdle(p *period) *ownConn {
 }
 
 // wake takes an idle connection into use. It returns false if the connection is not usable.
-func (c *ownConn) wake(p *period) bool {
+func (c *ownConn) wake(p *servingCtx) bool {
 	if !c.state.CompareAndSwap(connIdle, connTaken) {
 		return false
 	}
@@ -231,13 +232,13 @@ func (c *ownConn) wake(p *period) bool {
 	return true
 }
 
-// give returns a connection. A clean connection is kept for the next caller, any other is closed.
-func (o *owned) give(c *ownConn, clean bool) {
+// release returns a connection. A clean connection is kept for the next caller, any other is closed.
+func (o *dedicatedPool) release(c *ownConn, clean bool) {
 	o.using.Add(-1)
 	o.keep(c, clean)
 }
 
-func (o *owned) keep(c *ownConn, clean bool) {
+func (o *dedicatedPool) keep(c *ownConn, clean bool) {
 	if !clean || c.ended() || o.closed() {
 		c.close(errConnClosed)
 		return
@@ -266,7 +267,7 @@ func (o *owned) keep(c *ownConn, clean bool) {
 
 // sweep removes connections that ended while they were idle. It checks the oldest first and stops
 // at a live one.
-func (o *owned) sweep() {
+func (o *dedicatedPool) sweep() {
 	for {
 		select {
 		case c := <-o.idle:
@@ -283,22 +284,22 @@ func (o *owned) sweep() {
 	}
 }
 
-func (o *owned) kept() time.Duration {
+func (o *dedicatedPool) kept() time.Duration {
 	if d := o.link.opts.Redis.BlockingPoolCleanup; d > 0 {
 		return d
 	}
 	return ownKept
 }
 
-// grant is the right to dial. It consists of a slot, which is held as long as the connection, and a
+// dialSlot is the right to dial. It consists of a slot, which is held as long as the connection, and a
 // turn, which is held until the dial ends.
-type grant struct {
-	owned  *owned
-	period *period
+type dialSlot struct {
+	owned  *dedicatedPool
+	period *servingCtx
 }
 
 // wait waits for the grant, or for an idle connection.
-func (g *grant) wait(ctx context.Context, limit <-chan time.Time, idle <-chan *ownConn) (*ownConn, error) {
+func (g *dialSlot) wait(ctx context.Context, limit <-chan time.Time, idle <-chan *ownConn) (*ownConn, error) {
 	o, full := g.owned, errOwnFull
 	if err := o.resting(); err != nil {
 		return nil, err
@@ -337,36 +338,36 @@ func (g *grant) wait(ctx context.Context, limit <-chan time.Time, idle <-chan *o
 }
 
 // resting returns the error of the last dial while its back-off lasts, nil otherwise.
-func (o *owned) resting() error {
+func (o *dedicatedPool) resting() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.mu.due != 0 && o.link.clock.now() < o.mu.due {
+	if o.mu.due != 0 && o.link.clock.Now() < o.mu.due {
 		return unavailable{o.mu.cause}
 	}
 	return nil
 }
 
 // dialled records the result of a dial.
-func (o *owned) dialled(err error) {
+func (o *dedicatedPool) dialled(err error) {
 	<-o.turns
 	if errors.Is(err, context.Canceled) {
 		return // its caller has left; that says nothing about Redis
 	}
-	now := o.link.clock.now()
+	now := o.link.clock.Now()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if err == nil {
 		o.mu.due = 0
-		o.mu.backoff.reset()
+		o.mu.backoff.Reset()
 		return
 	}
 	if now < o.mu.due {
 		return // it ran beside a dial that failed and was counted
 	}
-	if o.mu.backoff.tries == 0 {
-		o.mu.backoff.tries = 1 // the first try of a schedule has no wait
+	if o.mu.backoff.Tries == 0 {
+		o.mu.backoff.Tries = 1 // the first try of a schedule has no wait
 	}
-	o.mu.due, o.mu.cause = now+int64(o.mu.backoff.next()), err
+	o.mu.due, o.mu.cause = now+int64(o.mu.backoff.Next()), err
 }
 
 // ownDial is a dial that its caller may abandon.
@@ -378,7 +379,7 @@ type ownDial struct {
 	decided atomic.Bool // the caller has left, or takes the result
 }
 
-func (d *ownDial) run(g *grant, s *session) {
+func (d *ownDial) run(g *dialSlot, s *session) {
 	o := g.owned
 	d.conn, d.err = o.connect(g.period, s, d.fresh)
 	o.dialled(d.err)
@@ -401,7 +402,7 @@ func (d *ownDial) leave(why error) error {
 
 // connect makes one dial and one handshake. It blocks for at most twice Dialer.Timeout, after the
 // call of Redis.AuthCredentialsFn (ten seconds at most); less if the period ends.
-func (o *owned) connect(p *period, s *session, pings bool) (conn *ownConn, err error) {
+func (o *dedicatedPool) connect(p *servingCtx, s *session, pings bool) (conn *ownConn, err error) {
 	conn = &ownConn{owned: o, session: s, period: p, waits: make(chan struct{}, ownWaits)}
 	d := &dialer{
 		user: o.link.opts.Redis.DialCtxFn, life: p,
@@ -453,7 +454,7 @@ func (o *owned) connect(p *period, s *session, pings bool) (conn *ownConn, err e
 }
 
 // option returns the rueidis configuration of a dedicated connection.
-func (o *owned) option(s *session, d *dialer, pings bool) rueidis.ClientOption {
+func (o *dedicatedPool) option(s *session, d *dialer, pings bool) rueidis.ClientOption {
 	option := clientOption(plan{addr: s.addr, option: o.link.opts.connection(), manner: s.manner}, d)
 	option.RingScaleEachConn = ownRing
 	if option.ReadBufferEachConn == 0 {

@@ -17,12 +17,12 @@ import (
 // calls whose context has a streamCall.
 type streaming struct {
 	client rueidis.Client
-	period *period
+	period *servingCtx
 }
 
 // streamCall is the right of one call to dial. It is passed in the call's context.
 type streamCall struct {
-	grant  grant
+	grant  dialSlot
 	dialer *dialer // of the dial that the call made
 	stop   func() bool
 	left   bool // the call ended before the dial
@@ -39,11 +39,11 @@ const streamLimit = 10 * time.Second
 // blocks for at most Dialer.Timeout until it may dial, then for at most twice that, after the call
 // of Redis.AuthCredentialsFn (ten seconds at most); less if ctx ends. The caller has entered the
 // call gate.
-func (o *owned) stream(ctx context.Context, send func(context.Context, rueidis.Client) rueidis.RedisResultStream) rueidis.RedisResultStream {
+func (o *dedicatedPool) stream(ctx context.Context, send func(context.Context, rueidis.Client) rueidis.RedisResultStream) rueidis.RedisResultStream {
 	if err := ctx.Err(); err != nil {
 		return rueidis.NewErrorResultStream(err)
 	}
-	var p *period
+	var p *servingCtx
 	if s := o.link.reader(); s != nil {
 		p = s.period.Load()
 		if rc := o.streamsOf(s, p); rc != nil {
@@ -54,7 +54,7 @@ func (o *owned) stream(ctx context.Context, send func(context.Context, rueidis.C
 }
 
 // streamsOf returns the rueidis client for the streams of the period, nil if there is none.
-func (o *owned) streamsOf(s *session, p *period) rueidis.Client {
+func (o *dedicatedPool) streamsOf(s *session, p *servingCtx) rueidis.Client {
 	if p == nil {
 		return nil
 	}
@@ -86,8 +86,8 @@ func (o *owned) streamsOf(s *session, p *period) rueidis.Client {
 	return rc
 }
 
-func (o *owned) streamBy(ctx context.Context, p *period, rc rueidis.Client, send func(context.Context, rueidis.Client) rueidis.RedisResultStream) rueidis.RedisResultStream {
-	sc := &streamCall{grant: grant{owned: o, period: p}}
+func (o *dedicatedPool) streamBy(ctx context.Context, p *servingCtx, rc rueidis.Client, send func(context.Context, rueidis.Client) rueidis.RedisResultStream) rueidis.RedisResultStream {
+	sc := &streamCall{grant: dialSlot{owned: o, period: p}}
 	r := send(context.WithValue(ctx, streamKey{}, sc), rc)
 	err := r.Error()
 	ctxErr := ctx.Err()

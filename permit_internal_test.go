@@ -24,7 +24,7 @@ func TestASessionIsNotDialledAgainByACall(t *testing.T) {
 	if err := c.WaitReady(ctx); err != nil {
 		t.Fatal(err)
 	}
-	s := c.routes.home.gate.Load()
+	s := c.routes.seedLink.gate.Load()
 	s.dialer.connection().Close()
 	for range 10 {
 		err = s.client.Do(ctx, s.client.B().Ping().Build()).Error()

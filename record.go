@@ -3,6 +3,8 @@ package holdfast
 import (
 	"encoding/binary"
 	"math"
+
+	"github.com/holdfast-cache/holdfast/internal/clock"
 )
 
 // An intent in the file: a format byte, a byte of flags, and the fields below. Times are
@@ -41,12 +43,12 @@ func (in *intent) encode(now, wall int64) []byte {
 		bit byte
 	}{
 		{in.del, flagDel},
-		{in.undo, flagUndo},
-		{in.base.known, flagKnown},
-		{in.base.held, flagHeld},
-		{in.late.since != 0, flagLate},
-		{in.late.del, flagLateDel},
-		{in.late.more, flagLateMore},
+		{in.compensate, flagUndo},
+		{in.expected.known, flagKnown},
+		{in.expected.held, flagHeld},
+		{in.possibleLateWrites.since != 0, flagLate},
+		{in.possibleLateWrites.del, flagLateDel},
+		{in.possibleLateWrites.more, flagLateMore},
 		{in.checkAt > 0, flagCheck},
 	} {
 		if f.set {
@@ -54,18 +56,18 @@ func (in *intent) encode(now, wall int64) []byte {
 		}
 	}
 	const fixed = 2 + 3*8 + 2*binary.MaxVarintLen32 + len(digest{})
-	b := make([]byte, 0, fixed+len(in.base.server)+len(digest{})*len(in.late.sums)+len(in.value))
+	b := make([]byte, 0, fixed+len(in.expected.server)+len(digest{})*len(in.possibleLateWrites.sums)+len(in.value))
 	b = append(b, intentFormat, flags)
 	b = appendTime(b, in.deadline, now, wall)
-	b = appendTime(b, in.base.gone, now, wall)
-	if in.base.held {
-		b = append(b, in.base.sum[:]...)
+	b = appendTime(b, in.expected.gone, now, wall)
+	if in.expected.held {
+		b = append(b, in.expected.sum[:]...)
 	}
-	b = binary.AppendUvarint(b, uint64(len(in.base.server)))
-	b = append(b, in.base.server...)
-	b = appendTime(b, in.late.gone, now, wall)
-	b = binary.AppendUvarint(b, uint64(len(in.late.sums)))
-	for _, sum := range in.late.sums {
+	b = binary.AppendUvarint(b, uint64(len(in.expected.server)))
+	b = append(b, in.expected.server...)
+	b = appendTime(b, in.possibleLateWrites.gone, now, wall)
+	b = binary.AppendUvarint(b, uint64(len(in.possibleLateWrites.sums)))
+	for _, sum := range in.possibleLateWrites.sums {
 		b = append(b, sum[:]...)
 	}
 	return append(b, in.value...)
@@ -73,7 +75,7 @@ func (in *intent) encode(now, wall int64) []byte {
 
 // appendTime converts a time of the process' clock to the wall clock and appends it.
 func appendTime(b []byte, t, now, wall int64) []byte {
-	if t != never {
+	if t != clock.Never {
 		t = saturated(wall, t-now)
 	}
 	return binary.LittleEndian.AppendUint64(b, uint64(t))
@@ -98,35 +100,35 @@ func decodeIntent(payload []byte, now, wall int64) (*intent, bool) {
 	flags := payload[1]
 	d.rest = payload[2:]
 	in := &intent{
-		deadline: d.time(),
-		del:      flags&flagDel != 0,
-		undo:     flags&flagUndo != 0,
+		deadline:   d.time(),
+		del:        flags&flagDel != 0,
+		compensate: flags&flagUndo != 0,
 	}
-	in.base = base{known: flags&flagKnown != 0, held: flags&flagHeld != 0, gone: d.time()}
-	if in.base.held {
-		in.base.sum = d.digest()
+	in.expected = expected{known: flags&flagKnown != 0, held: flags&flagHeld != 0, gone: d.time()}
+	if in.expected.held {
+		in.expected.sum = d.digest()
 	}
-	in.base.server = string(d.take(d.length()))
-	in.late = late{gone: d.time(), del: flags&flagLateDel != 0, more: flags&flagLateMore != 0}
+	in.expected.server = string(d.take(d.length()))
+	in.possibleLateWrites = lateWrites{gone: d.time(), del: flags&flagLateDel != 0, more: flags&flagLateMore != 0}
 	n := d.length()
 	for i := 0; i < min(n, lateMost) && !d.bad; i++ {
-		in.late.sums = append(in.late.sums, d.digest())
+		in.possibleLateWrites.sums = append(in.possibleLateWrites.sums, d.digest())
 	}
 	if d.bad || n > lateMost {
 		return unreadable(), false
 	}
 	if flags&flagLate != 0 {
-		in.late.since = earlierProcess
+		in.possibleLateWrites.since = earlierProcess
 	}
 	if !in.del {
 		in.value = d.rest[:len(d.rest):len(d.rest)]
 	}
-	if !in.undo {
-		in.late.unanswered(earlierProcess, in.value, in.del, in.deadline)
+	if !in.compensate {
+		in.possibleLateWrites.unanswered(earlierProcess, in.value, in.del, in.deadline)
 	}
 	if flags&flagCheck != 0 {
 		in.checkAt = d.now + int64(lateAfter)
-		in.late.until = in.checkAt
+		in.possibleLateWrites.until = in.checkAt
 	}
 	return in, true
 }
@@ -141,8 +143,8 @@ func newerIntent(payload []byte) byte {
 
 // unreadable is the intent for a payload that cannot be read: a delete.
 func unreadable() *intent {
-	in := &intent{del: true, deadline: never}
-	in.late.unanswered(earlierProcess, nil, true, never)
+	in := &intent{del: true, deadline: clock.Never}
+	in.possibleLateWrites.unanswered(earlierProcess, nil, true, clock.Never)
 	return in
 }
 
@@ -187,8 +189,8 @@ func (d *decoder) time() int64 {
 	}
 	t := int64(binary.LittleEndian.Uint64(b))
 	switch {
-	case t == never:
-		return never
+	case t == clock.Never:
+		return clock.Never
 	case t < 0:
 		d.bad = true
 		return 0

@@ -38,12 +38,12 @@ func (c *Cache) Refresh(ctx context.Context, key string, ttl time.Duration, load
 
 // reload is Refresh with a loader of the form of GetOrLoadWith.
 func (c *Cache) reload(ctx context.Context, op, key string, ttl time.Duration, o LoadOptions, load LoadFunc) (Entry, error) {
-	r := newRequest(op, key, c.local.hash(key), ttl, o, load)
+	r := newRequest(op, key, c.local.Hash(key), ttl, o, load)
 	r.reload, r.usable = true, unusable
 	for {
-		v := c.fence.visit()
-		if err := loadable(ctx, v.open, ttl, load == nil); err != nil {
-			v.leave()
+		v := c.inflight.Guard()
+		if err := loadable(ctx, v.Open, ttl, load == nil); err != nil {
+			v.Leave()
 			return Entry{}, loadError(op, key, err)
 		}
 		e, err := c.loaded(ctx, r, v)

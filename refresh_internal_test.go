@@ -5,6 +5,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/flight"
 )
 
 // A flight that a Refresh shares may be of a GetOrLoad, and end with a value of the tiers.
@@ -15,10 +17,10 @@ func TestARefreshIsNotAnsweredByTheTiers(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		h := c.local.hash("k")
-		board := func() *flight {
-			f, role, err := c.flights.join(h, newRun(), nil)
-			if err != nil || role != leads {
+		h := c.local.Hash("k")
+		board := func() *flight.Flight[Entry] {
+			f, role, err := c.flights.Join(h, flight.NewRun[Entry](), nil)
+			if err != nil || role != flight.Leader {
 				t.Fatalf("%v, %v", role, err)
 			}
 			return f
@@ -37,14 +39,14 @@ func TestARefreshIsNotAnsweredByTheTiers(t *testing.T) {
 			done <- string(v)
 		}()
 		synctest.Wait() // for the load that began before it
-		c.flights.overtake(h)
+		c.flights.Supersede(h)
 		younger := board()
-		c.flights.end(older, Entry{Value: []byte("older"), Tier: Loader}, nil, 0)
+		c.flights.End(older, Entry{Value: []byte("older"), Tier: Loader}, nil, 0)
 		synctest.Wait() // for the one that began after it
 		if asked != 0 {
 			t.Error("two loads at once")
 		}
-		c.flights.end(younger, Entry{Value: []byte("found"), Tier: Local}, nil, 0)
+		c.flights.End(younger, Entry{Value: []byte("found"), Tier: Local}, nil, 0)
 		if v := <-done; v != "loaded" || asked != 1 {
 			t.Errorf("%q, and the loader was asked %d times", v, asked)
 		}

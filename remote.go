@@ -9,19 +9,20 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/redis/rueidis"
 )
 
 // remote is the second tier. It sends commands on sessions, within the budget and the bulkhead. It
 // classifies their outcomes and reports them to the session's link.
 type remote struct {
-	routes  *routes
-	hops    int // most redirections that a call follows
-	budget  *budget
-	clock   clock
-	stats   *counters
-	fenced  func() bool // reports whether the journal holds any key
-	callers group       // goroutines of batches that go to several servers
+	routes     *routes
+	hops       int // most redirections that a call follows
+	budget     *budget
+	clock      clock.Clock
+	stats      *counters
+	journaling func() bool // reports whether the journal holds any key
+	callers    group       // goroutines of batches that go to several servers
 }
 
 // outcome is the result of one command, apart from its replies.
@@ -90,7 +91,7 @@ func (r *remote) do(ctx bound, s *session, alone bool, cmds ...rueidis.Completed
 // instead. Writes may not if the journal holds keys: a later write of the same key may be in the
 // journal, and the older command must not run after it.
 func (r *remote) mayFollow(cmds []rueidis.Completed) bool {
-	return !r.fenced() || !slices.ContainsFunc(cmds, func(cmd rueidis.Completed) bool { return !cmd.IsReadOnly() })
+	return !r.journaling() || !slices.ContainsFunc(cmds, func(cmd rueidis.Completed) bool { return !cmd.IsReadOnly() })
 }
 
 // successor returns the session that serves in place of one that was replaced or lost after a call
@@ -180,7 +181,7 @@ func (r *remote) unanswered(ctx bound, s *session, completed uint64, err error) 
 		// A caller that leaves says nothing about Redis. But if the caller's own deadline ended and
 		// nothing at all came back meanwhile, the server hangs.
 		mute := s.completed.Load() == completed
-		waited := time.Duration(r.clock.now() - ctx.began)
+		waited := time.Duration(r.clock.Now() - ctx.began)
 		if mute && errors.Is(o.err, context.DeadlineExceeded) && waited >= r.budget.timeout/hungAfter {
 			s.link.report(s, classDown, errBudget)
 		}
@@ -205,8 +206,8 @@ func (r *remote) reply(s *session, res rueidis.RedisResult) outcome {
 	return outcome{class: c, err: err, session: s}
 }
 
-// value is the value that Redis holds for a key. ttl is 0 for no expiry.
-type value struct {
+// remoteValue is the value that Redis holds for a key. ttl is 0 for no expiry.
+type remoteValue struct {
 	found bool
 	bytes []byte
 	ttl   time.Duration
@@ -214,11 +215,11 @@ type value struct {
 }
 
 // get reads a value with its remaining life, so that a local copy does not outlive it.
-func (r *remote) get(ctx bound, s *session, key string) (value, outcome) {
+func (r *remote) get(ctx bound, s *session, key string) (remoteValue, outcome) {
 	b := s.client.B()
 	replies, o := r.ask(ctx, s, subject{name: readName, key: key}, b.Get().Key(key).Build(), b.Pttl().Key(key).Build())
 	if o.class != classOK {
-		return value{}, o
+		return remoteValue{}, o
 	}
 	o = r.reply(o.session, replies[0])
 	if o.class == classRedirect {
@@ -257,19 +258,19 @@ func readCommands(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueid
 }
 
 // readValue decodes the replies of GET and PTTL.
-func readValue(replies []rueidis.RedisResult, o outcome) (value, outcome) {
+func readValue(replies []rueidis.RedisResult, o outcome) (remoteValue, outcome) {
 	if o.class != classOK {
-		return value{}, o
+		return remoteValue{}, o
 	}
 	get, pttl := replies[0], replies[1]
 	if rueidis.IsRedisNil(get.Error()) {
-		return value{}, o
+		return remoteValue{}, o
 	}
 	bytes, err := get.AsBytes()
 	if err != nil {
-		return value{}, outcome{class: classCommand, err: err, session: o.session}
+		return remoteValue{}, outcome{class: classCommand, err: err, session: o.session}
 	}
-	v := value{found: true, bytes: bytes[:len(bytes):len(bytes)]}
+	v := remoteValue{found: true, bytes: bytes[:len(bytes):len(bytes)]}
 	ms, err := pttl.AsInt64()
 	v.open = err != nil && classify(context.Background(), err) == classCommand
 	o.session.lacks.note(lackPTTL, v.open)
@@ -310,8 +311,8 @@ type item struct {
 	asking  bool
 	outcome outcome // of the last try
 
-	change *change // set for a write
-	errand *errand // set for the drop-in client
+	change *change   // set for a write
+	errand *remoteOp // set for the drop-in client
 }
 
 // commands appends the commands of an item. A call has a stride: the fixed number of commands for
@@ -333,7 +334,7 @@ func (r *remote) batch(ctx bound, items []item, stride int, build commands, each
 	}
 	if long {
 		var cancel context.CancelFunc
-		ctx, cancel = r.bound(ctx.caller, r.clock.now())
+		ctx, cancel = r.bound(ctx.caller, r.clock.Now())
 		defer cancel()
 	}
 	r.redirect(ctx, items, stride, build, each)
@@ -343,18 +344,18 @@ func (r *remote) batch(ctx bound, items []item, stride int, build commands, each
 // would use up the time of all. The caller's goroutine calls each for the results of all groups, so
 // that no group waits while each handles a result.
 func (r *remote) parts(ctx bound, items []item, groups [][]int, stride int, build commands, each func(i int, replies []rueidis.RedisResult, o outcome)) (long bool) {
-	type answer struct {
+	type partResult struct {
 		i       int
 		replies []rueidis.RedisResult
 		o       outcome
 	}
-	results := make(chan answer, len(items)) // large enough for all: a send never blocks
+	results := make(chan partResult, len(items)) // large enough for all: a send never blocks
 	var others, longs atomic.Int32
 	others.Store(int32(len(groups) - 1))
 	for _, indexes := range groups[1:] {
 		r.callers.spawn("batch", func() {
 			if r.part(ctx, items, indexes, stride, build, func(i int, replies []rueidis.RedisResult, o outcome) {
-				results <- answer{i, replies, o}
+				results <- partResult{i, replies, o}
 			}) {
 				longs.Add(1)
 			}
@@ -418,7 +419,7 @@ func (r *remote) part(ctx bound, items []item, indexes []int, stride int, build 
 		if n > keysAtOnce || from > 0 {
 			// The local processing time of many keys is not charged to Redis.
 			cancel()
-			ctx, cancel = r.bound(ctx.caller, r.clock.now())
+			ctx, cancel = r.bound(ctx.caller, r.clock.Now())
 		}
 		cmds, offsets = cmds[:0], offsets[:0]
 		var ids []uint64 // collected while there are suspects

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/keyhash"
 	"github.com/redis/rueidis"
 )
 
@@ -18,21 +20,21 @@ type replayer struct {
 	link    *link
 	routes  *routes
 	owns    func(key string) bool // reports whether a key is the link's
-	clock   clock
+	clock   clock.Clock
 	stats   *counters
 	notify  *notifier
-	hash    func(string) keyHash
+	hash    func(string) keyhash.Hash
 	// settled is called for each set that Redis has, before it leaves the journal. A read
 	// must confirm the local copy before it is fresh again.
-	settled func(h keyHash)
+	settled func(h keyhash.Hash)
 	// doubt is called where there was nothing to compensate.
-	doubt func(h keyHash)
+	doubt func(h keyhash.Hash)
 	// forget is called where Redis does not have the value of the local copy.
-	forget func(h keyHash)
+	forget func(h keyhash.Hash)
 
 	timeout time.Duration
 	maxHeld time.Duration // how long a set is held before it becomes a delete
-	pauses  backoff       // after rounds that Redis did not answer
+	pauses  clock.Backoff // after rounds that Redis did not answer
 	share   time.Duration // the target time of one pipeline: a share of a caller's timeout
 	rule    ConflictRule
 	pace    pace
@@ -81,18 +83,18 @@ func (r *replayer) run(ctx context.Context) {
 		}
 		s := r.link.gate.Load()
 		if s != nil && (s.writable.Load() || s.deletable.Load()) && !r.drain(ctx, s) {
-			timer.Reset(max(replayPause, r.pauses.next()))
+			timer.Reset(max(replayPause, r.pauses.Next()))
 			continue
 		}
-		r.pauses.reset()
+		r.pauses.Reset()
 		if s != nil {
 			r.compare(ctx, s)
 		}
 		if s == nil || !s.writable.Load() {
 			continue // the replayer is woken when Redis takes writes again
 		}
-		if next := min(r.journal.nextCheck(r.owns), r.journal.nextCanary(), r.nextAsk(s), r.link.suspects.nextTrial()); next != never {
-			timer.Reset(max(replayPause, time.Duration(next-r.clock.now())))
+		if next := min(r.journal.nextCheck(r.owns), r.journal.nextCanary(), r.nextAsk(s), r.link.suspects.nextTrial()); next != clock.Never {
+			timer.Reset(max(replayPause, time.Duration(next-r.clock.Now())))
 		}
 	}
 }
@@ -102,7 +104,7 @@ func (r *replayer) run(ctx context.Context) {
 func (r *replayer) jitter(ctx context.Context) bool {
 	t := time.NewTimer(time.Duration(rand.Int64N(int64(replayJitter))))
 	defer t.Stop()
-	for r.clock.now() >= r.routes.urgent.Load() {
+	for r.clock.Now() >= r.routes.urgent.Load() {
 		select {
 		case <-ctx.Done():
 			return false
@@ -152,7 +154,7 @@ func (r *replayer) drain(ctx context.Context, s *session) bool {
 		lanes.spawn("replayer", func() { d.lane(ctx) })
 	}
 	d.lane(ctx)
-	lanes.wait(never)
+	lanes.wait(clock.Never)
 	d.mu.Lock() // only for form: the lanes have ended
 	defer d.mu.Unlock()
 	if d.mu.total != (Replay{}) {
@@ -169,7 +171,7 @@ func (d *draining) lane(ctx context.Context) {
 	want := func(key string, del bool) bool {
 		return (del || s.writable.Load() && !s.scriptsAwaited()) && d.owns(key) && d.link.treat(key, del) != sendNot
 	}
-	quickest := time.Duration(never) // the time that does not depend on the batch
+	quickest := time.Duration(clock.Never) // the time that does not depend on the batch
 	for size := replayFirst; ; {
 		if !d.note(Replay{}, true) {
 			return
@@ -178,7 +180,7 @@ func (d *draining) lane(ctx context.Context) {
 		if !d.await(ctx, size) {
 			return
 		}
-		began := d.clock.now()
+		began := d.clock.Now()
 		tasks := d.journal.canaries(began, d.hash, want)
 		if len(tasks) == 0 {
 			tasks = d.journal.take(size, replayBytes, began, d.hash, want)
@@ -194,7 +196,7 @@ func (d *draining) lane(ctx context.Context) {
 		}
 		round, ok := d.replay(ctx, s, tasks)
 		leave()
-		took := time.Duration(d.clock.now() - began)
+		took := time.Duration(d.clock.Now() - began)
 		quickest = min(quickest, took)
 		size = nextBatch(size, took-quickest, d.share)
 		if !d.note(round, ok) {
@@ -207,7 +209,7 @@ func (d *draining) lane(ctx context.Context) {
 // ends that. If ok is false, the tasks are back in the journal and must not be sent.
 func (d *draining) enter(ctx context.Context, tasks []task) (leave func(), ok bool) {
 	s := d.session
-	if !tasks[0].alone {
+	if !tasks[0].isolated {
 		leave, ok = s.leaveReplay, s.enterReplay(ctx)
 	} else {
 		ctx, cancel := context.WithTimeout(ctx, d.timeout)
@@ -217,7 +219,7 @@ func (d *draining) enter(ctx context.Context, tasks []task) (leave func(), ok bo
 	}
 	if !ok {
 		for i := range tasks {
-			d.journal.settle(tasks[i], foundUnsent, s.id, s.server, d.clock.now())
+			d.journal.resolve(tasks[i], foundUnsent, s.id, s.server, d.clock.Now())
 		}
 	}
 	return leave, ok
@@ -226,7 +228,7 @@ func (d *draining) enter(ctx context.Context, tasks []task) (leave func(), ok bo
 // await waits until the pace allows the keys to be sent. It returns false if the session or
 // ctx has ended meanwhile.
 func (d *draining) await(ctx context.Context, keys int) bool {
-	wait := d.pace.reserve(keys, d.clock.now())
+	wait := d.pace.reserve(keys, d.clock.Now())
 	if wait <= 0 {
 		return true
 	}
@@ -305,7 +307,7 @@ func (r *replayer) pass(parent context.Context, s *session, tasks []task, asking
 	ctx, cancel := context.WithTimeout(parent, limit)
 	defer cancel()
 	p := &pass{replayer: r, parent: parent, session: s, asking: asking, dead: s.lost.Load()}
-	now := r.clock.now()
+	now := r.clock.Now()
 	for i := range tasks {
 		tasks[i].sentAt = now
 	}
@@ -348,7 +350,7 @@ func (p *pass) conclude(t *task, a answer) {
 		p.await(t)
 	case noScripts(a.err) && t.del:
 		p.plain = append(p.plain, *t)
-	case (c == classCommand || c == classUnknown) && t.del && !t.undo:
+	case (c == classCommand || c == classUnknown) && t.del && !t.compensate:
 		p.plain = append(p.plain, *t) // perhaps only the script is refused
 	case c == classCommand || c == classUnknown:
 		p.refused(t, c, a.err)
@@ -371,7 +373,7 @@ func (p *pass) conclude(t *task, a answer) {
 func (p *pass) decided(t *task, v verdict) {
 	switch v {
 	case verdictDone, verdictUndone:
-		if !t.check && !t.lost {
+		if !t.check && !t.wasSet {
 			p.round.Replayed++
 			p.stats.replayed.Add(1)
 		}
@@ -379,21 +381,21 @@ func (p *pass) decided(t *task, v verdict) {
 		// When the task was sent, it was not known whether absence is another writer's
 		// doing: the previous value may have expired on the way. If so, the task is sent
 		// once more, and by then absence is no conflict.
-		now := p.clock.now()
+		now := p.clock.Now()
 		if t.mayFindNothing(p.session.server, now) {
-			p.journal.settle(*t, foundAgain, p.session.id, p.session.server, now)
+			p.journal.resolve(*t, foundAgain, p.session.id, p.session.server, now)
 			p.wake()
 			return
 		}
 		fallthrough
 	default:
-		if !t.lost && !(t.check && v != verdictTheirs) {
+		if !t.wasSet && !(t.check && v != verdictTheirs) {
 			p.round.Superseded++
 			p.stats.superseded.Add(1)
 			p.notify.drop(t.key, DropSuperseded)
 		}
 	}
-	p.settle(t, v.found())
+	p.resolve(t, v.found())
 }
 
 // found returns the verdict as a result for the journal.
@@ -414,7 +416,7 @@ func (v verdict) found() found {
 
 // await keeps a set in the journal until it is certain whether the server runs scripts.
 func (p *pass) await(t *task) {
-	p.journal.settle(*t, foundUnsent, p.session.id, p.session.server, p.clock.now())
+	p.journal.resolve(*t, foundUnsent, p.session.id, p.session.server, p.clock.Now())
 }
 
 // refusedTask is a task with the error by which Redis refused it, and its class.
@@ -432,7 +434,7 @@ func (p *pass) refused(t *task, c class, err error) {
 	p.failed = p.failed || strings.HasPrefix(err.Error(), "Protocol error")
 	if !t.del && tooLarge(err) {
 		p.rejected(t)
-		p.settle(t, foundTheirs) // the value in Redis may be older: the next round deletes it
+		p.resolve(t, foundTheirs) // the value in Redis may be older: the next round deletes it
 		return
 	}
 	p.against = append(p.against, refusedTask{*t, c, err})
@@ -463,7 +465,7 @@ func (p *pass) hold(r *refusedTask) bool {
 	if errors.Is(r.err, errNonsense) {
 		ran = p.session.id
 	}
-	again, news, ok := p.journal.hold(&r.task, reason, ran, p.clock.now())
+	again, news, ok := p.journal.hold(&r.task, reason, ran, p.clock.Now())
 	if !ok {
 		return false
 	}
@@ -486,7 +488,7 @@ func (p *pass) rejected(t *task) {
 
 // expireHeld turns sets that Redis has refused for longer than maxHeld into deletes.
 func (r *replayer) expireHeld() {
-	for _, key := range r.journal.expireHeld(r.clock.now() - int64(r.maxHeld)) {
+	for _, key := range r.journal.expireHeld(r.clock.Now() - int64(r.maxHeld)) {
 		r.forget(r.hash(key))
 		r.stats.rejected.Add(1)
 		r.notify.drop(key, DropRejected)
@@ -513,10 +515,10 @@ func (p *pass) postpone(t *task, c class, err error) {
 		what = foundCut // the connection was lost after the sending
 	}
 	if what == foundCut {
-		p.link.blame(s, []uint64{p.link.suspects.write(t.key, t.del)}, t.alone, t.key)
+		p.link.blame(s, []uint64{p.link.suspects.write(t.key, t.del)}, t.isolated, t.key)
 	}
-	p.journal.settle(*t, what, s.id, s.server, p.clock.now())
-	if what == foundCut && t.alone && t.cuts > suspectCuts && !t.del {
+	p.journal.resolve(*t, what, s.id, s.server, p.clock.Now())
+	if what == foundCut && t.isolated && t.disconnects > poisonDisconnects && !t.del {
 		p.rejected(t)
 		p.journal.giveUp(t)
 	}
@@ -540,7 +542,7 @@ func (p *pass) deletePlainly(ctx context.Context) {
 		switch c := classify(context.Background(), err); c {
 		case classOK:
 			switch {
-			case t.lost:
+			case t.wasSet:
 			case t.del:
 				p.round.Replayed++
 				p.stats.replayed.Add(1)
@@ -548,7 +550,7 @@ func (p *pass) deletePlainly(ctx context.Context) {
 				p.stats.downgraded.Add(1)
 				p.notify.drop(t.key, DropDowngraded)
 			}
-			p.settle(t, foundNothing)
+			p.resolve(t, foundNothing)
 		case classCommand, classUnknown:
 			p.refused(t, c, err)
 		default:
@@ -557,21 +559,21 @@ func (p *pass) deletePlainly(ctx context.Context) {
 	}
 }
 
-// settle resolves the task: the key leaves the journal unless there is more to do. The
+// resolve resolves the task: the key leaves the journal unless there is more to do. The
 // local copy becomes suspect before that, so that no reader finds it fresh while the key is
 // not journaled any more.
-func (p *pass) settle(t *task, what found) {
+func (p *pass) resolve(t *task, what found) {
 	switch {
 	case !p.journal.latest(t):
 		// The copy belongs to the later write.
-	case what == foundOurs && t.undo:
+	case what == foundOurs && t.compensate:
 		p.doubt(t.hash)
 	case what == foundOurs && !t.del:
 		p.settled(t.hash)
 	default:
 		p.forget(t.hash)
 	}
-	p.journal.settle(*t, what, p.session.id, p.session.server, p.clock.now())
+	p.journal.resolve(*t, what, p.session.id, p.session.server, p.clock.Now())
 	if t.canary != nil {
 		p.routes.wake() // the entries held with it are queued again
 	}

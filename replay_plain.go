@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/redis/rueidis"
 )
 
@@ -18,8 +19,8 @@ import (
 func (r *replayer) sendPlain(ctx context.Context, s *session, tasks []task, asking bool, out []answer) (others []int) {
 	var cmds []rueidis.Completed
 	var plain []int
-	now, b := r.clock.now(), s.client.B()
-	from := max(r.link.plainFrom.Load(), r.routes.home.plainFrom.Load())
+	now, b := r.clock.Now(), s.client.B()
+	from := max(r.link.plainFrom.Load(), r.routes.seedLink.plainFrom.Load())
 	others = make([]int, 0, len(tasks))
 	for i := range tasks {
 		t := &tasks[i]
@@ -30,7 +31,7 @@ func (r *replayer) sendPlain(ctx context.Context, s *session, tasks []task, aski
 		case t.del:
 			cmds = append(cmds, b.Del().Key(t.key).Build())
 		default:
-			ttl := left(now, t.deadline)
+			ttl := clock.Left(now, t.deadline)
 			if ttl > 0 {
 				ttl = max(ttl, time.Millisecond)
 			}
@@ -53,5 +54,5 @@ func (r *replayer) sendPlain(ctx context.Context, s *session, tasks []task, aski
 
 // plain reports whether the task may be sent as an ordinary command now.
 func (t *task) plain(now int64) bool {
-	return now < t.plainUntil && now < t.deadline && !t.undo && !t.check
+	return now < t.plainUntil && now < t.deadline && !t.compensate && !t.check
 }

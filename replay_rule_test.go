@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/redis/rueidis"
 )
@@ -54,21 +55,21 @@ func TestAConflictEndsByTheRule(t *testing.T) {
 
 func endsByTheRule(t *testing.T, r *replayed) {
 	rule := r.c.opts.Journal.OnConflict
-	now, here := r.c.clock.now(), r.session().server
+	now, here := r.c.clock.Now(), r.session().server
 	unknown := intent{}
-	known := intent{base: holding([]byte("v0"), never, here)}
-	ended := intent{base: holding([]byte("v0"), now-1, here)}
-	absent := intent{base: holdingNothing(here)}
-	v1 := late{since: 1, gone: never, sums: []digest{sha1.Sum([]byte("v1"))}}
-	mine := intent{base: known.base, late: v1}
-	mineDel := intent{base: known.base, late: late{since: 1, gone: never, del: true}}
-	many := intent{base: known.base, late: late{since: 1, gone: never, sums: v1.sums, more: true}}
+	known := intent{expected: holding([]byte("v0"), clock.Never, here)}
+	ended := intent{expected: holding([]byte("v0"), now-1, here)}
+	absent := intent{expected: holdingNothing(here)}
+	v1 := lateWrites{since: 1, gone: clock.Never, sums: []digest{sha1.Sum([]byte("v1"))}}
+	mine := intent{expected: known.expected, possibleLateWrites: v1}
+	mineDel := intent{expected: known.expected, possibleLateWrites: lateWrites{since: 1, gone: clock.Never, del: true}}
+	many := intent{expected: known.expected, possibleLateWrites: lateWrites{since: 1, gone: clock.Never, sums: v1.sums, more: true}}
 
-	set := intent{value: []byte("ours"), deadline: never}
-	brief := intent{value: []byte("ours"), deadline: after(now, time.Hour)}
+	set := intent{value: []byte("ours"), deadline: clock.Never}
+	brief := intent{value: []byte("ours"), deadline: clock.After(now, time.Hour)}
 	overdue := intent{value: []byte("ours"), deadline: now - 1}
-	del := intent{del: true, deadline: never}
-	undo := intent{del: true, undo: true, deadline: never}
+	del := intent{del: true, deadline: clock.Never}
+	undo := intent{del: true, compensate: true, deadline: clock.Never}
 
 	all := func(want string, says int) [3]under {
 		u := under{want, says}
@@ -141,7 +142,7 @@ func endsByTheRule(t *testing.T, r *replayed) {
 			r.do("SET", key, tt.holds)
 		}
 		k := task{intent: tt.what, check: tt.check, key: key}
-		k.base, k.late, k.seq = tt.known.base, tt.known.late, 1
+		k.expected, k.possibleLateWrites, k.seq = tt.known.expected, tt.known.possibleLateWrites, 1
 		round, want := r.replay(k), tt.rules[rule]
 		if round != (Replay{Replayed: b2i(want.says == saysDone), Superseded: b2i(want.says == saysSuperseded)}) {
 			t.Errorf("%s, redis held %q: %+v", tt.name, tt.holds, round)
@@ -149,7 +150,7 @@ func endsByTheRule(t *testing.T, r *replayed) {
 		if got := r.held(key); got != want.want {
 			t.Errorf("%s, redis held %q: now %q, want %q", tt.name, tt.holds, got, want.want)
 		}
-		if ttl := r.do("PTTL", key); want.want == "ours" && (ttl == "-1") != (tt.what.deadline == never) {
+		if ttl := r.do("PTTL", key); want.want == "ours" && (ttl == "-1") != (tt.what.deadline == clock.Never) {
 			t.Errorf("%s, redis held %q: it lives for %sms", tt.name, tt.holds, ttl)
 		}
 	}
@@ -227,30 +228,30 @@ func TestWhatEndsOnTheWayOfAReplayIsExpectedToBeAbsent(t *testing.T) {
 			p := redistest.NewProxy(t, s.Addr())
 			r := newReplayed(t, p.Addr(), s.MustDo, func(o *Options) { o.Journal.OnConflict = rule })
 			here := r.session().server
-			r.replay(task{key: "first", intent: intent{value: []byte("v"), deadline: never, seq: 1}}) // it has the script now
-			p.SetLatency(way)                                                                         // of the answer
-			now := r.c.clock.now()
+			r.replay(task{key: "first", intent: intent{value: []byte("v"), deadline: clock.Never, seq: 1}}) // it has the script now
+			p.SetLatency(way)                                                                               // of the answer
+			now := r.c.clock.Now()
 			var tasks []task
 			cases := []struct {
 				name    string
 				check   bool
-				base    base
-				late    late
+				base    expected
+				late    lateWrites
 				deleted bool // somebody did it
 			}{
-				{"the base ends on the way", false, holding([]byte("v0"), now+clockAllowance+int64(way/4), here), late{}, false},
-				{"the base ends soon, by our clock", false, holding([]byte("v0"), now+clockAllowance/2, here), late{}, false},
-				{"the base ends in an hour", false, holding([]byte("v0"), now+int64(time.Hour), here), late{}, true},
-				{"a late value ends on the way", false, holding([]byte("v0"), never, here), late{since: 1, gone: now + clockAllowance + int64(way/4)}, false},
-				{"a late value ends in an hour", false, holding([]byte("v0"), never, here), late{since: 1, gone: now + int64(time.Hour)}, true},
-				{"check, a late value ends on the way", true, base{}, late{since: 1, gone: now + clockAllowance + int64(way/4)}, false},
-				{"check, a late value ends in an hour", true, base{}, late{since: 1, gone: now + int64(time.Hour)}, true},
+				{"the base ends on the way", false, holding([]byte("v0"), now+clockAllowance+int64(way/4), here), lateWrites{}, false},
+				{"the base ends soon, by our clock", false, holding([]byte("v0"), now+clockAllowance/2, here), lateWrites{}, false},
+				{"the base ends in an hour", false, holding([]byte("v0"), now+int64(time.Hour), here), lateWrites{}, true},
+				{"a late value ends on the way", false, holding([]byte("v0"), clock.Never, here), lateWrites{since: 1, gone: now + clockAllowance + int64(way/4)}, false},
+				{"a late value ends in an hour", false, holding([]byte("v0"), clock.Never, here), lateWrites{since: 1, gone: now + int64(time.Hour)}, true},
+				{"check, a late value ends on the way", true, expected{}, lateWrites{since: 1, gone: now + clockAllowance + int64(way/4)}, false},
+				{"check, a late value ends in an hour", true, expected{}, lateWrites{since: 1, gone: now + int64(time.Hour)}, true},
 			}
 			for i, tt := range cases {
-				k := task{key: fmt.Sprint("k", i), check: tt.check, intent: intent{value: []byte("ours"), deadline: never, seq: 1}}
-				k.base, k.late = tt.base, tt.late
-				if k.late.since == 0 {
-					k.late.gone = never
+				k := task{key: fmt.Sprint("k", i), check: tt.check, intent: intent{value: []byte("ours"), deadline: clock.Never, seq: 1}}
+				k.expected, k.possibleLateWrites = tt.base, tt.late
+				if k.possibleLateWrites.since == 0 {
+					k.possibleLateWrites.gone = clock.Never
 				}
 				tasks = append(tasks, k)
 			}

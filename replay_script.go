@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/redis/rueidis"
 )
 
@@ -327,13 +328,13 @@ func (p *scripts) commands(at []int, perScript int) (cmds []rueidis.Completed, b
 	n := (len(at) + perScript - 1) / perScript
 	cmds, bounds = make([]rueidis.Completed, 0, n), make([]int, 0, n)
 	keys, args := make([]string, 0, perScript), make([]string, 0, 4*perScript)
-	now, b, bytes := p.clock.now(), p.session.client.B(), 0
+	now, b, bytes := p.clock.Now(), p.session.client.B(), 0
 	for i, j := range at {
 		t := &p.tasks[j]
 		t.sentAt = now // a task that is sent again was not done before
 		op, v, ttl := t.operation(now, p.rule)
 		keys = append(keys, t.key)
-		args = append(args, op, viewString(v), strconv.FormatInt(ttl.Milliseconds(), 10), t.expected(p.session.server, now))
+		args = append(args, op, viewString(v), strconv.FormatInt(ttl.Milliseconds(), 10), t.expectedStates(p.session.server, now))
 		bytes += len(t.key) + len(v)
 		if len(keys) == perScript || bytes >= scriptBytes || i == len(at)-1 {
 			cmds = append(cmds, kept(b.Evalsha().Sha1(replayDigest).Numkeys(int64(len(keys))).Key(keys...).Arg(args...).Build(), bytes))
@@ -353,22 +354,22 @@ func (p *scripts) commands(at []int, perScript int) (cmds []rueidis.Completed, b
 // them is deleted.
 func (t *task) operation(now int64, rule ConflictRule) (op string, v []byte, ttl time.Duration) {
 	gone := t.deletesAt(now)
-	check := t.check && !t.late.more
+	check := t.check && !t.possibleLateWrites.more
 	switch {
-	case t.undo, gone && check:
+	case t.compensate, gone && check:
 		return "redelete", nil, 0
 	case gone:
 		return "delete", nil, 0
 	}
-	if t.deadline != never {
-		ttl = max(left(now, t.deadline), time.Millisecond)
+	if t.deadline != clock.Never {
+		ttl = max(clock.Left(now, t.deadline), time.Millisecond)
 	}
 	switch {
 	case check:
 		op = "reset"
 	case rule == ConflictOverwrite:
 		op = "overwrite"
-	case rule == ConflictKeep && !t.late.more:
+	case rule == ConflictKeep && !t.possibleLateWrites.more:
 		op = "keep"
 	default:
 		op = "set"
@@ -376,35 +377,32 @@ func (t *task) operation(now int64, rule ConflictRule) (op string, v []byte, ttl
 	return op, t.value, ttl
 }
 
-// deletesAt reports whether a task that is sent now is a delete.
-func (t *task) deletesAt(now int64) bool { return t.del || now >= t.deadline }
-
 // mayFindNothing reports whether absence at server is no conflict if the task runs at now
 // or before. A second check had its value in Redis before, so only our own late write
 // explains absence.
 func (t *task) mayFindNothing(server string, now int64) bool {
 	if t.check {
-		return t.late.mayLeaveNothing(now)
+		return t.possibleLateWrites.mayLeaveNothing(now)
 	}
 	return t.mayBeAbsent(server, now)
 }
 
-// expected lists the states of Redis that are no conflict, for the script.
-func (t *task) expected(server string, now int64) string {
+// expectedStates lists the states of Redis that are no conflict, for the script.
+func (t *task) expectedStates(server string, now int64) string {
 	absent := t.mayFindNothing(server, now)
-	held := t.base.held && !t.check && !t.undo
-	if len(t.late.sums) == 0 && !held {
+	held := t.expected.held && !t.check && !t.compensate
+	if len(t.possibleLateWrites.sums) == 0 && !held {
 		if absent {
 			return "absent"
 		}
 		return ""
 	}
-	list := make([]byte, 0, (len(t.late.sums)+1)*(2*sha1.Size+1)+len("absent"))
-	for _, sum := range t.late.sums {
+	list := make([]byte, 0, (len(t.possibleLateWrites.sums)+1)*(2*sha1.Size+1)+len("absent"))
+	for _, sum := range t.possibleLateWrites.sums {
 		list = append(hex.AppendEncode(list, sum[:]), ' ')
 	}
 	if held {
-		list = append(hex.AppendEncode(list, t.base.sum[:]), ' ')
+		list = append(hex.AppendEncode(list, t.expected.sum[:]), ' ')
 	}
 	if absent {
 		list = append(list, "absent"...)

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 )
 
@@ -17,7 +18,7 @@ import (
 // was not faster.
 func (r *replayed) journaled(writes ...write) (tasks []task) {
 	for _, w := range writes {
-		h := r.c.local.hash(w.key)
+		h := r.c.local.Hash(w.key)
 		r.c.journal.put(h, w)
 		tasks = append(tasks, r.c.journal.takeOne(h, w.key)...)
 	}
@@ -31,9 +32,9 @@ func TestAScriptThatHasSeenEnoughLeavesTheRestToOthers(t *testing.T) {
 		big := strings.Repeat("x", 300<<10) // two are enough
 		var tasks []task
 		for i := range 6 {
-			k := task{key: fmt.Sprint("big", i), intent: intent{value: []byte("v"), deadline: never}}
+			k := task{key: fmt.Sprint("big", i), intent: intent{value: []byte("v"), deadline: clock.Never}}
 			if r.do("SET", k.key, big); i%3 != 0 {
-				k.base = holding([]byte(big), never, r.session().server)
+				k.expected = holding([]byte(big), clock.Never, r.session().server)
 			}
 			tasks = append(tasks, k)
 		}
@@ -68,7 +69,7 @@ func TestAPoisonEntryHoldsUpNobody(t *testing.T) {
 		if i%100 == 7 {
 			s.MustDo("RPUSH", key, "x")
 		}
-		tasks = append(tasks, task{key: key, intent: intent{value: []byte("v"), deadline: never}})
+		tasks = append(tasks, task{key: key, intent: intent{value: []byte("v"), deadline: clock.Never}})
 	}
 	if got, want := r.replay(tasks...), (Replay{Replayed: 988, Superseded: 10, Held: 2}); got != want {
 		t.Errorf("%+v; want %+v", got, want)
@@ -92,16 +93,16 @@ func TestOutOfMemoryASetWaitsAndADeleteDoesNot(t *testing.T) {
 	r.do("CONFIG", "SET", "maxmemory-policy", "noeviction")
 	r.do("CONFIG", "SET", "maxmemory", "1mb")
 	tasks := r.journaled(
-		write{key: "set", value: []byte("v"), deadline: never, seq: 1},
-		write{key: "set with a TTL", value: []byte("v"), deadline: after(r.c.clock.now(), time.Hour), seq: 1},
-		write{key: "theirs", value: []byte("v"), deadline: never, seq: 1, base: holdingNothing(session.server)},
-		write{key: "deleted", del: true, deadline: never, seq: 1},
+		write{key: "set", value: []byte("v"), deadline: clock.Never, seq: 1},
+		write{key: "set with a TTL", value: []byte("v"), deadline: clock.After(r.c.clock.Now(), time.Hour), seq: 1},
+		write{key: "theirs", value: []byte("v"), deadline: clock.Never, seq: 1, expected: holdingNothing(session.server)},
+		write{key: "deleted", del: true, deadline: clock.Never, seq: 1},
 	)
-	r.c.routes.home.replayer.replay(context.Background(), session, tasks)
+	r.c.routes.seedLink.replayer.replay(context.Background(), session, tasks)
 	// The replayer itself may have come by and taken some.
 	redistest.WaitFor(t, time.Minute, "the delete", func() bool { return r.held("deleted") == "" })
 	for key, want := range map[string]string{"set": "", "set with a TTL": "", "theirs": "v0"} {
-		if !r.c.journal.holds(r.c.local.hash(key), key) || r.held(key) != want {
+		if !r.c.journal.holds(r.c.local.Hash(key), key) || r.held(key) != want {
 			t.Errorf("%s left the journal; redis holds %q", key, r.held(key))
 		}
 	}
@@ -153,12 +154,12 @@ func TestARefusalInsideAScriptIsReadWhateverTheVersion(t *testing.T) {
 
 // saidLongAgo has it that the server said as long ago as matters that it runs no scripts.
 func (r *replayed) saidLongAgo() {
-	k := &r.c.routes.home.scripting
+	k := &r.c.routes.seedLink.scripting
 	k.Lock()
 	k.since -= int64(scriptsAfter)
 	k.asked -= int64(scriptsAfter)
 	k.Unlock()
-	r.c.routes.home.replayer.wake()
+	r.c.routes.seedLink.replayer.wake()
 }
 
 // What takes a script for something else says nothing about scripts: a set is held,
@@ -181,7 +182,7 @@ func TestAnAnswerThatMakesNoSenseIsNoVerdict(t *testing.T) {
 			})
 			r := newReplayed(t, l.Addr(), nil)
 			r.queued("k", 0)
-			r.c.routes.home.replayer.wake()
+			r.c.routes.seedLink.replayer.wake()
 			redistest.WaitFor(t, time.Minute, "it to be held", func() bool { return r.c.Health().HeldKeys == 1 })
 			r.saidLongAgo()
 			r.drain()
@@ -201,8 +202,8 @@ func TestWithoutScriptsAServerThatIsToBeAskedIsAsked(t *testing.T) {
 	s.MustDo("ACL", "SETUSER", "app", "on", ">pw", "~*", "&*", "+@all", "-evalsha")
 	r := newReplayed(t, s.Addr(), s.MustDo, func(o *Options) { o.Redis.Username, o.Redis.Password = "app", "pw" })
 	r.do("SET", "k", "v0")
-	tasks := []task{{key: "k", intent: intent{del: true, deadline: never}}}
-	if round, ok := r.c.routes.home.replayer.pass(context.Background(), r.session(), tasks, true); !ok || round.Replayed != 1 {
+	tasks := []task{{key: "k", intent: intent{del: true, deadline: clock.Never}}}
+	if round, ok := r.c.routes.seedLink.replayer.pass(context.Background(), r.session(), tasks, true); !ok || round.Replayed != 1 {
 		t.Errorf("%+v, %v", round, ok)
 	}
 	if got := r.held("k"); got != "" {

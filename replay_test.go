@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/keyhash"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/redis/rueidis"
 	"go.uber.org/goleak"
@@ -52,7 +54,7 @@ func newReplayed(t *testing.T, addr string, do func(args ...string) string, set 
 func (r *replayed) up() {
 	r.t.Helper()
 	redistest.WaitFor(r.t, time.Minute, "up", func() bool {
-		r.c.routes.home.use()
+		r.c.routes.seedLink.use()
 		return r.c.Health().State == Up
 	})
 }
@@ -68,7 +70,7 @@ func (r *replayed) drain() {
 
 func (r *replayed) session() *session {
 	r.t.Helper()
-	s := r.c.routes.home.gate.Load()
+	s := r.c.routes.seedLink.gate.Load()
 	if s == nil {
 		r.t.Fatalf("the gate is closed: %+v", r.c.Health())
 	}
@@ -82,11 +84,11 @@ func (r *replayed) replay(tasks ...task) Replay {
 	var ours []*task
 	for i := range tasks {
 		t := &tasks[i]
-		if t.hash = r.c.local.hash(t.key); r.journal(t) {
+		if t.hash = r.c.local.Hash(t.key); r.journal(t) {
 			ours = append(ours, t)
 		}
 	}
-	round, ok := r.c.routes.home.replayer.replay(context.Background(), r.session(), tasks)
+	round, ok := r.c.routes.seedLink.replayer.replay(context.Background(), r.session(), tasks)
 	if !ok {
 		r.t.Fatalf("redis did not answer: %v", r.c.Health().LastError)
 	}
@@ -128,7 +130,7 @@ func (r *replayed) ended(t *task) bool {
 	switch {
 	case in == nil:
 		return true
-	case in.held == nil && in.checkAt <= r.c.clock.now():
+	case in.held == nil && in.checkAt <= r.c.clock.Now():
 		return false
 	}
 	j.dropLocked(sh, t.key, in)
@@ -170,25 +172,25 @@ func TestAReplayDecidesByWhatRedisHoldsAndWhatWasKnown(t *testing.T) {
 		superseded
 	)
 	servers(t, func(t *testing.T, r *replayed) {
-		now := r.c.clock.now()
+		now := r.c.clock.Now()
 		here := r.session().server
 		unknown := intent{}
-		known := intent{base: holding([]byte("v0"), never, here)}
-		expiring := intent{base: holding([]byte("v0"), after(now, time.Hour), here)}
-		expired := intent{base: holding([]byte("v0"), now-1, here)}
-		elsewhere := intent{base: holding([]byte("v0"), never, "another server")}
-		absent := intent{base: holdingNothing(here)}
-		v1 := late{since: 1, gone: never, sums: []digest{sha1.Sum([]byte("v1"))}}
-		unknownLate := intent{late: v1}
-		knownLate := intent{base: known.base, late: v1}
-		lateExpired := intent{base: known.base, late: late{since: 1, gone: now - 1, sums: v1.sums}}
-		lateDelete := intent{base: known.base, late: late{since: 1, gone: never, del: true}}
+		known := intent{expected: holding([]byte("v0"), clock.Never, here)}
+		expiring := intent{expected: holding([]byte("v0"), clock.After(now, time.Hour), here)}
+		expired := intent{expected: holding([]byte("v0"), now-1, here)}
+		elsewhere := intent{expected: holding([]byte("v0"), clock.Never, "another server")}
+		absent := intent{expected: holdingNothing(here)}
+		v1 := lateWrites{since: 1, gone: clock.Never, sums: []digest{sha1.Sum([]byte("v1"))}}
+		unknownLate := intent{possibleLateWrites: v1}
+		knownLate := intent{expected: known.expected, possibleLateWrites: v1}
+		lateExpired := intent{expected: known.expected, possibleLateWrites: lateWrites{since: 1, gone: now - 1, sums: v1.sums}}
+		lateDelete := intent{expected: known.expected, possibleLateWrites: lateWrites{since: 1, gone: clock.Never, del: true}}
 
-		wanted := intent{value: []byte("ours"), deadline: never}
-		gone := intent{del: true, deadline: never}
+		wanted := intent{value: []byte("ours"), deadline: clock.Never}
+		gone := intent{del: true, deadline: clock.Never}
 		overdue := intent{value: []byte("ours"), deadline: now - 1}
-		binary := intent{value: []byte("\x00\xff\r\n"), deadline: never}
-		empty := intent{value: []byte{}, deadline: never}
+		binary := intent{value: []byte("\x00\xff\r\n"), deadline: clock.Never}
+		empty := intent{value: []byte{}, deadline: clock.Never}
 
 		var wantRound Replay
 		var tasks []task
@@ -278,7 +280,7 @@ func TestAReplayDecidesByWhatRedisHoldsAndWhatWasKnown(t *testing.T) {
 				r.do("SET", key, tt.holds)
 			}
 			k := task{intent: tt.what, check: tt.check}
-			k.key, k.base, k.late, k.seq = key, tt.known.base, tt.known.late, 1
+			k.key, k.expected, k.possibleLateWrites, k.seq = key, tt.known.expected, tt.known.possibleLateWrites, 1
 			tasks = append(tasks, k)
 			switch tt.says {
 			case done:
@@ -331,7 +333,7 @@ func TestAPipelineOfTasksSettlesEachForItself(t *testing.T) {
 		r.do("RPUSH", "list", "x")
 		var tasks []task
 		for _, key := range []string{"a", "theirs", "b", "list", "c"} {
-			tasks = append(tasks, task{key: key, intent: intent{value: []byte("v:" + key), deadline: never, base: holdingNothing(here)}})
+			tasks = append(tasks, task{key: key, intent: intent{value: []byte("v:" + key), deadline: clock.Never, expected: holdingNothing(here)}})
 		}
 		if got, want := r.replay(tasks...), (Replay{Replayed: 3, Superseded: 2}); got != want {
 			t.Errorf("%+v, want %+v", got, want)
@@ -353,8 +355,8 @@ func TestAReplayKeepsTheTimeThatIsLeft(t *testing.T) {
 }
 
 func keepsTheTimeThatIsLeft(t *testing.T, r *replayed) {
-	now := r.c.clock.now()
-	longest := after(now, 1<<63-1-2*time.Hour)
+	now := r.c.clock.Now()
+	longest := clock.After(now, 1<<63-1-2*time.Hour)
 	for _, tt := range []struct {
 		name     string
 		holds    string
@@ -362,19 +364,19 @@ func keepsTheTimeThatIsLeft(t *testing.T, r *replayed) {
 		check    bool
 		ttl      time.Duration // -1ms: none
 	}{
-		{"none", "v0", never, false, -time.Millisecond},
-		{"a minute", "v0", after(now, time.Minute), false, time.Minute},
-		{"a year", "v0", after(now, 365*24*time.Hour), false, 365 * 24 * time.Hour},
+		{"none", "v0", clock.Never, false, -time.Millisecond},
+		{"a minute", "v0", clock.After(now, time.Minute), false, time.Minute},
+		{"a year", "v0", clock.After(now, 365*24*time.Hour), false, 365 * 24 * time.Hour},
 		{"as long as it gets", "v0", longest, false, time.Duration(longest - now)},
-		{"none, the same value", "v", never, false, -time.Millisecond},
-		{"a minute, the same value", "v", after(now, time.Minute), false, time.Minute},
-		{"a minute, checked", "v1", after(now, time.Minute), true, time.Minute},
-		{"none, checked", "v1", never, true, -time.Millisecond},
+		{"none, the same value", "v", clock.Never, false, -time.Millisecond},
+		{"a minute, the same value", "v", clock.After(now, time.Minute), false, time.Minute},
+		{"a minute, checked", "v1", clock.After(now, time.Minute), true, time.Minute},
+		{"none, checked", "v1", clock.Never, true, -time.Millisecond},
 	} {
 		r.do("SET", "k", tt.holds, "EX", "1000")
 		k := task{key: "k", intent: intent{
-			value: []byte("v"), deadline: tt.deadline, base: holding([]byte("v0"), never, ""),
-			late: late{since: 1, gone: never, sums: []digest{sha1.Sum([]byte("v1"))}},
+			value: []byte("v"), deadline: tt.deadline, expected: holding([]byte("v0"), clock.Never, ""),
+			possibleLateWrites: lateWrites{since: 1, gone: clock.Never, sums: []digest{sha1.Sum([]byte("v1"))}},
 		}, check: tt.check}
 		r.replay(k)
 		ms, err := strconv.ParseInt(r.do("PTTL", "k"), 10, 64)
@@ -387,7 +389,7 @@ func keepsTheTimeThatIsLeft(t *testing.T, r *replayed) {
 		}
 	}
 	// What has less than a millisecond left is set for one, which redis takes.
-	k := task{key: "brief", intent: intent{value: []byte("v"), deadline: r.c.clock.now() + int64(500*time.Microsecond)}}
+	k := task{key: "brief", intent: intent{value: []byte("v"), deadline: r.c.clock.Now() + int64(500*time.Microsecond)}}
 	if round := r.replay(k); round.Replayed != 1 {
 		t.Errorf("half a millisecond: %+v", round)
 	}
@@ -401,7 +403,7 @@ func TestAServerThatForgotTheScriptIsGivenItAgain(t *testing.T) {
 		for i := range 3 {
 			var tasks []task
 			for j := range 3 {
-				tasks = append(tasks, task{key: fmt.Sprint(i, j), intent: intent{value: []byte("v"), deadline: never}})
+				tasks = append(tasks, task{key: fmt.Sprint(i, j), intent: intent{value: []byte("v"), deadline: clock.Never}})
 			}
 			if got, want := r.replay(tasks...), (Replay{Replayed: 3}); got != want {
 				t.Errorf("round %d: %+v, want %+v", i, got, want)
@@ -456,15 +458,15 @@ func TestWithoutScriptsAReplayDeletes(t *testing.T) {
 			}
 			var tasks []task
 			for _, w := range []write{
-				{key: "set", value: []byte("v"), deadline: never, seq: 1, base: holding([]byte("v0"), never, "")},
-				{key: "absent", value: []byte("v"), deadline: never, seq: 1},
-				{key: "deleted", del: true, deadline: never, seq: 1},
+				{key: "set", value: []byte("v"), deadline: clock.Never, seq: 1, expected: holding([]byte("v0"), clock.Never, "")},
+				{key: "absent", value: []byte("v"), deadline: clock.Never, seq: 1},
+				{key: "deleted", del: true, deadline: clock.Never, seq: 1},
 			} {
-				h := r.c.local.hash(w.key)
+				h := r.c.local.Hash(w.key)
 				r.c.journal.put(h, w)
 				tasks = append(tasks, r.c.journal.takeOne(h, w.key)...)
 			}
-			round, ok := r.c.routes.home.replayer.replay(context.Background(), r.session(), tasks)
+			round, ok := r.c.routes.seedLink.replayer.replay(context.Background(), r.session(), tasks)
 			written := tt.loads && round.Replayed == 3
 			if !ok || round.Superseded != 0 || round.Held+round.Rejected != 0 || !written && round.Replayed != 1 {
 				t.Errorf("%+v, %v", round, ok)
@@ -503,11 +505,11 @@ func TestAnEntryThatRedisRefusesIsHeldAndHoldsUpNobody(t *testing.T) {
 	})
 	var tasks []task
 	for _, key := range []string{"ours:1", "theirs:1", "ours:2"} {
-		h := r.c.local.hash(key)
-		r.c.journal.put(h, write{key: key, value: []byte("v"), deadline: never, seq: 1})
+		h := r.c.local.Hash(key)
+		r.c.journal.put(h, write{key: key, value: []byte("v"), deadline: clock.Never, seq: 1})
 		tasks = append(tasks, r.c.journal.takeOne(h, key)...)
 	}
-	round, ok := r.c.routes.home.replayer.replay(context.Background(), r.session(), tasks)
+	round, ok := r.c.routes.seedLink.replayer.replay(context.Background(), r.session(), tasks)
 	if want := (Replay{Replayed: 2, Held: 1}); round != want || !ok {
 		t.Errorf("%+v, %v; want %+v", round, ok, want)
 	}
@@ -541,10 +543,10 @@ func TestAReplayThatMeetsAReplicaKeepsItsEntries(t *testing.T) {
 	r := newReplayed(t, server.Addr(), server.MustDo)
 	s := r.session()
 	r.do("REPLICAOF", "127.0.0.1", "1")
-	h := r.c.local.hash("k")
-	r.c.journal.put(h, write{key: "k", value: []byte("v"), deadline: never, seq: 1})
+	h := r.c.local.Hash("k")
+	r.c.journal.put(h, write{key: "k", value: []byte("v"), deadline: clock.Never, seq: 1})
 	tasks := r.c.journal.takeOne(h, "k")
-	round, ok := r.c.routes.home.replayer.replay(context.Background(), s, tasks)
+	round, ok := r.c.routes.seedLink.replayer.replay(context.Background(), s, tasks)
 	if ok || round != (Replay{}) {
 		t.Errorf("%+v, %v; want nothing done", round, ok)
 	}
@@ -624,8 +626,8 @@ func TestALateRunOfOurOwnWriteIsUndoneByTheSecondCheck(t *testing.T) {
 		var tasks []task
 		for _, key := range []string{"late", "foreign"} {
 			r.do("SET", key, "v0")
-			h := r.c.local.hash(key)
-			w := write{key: key, value: []byte("v1"), deadline: never, seq: 1, base: holding([]byte("v0"), never, here), sentOn: 1 << 40}
+			h := r.c.local.Hash(key)
+			w := write{key: key, value: []byte("v1"), deadline: clock.Never, seq: 1, expected: holding([]byte("v0"), clock.Never, here), sentOn: 1 << 40}
 			r.c.journal.put(h, w)
 			w.value, w.seq, w.sentOn = []byte("v2"), 2, 0
 			r.c.journal.put(h, w)
@@ -643,7 +645,7 @@ func TestALateRunOfOurOwnWriteIsUndoneByTheSecondCheck(t *testing.T) {
 		if got, err := r.c.Get(context.Background(), "late"); err != nil || string(got) != "v2" {
 			t.Errorf("get late before its check: %q, %v; want the journal's", got, err)
 		}
-		checks := r.c.journal.take(10, 1<<20, r.c.clock.now()+int64(lateAfter), r.c.local.hash, every)
+		checks := r.c.journal.take(10, 1<<20, r.c.clock.Now()+int64(lateAfter), r.c.local.Hash, every)
 		if len(checks) != 2 || !checks[0].check || !checks[1].check {
 			t.Fatalf("checks: %+v", checks)
 		}
@@ -679,9 +681,9 @@ func TestAPipelineGrowsWhileItIsQuickAndShrinksWhereItIsNot(t *testing.T) {
 }
 
 // queued puts a set in the journal without telling the replayer.
-func (r *replayed) queued(key string, sentOn uint64) keyHash {
-	h := r.c.local.hash(key)
-	r.c.journal.put(h, write{key: key, value: []byte("v"), deadline: never, seq: 1, sentOn: sentOn})
+func (r *replayed) queued(key string, sentOn uint64) keyhash.Hash {
+	h := r.c.local.Hash(key)
+	r.c.journal.put(h, write{key: key, value: []byte("v"), deadline: clock.Never, seq: 1, sentOn: sentOn})
 	return h
 }
 
@@ -725,19 +727,19 @@ func TestWhatACallersReplayLeavesUndoneIsDoneByTheReplayer(t *testing.T) {
 	abandoned := r.c.journal.takeOne(r.queued("abandoned", 0), "abandoned")
 	ambiguous := r.c.journal.takeOne(r.queued("ambiguous", 1<<40), "ambiguous")
 	r.queued("other", 0)
-	r.c.routes.home.replayer.wake()
+	r.c.routes.seedLink.replayer.wake()
 	redistest.WaitFor(t, time.Minute, "the replayer to pass by", func() bool { return r.do("GET", "other") == "v" })
-	redistest.WaitFor(t, time.Minute, "the replayer to settle that", func() bool { return !r.c.journal.holds(r.c.local.hash("other"), "other") })
+	redistest.WaitFor(t, time.Minute, "the replayer to settle that", func() bool { return !r.c.journal.holds(r.c.local.Hash("other"), "other") })
 
-	r.c.routes.home.replayer.replay(gone, r.session(), abandoned)
-	r.c.routes.home.replayer.replay(context.Background(), r.session(), ambiguous)
+	r.c.routes.seedLink.replayer.replay(gone, r.session(), abandoned)
+	r.c.routes.seedLink.replayer.replay(context.Background(), r.session(), ambiguous)
 	limit := time.Now().Add(lateAfter + 2*time.Second)
 	for r.c.Health().JournalKeys > 0 && time.Now().Before(limit) {
 		runtime.Gosched()
 		r.do("PING")
 	}
 	for _, key := range []string{"abandoned", "ambiguous"} {
-		if r.c.journal.holds(r.c.local.hash(key), key) {
+		if r.c.journal.holds(r.c.local.Hash(key), key) {
 			t.Errorf("%s is fenced for ever; redis holds %q", key, r.do("GET", key))
 		}
 	}
@@ -754,12 +756,12 @@ func TestASetThatIsRefusedForLongBecomesADelete(t *testing.T) {
 		o.Hooks.OnDrop = func(d Drop) { drops <- d }
 	})
 	r.queued("theirs", 0)
-	r.c.routes.home.replayer.wake()
+	r.c.routes.seedLink.replayer.wake()
 	redistest.WaitFor(t, time.Minute, "it to be held", func() bool { return r.c.Health().HeldKeys == 1 })
-	if keys := r.c.journal.expireHeld(r.c.clock.now() - int64(heldSets)); len(keys) != 0 {
+	if keys := r.c.journal.expireHeld(r.c.clock.Now() - int64(heldSets)); len(keys) != 0 {
 		t.Errorf("it is given up at once: %q", keys)
 	}
-	sh := r.c.journal.shard(r.c.local.hash("theirs"))
+	sh := r.c.journal.shard(r.c.local.Hash("theirs"))
 	redistest.WaitFor(t, time.Minute, "a minute", func() bool {
 		sh.mu.Lock()
 		defer sh.mu.Unlock()
@@ -795,7 +797,7 @@ func TestACommandOfTheScriptsThatFewEntriesNeedHoldsUpThose(t *testing.T) {
 	r := newReplayed(t, s.Addr(), s.MustDo, func(o *Options) { o.Redis.Username, o.Redis.Password = "app", "pw" })
 	r.queued("k", 0)
 	r.queued("other", 0)
-	r.c.routes.home.replayer.wake()
+	r.c.routes.seedLink.replayer.wake()
 	r.drain()
 	if h := r.c.Health(); h.HeldKeys != 1 || len(h.Lacks) != 0 || r.do("GET", "other") != "v" {
 		t.Errorf("%+v", h)

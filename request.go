@@ -3,6 +3,11 @@ package holdfast
 import (
 	"context"
 	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/flight"
+	"github.com/holdfast-cache/holdfast/internal/inflight"
+	"github.com/holdfast-cache/holdfast/internal/keyhash"
+	"github.com/holdfast-cache/holdfast/internal/local"
 )
 
 // request describes a load that a caller asks for. The leader of a flight carries out its own
@@ -30,9 +35,9 @@ type request struct {
 type usable func(key string, val []byte) bool
 
 // of calls u outside of the visit. It returns false, too, if the gate was closed meanwhile;
-// see visit.outside.
-func (u usable) of(key string, val []byte, v *visit) bool {
-	return u == nil || v.outside(func() bool { return u(key, val) }) && v.open
+// see visit.Pause.
+func (u usable) of(key string, val []byte, v *inflight.Guard) bool {
+	return u == nil || v.Pause(func() bool { return u(key, val) }) && v.Open
 }
 
 // anew returns a request for one of the keys, for another try: the goroutine that carried out
@@ -69,22 +74,22 @@ func (r *request) blame(it *loadItem, err error) error {
 // loadItem is one key of a request.
 type loadItem struct {
 	key string
-	h   keyHash
-	f   *flight
+	h   keyhash.Hash
+	f   *flight.Flight[Entry]
 
 	// The state of the tiers before the load.
-	token    token
-	answered bool   // Redis answered: no usable value; for an early load: the copy's value
-	refused  bool   // Redis answered that this key cannot be read as a value
-	base     string // digest of Redis' value, unusable or to be refreshed; "" for none
-	seen     *entry // the local tier's entry
+	token    local.Token
+	answered bool         // Redis answered: no usable value; for an early load: the copy's value
+	refused  bool         // Redis answered that this key cannot be read as a value
+	base     string       // digest of Redis' value, unusable or to be refreshed; "" for none
+	seen     *local.Entry // the local tier's entry
 
 	had    Entry
 	loaded Loaded
 	err    error
 }
 
-func newRequest(op, key string, h keyHash, ttl time.Duration, o LoadOptions, load LoadFunc) *request {
+func newRequest(op, key string, h keyhash.Hash, ttl time.Duration, o LoadOptions, load LoadFunc) *request {
 	return &request{
 		op: op, ttl: ttl, o: o, items: []loadItem{{key: key, h: h}},
 		call: func(ctx context.Context, items []*loadItem) {

@@ -14,9 +14,9 @@ import (
 // cluster there is one link for each master, and home searches for the cluster while no node of it
 // serves.
 type routes struct {
-	home    *link
-	one     slot // for all keys, outside a cluster
-	cluster atomic.Pointer[cluster]
+	seedLink *link
+	one      slot // for all keys, outside a cluster
+	cluster  atomic.Pointer[cluster]
 
 	urgent  atomic.Int64 // until then replays start without their random wait
 	waiting atomic.Int32 // callers in WaitReady
@@ -39,7 +39,7 @@ func (r *routes) link(s *slot) *link {
 	if l := s.link.Load(); l != nil {
 		return l
 	}
-	return r.home
+	return r.seedLink
 }
 
 // deliver starts the replay of the journal's intent for key on the key's current link, which may
@@ -64,7 +64,7 @@ func (r *routes) links() []*link {
 	if c := r.cluster.Load(); c != nil {
 		return c.masters()
 	}
-	return []*link{r.home}
+	return []*link{r.seedLink}
 }
 
 // any returns the link for a command without keys: one that serves, else one with an attempt to
@@ -80,7 +80,7 @@ func (r *routes) any() *link {
 			return l
 		}
 	}
-	return r.home
+	return r.seedLink
 }
 
 // use notes that a caller needs all of Redis.
@@ -91,7 +91,7 @@ func (r *routes) use() {
 	if r.cluster.Load() == nil {
 		return
 	}
-	r.home.use()
+	r.seedLink.use()
 }
 
 // wake makes every replayer check the journal.
@@ -103,7 +103,7 @@ func (r *routes) wake() {
 
 // look wakes every supervisor.
 func (r *routes) look() {
-	r.home.look()
+	r.seedLink.look()
 	for _, l := range r.links() {
 		l.look()
 	}
@@ -142,7 +142,7 @@ func (r *routes) noteUp() {
 
 // opens counts how often a circuit has opened.
 func (r *routes) opens() uint64 {
-	n := r.home.breaker.opens.Load()
+	n := r.seedLink.breaker.opens.Load()
 	if c := r.cluster.Load(); c != nil {
 		n += c.opens()
 	}
@@ -155,7 +155,7 @@ var severity = [...]int{Up: 0, ReadOnly: 1, Connecting: 2, Down: 3, Closed: 4}
 func (r *routes) health() Health {
 	c := r.cluster.Load()
 	if c == nil {
-		return r.home.health()
+		return r.seedLink.health()
 	}
 	whole := Health{Writable: true, Tracking: true}
 	covered := 0

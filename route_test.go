@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/redis/rueidis"
 )
@@ -56,16 +58,8 @@ func TestARedirectionOutsideAClusterLosesNoWrite(t *testing.T) {
 		t.Errorf("%d of 2 read back, %v", len(got), err)
 	}
 	redistest.WaitFor(t, time.Minute, "nothing to be under way", func() bool {
-		under := 0
-		for i := range c.local.stripes {
-			s := &c.local.stripes[i]
-			s.mu.Lock()
-			for _, p := range s.overlay {
-				under += int(p.writers)
-			}
-			s.mu.Unlock()
-		}
-		return under == 0
+		_, writers := c.local.InOverlay()
+		return writers == 0
 	})
 }
 
@@ -77,11 +71,11 @@ func TestAUseWhileThereIsNothingToDoHidesNoLaterOne(t *testing.T) {
 	var needless atomic.Bool
 	var asked atomic.Int64
 	env := linkEnv{
-		clock: newClock(), stats: &st, notify: newNotifier(o, &st), sessions: new(atomic.Uint64),
+		clock: clock.Start(), stats: &st, notify: newNotifier(o, &st), sessions: new(atomic.Uint64),
 		where: func(context.Context, bool) (string, error) { asked.Add(1); return "", errAllKnown },
 		leave: func() {}, disbelieve: func() {}, needless: needless.Load,
 		wanted: func() bool { return false }, hits: func() uint64 { return 0 },
-		domains: func(func(*domain)) {}, changed: func(StateChange) {},
+		domains: func(func(*local.EpochScope)) {}, changed: func(StateChange) {},
 		probeKey: func(string) string { return "p" },
 	}
 	for range 20 {
@@ -210,14 +204,14 @@ func TestASlotThatChangesHandsPutsItsCopiesInDoubt(t *testing.T) {
 	first, second := node(), node()
 	c.giveLocked(5, first)
 	d := &c.slots[5].domain
-	e := newEntry("k", []byte("v"), term{fresh: never, expires: never, domain: d, epoch: d.epoch.Load()})
+	e := local.NewEntry("k", []byte("v"), local.Freshness{Fresh: clock.Never, Expires: clock.Never, Scope: d, Epoch: d.Epoch.Load()})
 	c.giveLocked(5, first)
 	c.giveLocked(6, second)
-	if !e.vouched(50) || e.ofEarlierServer() {
+	if !e.EpochValid(50) || e.OfEarlierServer() {
 		t.Error("a copy is in doubt although its slot has stayed where it is")
 	}
 	c.giveLocked(5, second)
-	if e.vouched(50) || !e.ofEarlierServer() || e.refuted() {
+	if e.EpochValid(50) || !e.OfEarlierServer() || e.Invalid() {
 		t.Errorf("after the slot has moved: %+v", e)
 	}
 	if first.slots.Load() != 0 || second.slots.Load() != 2 {

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/redis/rueidis"
 )
 
@@ -92,7 +93,7 @@ func (s *session) askScripts(ctx context.Context) error {
 		return err
 	default: // another error, or a reply without sense: judged when a replay meets it
 		s.link.scripting.Lock()
-		s.link.scripting.asked = s.link.clock.now()
+		s.link.scripting.asked = s.link.clock.Now()
 		s.link.scripting.Unlock()
 	}
 	return nil
@@ -103,7 +104,7 @@ func (s *session) askScripts(ctx context.Context) error {
 func (s *session) noteScripts(err error, greeted bool) {
 	k := &s.link.scripting
 	k.Lock()
-	now := s.link.clock.now()
+	now := s.link.clock.Now()
 	if greeted {
 		k.asked = now
 	}
@@ -141,7 +142,7 @@ func (s *session) tellScripts() {
 	k.Lock()
 	defer k.Unlock()
 	if k.since == 0 {
-		k.since = s.link.clock.now()
+		k.since = s.link.clock.Now()
 	}
 	if !k.logged && k.why != nil {
 		k.logged = true
@@ -154,7 +155,7 @@ var errMinimal = errors.New("holdfast: the server hangs up at commands that it d
 // askAgain asks a server that did not run the script when it was last asked, if that is
 // due. It blocks for at most the replay's timeout.
 func (r *replayer) askAgain(ctx context.Context, s *session) {
-	if now := r.clock.now(); !s.scriptsAwaited() || now < r.nextAsk(s) {
+	if now := r.clock.Now(); !s.scriptsAwaited() || now < r.nextAsk(s) {
 		return
 	}
 	if s.manner == mannerMinimal {
@@ -167,7 +168,7 @@ func (r *replayer) askAgain(ctx context.Context, s *session) {
 		s.link.askProbe() // the server has another problem
 		k := &s.link.scripting
 		k.Lock()
-		k.asked = r.clock.now()
+		k.asked = r.clock.Now()
 		k.Unlock()
 	}
 }
@@ -175,12 +176,12 @@ func (r *replayer) askAgain(ctx context.Context, s *session) {
 // nextAsk returns when the server is to be asked again, or never.
 func (r *replayer) nextAsk(s *session) int64 {
 	if !s.scriptsAwaited() || r.journal.queued.Load() == 0 {
-		return never
+		return clock.Never
 	}
 	k := &s.link.scripting
 	k.Lock()
 	defer k.Unlock()
-	return k.asked + int64(r.pauses.max)
+	return k.asked + int64(r.pauses.Max)
 }
 
 // noScripts reports whether an error means that the server does not run the script, now or

@@ -7,6 +7,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/redis/rueidis"
 )
 
@@ -23,7 +24,7 @@ type sentinels struct {
 	name    string
 	timeout time.Duration // limit of where while a session serves; at least sentinelPatience
 	every   time.Duration // least time between questions while a session serves; 0: each time
-	clock   clock
+	clock   clock.Clock
 	dials   func()
 	allow   allowed
 	manners []introduction // one for each address
@@ -36,7 +37,7 @@ type sentinels struct {
 	}
 }
 
-func newSentinels(life context.Context, o Options, clk clock, workers *group, dials func()) *sentinels {
+func newSentinels(life context.Context, o Options, clk clock.Clock, workers *group, dials func()) *sentinels {
 	option, s := o.Redis, o.Redis.Sentinel
 	option.Username, option.Password, option.ClientName = s.Username, s.Password, s.ClientName
 	option.AuthCredentialsFn = nil
@@ -56,7 +57,7 @@ func newSentinels(life context.Context, o Options, clk clock, workers *group, di
 // and blocks for at most three times Sentinel.Dialer.Timeout for each.
 func (s *sentinels) where(ctx context.Context, serving bool) (addr string, err error) {
 	tries := len(s.addrs)
-	now := s.clock.now()
+	now := s.clock.Now()
 	if serving && s.last.at != 0 && now-s.last.at < int64(s.every) {
 		return s.last.addr, nil
 	}

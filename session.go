@@ -121,9 +121,9 @@ type session struct {
 	server string
 
 	// tracked: the server sends an invalidation for every change of a key read on this session.
-	// untold is the reason if it was asked to and does not.
-	tracked bool
-	untold  error
+	// trackingErr is the reason if it was asked to and does not.
+	tracked     bool
+	trackingErr error
 
 	// bare: the session was opened to a server that is busy with a script. Commands that such a
 	// server refuses, like SELECT, were left out. It serves the commands that end the script.
@@ -146,7 +146,7 @@ type session struct {
 	heard atomic.Int64 // when the server was last known to be alive
 
 	// period is the context for callers' dedicated connections; nil while there may be none.
-	period atomic.Pointer[period]
+	period atomic.Pointer[servingCtx]
 	life   context.Context
 
 	// id numbers sessions. Commands of one session run in the order in which they were sent;
@@ -287,11 +287,11 @@ func (l *link) openSession(life context.Context, addr string, m manner, bare boo
 	return next, notTurnedAway, nil
 }
 
-// period is the context of the dedicated connections that callers have beside a session. It begins
+// servingCtx is the context of the dedicated connections that callers have beside a session. It begins
 // when the session has connected, or when the gate opens to it again. It ends when the gate shuts
 // or the connection is lost, and at the latest with the supervisor. The session of a server that is
 // busy with a script keeps it.
-type period struct {
+type servingCtx struct {
 	context.Context
 	end context.CancelCauseFunc
 }
@@ -299,7 +299,7 @@ type period struct {
 // beginPeriod starts a period unless one is running.
 func (s *session) beginPeriod() {
 	if s.period.Load() == nil {
-		p := &period{}
+		p := &servingCtx{}
 		p.Context, p.end = context.WithCancelCause(s.life)
 		s.period.Store(p)
 	}
@@ -381,12 +381,12 @@ func (s *session) greet(ctx context.Context) error {
 	switch {
 	case track == nil:
 	case tracking < 0:
-		s.untold = errNoRESP3
+		s.trackingErr = errNoRESP3
 	default:
 		if err := replies[tracking].Error(); err != nil && away(err) {
 			return err // the server is busy or loading; this says nothing about tracking
 		} else if err != nil {
-			s.untold = err
+			s.trackingErr = err
 		} else {
 			s.tracked = true
 		}
@@ -397,10 +397,10 @@ func (s *session) greet(ctx context.Context) error {
 // greetAgain repeats the greeting if the first one got an error of an unknown text. A probe has
 // since shown that the server is well, so an error now is about tracking.
 func (s *session) greetAgain(ctx context.Context) error {
-	if s.untold == nil || classify(context.Background(), s.untold) != classUnknown {
+	if s.trackingErr == nil || classify(context.Background(), s.trackingErr) != classUnknown {
 		return nil
 	}
-	s.untold = nil
+	s.trackingErr = nil
 	limit := s.link.opts.Redis.Dialer.Timeout
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -449,4 +449,12 @@ func (s *session) aside(ctx context.Context, cmd rueidis.Completed) rueidis.Redi
 		s.answered(ticket)
 	}
 	return res
+}
+
+// refuse notes why the server refuses writes. It reports whether the server accepted them until
+// now.
+func (s *session) refuse(err error) bool {
+	s.replica.Store(strings.Contains(err.Error(), "READONLY"))
+	s.deletable.Store(strings.HasPrefix(err.Error(), "OOM"))
+	return s.writable.Swap(false)
 }

@@ -3,15 +3,18 @@ package holdfast
 import (
 	"math"
 	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/keyhash"
 )
 
 // task is an intent on its way to Redis: a copy made when it was taken.
 type task struct {
 	intent
-	key   string
-	hash  keyHash
-	check bool // the second check of an ambiguous write
-	alone bool // nothing else is under way
+	key      string
+	hash     keyhash.Hash
+	check    bool // the second check of an ambiguous write
+	isolated bool // nothing else is under way
 
 	canary *objection // the refusal for which this held entry is tried as the canary; nil: it is none
 
@@ -23,7 +26,7 @@ type task struct {
 // take marks intents as being sent and returns them: those to replay and those whose second
 // check is due, if want allows them. It takes up to n intents and about the given bytes.
 // Where only suspects are left, take returns one of them, to be sent alone.
-func (j *journal) take(n, bytes int, now int64, hash func(string) keyHash, want func(key string, del bool) bool) []task {
+func (j *journal) take(n, bytes int, now int64, hash func(string) keyhash.Hash, want func(key string, del bool) bool) []task {
 	if !j.reserve() {
 		return nil
 	}
@@ -39,7 +42,7 @@ func (j *journal) take(n, bytes int, now int64, hash func(string) keyHash, want 
 			if in.sending || in.held != nil || in.checkAt > now || !want(key, in.del) {
 				continue
 			}
-			if in.cuts >= suspectCuts || j.suspect(key, in.del) {
+			if in.disconnects >= poisonDisconnects || j.poison(key, in.del) {
 				suspectKey, suspectShard = key, sh
 				continue
 			}
@@ -58,23 +61,23 @@ func (j *journal) take(n, bytes int, now int64, hash func(string) keyHash, want 
 	}
 	j.underWay.Add(-1)
 	if len(tasks) == 0 && suspectShard != nil {
-		tasks = j.takeSuspect(suspectShard, suspectKey, hash)
+		tasks = j.takePoison(suspectShard, suspectKey, hash)
 	}
 	return tasks
 }
 
-// suspectCuts is the number of lost connections after which an intent is sent last and
+// poisonDisconnects is the number of lost connections after which an intent is sent last and
 // alone. Some servers close the connection at a command that they do not accept.
-const suspectCuts = 2
+const poisonDisconnects = 2
 
-const aloneUnderWay = 1 << 32
+const isolatedUnderWay = 1 << 32
 
-// reserve keeps takeSuspect from taking an intent meanwhile. It returns false while an
+// reserve keeps takePoison from taking an intent meanwhile. It returns false while an
 // intent is under way alone. The caller ends the reservation by underWay.Add(-1).
 func (j *journal) reserve() bool {
 	for {
 		n := j.underWay.Load()
-		if n >= aloneUnderWay {
+		if n >= isolatedUnderWay {
 			return false
 		}
 		if j.underWay.CompareAndSwap(n, n+1) {
@@ -83,26 +86,26 @@ func (j *journal) reserve() bool {
 	}
 }
 
-// takeSuspect takes an intent that is to be sent alone, if nothing else is under way.
-func (j *journal) takeSuspect(sh *journalShard, key string, hash func(string) keyHash) []task {
-	if !j.underWay.CompareAndSwap(0, aloneUnderWay) {
+// takePoison takes an intent that is to be sent alone, if nothing else is under way.
+func (j *journal) takePoison(sh *journalShard, key string, hash func(string) keyhash.Hash) []task {
+	if !j.underWay.CompareAndSwap(0, isolatedUnderWay) {
 		return nil
 	}
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	in := sh.intents[key]
-	if in == nil || in.sending || in.held != nil || in.cuts < suspectCuts && !j.suspect(key, in.del) {
-		j.underWay.Add(-aloneUnderWay)
+	if in == nil || in.sending || in.held != nil || in.disconnects < poisonDisconnects && !j.poison(key, in.del) {
+		j.underWay.Add(-isolatedUnderWay)
 		return nil
 	}
 	t := j.takeLocked(sh, key, in, hash(key))
-	t.alone = true
+	t.isolated = true
 	j.underWay.Add(-1)
 	return []task{t}
 }
 
 // takeOne is take for one key; it returns nil where the key has no queued intent.
-func (j *journal) takeOne(h keyHash, key string) []task {
+func (j *journal) takeOne(h keyhash.Hash, key string) []task {
 	if !j.reserve() {
 		return nil
 	}
@@ -118,13 +121,13 @@ func (j *journal) takeOne(h keyHash, key string) []task {
 }
 
 // takeLocked marks an intent as being sent. The caller holds the shard's lock.
-func (j *journal) takeLocked(sh *journalShard, key string, in *intent, h keyHash) task {
+func (j *journal) takeLocked(sh *journalShard, key string, in *intent, h keyhash.Hash) task {
 	in.sending = true
 	j.underWay.Add(1)
 	t := task{intent: *in, key: key, hash: h, check: in.checkAt > 0}
 	in.plainUntil = 0
-	t.late.sums = t.late.sums[:len(t.late.sums):len(t.late.sums)]
-	if j.file != nil && !in.undo {
+	t.possibleLateWrites.sums = t.possibleLateWrites.sums[:len(t.possibleLateWrites.sums):len(t.possibleLateWrites.sums)]
+	if j.file != nil && !in.compensate {
 		sh.sent[in] = sent{in.value, in.del, in.deadline}
 	}
 	return t
@@ -139,7 +142,7 @@ type sent struct {
 
 // nextCheck returns when the next second check of the owned keys is due, or never.
 func (j *journal) nextCheck(owns func(key string) bool) int64 {
-	next := int64(never)
+	next := int64(clock.Never)
 	if j.keys.Load() == j.queued.Load()+j.held.n.Load() {
 		return next
 	}
@@ -178,16 +181,16 @@ func (f found) answered() bool { return f != foundNoReply && f != foundCut && f 
 // connection. A stopped server was measured to do so 0.7 s after its client had gone.
 const lateAfter = 2 * time.Second
 
-// settle ends a task that was sent on the session. The intent leaves the journal, except
+// resolve ends a task that was sent on the session. The intent leaves the journal, except
 // where a later write of the key has replaced it, where Redis has not decided, or where a
 // write of an earlier session may still run late. In the last case the key is checked once
 // more. now is the latest moment at which the task may have run.
-func (j *journal) settle(t task, what found, sessionID uint64, server string, now int64) {
+func (j *journal) resolve(t task, what found, sessionID uint64, server string, now int64) {
 	j.returned(&t, func(sh *journalShard, in *intent) {
 		if what.answered() {
 			j.releaseLocked(in)
 		}
-		if j.settleLocked(in, t, what, sessionID, server, now) {
+		if j.resolveLocked(in, t, what, sessionID, server, now) {
 			j.leaveLocked(sh, t.key, in)
 		} else if what != foundUnsent && what != foundAgain {
 			j.saveLocked(sh, t.key, in)
@@ -202,8 +205,8 @@ func (j *journal) settle(t task, what found, sessionID uint64, server string, no
 // returned ends the sending of a task. If the intent still exists, returned calls f with it
 // under the lock of its shard.
 func (j *journal) returned(t *task, f func(sh *journalShard, in *intent)) {
-	if t.alone {
-		j.underWay.Add(-aloneUnderWay)
+	if t.isolated {
+		j.underWay.Add(-isolatedUnderWay)
 	} else {
 		j.underWay.Add(-1)
 	}
@@ -224,7 +227,7 @@ func (j *journal) giveUp(t *task) {
 	defer sh.mu.Unlock()
 	if in := sh.intents[t.key]; in != nil && in.is(t) {
 		j.bytes.Add(-int64(len(in.value)))
-		in.value, in.del, in.lost, in.cuts = nil, true, true, 0
+		in.value, in.del, in.wasSet, in.disconnects = nil, true, true, 0
 		j.saveLocked(sh, t.key, in)
 	}
 }
@@ -243,29 +246,29 @@ func (in *intent) is(t *task) bool {
 	return in.seq == t.seq && in.deadline == t.deadline && in.del == t.del
 }
 
-// settleLocked applies the result to the intent, and reports whether the intent is
+// resolveLocked applies the result to the intent, and reports whether the intent is
 // resolved.
-func (j *journal) settleLocked(in *intent, t task, what found, sessionID uint64, server string, now int64) bool {
+func (j *journal) resolveLocked(in *intent, t task, what found, sessionID uint64, server string, now int64) bool {
 	switch what {
 	case foundUnsent, foundAgain:
 		return false
 	case foundNoReply, foundCut:
-		in.late.unanswered(sessionID, t.value, t.deletesAt(t.sentAt), t.deadline)
-		if what == foundCut && in.is(&t) && in.cuts < math.MaxUint8 {
-			in.cuts++
+		in.possibleLateWrites.unanswered(sessionID, t.value, t.deletesAt(t.sentAt), t.deadline)
+		if what == foundCut && in.is(&t) && in.disconnects < math.MaxUint8 {
+			in.disconnects++
 		}
 		return false
 	case foundOurs:
-		if t.undo {
+		if t.compensate {
 			break // there was nothing to compensate; the value in Redis stays
 		}
-		in.base = afterwards(t.value, t.deletesAt(t.sentAt), t.deadline, server)
+		in.expected = afterwards(t.value, t.deletesAt(t.sentAt), t.deadline, server)
 	case foundNothing, foundUndone:
-		in.base = holdingNothing(server)
+		in.expected = holdingNothing(server)
 	case foundRefused, foundTheirs:
-		in.base = base{}
+		in.expected = expected{}
 	}
-	in.baseSeq, in.news = 0, 0
+	in.expectedSeq, in.news = 0, 0
 	if !in.is(&t) {
 		return false // a later write has replaced the intent
 	}
@@ -274,26 +277,29 @@ func (j *journal) settleLocked(in *intent, t task, what found, sessionID uint64,
 		// its answer were lost, the next try would find nothing and take that for no
 		// conflict.
 		j.bytes.Add(-int64(len(in.value)))
-		in.value, in.del, in.lost = nil, true, true
+		in.value, in.del, in.wasSet = nil, true, true
 		return false
 	}
-	if in.late.since == 0 || in.late.since == sessionID {
+	if in.possibleLateWrites.since == 0 || in.possibleLateWrites.since == sessionID {
 		return true
 	}
-	if in.late.until == 0 {
-		in.late.until = now + int64(lateAfter)
+	if in.possibleLateWrites.until == 0 {
+		in.possibleLateWrites.until = now + int64(lateAfter)
 	}
-	if t.sentAt >= in.late.until {
+	if t.sentAt >= in.possibleLateWrites.until {
 		return true // this was the second check, or is as good as one
 	}
 	if (what == foundNothing || what == foundRefused) && !in.del {
 		// The value is not wanted any more. The check only compensates our own late writes.
 		j.bytes.Add(-int64(len(in.value)))
-		in.value, in.del, in.undo = nil, true, !in.late.more
+		in.value, in.del, in.compensate = nil, true, !in.possibleLateWrites.more
 	}
 	if in.checkAt == 0 {
 		j.queued.Add(-1)
 	}
-	in.checkAt = in.late.until
+	in.checkAt = in.possibleLateWrites.until
 	return false
 }
+
+// deletesAt reports whether a task that is sent now is a delete.
+func (t *task) deletesAt(now int64) bool { return t.del || now >= t.deadline }

@@ -161,9 +161,9 @@ var statTable = [...]statRow{
 		func(r *statSource) uint64 { return r.hooksDropped.Load() }},
 
 	{"JournalKeys", "keys", true, "Keys in the journal now.",
-		func(r *statSource) uint64 { return present(r.journalKeys) }},
+		func(r *statSource) uint64 { return gaugeValue(r.journalKeys) }},
 	{"JournalBytes", "bytes", true, "Bytes of the keys and values in the journal now.",
-		func(r *statSource) uint64 { return present(r.journalBytes) }},
+		func(r *statSource) uint64 { return gaugeValue(r.journalBytes) }},
 	{"Journaled", "writes", false, "Writes that were given to the journal, refused ones among them.",
 		func(r *statSource) uint64 { return r.journaled.Load() }},
 	{"Restored", "keys", false, "Keys that New found in Journal.Dir.",
@@ -181,14 +181,14 @@ var statTable = [...]statRow{
 	{"Held", "writes", false, "Writes held because Redis refused them; see Cache.Held.",
 		func(r *statSource) uint64 { return r.held.Load() }},
 	{"HeldKeys", "keys", true, "Keys of JournalKeys whose write is held now.",
-		func(r *statSource) uint64 { return present(r.heldKeys) }},
+		func(r *statSource) uint64 { return gaugeValue(r.heldKeys) }},
 	{"Discarded", "writes", false, "Held writes given up by Cache.Discard.",
 		func(r *statSource) uint64 { return r.discarded.Load() }},
 
 	{"LocalBytes", "bytes", true, "Bytes in the local tier now, bookkeeping included.",
-		func(r *statSource) uint64 { return present(r.localBytes) }},
+		func(r *statSource) uint64 { return gaugeValue(r.localBytes) }},
 	{"LocalEntries", "entries", true, "Entries in the local tier now.",
-		func(r *statSource) uint64 { return present(r.localEntries) }},
+		func(r *statSource) uint64 { return gaugeValue(r.localEntries) }},
 	{"LocalEvicted", "entries", false, "Entries that the local tier evicted or did not admit.",
 		func(r *statSource) uint64 { return r.localEvicted }},
 	{"LocalDropped", "entries", false, "Entries not kept because too many came at once.",
@@ -202,8 +202,8 @@ var statTable = [...]statRow{
 		func(r *statSource) uint64 { return r.streamLosses.Load() }},
 }
 
-// present is a gauge that changes while it is read, and may be below zero for a moment.
-func present(n int64) uint64 { return uint64(max(n, 0)) }
+// gaugeValue is a gauge that changes while it is read, and may be below zero for a moment.
+func gaugeValue(n int64) uint64 { return uint64(max(n, 0)) }
 
 // snapshot reads every row.
 func (r *statSource) snapshot() Stats {

@@ -73,15 +73,15 @@ func TestEachFieldOfStatsIsReadFromItsOwnCounter(t *testing.T) {
 	delete(want, "")
 
 	// Those that are counted elsewhere.
-	call, _ := c.fence.enter()
-	call.hit()
+	call, _ := c.inflight.Enter()
+	call.Hit()
 	want["LocalHits"]++
-	c.local.evicted.Store(next())
+	c.local.Evicted.Store(next())
 	want["LocalEvicted"] = n
-	c.local.dropped.Store(next())
+	c.local.Dropped.Store(next())
 	want["LocalDropped"] = n
-	c.routes = &routes{home: &link{breaker: new(breaker)}}
-	c.routes.home.breaker.opens.Store(next())
+	c.routes = &routes{seedLink: &link{breaker: new(breaker)}}
+	c.routes.seedLink.breaker.opens.Store(next())
 	want["BreakerOpens"] = n
 	c.journal.keys.Store(int64(next()))
 	want["JournalKeys"] = n
@@ -89,15 +89,15 @@ func TestEachFieldOfStatsIsReadFromItsOwnCounter(t *testing.T) {
 	want["JournalBytes"] = n
 	c.journal.held.n.Store(int64(next()))
 	want["HeldKeys"] = n
-	c.local.overlay.Add(int64(next()))
+	c.local.Overlay.Add(int64(next()))
 	want["LocalBytes"] = n
-	c.local.entries.Add(int64(next()))
+	c.local.Entries.Add(int64(next()))
 	want["LocalEntries"] = n
 
 	s := c.Stats()
 	c.routes = nil
 	c.journal.keys.Store(0)
-	c.local.overlay.Store(0)
+	c.local.Overlay.Store(0)
 	var names []string
 	for st := range s.All() {
 		names = append(names, st.Name)

@@ -28,7 +28,7 @@ func TestACallWhoseSessionWasReplacedBeforeItSentAnythingIsAnsweredByTheNext(t *
 	if err := c.WaitReady(ctx); err != nil {
 		t.Fatal(err)
 	}
-	l := c.routes.home
+	l := c.routes.seedLink
 	replaced := func() *session {
 		old := l.gate.Load()
 		redistest.WaitFor(t, time.Minute, "another session", func() bool {
@@ -39,7 +39,7 @@ func TestACallWhoseSessionWasReplacedBeforeItSentAnythingIsAnsweredByTheNext(t *
 	}
 	s.MustDo("REPLICAOF", "127.0.0.1", strings.TrimPrefix(redistest.FreeAddr(t), "127.0.0.1:"))
 	old := replaced()
-	bounded, cancel := c.remote.bound(ctx, c.clock.now())
+	bounded, cancel := c.remote.bound(ctx, c.clock.Now())
 	defer cancel()
 	if v, out := c.remote.get(bounded, old, "k"); out.class != classOK || string(v.bytes) != "one" || out.session == old {
 		t.Errorf("get: %+v, %+v", v, out)

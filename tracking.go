@@ -15,7 +15,7 @@ import (
 // keys that it evicts, from its data or from its table of readers, while it executes a command of
 // this client, and it forgets them all the same: of 200 copies 165 to 200 were stale for good. So
 // an invalidation may be the echo of our own write, and it invalidates only a copy that was read
-// since; see local.invalidate. In prefix mode the server has no such table, and NOLOOP is safe.
+// since; see local.Invalidate. In prefix mode the server has no such table, and NOLOOP is safe.
 
 // command returns the command that enables tracking, or nil if it is off.
 func (t TrackingOptions) command() []string {
@@ -45,8 +45,8 @@ func (t *TrackingOptions) covers(key string) bool {
 	return false
 }
 
-// tells reports whether the server sends invalidations for key on this session.
-func (s *session) tells(key string) bool {
+// tracks reports whether the server sends invalidations for key on this session.
+func (s *session) tracks(key string) bool {
 	return s.tracked && s.link.opts.Tracking.covers(key)
 }
 
@@ -57,7 +57,7 @@ func (l *link) invalidated(s *session, keys []rueidis.RedisMessage) {
 	// A panic here would end the program: the goroutine belongs to rueidis.
 	defer func() {
 		if recover() != nil {
-			l.doubt()
+			l.suspect()
 		}
 	}()
 	if keys == nil {
@@ -69,7 +69,7 @@ func (l *link) invalidated(s *session, keys []rueidis.RedisMessage) {
 			if l.gate.Load() == s {
 				l.emptied()
 			}
-			l.listeners.told(nil)
+			l.listeners.onInvalidation(nil)
 		}
 		return
 	}
@@ -77,29 +77,8 @@ func (l *link) invalidated(s *session, keys []rueidis.RedisMessage) {
 	serving := l.gate.Load() == s
 	for i := range keys {
 		if key, err := keys[i].ToString(); err == nil {
-			l.told(key, serving)
+			l.onInvalidation(key, serving)
 		}
 	}
-	l.listeners.told(keys)
-}
-
-// told handles an invalidation of key, which may also be the echo of our own write. The local copy
-// is invalidated, and a set of the key that waits in the journal is compared with the value in
-// Redis. An invalidation over a session that no longer serves (serving is false) may be older than
-// that value, so it causes no comparison.
-func (c *Cache) told(key string, serving bool) {
-	h, now := c.local.hash(key), c.clock.now()
-	// Flights first: a load that is storing puts its entry in place and then checks whether its
-	// flight was invalidated. If it was not, local.invalidate runs later and finds the entry.
-	c.flights.tell(h)
-	c.local.invalidate(h, now)
-	if serving && c.opts.Journal.OnConflict == ConflictDelete && c.journal.overruled(h, key, now) {
-		c.routes.link(c.routes.of(key)).replayer.wake()
-	}
-}
-
-// emptied handles a flush for all keys that are owned. It reports whether a waiting set must be
-// compared.
-func (c *Cache) emptied(owns func(key string) bool) bool {
-	return c.opts.Journal.OnConflict == ConflictDelete && c.journal.overruledAll(c.clock.now(), owns)
+	l.listeners.onInvalidation(keys)
 }

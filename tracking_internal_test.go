@@ -4,6 +4,8 @@ import (
 	"net"
 	"testing"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/holdfast-cache/holdfast/internal/resp"
 )
 
@@ -13,7 +15,7 @@ func TestAFlushIsToldToTheJournalByTheSessionThatServesAlone(t *testing.T) {
 	n := 0
 	c := &Cache{}
 	l := newLink(Options{}.withDefaults(), linkEnv{
-		clock: newClock(), stats: &c.stats, listeners: &c.listeners, emptied: func() { n++ }, domains: func(func(*domain)) {},
+		clock: clock.Start(), stats: &c.stats, listeners: &c.listeners, emptied: func() { n++ }, domains: func(func(*local.EpochScope)) {},
 	})
 	ours, theirs := net.Pipe()
 	defer theirs.Close()

@@ -9,6 +9,10 @@ import (
 	"runtime/debug"
 	"time"
 	"unsafe"
+
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/keyhash"
+	"github.com/holdfast-cache/holdfast/internal/local"
 )
 
 // Typed is a Cache whose values are of type V: the same two tiers and the same
@@ -126,8 +130,8 @@ func (t *Typed[V]) WithClone(clone func(V) V) *Typed[V] {
 // footprint returns the cost of a decoded value in bytes, and the additional cost for
 // each encoded byte.
 func (t *Typed[V]) footprint() (size, perByte int64) {
-	size, open := footprint(reflect.TypeFor[V]())
-	size += int64(unsafe.Sizeof(decoded{}))
+	size, open := local.Footprint(reflect.TypeFor[V]())
+	size += int64(unsafe.Sizeof(local.Decoded{}))
 	switch any(t.codec).(type) {
 	case bytesCodec: // the value is the entry's bytes
 		return size, 0
@@ -168,7 +172,7 @@ func (t *Typed[V]) Get(ctx context.Context, key string) (V, error) {
 func (t *Typed[V]) Lookup(ctx context.Context, key string) (TypedEntry[V], error) {
 	if k, e, now := t.hit(ctx, key, 0, 0); k != nil {
 		v, err := t.handOut("lookup", key, k)
-		return TypedEntry[V]{Value: v, Tier: Local, TTL: left(now, e.expires.Load())}, err
+		return TypedEntry[V]{Value: v, Tier: Local, TTL: clock.Left(now, e.Expires.Load())}, err
 	}
 	return t.lookup(ctx, "lookup", t.prefix+key)
 }
@@ -177,37 +181,37 @@ func (t *Typed[V]) Lookup(ctx context.Context, key string) (TypedEntry[V], error
 // which it was fresh. In every other case, errors included, it returns nil, and the
 // caller takes the slow path: also if a refresh of the entry is due, by a caller whose
 // part of its ttl is not 0.
-func (t *Typed[V]) hit(ctx context.Context, key string, part float64, ttl time.Duration) (*decodedAs[V], *entry, int64) {
+func (t *Typed[V]) hit(ctx context.Context, key string, part float64, ttl time.Duration) (*local.DecodedAs[V], *local.Entry, int64) {
 	c := t.c
 	// look needs the whole key only if the journal has keys.
 	if !t.keeps || t.prefix != "" && c.journal.keys.Load() != 0 {
 		return nil, nil, 0
 	}
-	sh, open := c.fence.enter()
+	sh, open := c.inflight.Enter()
 	if enterable(ctx, open) != nil {
-		sh.leave()
+		sh.Leave()
 		return nil, nil, 0
 	}
-	now := c.clock.now()
+	now := c.clock.Now()
 	if e, fresh := c.look(t.hash(key), key, now); fresh {
-		due := part > 0 && refreshDue(now, e.confirmed.Load(), e.expires.Load(), ttl, part)
-		if k := keptBy[V](e, t.owner); k != nil && !due {
-			sh.hit()
+		due := part > 0 && refreshDue(now, e.Confirmed.Load(), e.Expires.Load(), ttl, part)
+		if k := local.KeptBy[V](e, t.owner); k != nil && !due {
+			sh.Hit()
 			return k, e, now
 		}
 	}
-	sh.leave()
+	sh.Leave()
 	return nil, nil, 0
 }
 
 // hash returns the hash of the whole key, which is built on the stack.
-func (t *Typed[V]) hash(key string) keyHash {
+func (t *Typed[V]) hash(key string) keyhash.Hash {
 	if t.prefix == "" {
-		return t.c.local.hash(key)
+		return t.c.local.Hash(key)
 	}
 	var room [128]byte
 	whole := append(append(room[:0], t.prefix...), key...)
-	return t.c.local.hash(unsafe.String(unsafe.SliceData(whole), len(whole)))
+	return t.c.local.Hash(unsafe.String(unsafe.SliceData(whole), len(whole)))
 }
 
 // lookup is the slow path of Lookup, for a whole key.
@@ -243,44 +247,44 @@ func (t *Typed[V]) decode(op, key string, b []byte, from Tier) (v V, err error) 
 }
 
 // settle keeps the decoded value of the bytes of a whole key, and returns it.
-func (t *Typed[V]) settle(op, key string, b []byte, k *decodedAs[V]) (V, error) {
+func (t *Typed[V]) settle(op, key string, b []byte, k *local.DecodedAs[V]) (V, error) {
 	if !t.keeps {
-		return k.value, nil // the caller's own
+		return k.Value, nil // the caller's own
 	}
 	t.keep(key, b, k)
 	return t.handOut(op, key, k)
 }
 
 // known returns the decoded value that is kept for these bytes, or nil.
-func (t *Typed[V]) known(key string, b []byte) *decodedAs[V] {
-	sh, open := t.c.fence.enter()
-	defer sh.leave()
+func (t *Typed[V]) known(key string, b []byte) *local.DecodedAs[V] {
+	sh, open := t.c.inflight.Enter()
+	defer sh.Leave()
 	if !open || !t.keeps {
 		return nil
 	}
-	if e := t.c.local.get(t.c.local.hash(key)); e != nil && e.holds(b) {
-		return keptBy[V](e, t.owner)
+	if e := t.c.local.Get(t.c.local.Hash(key)); e != nil && e.Holds(b) {
+		return local.KeptBy[V](e, t.owner)
 	}
 	return nil
 }
 
 // keep keeps k with the key's entry, if that still holds these bytes.
-func (t *Typed[V]) keep(key string, b []byte, k *decodedAs[V]) {
-	sh, open := t.c.fence.enter()
-	defer sh.leave()
+func (t *Typed[V]) keep(key string, b []byte, k *local.DecodedAs[V]) {
+	sh, open := t.c.inflight.Enter()
+	defer sh.Leave()
 	if open {
-		t.c.local.attach(t.c.local.hash(key), b, &k.decoded)
+		t.c.local.Attach(t.c.local.Hash(key), b, &k.Decoded)
 	}
 }
 
 // decodeNew and encode call the codec; handOut calls the clone function. A panic of
 // either is an error. No lock is held during these calls, and the call is not counted
 // in, so Close does not wait for them.
-func (t *Typed[V]) decodeNew(b []byte) (k *decodedAs[V], err error) {
+func (t *Typed[V]) decodeNew(b []byte) (k *local.DecodedAs[V], err error) {
 	size := min(t.size+t.perByte*int64(len(b)), math.MaxInt32)
-	k = &decodedAs[V]{decoded: decoded{owner: t.owner, size: int32(size)}}
+	k = &local.DecodedAs[V]{Decoded: local.Decoded{Owner: t.owner, Size: int32(size)}}
 	defer caught(&err)
-	k.value, err = t.codec.Decode(b)
+	k.Value, err = t.codec.Decode(b)
 	return k, err
 }
 
@@ -296,11 +300,11 @@ func (t *Typed[V]) encodeNew(v V) (b []byte, err error) {
 	return t.codec.Encode(v)
 }
 
-func (t *Typed[V]) handOut(op, key string, k *decodedAs[V]) (V, error) {
+func (t *Typed[V]) handOut(op, key string, k *local.DecodedAs[V]) (V, error) {
 	if t.clone == nil {
-		return k.value, nil
+		return k.Value, nil
 	}
-	v, err := t.cloned(k.value)
+	v, err := t.cloned(k.Value)
 	if err != nil {
 		err = &Error{Op: op, Key: key, Err: err}
 	}

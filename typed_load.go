@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/local"
 )
 
 // TypedLoaded is the result of a loader of Typed.GetOrLoadWith; see Loaded.
@@ -93,7 +95,7 @@ type typedLoad[V any] struct {
 // sight is a decoded value and its bytes; k is nil if they cannot be decoded.
 type sight[V any] struct {
 	of []byte
-	k  *decodedAs[V]
+	k  *local.DecodedAs[V]
 }
 
 // do carries out the call for a whole key.
@@ -102,7 +104,7 @@ func (l *typedLoad[V]) do(ctx context.Context, key string, ttl time.Duration, o 
 		return TypedEntry[V]{}, &Error{Op: l.op, Key: key, Tier: Loader, Err: errNilLoader}
 	}
 	for try := 1; ; try++ {
-		e, err := l.ask(ctx, key, l.t.life(ttl), o.over(l.t.load), try > 1)
+		e, err := l.loadBytes(ctx, key, l.t.life(ttl), o.over(l.t.load), try > 1)
 		if err != nil {
 			return TypedEntry[V]{Tier: e.Tier, Degraded: e.Degraded}, err
 		}
@@ -116,9 +118,9 @@ func (l *typedLoad[V]) do(ctx context.Context, key string, ttl time.Duration, o 
 	}
 }
 
-// ask calls the Cache with a loader of bytes.
+// loadBytes calls the Cache with a loader of bytes.
 // again: an earlier try of the same read was counted.
-func (l *typedLoad[V]) ask(ctx context.Context, key string, ttl time.Duration, o LoadOptions, again bool) (Entry, error) {
+func (l *typedLoad[V]) loadBytes(ctx context.Context, key string, ttl time.Duration, o LoadOptions, again bool) (Entry, error) {
 	load := func(ctx context.Context, had *Entry) (Loaded, error) { return l.run(ctx, key, had) }
 	if l.reload {
 		return l.t.c.reload(ctx, l.op, key, ttl, o, load)
@@ -170,7 +172,7 @@ func (l *typedLoad[V]) made(key string, v V) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	b = own(b) // the decoded value may refer to it, and v is the loader's
+	b = cloneBytes(b) // the decoded value may refer to it, and v is the loader's
 	k, err := l.t.decodeNew(b)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errOneWay, err)

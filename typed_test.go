@@ -298,7 +298,7 @@ func TestAnErrorOfEncodeIsTheCallersAndNothingIsStored(t *testing.T) {
 				_, err := typed.GetOrLoad(ctx, "k", 0, func(context.Context) (string, error) { return v, nil })
 				return err
 			},
-			"load": func() error {
+			"getorloadwith": func() error {
 				_, err := typed.GetOrLoadWith(ctx, "k", 0, holdfast.LoadOptions{}, func(context.Context, *holdfast.TypedEntry[string]) (holdfast.TypedLoaded[string], error) {
 					return holdfast.TypedLoaded[string]{Value: v}, nil
 				})

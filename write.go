@@ -6,6 +6,10 @@ import (
 	"slices"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/flight"
+	"github.com/holdfast-cache/holdfast/internal/keyhash"
+	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/redis/rueidis"
 )
 
@@ -29,7 +33,7 @@ func (c *Cache) Set(ctx context.Context, key string, value []byte, ttl time.Dura
 	if err != nil {
 		return &Error{Op: "set", Key: key, Err: err}
 	}
-	w := [1]change{{key: key, value: own(value)}}
+	w := [1]change{{key: key, value: cloneBytes(value)}}
 	return c.write(ctx, "set", w[:], ttl)
 }
 
@@ -45,7 +49,7 @@ func (c *Cache) SetMany(ctx context.Context, items map[string][]byte, ttl time.D
 	}
 	ws := make([]change, 0, len(items))
 	for key, val := range items {
-		ws = append(ws, change{key: key, value: own(val)})
+		ws = append(ws, change{key: key, value: cloneBytes(val)})
 	}
 	return c.write(ctx, "setmany", ws, ttl)
 }
@@ -62,8 +66,8 @@ func (c *Cache) Delete(ctx context.Context, keys ...string) error {
 	return c.write(ctx, "delete", ws, 0)
 }
 
-// own returns a copy, because the caller may change val later. Its capacity is clipped.
-func own(val []byte) []byte {
+// cloneBytes returns a copy, because the caller may change val later. Its capacity is clipped.
+func cloneBytes(val []byte) []byte {
 	if len(val) == 0 {
 		return []byte{}
 	}
@@ -90,11 +94,11 @@ func (c *Cache) ttl(ttl time.Duration) (time.Duration, error) {
 
 // change is one key's write on its way through the tiers.
 type change struct {
-	key   string
-	value []byte
-	del   bool
-	undo  []byte // see journal.write
-	ttl   time.Duration
+	key        string
+	value      []byte
+	del        bool
+	compensate []byte // see journal.write
+	ttl        time.Duration
 
 	plainUntil int64 // see journal.write
 
@@ -105,28 +109,28 @@ type change struct {
 	// For a loaded value: the flight that is storing it; the local tier's entry before the
 	// load; the lease of the load, nil for none; the digest of Redis' value before the load,
 	// "" for no value. blindly: the server cannot compare digests.
-	flight  *flight
-	seen    *entry
+	flight  *flight.Flight[Entry]
+	seen    *local.Entry
 	lease   *lease
 	expects string
 	blindly bool
 	again   bool // Redis answered TRYAGAIN
-	grace   grace
+	grace   local.StaleIfError
 
-	hash     keyHash
+	hash     keyhash.Hash
 	place    *slot
 	link     *link
-	entry    *entry // the new local entry; nil for a delete
+	entry    *local.Entry // the new local entry; nil for a delete
 	deadline int64
 	seq      uint64
-	base     base
-	old      *entry // the previous local entry
+	expected expected
+	old      *local.Entry // the previous local entry
 }
 
 func (w *change) intent(sentOn uint64) write {
 	return write{
-		key: w.key, value: w.value, del: w.del, undo: w.undo, deadline: w.deadline,
-		seq: w.seq, base: w.base, sentOn: sentOn, plainUntil: w.plainUntil,
+		key: w.key, value: w.value, del: w.del, compensate: w.compensate, deadline: w.deadline,
+		seq: w.seq, expected: w.expected, sentOn: sentOn, plainUntil: w.plainUntil,
 	}
 }
 
@@ -135,29 +139,29 @@ func (w *change) intent(sentOn uint64) write {
 // tier is changed first, and a write that is not known to have reached Redis is journaled
 // before the call returns.
 func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Duration) error {
-	exit, open := c.fence.enter()
-	defer exit.leave()
+	exit, open := c.inflight.Enter()
+	defer exit.Leave()
 	if err := enterable(ctx, open); err != nil {
 		return err
 	}
-	now := c.clock.now()
+	now := c.clock.Now()
 	for i := range ws {
 		w := &ws[i]
 		if err := checkSize(w.key, w.value); err != nil {
 			return &Error{Op: op, Key: w.key, Err: err}
 		}
-		w.hash, w.deadline = c.local.hash(w.key), never
+		w.hash, w.deadline = c.local.Hash(w.key), clock.Never
 		if !w.del {
 			if w.flight == nil {
 				w.ttl = ttl
 			}
-			w.deadline = after(now, w.ttl)
+			w.deadline = clock.After(now, w.ttl)
 		}
 	}
 	if c.routes == nil {
 		for i := range ws {
-			ws[i].entry = c.entryOf(&ws[i], now, &c.local.home, ws[i].deadline)
-			c.putOver(ctx, &ws[i], now)
+			ws[i].entry = c.entryOf(&ws[i], now, &c.local.StandaloneScope, ws[i].deadline)
+			c.putSuperseding(ctx, &ws[i], now)
 		}
 		return nil
 	}
@@ -182,7 +186,7 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 		toSave = toSave.or(c.send(ctx, op, send, now, &errs))
 	}
 	for i := range ws {
-		c.outdate(&ws[i])
+		c.invalidateFlight(&ws[i])
 	}
 	errs.also(c.durable(ctx, now, toSave)) // after the last record is written, all are
 	return errs.join()
@@ -211,7 +215,7 @@ func (c *Cache) aim(ctx context.Context, w *change, now int64) *session {
 		w.place = c.routes.of(w.key)
 		// While the write is in flight, its entry is fresh for as long as the caller waits.
 		// The freshness after that is decided by written.
-		w.entry = c.entryOf(w, now, &w.place.domain, after(now, c.opts.Timeout))
+		w.entry = c.entryOf(w, now, &w.place.domain, clock.After(now, c.opts.Timeout))
 		w.link = c.routes.link(w.place)
 		if s := w.link.writer(w.del); s != nil {
 			if c.journal.holds(w.hash, w.key) {
@@ -221,7 +225,7 @@ func (c *Cache) aim(ctx context.Context, w *change, now int64) *session {
 		}
 		switch {
 		case w.link.moment.Load() != nil && (waited || w.link.undecided()):
-			w.plainUntil = after(now, c.opts.Timeout)
+			w.plainUntil = clock.After(now, c.opts.Timeout)
 			return nil
 		case !waited && c.awaitKey(ctx, now, false, w.key):
 			waited = true
@@ -239,26 +243,26 @@ func (c *Cache) moved(w *change) bool {
 }
 
 // entryOf returns the local entry for a change, nil for a delete.
-func (c *Cache) entryOf(w *change, now int64, d *domain, fresh int64) *entry {
+func (c *Cache) entryOf(w *change, now int64, d *local.EpochScope, fresh int64) *local.Entry {
 	if w.del {
 		return nil
 	}
-	e := newEntry(w.key, w.value, term{
-		confirmed: now, expires: w.deadline, fresh: min(fresh, w.deadline), domain: d, epoch: d.epoch.Load(),
+	e := local.NewEntry(w.key, w.value, local.Freshness{
+		Confirmed: now, Expires: w.deadline, Fresh: min(fresh, w.deadline), Scope: d, Epoch: d.Epoch.Load(),
 	})
-	e.setGrace(w.grace)
+	e.SetStaleIfError(w.grace)
 	return e
 }
 
 // keep does a write without sending it now: to the local tier and the journal.
 func (c *Cache) keep(ctx context.Context, w *change, now int64) (saving, error) {
 	if w.entry != nil {
-		w.entry.fresh.Store(unread)
+		w.entry.Fresh.Store(local.Unconfirmed)
 	}
-	if !c.putOver(ctx, w, now) {
+	if !c.putSuperseding(ctx, w, now) {
 		return saving{}, nil
 	}
-	w.base = w.baseOf()
+	w.expected = w.baseOf()
 	return c.remember(w, 0)
 }
 
@@ -277,7 +281,7 @@ func (c *Cache) remember(w *change, sentOn uint64) (saving, error) {
 	case rejected:
 		c.stats.refused.Add(1)
 		c.notify.drop(w.key, DropRefused)
-		c.local.put(w.hash, nil)
+		c.local.Put(w.hash, nil)
 		if sentOn != 0 {
 			c.routes.deliver(w.key)
 		}
@@ -297,19 +301,19 @@ func (c *Cache) downgraded(key string) {
 // that copy was invalidated since, Redis may still hold its value: the message may have been
 // about the same key of another database, or the server may have dropped the key from its
 // tracking table.
-func (w *change) baseOf() base {
-	if w.old == nil || w.old.fresh.Load() < asIs || w.old.grace()&ungiven != 0 {
-		return base{}
+func (w *change) baseOf() expected {
+	if w.old == nil || w.old.Fresh.Load() < local.KeepFreshness || w.old.StaleIfError()&local.NotInRedis != 0 {
+		return expected{}
 	}
 	server := w.link.server()
-	if w.old.ofEarlierServer() {
+	if w.old.OfEarlierServer() {
 		server = earlierServer
 	}
-	if w.old.refuted() {
-		return perhapsHolding(w.old.bytes(), server)
+	if w.old.Invalid() {
+		return perhapsHolding(w.old.Bytes(), server)
 	}
-	b := holding(w.old.bytes(), w.old.expires.Load(), server)
-	b.echo = w.old.fresh.Load() == unread
+	b := holding(w.old.Bytes(), w.old.Expires.Load(), server)
+	b.echo = w.old.Fresh.Load() == local.Unconfirmed
 	return b
 }
 
@@ -323,11 +327,11 @@ func (c *Cache) send(ctx context.Context, op string, items []item, now int64, er
 		w := it.change
 		if w.flight != nil {
 			var begun bool
-			w.old, w.seq, begun = c.local.beginUnless(w.hash, w.entry, &w.flight.late)
+			w.old, w.seq, begun = c.local.BeginUnless(w.hash, w.entry, &w.flight.SupersededDuringStore)
 			return !begun
 		}
-		c.outdate(w)
-		w.old, w.seq = c.local.begin(w.hash, w.entry)
+		c.invalidateFlight(w)
+		w.old, w.seq = c.local.Begin(w.hash, w.entry)
 		return false
 	})
 	if len(items) == 0 {
@@ -337,7 +341,7 @@ func (c *Cache) send(ctx context.Context, op string, items []item, now int64, er
 	defer cancel()
 	for i := range items {
 		if w := items[i].change; w.flight == nil {
-			c.overtake(bounded, w)
+			c.supersede(bounded, w)
 		}
 	}
 	stride := 1
@@ -388,32 +392,32 @@ func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o o
 		o.session.lacks.note(lackScripts, o.class != classOK)
 	}
 	if w.flight != nil && !w.del && !w.blindly && o.class == classOK && !wasStored(replies[0]) {
-		c.local.end(w.hash, false, unread) // the key has changed since the load began
+		c.local.End(w.hash, false, local.Unconfirmed) // the key has changed since the load began
 		return saving{}, nil
 	}
 	switch o.class {
 	case classOK:
 		// Before the local tier ends the write: a load that began beside it can store
 		// nothing before that, nor afterwards.
-		c.outdate(w)
-		again, saved := c.journal.overtaken(w.hash, w.intent(0), o.session.id, o.session.server)
+		c.invalidateFlight(w)
+		again, saved := c.journal.superseded(w.hash, w.intent(0), o.session.id, o.session.server)
 		if again {
 			c.routes.deliver(w.key)
 		}
-		c.local.end(w.hash, true, c.worth(w, now, o))
+		c.local.End(w.hash, true, c.freshUntilAfterWrite(w, now, o))
 		return saved, nil
 	case classCommand:
 		if w.flight != nil && !w.del {
 			// A loaded value that Redis refuses is kept locally all the same.
-			w.grace |= ungiven
+			w.grace |= local.NotInRedis
 			fresh := c.freshUntil(now, w.deadline, false)
-			c.local.endAs(w.hash, c.entryOf(w, now, &w.place.domain, fresh), fresh)
+			c.local.EndAs(w.hash, c.entryOf(w, now, &w.place.domain, fresh), fresh)
 			return saving{}, o.err
 		}
 		if w.flight != nil {
-			c.local.end(w.hash, false, unread)
+			c.local.End(w.hash, false, local.Unconfirmed)
 		} else {
-			c.local.endRefused(w.hash, w.old)
+			c.local.EndRefused(w.hash, w.old)
 		}
 		return saving{}, o.err
 	}
@@ -423,26 +427,26 @@ func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o o
 	}
 	// Journaled before the local tier ends the write, so that every reader finds it in one
 	// of the two.
-	w.base = w.baseOf()
+	w.expected = w.baseOf()
 	var sentOn uint64
 	if o.unknown {
 		sentOn = o.session.id
 	}
 	saved, err := c.remember(w, sentOn)
-	c.outdate(w)
-	c.local.end(w.hash, err == nil, unread)
+	c.invalidateFlight(w)
+	c.local.End(w.hash, err == nil, local.Unconfirmed)
 	if o.class == classCanceled {
 		err = o.err
 	}
 	return saved, err
 }
 
-// worth returns the end of the freshness of an acknowledged write's copy. It is unread if the
+// freshUntilAfterWrite returns the end of the freshness of an acknowledged write's copy. It is unread if the
 // copy must be read first, because the server announces only changes of keys that were read.
-func (c *Cache) worth(w *change, now int64, o outcome) int64 {
-	told := o.session.tells(w.key)
+func (c *Cache) freshUntilAfterWrite(w *change, now int64, o outcome) int64 {
+	told := o.session.tracks(w.key)
 	if w.del || o.asked || told && c.opts.Tracking.Mode == TrackReads {
-		return unread
+		return local.Unconfirmed
 	}
 	return c.freshUntil(now, w.deadline, told)
 }

@@ -5,6 +5,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/flight"
+	"github.com/holdfast-cache/holdfast/internal/keyhash"
+	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/redis/rueidis"
 )
@@ -33,19 +37,19 @@ func beside(t *testing.T, s *redistest.Server) *Cache {
 }
 
 // beingStored is a flight whose value is on its way to the tiers.
-func beingStored(t *testing.T, c *Cache, h keyHash) *flight {
+func beingStored(t *testing.T, c *Cache, h keyhash.Hash) *flight.Flight[Entry] {
 	t.Helper()
 	f := boarded(t, c.flights, h)
-	c.flights.load(f, false)
-	if !c.flights.store(f) {
+	c.flights.Load(f, false)
+	if !c.flights.Store(f) {
 		t.Fatal("nothing may be stored")
 	}
 	return f
 }
 
 func changeOf(c *Cache, key, value string) *change {
-	w := &change{key: key, value: []byte(value), hash: c.local.hash(key), deadline: never}
-	w.entry = c.entryOf(w, c.clock.now(), c.domainOf(key), unread)
+	w := &change{key: key, value: []byte(value), hash: c.local.Hash(key), deadline: clock.Never}
+	w.entry = c.entryOf(w, c.clock.Now(), c.domainOf(key), local.Unconfirmed)
 	return w
 }
 
@@ -55,10 +59,10 @@ func TestAWriteWaitsForAStoringWithinItsBudget(t *testing.T) {
 	c := beside(t, nil)
 	w := changeOf(c, "k", "written")
 	f := beingStored(t, c, w.hash)
-	defer c.flights.end(f, Entry{}, nil, 0)
+	defer c.flights.End(f, Entry{}, nil, 0)
 	done := make(chan bool, 1)
 	began := time.Now()
-	go func() { done <- c.putOver(context.Background(), w, c.clock.now()) }()
+	go func() { done <- c.putSuperseding(context.Background(), w, c.clock.Now()) }()
 	select {
 	case <-done:
 		if d := time.Since(began); d < c.opts.Timeout/2 {
@@ -76,19 +80,19 @@ func TestAWriteTakesItsPlaceAgainWhenItHasWaitedForAStoring(t *testing.T) {
 	w := changeOf(c, "k", "written")
 	f := beingStored(t, c, w.hash)
 	loaded := changeOf(c, "k", "loaded")
-	_, first, ok := c.local.beginUnless(w.hash, loaded.entry, &f.late)
+	_, first, ok := c.local.BeginUnless(w.hash, loaded.entry, &f.SupersededDuringStore)
 	if !ok {
 		t.Fatal("nothing came before, and the loaded value has no place")
 	}
 	done := make(chan bool, 1)
-	go func() { done <- c.putOver(context.Background(), w, c.clock.now()) }()
-	redistest.WaitFor(t, time.Minute, "the write to have its first place", func() bool { return c.local.get(w.hash) == w.entry && f.late.Load() })
-	c.local.end(w.hash, true, unread)
-	c.flights.end(f, Entry{}, nil, 0)
+	go func() { done <- c.putSuperseding(context.Background(), w, c.clock.Now()) }()
+	redistest.WaitFor(t, time.Minute, "the write to have its first place", func() bool { return c.local.Get(w.hash) == w.entry && f.SupersededDuringStore.Load() })
+	c.local.End(w.hash, true, local.Unconfirmed)
+	c.flights.End(f, Entry{}, nil, 0)
 	if !<-done {
 		t.Error("the write did not win")
 	}
-	if c.local.get(w.hash) != w.entry {
+	if c.local.Get(w.hash) != w.entry {
 		t.Error("the written value went with the loaded one")
 	}
 	if w.seq <= first+1 {
@@ -103,16 +107,16 @@ func TestALoadThatNobodyWaitsForEndsItsFlightBesideALease(t *testing.T) {
 	s := redistest.Start(t)
 	c := beside(t, s)
 	request := func(key string) (*request, *loadItem) {
-		r := newRequest("load", key, c.local.hash(key), time.Hour, c.opts.Load, nil)
+		r := newRequest("load", key, c.local.Hash(key), time.Hour, c.opts.Load, nil)
 		it := &r.items[0]
 		it.f, it.answered = boarded(t, c.flights, it.h), true
-		c.flights.load(it.f, false)
+		c.flights.Load(it.f, false)
 		return r, it
 	}
-	ended := func(what string, f *flight) {
+	ended := func(what string, f *flight.Flight[Entry]) {
 		t.Helper()
-		if !hasEnded(f) || f.err != errAgain {
-			t.Errorf("%s: ended is %v, with %v", what, hasEnded(f), f.err)
+		if !hasEnded(f) || f.Err != flight.ErrAgain {
+			t.Errorf("%s: ended is %v, with %v", what, hasEnded(f), f.Err)
 		}
 	}
 

@@ -29,14 +29,14 @@ var versionOutput = regexp.MustCompile(`v=(\d+)\.(\d+)`)
 func Version(tb testing.TB) (major, minor int) {
 	tb.Helper()
 	need(tb)
-	major, minor, err := version()
+	major, minor, err := serverVersion()
 	if err != nil {
 		tb.Fatalf("redistest: %v", err)
 	}
 	return major, minor
 }
 
-func version() (major, minor int, err error) {
+func serverVersion() (major, minor int, err error) {
 	out, err := exec.Command(binary(), "--version").Output()
 	if err != nil {
 		return 0, 0, fmt.Errorf("asking %s for its version: %w", binary(), err)
@@ -58,7 +58,7 @@ func since7(args ...string) ([]string, error) {
 	if os.Getenv(serverVariable) == "" {
 		return args, nil
 	}
-	major, _, err := version()
+	major, _, err := serverVersion()
 	if err != nil || major < 7 {
 		return nil, err
 	}

@@ -123,7 +123,7 @@ type filtered struct {
 func (f *Filter) serve(client *net.TCPConn, _ int) {
 	backend, err := net.DialTimeout("tcp", f.backend, dialBackend)
 	if err != nil {
-		reset(client)
+		resetConn(client)
 		return
 	}
 	c := &filtered{f: f, client: client, backend: backend}

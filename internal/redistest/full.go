@@ -27,21 +27,21 @@ func note(into *map[string]bool, tb testing.TB) {
 	(*into)[tb.Name()] = true
 }
 
-func full() bool { return os.Getenv(fullVariable) == "1" }
+func fullRun() bool { return os.Getenv(fullVariable) == "1" }
 
 // Full says whether the test is to do all that it can, for minutes if it takes them.
 // If not, it is counted as shortened. Full does not block.
 func Full(tb testing.TB) bool {
-	if !full() {
+	if !fullRun() {
 		note(&left.short, tb)
 	}
-	return full()
+	return fullRun()
 }
 
 // Long skips a test unless the long ones are wanted. It does not block.
 func Long(tb testing.TB) {
 	tb.Helper()
-	if !full() {
+	if !fullRun() {
 		note(&left.long, tb)
 		tb.Skipf("redistest: a long test; it runs with %s=1", fullVariable)
 	}

@@ -57,7 +57,7 @@ func (l *link) end(byReset bool) {
 		switch {
 		case c == nil:
 		case byReset:
-			reset(c)
+			resetConn(c)
 		default:
 			c.Close()
 		}
@@ -93,7 +93,7 @@ func (l *link) connect() bool {
 	}
 	l.mu.Unlock()
 	if closed {
-		reset(backend)
+		resetConn(backend)
 		return false
 	}
 	l.p.mu.Lock()

@@ -96,7 +96,7 @@ func (p *Proxy) accept(c *net.TCPConn) {
 	defer p.mu.Unlock()
 	p.times = append(p.times, time.Now())
 	if p.closed || p.mode == Refuse || p.mode == Cut {
-		reset(c)
+		resetConn(c)
 		return
 	}
 	l := newLink(p, c)
@@ -107,7 +107,7 @@ func (p *Proxy) accept(c *net.TCPConn) {
 	p.goLocked(l.serve)
 }
 
-// goLocked runs f in a goroutine that Close waits for. The caller holds p.mu.
+// goLocked runs f in a goroutine that Close waits for. The caller holds p.Mu.
 func (p *Proxy) goLocked(f func()) {
 	p.wg.Add(1)
 	go func() {
@@ -304,9 +304,9 @@ func (p *Proxy) Close() {
 	p.wg.Wait()
 }
 
-// reset closes a connection so that the other side sees a reset. An error means
+// resetConn closes a connection so that the other side sees a reset. An error means
 // that it is closed already.
-func reset(c *net.TCPConn) {
+func resetConn(c *net.TCPConn) {
 	_ = c.SetLinger(0)
 	c.Close()
 }

@@ -31,10 +31,10 @@ func Do(addr string, args ...string) (string, error) {
 }
 
 // call is Do with a password. It returns the reply with its structure.
-func call(addr, password string, args ...string) (reply, error) {
+func call(addr, password string, args ...string) (respReply, error) {
 	c, err := dialRESP(addr, password)
 	if err != nil {
-		return reply{}, err
+		return respReply{}, err
 	}
 	defer c.Close()
 	return c.call(args...)
@@ -65,19 +65,19 @@ func dialRESP(addr, password string) (*respConn, error) {
 	return c, nil
 }
 
-func (c *respConn) call(args ...string) (reply, error) {
+func (c *respConn) call(args ...string) (respReply, error) {
 	if len(args) == 0 {
-		return reply{}, errors.New("redistest: empty command")
+		return respReply{}, errors.New("redistest: empty command")
 	}
 	if err := c.send(args); err != nil {
-		return reply{}, err
+		return respReply{}, err
 	}
 	r, err := readReply(c.r)
 	if err != nil {
-		return reply{}, err
+		return respReply{}, err
 	}
 	if r.kind == '-' {
-		return reply{}, ReplyError(r.text)
+		return respReply{}, ReplyError(r.text)
 	}
 	return r, nil
 }
@@ -95,15 +95,15 @@ func (c *respConn) send(cmds ...[]string) error {
 	return err
 }
 
-// reply is one RESP2 value.
-type reply struct {
+// respReply is one RESP2 value.
+type respReply struct {
 	kind  byte
 	text  string
 	null  bool
-	elems []reply
+	elems []respReply
 }
 
-func (r reply) String() string {
+func (r respReply) String() string {
 	if r.null {
 		return "(nil)"
 	}
@@ -118,7 +118,7 @@ func (r reply) String() string {
 }
 
 // strings returns the elements of an array, each as text.
-func (r reply) strings() []string {
+func (r respReply) strings() []string {
 	out := make([]string, len(r.elems))
 	for i, e := range r.elems {
 		out[i] = e.String()
@@ -126,49 +126,49 @@ func (r reply) strings() []string {
 	return out
 }
 
-func readReply(r *bufio.Reader) (reply, error) {
+func readReply(r *bufio.Reader) (respReply, error) {
 	line, err := r.ReadString('\n')
 	if err != nil {
-		return reply{}, err
+		return respReply{}, err
 	}
 	line = strings.TrimRight(line, "\r\n")
 	if line == "" {
-		return reply{}, errors.New("redistest: empty reply line")
+		return respReply{}, errors.New("redistest: empty reply line")
 	}
 	kind, rest := line[0], line[1:]
 	switch kind {
 	case '+', '-', ':':
-		return reply{kind: kind, text: rest}, nil
+		return respReply{kind: kind, text: rest}, nil
 	case '$', '*':
 		n, err := strconv.Atoi(rest)
 		if err != nil {
-			return reply{}, fmt.Errorf("redistest: bad length in reply line %q", line)
+			return respReply{}, fmt.Errorf("redistest: bad length in reply line %q", line)
 		}
 		if n < 0 {
-			return reply{kind: kind, null: true}, nil
+			return respReply{kind: kind, null: true}, nil
 		}
 		if kind == '$' {
 			return readBulk(r, n)
 		}
 		return readArray(r, n)
 	}
-	return reply{}, fmt.Errorf("redistest: not a RESP2 reply: %q", line)
+	return respReply{}, fmt.Errorf("redistest: not a RESP2 reply: %q", line)
 }
 
-func readBulk(r *bufio.Reader, n int) (reply, error) {
+func readBulk(r *bufio.Reader, n int) (respReply, error) {
 	b := make([]byte, n+2)
 	if _, err := io.ReadFull(r, b); err != nil {
-		return reply{}, err
+		return respReply{}, err
 	}
-	return reply{kind: '$', text: string(b[:n])}, nil
+	return respReply{kind: '$', text: string(b[:n])}, nil
 }
 
-func readArray(r *bufio.Reader, n int) (reply, error) {
-	out := reply{kind: '*', elems: make([]reply, n)}
+func readArray(r *bufio.Reader, n int) (respReply, error) {
+	out := respReply{kind: '*', elems: make([]respReply, n)}
 	for i := range out.elems {
 		e, err := readReply(r)
 		if err != nil {
-			return reply{}, err
+			return respReply{}, err
 		}
 		out.elems[i] = e
 	}

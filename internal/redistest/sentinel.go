@@ -232,7 +232,7 @@ func (r *Sentinel) Master() *Server {
 		if !s.responsive() {
 			continue
 		}
-		var out reply
+		var out respReply
 		if out, last = s.call("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MasterSet); last != nil {
 			continue
 		}

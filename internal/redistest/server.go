@@ -52,7 +52,7 @@ func need(tb testing.TB) {
 	if Available() {
 		return
 	}
-	if full() {
+	if fullRun() {
 		tb.Fatalf("redistest: %s is not in PATH and %s=1", binary(), fullVariable)
 	}
 	if os.Getenv(serverVariable) != "" {
@@ -362,7 +362,7 @@ func (s *Server) Do(args ...string) (string, error) {
 	return r.String(), err
 }
 
-func (s *Server) call(args ...string) (reply, error) {
+func (s *Server) call(args ...string) (respReply, error) {
 	return call(s.Addr(), s.currentPassword(), args...)
 }
 

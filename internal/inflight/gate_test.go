@@ -1,4 +1,4 @@
-package holdfast
+package inflight
 
 import (
 	"runtime"
@@ -7,11 +7,13 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/clock"
 )
 
 func TestAfterCloseAndWaitNobodyIsInside(t *testing.T) {
 	for round := range 300 {
-		var f fence
+		var f Gate
 		var inside atomic.Int64
 		var gone atomic.Bool
 		var wg sync.WaitGroup
@@ -20,9 +22,9 @@ func TestAfterCloseAndWaitNobodyIsInside(t *testing.T) {
 			wg.Go(func() {
 				<-start
 				for i := 0; ; i++ {
-					l, open := f.enter()
+					l, open := f.Enter()
 					if !open {
-						l.leave()
+						l.Leave()
 						return
 					}
 					inside.Add(1)
@@ -37,9 +39,9 @@ func TestAfterCloseAndWaitNobodyIsInside(t *testing.T) {
 					}
 					inside.Add(-1)
 					if i%2 == 0 {
-						l.hit()
+						l.Hit()
 					} else {
-						l.leave()
+						l.Leave()
 					}
 				}
 			})
@@ -48,17 +50,17 @@ func TestAfterCloseAndWaitNobodyIsInside(t *testing.T) {
 		for range round % 50 {
 			runtime.Gosched()
 		}
-		if !f.close() {
+		if !f.Close() {
 			t.Fatal("the first close was not the first")
 		}
-		f.wait(never)
+		f.Wait(clock.Never)
 		n := inside.Load()
 		gone.Store(true)
 		if n != 0 {
 			t.Errorf("round %d: %d calls inside after close and wait", round, n)
 		}
 		wg.Wait()
-		if !f.drained() {
+		if !f.Drained() {
 			t.Errorf("round %d: not drained, and all have left", round)
 		}
 		if t.Failed() {
@@ -68,18 +70,18 @@ func TestAfterCloseAndWaitNobodyIsInside(t *testing.T) {
 }
 
 func TestWaitWaitsForEachLane(t *testing.T) {
-	for i := range fenceLanes {
+	for i := range shardCount {
 		synctest.Test(t, func(t *testing.T) {
-			var f fence
-			l := &f.lanes[i]
+			var f Gate
+			l := &f.shards[i]
 			l.entered.Add(1)
-			f.close()
-			if f.drained() {
+			f.Close()
+			if f.Drained() {
 				t.Errorf("drained with a call in lane %d", i)
 			}
-			time.AfterFunc(50*time.Millisecond, l.hit)
+			time.AfterFunc(50*time.Millisecond, l.Hit)
 			start := time.Now()
-			f.wait(never)
+			f.Wait(clock.Never)
 			if took := time.Since(start); took < 50*time.Millisecond || took > 52*time.Millisecond {
 				t.Errorf("lane %d: waited %v for a call of 50ms", i, took)
 			}
@@ -90,9 +92,9 @@ func TestWaitWaitsForEachLane(t *testing.T) {
 // A call is inside while others are turned away from the same lane: their coming
 // and going must not make up for it.
 func TestCallsThatAreTurnedAwayDoNotHideOneInside(t *testing.T) {
-	var f fence
-	f.close()
-	l := &f.lanes[0]
+	var f Gate
+	f.Close()
+	l := &f.shards[0]
 	l.entered.Add(1)
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
@@ -104,40 +106,40 @@ func TestCallsThatAreTurnedAwayDoNotHideOneInside(t *testing.T) {
 					return
 				default:
 					l.entered.Add(1)
-					l.leave()
+					l.Leave()
 				}
 			}
 		})
 	}
 	for i := range 100_000 {
-		if f.drained() {
+		if f.Drained() {
 			t.Errorf("look %d: drained with a call inside", i)
 			break
 		}
 	}
 	close(stop)
 	wg.Wait()
-	l.leave()
-	if !f.drained() {
+	l.Leave()
+	if !f.Drained() {
 		t.Error("not drained, and all have left")
 	}
 }
 
 func TestAFenceClosesOnceAndKeepsNewCallsOut(t *testing.T) {
-	var f fence
-	l, open := f.enter()
-	if !open || f.drained() {
-		t.Fatalf("entered %v, drained %v", open, f.drained())
+	var f Gate
+	l, open := f.Enter()
+	if !open || f.Drained() {
+		t.Fatalf("entered %v, drained %v", open, f.Drained())
 	}
-	l.leave()
-	if !f.drained() {
+	l.Leave()
+	if !f.Drained() {
 		t.Error("not drained, and the only call has left")
 	}
 	var first atomic.Int64
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
-			if f.close() {
+			if f.Close() {
 				first.Add(1)
 			}
 		})
@@ -146,38 +148,38 @@ func TestAFenceClosesOnceAndKeepsNewCallsOut(t *testing.T) {
 	if first.Load() != 1 {
 		t.Errorf("%d closes were the first", first.Load())
 	}
-	if f.close() {
+	if f.Close() {
 		t.Error("a later close was the first")
 	}
-	l, open = f.enter()
+	l, open = f.Enter()
 	if open {
 		t.Error("a closed fence let a call in")
 	}
-	l.leave()
-	f.wait(never)
+	l.Leave()
+	f.Wait(clock.Never)
 }
 
 func TestEachHitIsCountedOnce(t *testing.T) {
-	var f fence
+	var f Gate
 	var wg sync.WaitGroup
 	const goroutines, each = 16, 1000
 	for range goroutines {
 		wg.Go(func() {
 			for i := range each {
-				l, _ := f.enter()
+				l, _ := f.Enter()
 				if i%4 == 0 {
-					l.leave()
+					l.Leave()
 				} else {
-					l.hit()
+					l.Hit()
 				}
 			}
 		})
 	}
 	wg.Wait()
-	if got, want := f.hits(), uint64(goroutines*each*3/4); got != want {
+	if got, want := f.Hits(), uint64(goroutines*each*3/4); got != want {
 		t.Errorf("%d hits, want %d", got, want)
 	}
-	if !f.drained() {
+	if !f.Drained() {
 		t.Error("not drained, and all have left")
 	}
 }

@@ -1,4 +1,4 @@
-package holdfast
+package local
 
 import (
 	"reflect"
@@ -8,11 +8,13 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/keyhash"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 )
 
 func TestAnEntryIsACacheLine(t *testing.T) {
-	if n := unsafe.Sizeof(entry{}); n != 64 {
+	if n := unsafe.Sizeof(Entry{}); n != 64 {
 		t.Errorf("an entry has %d bytes", n)
 	}
 }
@@ -20,40 +22,42 @@ func TestAnEntryIsACacheLine(t *testing.T) {
 func TestAHashTellsTheKeysLength(t *testing.T) {
 	l := startLocal(t, 1<<20)
 	for _, tt := range []struct{ length, told int }{
-		{0, 0}, {1, 1}, {longKey - 1, longKey - 1}, {longKey, longKey},
-		{longKey + 1, 2 * longKey}, {2 * longKey, 2 * longKey}, {10<<20 - 1, 10 << 20},
+		{0, 0}, {1, 1}, {keyhash.LongKey - 1, keyhash.LongKey - 1}, {keyhash.LongKey, keyhash.LongKey},
+		{keyhash.LongKey + 1, 2 * keyhash.LongKey}, {2 * keyhash.LongKey, 2 * keyhash.LongKey}, {10<<20 - 1, 10 << 20},
 	} {
 		key := strings.Repeat("k", tt.length)
-		if got := lengthIn(l.hash(key).check); got != int64(tt.told) {
+		if got := keyhash.LengthIn(l.Hash(key).Check); got != int64(tt.told) {
 			t.Errorf("%d bytes are told as %d, not %d", tt.length, got, tt.told)
 		}
-		if got := lengthIn(newEntry(key, nil, term{}).check); got != int64(tt.told) {
+		if got := keyhash.LengthIn(NewEntry(key, nil, Freshness{}).check); got != int64(tt.told) {
 			t.Errorf("%d bytes are told by an entry as %d, not %d", tt.length, got, tt.told)
 		}
 	}
 	// The longest that Redis takes; what is over it is refused, and only must not panic.
-	if got := lengthIn(keyLength(maxString)); got != maxString {
-		t.Errorf("%d bytes are told as %d", maxString, got)
+	if got := keyhash.LengthIn(keyhash.KeyLength(512 << 20)); got != 512<<20 {
+		t.Errorf("%d bytes are told as %d", 512<<20, got)
 	}
-	if a, b := l.hash("a").check, l.hash("b").check; a>>lengthShift != 1 || a == b || a<<16 == 0 {
+	if a, b := l.Hash("a").Check, l.Hash("b").Check; a>>keyhash.LengthShift != 1 || a == b || a<<16 == 0 {
 		t.Errorf("%x, %x", a, b)
 	}
 }
 
 // attached gives the entry of k a decoded value of this size, and says whether it has
 // it then.
-func attached(l *local, k string, value []byte, owner *int, size int32) bool {
-	d := &(&decodedAs[int]{decoded: decoded{owner: unsafe.Pointer(owner), size: size}}).decoded
-	l.attach(l.hash(k), value, d)
-	e := l.get(l.hash(k))
+func attached(l *Tier, k string, value []byte, owner *int, size int32) bool {
+	d := &(&DecodedAs[int]{Decoded: Decoded{Owner: unsafe.Pointer(owner), Size: size}}).Decoded
+	l.Attach(l.Hash(k), value, d)
+	e := l.Get(l.Hash(k))
 	return e != nil && e.decoded.Load() == d
 }
 
 func TestADecodedValueIsKeptOnlyWithItsOwnBytes(t *testing.T) {
 	l := startLocal(t, 1<<20)
-	h, one, two := l.hash("k"), []byte("one"), []byte("one")
+	h, one, two := l.Hash("k"), []byte("one"), []byte("one")
 	mine, others := new(int), new(int)
-	put := func(value []byte) { l.put(h, newEntry("k", value, term{expires: never, domain: &l.home})) }
+	put := func(value []byte) {
+		l.Put(h, NewEntry("k", value, Freshness{Expires: clock.Never, Scope: &l.StandaloneScope}))
+	}
 
 	if attached(l, "k", one, mine, 1) {
 		t.Error("kept with no entry")
@@ -68,21 +72,21 @@ func TestADecodedValueIsKeptOnlyWithItsOwnBytes(t *testing.T) {
 	if !attached(l, "k", one, mine, 1) {
 		t.Error("not kept")
 	}
-	if k := keptBy[int](l.get(h), unsafe.Pointer(others)); k != nil {
+	if k := KeptBy[int](l.Get(h), unsafe.Pointer(others)); k != nil {
 		t.Error("another owner has it")
 	}
-	if k := keptBy[int](l.get(h), unsafe.Pointer(mine)); k == nil {
+	if k := KeptBy[int](l.Get(h), unsafe.Pointer(mine)); k == nil {
 		t.Error("its owner has it not")
 	}
 	if !attached(l, "k", one, others, 1) {
 		t.Error("another owner cannot take its place")
 	}
 	put(two)
-	if l.get(h).decoded.Load() != nil || attached(l, "k", one, mine, 1) {
+	if l.Get(h).decoded.Load() != nil || attached(l, "k", one, mine, 1) {
 		t.Error("it outlived its bytes")
 	}
 	// In ristretto, too.
-	redistest.WaitFor(t, time.Minute, "the overlay to be empty", func() bool { return l.overlay.Load() == 0 })
+	redistest.WaitFor(t, time.Minute, "the overlay to be empty", func() bool { return l.Overlay.Load() == 0 })
 	if !attached(l, "k", two, mine, 1) {
 		t.Error("not kept in ristretto")
 	}
@@ -95,11 +99,11 @@ func TestADecodedValueCountsWithItsEntry(t *testing.T) {
 	settled := func(want int64) {
 		t.Helper()
 		redistest.WaitFor(t, time.Minute, "the bytes to be counted", func() bool {
-			return l.overlay.Load() == 0 && l.bytes() == want && l.len() == 1
+			return l.Overlay.Load() == 0 && l.Bytes() == want && l.Len() == 1
 		})
 	}
 	bare := int64(len("k")+len(value)) + entryOverhead
-	l.put(l.hash("k"), newEntry("k", value, term{expires: never, domain: &l.home}))
+	l.Put(l.Hash("k"), NewEntry("k", value, Freshness{Expires: clock.Never, Scope: &l.StandaloneScope}))
 	settled(bare)
 	a, b := new(int), new(int)
 	if !attached(l, "k", value, a, size) {
@@ -112,17 +116,17 @@ func TestADecodedValueCountsWithItsEntry(t *testing.T) {
 			t.Fatal("not kept")
 		}
 	}
-	if l.overlay.Load() != 0 {
+	if l.Overlay.Load() != 0 {
 		t.Error("it went through the overlay")
 	}
 	settled(bare + size)
 	if attached(l, "k", value, a, int32(l.maxEntry)) {
 		t.Error("kept although the entry is too large with it")
 	}
-	if l.get(l.hash("k")) == nil {
+	if l.Get(l.Hash("k")) == nil {
 		t.Error("the entry went for want of room for what was decoded")
 	}
-	l.put(l.hash("k"), newEntry("k", value, term{expires: never, domain: &l.home}))
+	l.Put(l.Hash("k"), NewEntry("k", value, Freshness{Expires: clock.Never, Scope: &l.StandaloneScope}))
 	settled(bare)
 }
 
@@ -134,13 +138,13 @@ func TestDecodedValuesOfEntriesThatAreThereStayWithinTheBound(t *testing.T) {
 	values := make([][]byte, entries)
 	for i := range values {
 		values[i] = []byte("value")
-		l.put(l.hash(key(i)), newEntry(key(i), values[i], term{expires: never, domain: &l.home}))
+		l.Put(l.Hash(key(i)), NewEntry(key(i), values[i], Freshness{Expires: clock.Never, Scope: &l.StandaloneScope}))
 	}
 	empty := func() {
-		redistest.WaitFor(t, time.Minute, "the overlay to be empty", func() bool { return l.overlay.Load() == 0 })
+		redistest.WaitFor(t, time.Minute, "the overlay to be empty", func() bool { return l.Overlay.Load() == 0 })
 	}
 	empty()
-	if n := l.len(); n != entries {
+	if n := l.Len(); n != entries {
 		t.Fatalf("only %d entries are there", n)
 	}
 	kept := 0
@@ -148,14 +152,14 @@ func TestDecodedValuesOfEntriesThatAreThereStayWithinTheBound(t *testing.T) {
 		if attached(l, key(i), values[i], new(int), size) {
 			kept++
 		}
-		if n := l.bytes(); n > room {
+		if n := l.Bytes(); n > room {
 			t.Fatalf("%d bytes, over %d", n, room)
 		}
 		if i%5 == 4 {
 			empty()
 		}
 	}
-	if n := l.bytes(); n > room || n < room/4 || kept < room/size/4 {
+	if n := l.Bytes(); n > room || n < room/4 || kept < room/size/4 {
 		t.Errorf("%d bytes, %d were kept", n, kept)
 	}
 }
@@ -163,14 +167,14 @@ func TestDecodedValuesOfEntriesThatAreThereStayWithinTheBound(t *testing.T) {
 func TestALoadersWordOutlivesADecoding(t *testing.T) {
 	l := startLocal(t, 1<<20)
 	value := []byte("value")
-	e := newEntry("k", value, term{expires: never, domain: &l.home})
-	e.setGrace(graceOf(time.Hour))
-	l.put(l.hash("k"), e)
+	e := NewEntry("k", value, Freshness{Expires: clock.Never, Scope: &l.StandaloneScope})
+	e.SetStaleIfError(StaleIfErrorOf(time.Hour))
+	l.Put(l.Hash("k"), e)
 	for range 2 {
 		if !attached(l, "k", value, new(int), 100) {
 			t.Fatal("not kept")
 		}
-		if got := l.get(l.hash("k")).grace().or(0); got < 59*time.Minute {
+		if got := l.Get(l.Hash("k")).StaleIfError().Or(0); got < 59*time.Minute {
 			t.Errorf("%v", got)
 		}
 	}
@@ -178,18 +182,18 @@ func TestALoadersWordOutlivesADecoding(t *testing.T) {
 
 func TestNoEntryGivesWayInTheOverlayToWhatWasDecoded(t *testing.T) {
 	// No flusher: what is in the overlay stays.
-	l, err := newLocal(64 << 10)
+	l, err := New(64 << 10)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.close()
+	defer l.Close()
 	value := []byte("value")
-	l.put(l.hash("k"), newEntry("k", value, term{expires: never, domain: &l.home}))
-	room := int32(l.maxOverlay - l.overlay.Load())
+	l.Put(l.Hash("k"), NewEntry("k", value, Freshness{Expires: clock.Never, Scope: &l.StandaloneScope}))
+	room := int32(l.maxOverlay - l.Overlay.Load())
 	if attached(l, "k", value, new(int), room+1) {
 		t.Error("kept where there is no room")
 	}
-	if e := l.get(l.hash("k")); e == nil || l.dropped.Load() != 0 {
+	if e := l.Get(l.Hash("k")); e == nil || l.Dropped.Load() != 0 {
 		t.Error("the entry went")
 	}
 	if !attached(l, "k", value, new(int), room) {
@@ -220,7 +224,7 @@ func TestAFootprintIsOpenWhereATypeLeadsFurther(t *testing.T) {
 		{reflect.TypeFor[any](), 16, true},
 		{reflect.TypeFor[**flat](), 16, true},
 	} {
-		if size, open := footprint(tt.of); size != tt.size || open != tt.open {
+		if size, open := Footprint(tt.of); size != tt.size || open != tt.open {
 			t.Errorf("%v: %d bytes, open %v", tt.of, size, open)
 		}
 	}

@@ -15,35 +15,35 @@ import "context"
 //   - After the write, no caller joins a flight that began beside it, and its result is not
 //     stored: it may have read the previous value.
 
-// putOver is local.put, and makes the write supersede a load of the key. It returns false if
+// putSuperseding is local.Put, and makes the write supersede a load of the key. It returns false if
 // w is itself the result of a load, and a write has superseded that.
-func (c *Cache) putOver(ctx context.Context, w *change, now int64) (done bool) {
+func (c *Cache) putSuperseding(ctx context.Context, w *change, now int64) (done bool) {
 	if w.flight != nil {
-		w.old, w.seq, done = c.local.putUnless(w.hash, w.entry, &w.flight.late, w.seen)
+		w.old, w.seq, done = c.local.PutUnless(w.hash, w.entry, &w.flight.SupersededDuringStore, w.seen)
 		return done
 	}
-	c.outdate(w)
-	w.old, w.seq = c.local.put(w.hash, w.entry)
+	c.invalidateFlight(w)
+	w.old, w.seq = c.local.Put(w.hash, w.entry)
 	if c.routes == nil {
 		return true // local only: there is no other order than the local tier's
 	}
 	cancel := noCancel
-	if c.flights.n.Load() != 0 {
+	if c.flights.N.Load() != 0 {
 		ctx, cancel = c.remote.budget.of(ctx, now)
 	}
 	defer cancel()
-	if c.overtake(ctx, w) {
-		w.old, w.seq = c.local.put(w.hash, w.entry)
-		c.outdate(w)
+	if c.supersede(ctx, w) {
+		w.old, w.seq = c.local.Put(w.hash, w.entry)
+		c.invalidateFlight(w)
 	}
 	return true
 }
 
-// overtake makes the write supersede a load of the key, once the write has its sequence
+// supersede makes the write supersede a load of the key, once the write has its sequence
 // number. It waits for a result that is being stored, no longer than ctx allows, and reports
 // whether it waited.
-func (c *Cache) overtake(ctx context.Context, w *change) (waited bool) {
-	stored := c.flights.overtake(w.hash)
+func (c *Cache) supersede(ctx context.Context, w *change) (waited bool) {
+	stored := c.flights.Supersede(w.hash)
 	if stored == nil {
 		return false
 	}
@@ -54,11 +54,11 @@ func (c *Cache) overtake(ctx context.Context, w *change) (waited bool) {
 	return true
 }
 
-// outdate is called twice for a write. Before the write gets its sequence number, it marks a
+// invalidateFlight is called twice for a write. Before the write gets its sequence number, it marks a
 // result that is being stored. After the write, it frees the key's place from a flight that
 // began meanwhile: that may have read the previous value, and later callers must not get it.
-func (c *Cache) outdate(w *change) {
+func (c *Cache) invalidateFlight(w *change) {
 	if w.flight == nil {
-		c.flights.overtake(w.hash)
+		c.flights.Supersede(w.hash)
 	}
 }

@@ -1,4 +1,4 @@
-package holdfast
+package local
 
 import (
 	"encoding/binary"
@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/dgraph-io/ristretto/v2"
+	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 )
 
@@ -21,15 +22,15 @@ type tier interface {
 	del(key string)
 }
 
-type localTier struct{ l *local }
+type localTier struct{ l *Tier }
 
 func (t localTier) set(key string, value []byte) {
-	t.l.put(t.l.hash(key), newEntry(key, value, term{expires: never, domain: new(domain)}))
+	t.l.Put(t.l.Hash(key), NewEntry(key, value, Freshness{Expires: clock.Never, Scope: new(EpochScope)}))
 }
-func (t localTier) del(key string) { t.l.put(t.l.hash(key), nil) }
+func (t localTier) del(key string) { t.l.Put(t.l.Hash(key), nil) }
 func (t localTier) get(key string) []byte {
-	if e := t.l.get(t.l.hash(key)); e != nil {
-		return e.bytes()
+	if e := t.l.Get(t.l.Hash(key)); e != nil {
+		return e.Bytes()
 	}
 	return nil
 }
@@ -45,19 +46,19 @@ func (t ristrettoTier) get(key string) []byte {
 	return v
 }
 
-func startLocal(t testing.TB, maxBytes int64) *local {
+func startLocal(t testing.TB, maxBytes int64) *Tier {
 	t.Helper()
-	l, err := newLocal(maxBytes)
+	l, err := New(maxBytes)
 	if err != nil {
 		t.Fatal(err)
 	}
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
-	wg.Go(func() { l.flush(stop) })
+	wg.Go(func() { l.Flush(stop) })
 	t.Cleanup(func() {
 		close(stop)
 		wg.Wait()
-		l.close()
+		l.Close()
 	})
 	return l
 }
@@ -152,7 +153,7 @@ func TestTheLocalTierNeverReturnsAnOlderValue(t *testing.T) {
 				t.Errorf("%d values were not there right after they were set", lost)
 			}
 			waitFlushed(t, l)
-			if got := l.bytes(); got > tt.maxBytes {
+			if got := l.Bytes(); got > tt.maxBytes {
 				t.Errorf("%d bytes, over MaxBytes %d", got, tt.maxBytes)
 			}
 		})
@@ -174,9 +175,9 @@ func TestTheModelFindsWhatPlainRistrettoDoes(t *testing.T) {
 	}
 }
 
-func waitFlushed(t testing.TB, l *local) {
+func waitFlushed(t testing.TB, l *Tier) {
 	t.Helper()
-	redistest.WaitFor(t, time.Minute, "the overlay to be empty", func() bool { return l.overlay.Load() == 0 })
+	redistest.WaitFor(t, time.Minute, "the overlay to be empty", func() bool { return l.Overlay.Load() == 0 })
 }
 
 // A 1 MiB ristretto reached 95 MiB when its entries were updated to larger ones.
@@ -187,12 +188,12 @@ func TestUpdatesCannotGrowPastMaxBytes(t *testing.T) {
 		for i := range 200 {
 			tr.set(fmt.Sprint("k", i), make([]byte, 10+round*2000))
 			// A tombstone each is allowed beside the bound.
-			if got := l.overlay.Load(); got > l.maxOverlay+200*entryOverhead {
+			if got := l.Overlay.Load(); got > l.maxOverlay+200*entryOverhead {
 				t.Fatalf("overlay %d over %d", got, l.maxOverlay)
 			}
 		}
 		waitFlushed(t, l)
-		if got := l.bytes(); got > 1<<20 {
+		if got := l.Bytes(); got > 1<<20 {
 			t.Fatalf("round %d: %d bytes, over 1 MiB", round, got)
 		}
 	}
@@ -205,66 +206,66 @@ func TestUpdatesCannotGrowPastMaxBytes(t *testing.T) {
 	}
 	// How many there are depends on how quick the flusher was: the overlay takes
 	// three at a time.
-	if n := l.len(); n < 3 || n > 60 {
+	if n := l.Len(); n < 3 || n > 60 {
 		t.Errorf("%d entries of 38 KB in 1 MiB", n)
 	}
 }
 
 func TestAFillThatAWriteOvertookIsDiscarded(t *testing.T) {
 	l := startLocal(t, 1<<20)
-	h := l.hash("k")
-	at := func(v string, confirmed int64) *entry {
-		return newEntry("k", []byte(v), term{confirmed: confirmed, expires: never})
+	h := l.Hash("k")
+	at := func(v string, confirmed int64) *Entry {
+		return NewEntry("k", []byte(v), Freshness{Confirmed: confirmed, Expires: clock.Never})
 	}
-	fill := func(tok token, v string, confirmed int64) bool {
-		return l.fill(h, "k", []byte(v), tok, term{confirmed: confirmed, expires: never, domain: &l.home})
+	fill := func(tok Token, v string, confirmed int64) bool {
+		return l.Fill(h, "k", []byte(v), tok, Freshness{Confirmed: confirmed, Expires: clock.Never, Scope: &l.StandaloneScope})
 	}
 	want := func(v string) {
 		t.Helper()
-		e := l.get(h)
-		if got := e; (got == nil) != (v == "") || got != nil && string(got.bytes()) != v {
+		e := l.Get(h)
+		if got := e; (got == nil) != (v == "") || got != nil && string(got.Bytes()) != v {
 			t.Fatalf("got %+v, want %q", got, v)
 		}
 	}
-	tok := l.token(h, &l.home)
-	l.put(h, at("own", 1))
+	tok := l.Token(h, &l.StandaloneScope)
+	l.Put(h, at("own", 1))
 	if fill(tok, "read before", 2) {
 		t.Error("filled over an own write")
 	}
 	want("own")
 
-	tok = l.token(h, &l.home)
-	l.home.doubt()
+	tok = l.Token(h, &l.StandaloneScope)
+	l.StandaloneScope.Suspect()
 	if fill(tok, "of a lost stream", 3) {
 		t.Error("filled across a loss of the stream")
 	}
 
-	l.begin(h, at("under way", 4))
-	tok = l.token(h, &l.home)
+	l.Begin(h, at("under way", 4))
+	tok = l.Token(h, &l.StandaloneScope)
 	if fill(tok, "read beside the write", 5) {
 		t.Error("filled beside a write under way")
 	}
-	l.end(h, true, asIs)
+	l.End(h, true, KeepFreshness)
 	want("under way")
 
-	tok = l.token(h, &l.home)
+	tok = l.Token(h, &l.StandaloneScope)
 	if !fill(tok, "later", 10) || fill(tok, "earlier", 9) {
 		t.Error("an earlier read filled over a later one")
 	}
 	want("later")
 
-	tok = l.token(h, &l.home)
-	l.forget(h, tok, 11) // redis has no such key
+	tok = l.Token(h, &l.StandaloneScope)
+	l.Forget(h, tok, 11) // redis has no such key
 	want("")
 }
 
 // A copy past its own time may stand in for a load that fails.
 func TestWhatIsPastItsTimeOutlivesTheNewsThatRedisHasItNoMore(t *testing.T) {
-	l, err := newLocal(1 << 20)
+	l, err := New(1 << 20)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.close()
+	defer l.Close()
 	for _, tt := range []struct {
 		name    string
 		expires int64
@@ -272,13 +273,13 @@ func TestWhatIsPastItsTimeOutlivesTheNewsThatRedisHasItNoMore(t *testing.T) {
 	}{
 		{"past its time", 100, true},
 		{"before its time", 200, false},
-		{"without an end", never, false},
-		{"refuted", wrong, false},
+		{"without an end", clock.Never, false},
+		{"refuted", Invalidated, false},
 	} {
-		h := l.hash(tt.name)
-		l.put(h, newEntry(tt.name, []byte("v"), term{confirmed: 1, expires: tt.expires, domain: &l.home}))
-		l.forget(h, l.token(h, &l.home), 150)
-		if got := l.get(h) != nil; got != tt.stays {
+		h := l.Hash(tt.name)
+		l.Put(h, NewEntry(tt.name, []byte("v"), Freshness{Confirmed: 1, Expires: tt.expires, Scope: &l.StandaloneScope}))
+		l.Forget(h, l.Token(h, &l.StandaloneScope), 150)
+		if got := l.Get(h) != nil; got != tt.stays {
 			t.Errorf("%s: kept %v, want %v", tt.name, got, tt.stays)
 		}
 	}
@@ -287,28 +288,28 @@ func TestWhatIsPastItsTimeOutlivesTheNewsThatRedisHasItNoMore(t *testing.T) {
 // Which of two writes under way at once Redis ran last, only Redis knows.
 func TestOverlappingOwnWritesLeaveNoLocalCopy(t *testing.T) {
 	l := startLocal(t, 1<<20)
-	h := l.hash("k")
-	e := func(v string) *entry {
-		return newEntry("k", []byte(v), term{expires: never, domain: new(domain)})
+	h := l.Hash("k")
+	e := func(v string) *Entry {
+		return NewEntry("k", []byte(v), Freshness{Expires: clock.Never, Scope: new(EpochScope)})
 	}
-	l.begin(h, e("first"))
-	l.begin(h, e("second"))
-	l.end(h, true, asIs)
-	if l.get(h) != nil {
+	l.Begin(h, e("first"))
+	l.Begin(h, e("second"))
+	l.End(h, true, KeepFreshness)
+	if l.Get(h) != nil {
 		t.Error("a copy while another write is under way")
 	}
-	l.end(h, true, asIs)
-	if got := l.get(h); got != nil {
-		t.Errorf("a copy after two overlapping writes: %s", got.bytes())
+	l.End(h, true, KeepFreshness)
+	if got := l.Get(h); got != nil {
+		t.Errorf("a copy after two overlapping writes: %s", got.Bytes())
 	}
-	l.begin(h, e("third"))
-	l.end(h, true, asIs)
-	if got := l.get(h); got == nil || string(got.bytes()) != "third" {
+	l.Begin(h, e("third"))
+	l.End(h, true, KeepFreshness)
+	if got := l.Get(h); got == nil || string(got.Bytes()) != "third" {
 		t.Error("a write alone leaves no copy")
 	}
-	l.begin(h, e("refused"))
-	l.end(h, false, asIs)
-	if l.get(h) != nil {
+	l.Begin(h, e("refused"))
+	l.End(h, false, KeepFreshness)
+	if l.Get(h) != nil {
 		t.Error("a refused write leaves a copy")
 	}
 }
@@ -316,20 +317,20 @@ func TestOverlappingOwnWritesLeaveNoLocalCopy(t *testing.T) {
 // A flood of new keys into a full overlay must leave nothing behind for those
 // that found no room.
 func TestAFloodIsBoundedByTheOverlay(t *testing.T) {
-	l, err := newLocal(1 << 20) // no flusher: nothing makes room
+	l, err := New(1 << 20) // no flusher: nothing makes room
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.close()
+	defer l.Close()
 	tr := localTier{l}
 	for i := range 100_000 {
 		tr.set(fmt.Sprint("k", i), []byte("v"))
 		tr.del(fmt.Sprint("absent", i))
 	}
-	if got := l.overlay.Load(); got > l.maxOverlay {
+	if got := l.Overlay.Load(); got > l.maxOverlay {
 		t.Errorf("overlay %d over %d", got, l.maxOverlay)
 	}
-	if got := l.len(); got > 1000 {
+	if got := l.Len(); got > 1000 {
 		t.Errorf("%d keys in an overlay of 128 KiB", got)
 	}
 }
@@ -349,108 +350,56 @@ func TestTheFlusherCarriesEverythingOver(t *testing.T) {
 		}
 	}
 	// Plain ristretto drops most of such a burst.
-	if missing > 0 || l.len() != n {
-		t.Errorf("%d of %d entries are missing, len is %d", missing, n, l.len())
+	if missing > 0 || l.Len() != n {
+		t.Errorf("%d of %d entries are missing, len is %d", missing, n, l.Len())
 	}
 	for i := range n {
 		tr.del(fmt.Sprint("k", i))
 	}
 	waitFlushed(t, l)
-	if l.len() != 0 || l.bytes() != 0 {
-		t.Errorf("after all was deleted: %d entries, %d bytes", l.len(), l.bytes())
-	}
-}
-
-func TestWhatTheServerRefutedIsNeverServedAgain(t *testing.T) {
-	l := startLocal(t, 1<<20)
-	h := l.hash("k")
-	set := func(expires int64) *entry {
-		e := newEntry("k", []byte("v"), term{fresh: expires, expires: expires, domain: &l.home, epoch: l.home.epoch.Load()})
-		l.put(h, e)
-		return e
-	}
-	outage := OutageOptions{ServeStaleFor: 1 << 62}
-	served := func(e *entry, now int64) bool { return servable(e, now, true, outage) }
-
-	e := set(100)
-	if !served(e, 50) || !served(e, 150) || e.refuted() {
-		t.Fatal("a copy that nobody refuted is not served")
-	}
-	l.invalidate(h, 50)
-	if served(e, 50) || served(e, 150) || !e.refuted() || e.fresh.Load() != 0 {
-		t.Errorf("a refuted copy is served: %+v", e)
-	}
-	l.doubt(h, func(int64) int64 { return 1000 }) // a Touch
-	if !e.refuted() {
-		t.Error("a new end brought a refuted copy back")
-	}
-	tok := l.token(h, &l.home)
-	if !l.fill(h, "k", []byte("v"), tok, term{confirmed: 60, fresh: 100, expires: 100, domain: &l.home, epoch: l.home.epoch.Load()}) {
-		t.Error("what redis holds now was not kept")
-	}
-	if e := l.get(h); e == nil || e.refuted() || e.fresh.Load() != 100 {
-		t.Errorf("after a read: %+v", e)
-	}
-
-	// What the server tells of an expired key is that it expired.
-	e = set(100)
-	l.invalidate(h, 100)
-	if !served(e, 150) || e.fresh.Load() != 0 {
-		t.Errorf("an expiry refuted a copy that may be served past its end: %+v", e)
-	}
-
-	e = set(100)
-	l.home.doubt()
-	if e.refuted() || !served(e, 50) || e.vouched(50) {
-		t.Error("a lost stream made more of a copy than doubtful, or less")
-	}
-	l.home.flush()
-	if !e.refuted() || served(e, 50) {
-		t.Error("a copy outlives FLUSHALL")
-	}
-	if e := set(100); e.refuted() || !e.vouched(50) {
-		t.Error("FLUSHALL refutes what is written after it")
+	if l.Len() != 0 || l.Bytes() != 0 {
+		t.Errorf("after all was deleted: %d entries, %d bytes", l.Len(), l.Bytes())
 	}
 }
 
 // An invalidation is worked off by the goroutine that reads the connection.
 func TestAnInvalidationVoidsFillsAndWritesUnderWay(t *testing.T) {
 	l := startLocal(t, 1<<20)
-	h := l.hash("k")
-	k := term{confirmed: 1, fresh: never, expires: never, domain: &l.home}
-	tok := l.token(h, &l.home)
-	l.invalidate(h, 1)
-	if l.fill(h, "k", []byte("old"), tok, k) {
+	h := l.Hash("k")
+	k := Freshness{Confirmed: 1, Fresh: clock.Never, Expires: clock.Never, Scope: &l.StandaloneScope}
+	tok := l.Token(h, &l.StandaloneScope)
+	l.Invalidate(h, 1)
+	if l.Fill(h, "k", []byte("old"), tok, k) {
 		t.Error("filled with what was read before the invalidation")
 	}
 	// It may be the echo of the write: the copy stays, in doubt.
-	l.begin(h, newEntry("k", []byte("ours"), k))
-	l.invalidate(h, 1)
-	if e := l.get(h); e == nil || e.refuted() || e.fresh.Load() != unread {
+	l.Begin(h, NewEntry("k", []byte("ours"), k))
+	l.Invalidate(h, 1)
+	if e := l.Get(h); e == nil || e.Invalid() || e.Fresh.Load() != Unconfirmed {
 		t.Errorf("a write under way of whose key the server told: %+v", e)
 	}
-	l.end(h, true, never)
-	if e := l.get(h); e == nil || e.refuted() || e.fresh.Load() != unread {
+	l.End(h, true, clock.Never)
+	if e := l.Get(h); e == nil || e.Invalid() || e.Fresh.Load() != Unconfirmed {
 		t.Errorf("a write of whose key the server told left %+v", e)
 	}
-	l.invalidate(h, 1) // the echo, behind the answer
-	if e := l.get(h); e == nil || e.refuted() {
+	l.Invalidate(h, 1) // the echo, behind the answer
+	if e := l.Get(h); e == nil || e.Invalid() {
 		t.Errorf("an echo refuted the write: %+v", e)
 	}
-	l.begin(h, newEntry("k", []byte("ours"), k))
-	l.end(h, true, 77)
-	if e := l.get(h); e == nil || e.fresh.Load() != 77 {
+	l.Begin(h, NewEntry("k", []byte("ours"), k))
+	l.End(h, true, 77)
+	if e := l.Get(h); e == nil || e.Fresh.Load() != 77 {
 		t.Errorf("a write alone left %+v", e)
 	}
-	l.invalidate(h, 1)
-	if e := l.get(h); !e.refuted() {
+	l.Invalidate(h, 1)
+	if e := l.Get(h); !e.Invalid() {
 		t.Errorf("a copy that counts as read outlived what the server told: %+v", e)
 	}
-	if n := testing.AllocsPerRun(100, func() { l.invalidate(h, 1) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { l.Invalidate(h, 1) }); n != 0 {
 		t.Errorf("an invalidation makes %v allocations", n)
 	}
-	absent := l.hash("absent")
-	if n := testing.AllocsPerRun(100, func() { l.invalidate(absent, 1) }); n != 0 {
+	absent := l.Hash("absent")
+	if n := testing.AllocsPerRun(100, func() { l.Invalidate(absent, 1) }); n != 0 {
 		t.Errorf("an invalidation of an absent key makes %v allocations", n)
 	}
 }

@@ -1,18 +1,18 @@
-package holdfast
+package flight
 
 import (
 	"context"
 	"sync"
 )
 
-// graph guards run.waits: which loads wait for which others because their loaders ask for
+// graph guards run.Follower: which loads wait for which others because their loaders ask for
 // them. It is one lock for all Caches, because a loader of one may ask another. Only calls
 // from within a loader take it.
 var graph sync.Mutex
 
-// run is one call of a loader, for one key or for the keys of a batch, and the count of the
+// Run is one call of a loader, for one key or for the keys of a batch, and the count of the
 // callers that wait for it.
-type run struct {
+type Run[V any] struct {
 	mu struct {
 		sync.Mutex
 		refs   int  // waiting callers
@@ -22,22 +22,22 @@ type run struct {
 		urgent bool          // a load that has a load slot waits for it
 		urged  chan struct{} // closed when urgent is set
 	}
-	flights []*flight    // the flights it leads; written by its leader before that leaves
-	waits   map[*run]int // guarded by graph
+	Flights []*Flight[V]    // the flights it leads; written by its leader before that leaves
+	waits   map[*Run[V]]int // guarded by graph
 
 	// Written before its first flight can be seen.
-	table  *flights
-	parent *run // the run whose loader asked for it first; nil: none
+	table  *Table[V]
+	parent *Run[V] // the run whose loader asked for it first; nil: none
 }
 
-// newRun returns a run with one waiting caller.
-func newRun() *run {
-	r := new(run)
+// NewRun returns a run with one waiting caller.
+func NewRun[V any]() *Run[V] {
+	r := new(Run[V])
 	r.mu.refs = 1
 	return r
 }
 
-func (t *flights) unlink(parent, other *run) {
+func (t *Table[V]) Unlink(parent, other *Run[V]) {
 	if parent == nil {
 		return
 	}
@@ -50,27 +50,27 @@ func (t *flights) unlink(parent, other *run) {
 
 // link records that the parent's loader waits for the other run. It returns false, and
 // records nothing, if the other run waits for the parent, directly or through further runs.
-func (t *flights) link(parent, other *run) bool {
+func (t *Table[V]) link(parent, other *Run[V]) bool {
 	if parent == nil {
 		return true
 	}
 	if parent.within(t) {
-		other.urge()
+		other.bypassLimit()
 	}
 	graph.Lock()
 	defer graph.Unlock()
-	if other.reaches(parent, make(map[*run]bool)) {
+	if other.reaches(parent, make(map[*Run[V]]bool)) {
 		return false
 	}
 	if parent.waits == nil {
-		parent.waits = make(map[*run]int)
+		parent.waits = make(map[*Run[V]]int)
 	}
 	parent.waits[other]++
 	return true
 }
 
 // within reports whether the run, or one of its ancestors, is a load of this table.
-func (r *run) within(t *flights) bool {
+func (r *Run[V]) within(t *Table[V]) bool {
 	for ; r != nil; r = r.parent {
 		if r.table == t {
 			return true
@@ -79,9 +79,9 @@ func (r *run) within(t *flights) bool {
 	return false
 }
 
-// urge lets the run start without one of the Load.MaxConcurrent load slots: a load that has
+// bypassLimit lets the run start without one of the Load.MaxConcurrent load slots: a load that has
 // one waits for it, and that might be the last slot.
-func (r *run) urge() {
+func (r *Run[V]) bypassLimit() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.mu.urged != nil && !r.mu.urgent {
@@ -90,8 +90,8 @@ func (r *run) urge() {
 	r.mu.urgent = true
 }
 
-// urged returns a channel that is closed when urge has been called.
-func (r *run) urged() <-chan struct{} {
+// LimitBypassed returns a channel that is closed when bypassLimit has been called.
+func (r *Run[V]) LimitBypassed() <-chan struct{} {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.mu.urged == nil {
@@ -105,7 +105,7 @@ func (r *run) urged() <-chan struct{} {
 
 // reaches reports whether r waits for target, directly or through further runs. The caller
 // holds graph.
-func (r *run) reaches(target *run, seen map[*run]bool) bool {
+func (r *Run[V]) reaches(target *Run[V], seen map[*Run[V]]bool) bool {
 	if r == target {
 		return true
 	}
@@ -119,7 +119,7 @@ func (r *run) reaches(target *run, seen map[*run]bool) bool {
 }
 
 // enter adds a waiting caller. It returns false if the run has been abandoned.
-func (r *run) enter() bool {
+func (r *Run[V]) enter() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.mu.over {
@@ -131,7 +131,7 @@ func (r *run) enter() bool {
 
 // leave removes a waiting caller. It returns true if that was the last one and the run was
 // not wanted otherwise: then the run is abandoned.
-func (r *run) leave() bool {
+func (r *Run[V]) leave() bool {
 	r.mu.Lock()
 	r.mu.refs--
 	last := r.mu.refs == 0 && !r.mu.wanted && !r.mu.over
@@ -140,23 +140,23 @@ func (r *run) leave() bool {
 	return last
 }
 
-// want lets the run go on even if no caller waits for it any more.
-func (r *run) want() {
+// Want lets the run go on even if no caller waits for it any more.
+func (r *Run[V]) Want() {
 	r.mu.Lock()
 	r.mu.wanted = true
 	r.mu.Unlock()
 }
 
-// awaited reports whether a caller waits.
-func (r *run) awaited() bool {
+// Awaited reports whether a caller waits.
+func (r *Run[V]) Awaited() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.mu.refs > 0
 }
 
-// start stores the function that cancels the run's context. It returns false if the run has
+// Start stores the function that cancels the run's context. It returns false if the run has
 // been abandoned already.
-func (r *run) start(cancel context.CancelFunc) bool {
+func (r *Run[V]) Start(cancel context.CancelFunc) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.mu.cancel = cancel

@@ -1,55 +1,57 @@
-package holdfast
+package local
 
 import (
 	"reflect"
 	"unsafe"
+
+	"github.com/holdfast-cache/holdfast/internal/keyhash"
 )
 
-// decoded is the header of a decoded value that is kept beside the bytes it was decoded from,
+// Decoded is the header of a decoded value that is kept beside the bytes it was decoded from,
 // so that a local hit of a Typed decodes nothing. It is attached to the entry, whose bytes
 // never change: so it can neither outlive those bytes nor be used for others, even when the
-// key is overwritten. It is the head of a decodedAs[V]; only the owner knows V.
-type decoded struct {
-	owner unsafe.Pointer // the Typed that made it and alone may use it; nil: no value
-	size  int32          // bytes that it adds to the entry's cost
-	grace grace          // the entry's
+// key is overwritten. It is the head of a DecodedAs[V]; only the owner knows V.
+type Decoded struct {
+	Owner unsafe.Pointer // the Typed that made it and alone may use it; nil: no value
+	Size  int32          // bytes that it adds to the entry's cost
+	grace StaleIfError   // the entry's
 }
 
-// decodedAs is a decoded value.
-type decodedAs[V any] struct {
-	decoded
-	value V
+// DecodedAs is a decoded value.
+type DecodedAs[V any] struct {
+	Decoded
+	Value V
 }
 
-// keptBy returns the decoded value that the owner, which must be a *Typed[V], attached to the
+// KeptBy returns the decoded value that the owner, which must be a *Typed[V], attached to the
 // entry, or nil.
-func keptBy[V any](e *entry, owner unsafe.Pointer) *decodedAs[V] {
+func KeptBy[V any](e *Entry, owner unsafe.Pointer) *DecodedAs[V] {
 	d := e.decoded.Load()
-	if d == nil || d.owner != owner {
+	if d == nil || d.Owner != owner {
 		return nil
 	}
-	return (*decodedAs[V])(unsafe.Pointer(d))
+	return (*DecodedAs[V])(unsafe.Pointer(d))
 }
 
-// attach attaches d to the key's entry, if val is still the entry's very slice and there is
+// Attach attaches d to the key's entry, if val is still the entry's very slice and there is
 // room. It replaces the decoded value of an earlier owner.
-func (l *local) attach(h keyHash, val []byte, d *decoded) {
+func (l *Tier) Attach(h keyhash.Hash, val []byte, d *Decoded) {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p, e := l.lookLocked(s, h)
-	if e == nil || !e.holds(val) {
+	if e == nil || !e.Holds(val) {
 		return
 	}
-	size := e.size() + int64(d.size)
+	size := e.size() + int64(d.Size)
 	if old := e.decoded.Load(); old != nil {
 		d.grace = old.grace
-		if old.size >= d.size {
-			d.size = old.size // the cost that is counted already
+		if old.Size >= d.Size {
+			d.Size = old.Size // the cost that is counted already
 			e.decoded.Store(d)
 			return
 		}
-		size -= int64(old.size)
+		size -= int64(old.Size)
 	}
 	if size > l.maxEntry || !l.room(p, size) {
 		return
@@ -60,15 +62,15 @@ func (l *local) attach(h keyHash, val []byte, d *decoded) {
 		p = l.pendLocked(s, h)
 		p.entry = e
 	}
-	l.overlay.Add(size - p.size)
+	l.Overlay.Add(size - p.size)
 	p.size, p.grown = size, true
 	p.dirty++
 	l.wake()
 }
 
-// footprint returns the size in bytes of a type's values, and whether they also refer to
+// Footprint returns the size in bytes of a type's values, and whether they also refer to
 // other memory, whose size is unknown.
-func footprint(t reflect.Type) (size int64, open bool) {
+func Footprint(t reflect.Type) (size int64, open bool) {
 	size = int64(t.Size())
 	if t.Kind() == reflect.Pointer {
 		size += int64(t.Elem().Size())

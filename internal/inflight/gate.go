@@ -1,0 +1,119 @@
+// Package inflight is a gate: it counts the calls that are in flight, and closes.
+package inflight
+
+import (
+	"sync/atomic"
+	"time"
+	"unsafe"
+)
+
+// Gate is the gate of the calls in flight: it counts them in and out and, once closed, waits
+// until the last has left: ristretto must not be closed beside a call. A call that leaves is
+// counted as a local hit or as any other call, so that the statistic and the gate are one
+// increment.
+type Gate struct {
+	Closed atomic.Bool
+	shards [shardCount]Shard
+}
+
+const shardCount = 32
+
+type Shard struct {
+	entered atomic.Uint64
+	hits    atomic.Uint64 // calls that left with a local hit
+	others  atomic.Uint64
+	_       [40]byte // a cache line each
+}
+
+// Enter returns the lane by which the call must leave, and false if the gate is closed. The
+// call must leave the lane in either case.
+func (f *Gate) Enter() (*Shard, bool) {
+	l := &f.shards[Spread()%shardCount]
+	l.entered.Add(1)
+	return l, !f.Closed.Load()
+}
+
+// Spread spreads callers over counters and locks by the address of their stack: goroutines on
+// two cores then seldom share a cache line, even if they ask for the same key.
+func Spread() uintptr {
+	var here byte
+	return (uintptr(unsafe.Pointer(&here)) >> 11) * 0x9E3779B1 >> 7
+}
+
+func (l *Shard) Hit()   { l.hits.Add(1) }
+func (l *Shard) Leave() { l.others.Add(1) }
+
+// Close keeps new calls out. It returns false if the gate was closed before.
+func (f *Gate) Close() bool { return f.Closed.CompareAndSwap(false, true) }
+
+// Drained reports whether no call is inside. In each lane the exits are read first: if they
+// equal the entries read later, no call was inside at that moment. After close, a call that
+// enters leaves again without doing anything.
+func (f *Gate) Drained() bool {
+	for i := range f.shards {
+		l := &f.shards[i]
+		out := l.hits.Load() + l.others.Load()
+		if l.entered.Load() != out {
+			return false
+		}
+	}
+	return true
+}
+
+// Wait returns true when no call is inside, or false after limit. It polls: the calls inside
+// are bounded by their budget, and a wake-up would cost each of them.
+func (f *Gate) Wait(limit time.Duration) bool {
+	began := time.Now()
+	for pause := 10 * time.Microsecond; !f.Drained(); pause = min(2*pause, time.Millisecond) {
+		if time.Since(began) > limit {
+			return false
+		}
+		time.Sleep(pause)
+	}
+	return true
+}
+
+// Guard is a call's stay inside the gate that can be interrupted for user code: a codec may
+// run for any time, or end its goroutine, and Close waits for the calls inside. It must be
+// ended by leave or hit.
+type Guard struct {
+	Gate  *Gate
+	Shard *Shard // nil: not inside
+	Open  bool
+}
+
+func (f *Gate) Guard() *Guard {
+	v := &Guard{Gate: f}
+	v.Shard, v.Open = f.Enter()
+	return v
+}
+
+// Leave ends the visit. It does nothing if the visit has ended.
+func (v *Guard) Leave() {
+	if v.Shard != nil {
+		v.Shard.Leave()
+		v.Shard = nil
+	}
+}
+
+// Hit ends the visit and counts a local hit.
+func (v *Guard) Hit() {
+	v.Shard.Hit()
+	v.Shard = nil
+}
+
+// Pause calls f outside of the gate and enters again. If the gate was closed meanwhile,
+// open is false afterwards, and the caller must do nothing more inside.
+func (v *Guard) Pause(f func() bool) bool {
+	v.Leave()
+	defer func() { v.Shard, v.Open = v.Gate.Enter() }()
+	return f()
+}
+
+func (f *Gate) Hits() uint64 {
+	var n uint64
+	for i := range f.shards {
+		n += f.shards[i].hits.Load()
+	}
+	return n
+}

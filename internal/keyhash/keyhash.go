@@ -1,0 +1,47 @@
+// Package keyhash hashes keys for the tables of this process.
+package keyhash
+
+import "hash/maphash"
+
+// Hash identifies a key in the local tier: two hashes with independent random seeds.
+// ristretto finds an entry by the first. The second replaces the comparison of the key
+// itself, which would cost a hit two more cache misses, and each entry the memory of its key.
+// The upper 16 bits of the second hold the key's length, which is part of an entry's cost.
+// Two keys of a process that agree in the length and in 112 bits are less likely than a
+// failure of the memory that holds them.
+type Hash struct{ Place, Check uint64 }
+
+const (
+	LengthShift = 48
+	LongKey     = 1 << 15 // from here on a length is rounded up to a multiple of this
+)
+
+// Hasher hashes the keys of one Cache, with random seeds of its own.
+type Hasher struct{ seeds [2]maphash.Seed }
+
+// NewHasher returns a Hasher with new seeds.
+func NewHasher() Hasher { return Hasher{[2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}} }
+
+// Of returns the hash of a key.
+func (s *Hasher) Of(key string) Hash {
+	check := maphash.String(s.seeds[1], key)&(1<<LengthShift-1) | KeyLength(len(key))
+	return Hash{maphash.String(s.seeds[0], key), check}
+}
+
+// KeyLength encodes a key's length for Hash.Check.
+func KeyLength(length int) uint64 {
+	n := uint64(length)
+	if n >= LongKey {
+		n = LongKey | (n+LongKey-1)/LongKey
+	}
+	return n << LengthShift
+}
+
+// LengthIn decodes the length that KeyLength encoded.
+func LengthIn(check uint64) int64 {
+	n := int64(check >> LengthShift)
+	if n >= LongKey {
+		n = (n - LongKey) * LongKey
+	}
+	return n
+}
