@@ -24,7 +24,7 @@ func swift(addr string) holdfast.Options {
 
 // rests waits until nobody has used the Cache for ten times MaxBackoff, and so long that
 // no attempt to reach Redis was made lately: the next one is far off.
-func CoolingDown(t testing.TB, c *holdfast.Cache, between time.Duration) {
+func rests(t testing.TB, c *holdfast.Cache, between time.Duration) {
 	t.Helper()
 	idle, start := 10*c.Options().Breaker.MaxBackoff, time.Now()
 	redistest.WaitFor(t, patience, "the client to be unused for long", func() bool { return time.Since(start) > idle })
@@ -131,9 +131,9 @@ func TestTheFirstCallAfterAQuietTimeIsAnsweredByRedis(t *testing.T) {
 			s := redistest.Start(t)
 			c := open(t, swift(s.Addr()))
 			ready(t, c)
-			CoolingDown(t, c, 100*time.Millisecond)
+			rests(t, c, 100*time.Millisecond)
 			s.Kill()
-			CoolingDown(t, c, 300*time.Millisecond)
+			rests(t, c, 300*time.Millisecond)
 			s.RestartEmpty()
 			filled(s)
 			start := time.Now()
@@ -178,7 +178,7 @@ func TestHealthDoesNotCallDownWhatIsOnlyIdle(t *testing.T) {
 	o.Hooks.OnStateChange = func(change holdfast.StateChange) { changes <- change }
 	c := open(t, o)
 	ready(t, c)
-	CoolingDown(t, c, 100*time.Millisecond)
+	rests(t, c, 100*time.Millisecond)
 	for range 2 {
 		dials := c.Stats().DialAttempts
 		s.MustDo("CLIENT", "KILL", "TYPE", "normal")
@@ -188,7 +188,7 @@ func TestHealthDoesNotCallDownWhatIsOnlyIdle(t *testing.T) {
 			}
 			return c.Stats().DialAttempts > dials && c.Health().Writable
 		})
-		CoolingDown(t, c, 100*time.Millisecond)
+		rests(t, c, 100*time.Millisecond)
 	}
 	if change := <-changes; change.To != holdfast.Up {
 		t.Errorf("%+v", change)
@@ -314,7 +314,7 @@ func TestAViewThatListensHearsOfALossThatIsOnlyIdle(t *testing.T) {
 	var h heard
 	c, cl := listening(t, s, o, h.listen)
 	defer cl.Close()
-	CoolingDown(t, c, 100*time.Millisecond)
+	rests(t, c, 100*time.Millisecond)
 	before, dials := h.none(), c.Stats().DialAttempts
 	s.MustDo("CLIENT", "KILL", "TYPE", "normal")
 	redistest.WaitFor(t, patience, "two calls without keys: it went away, and is back", func() bool {
