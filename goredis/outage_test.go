@@ -386,13 +386,13 @@ func TestASentinelsMasterIsFollowed(t *testing.T) {
 // The budget of a call was that of a pipeline of any size. The latency makes each pipeline here take
 // longer than one budget in sum, and each of its parts far less, on a machine of any speed.
 func TestAPipelineOfAnySizeIsServedByAHealthyRedis(t *testing.T) {
-	const n, latency = 70 * 256, 15 * time.Millisecond
+	const n, latency = 70 * 256, 45 * time.Millisecond // parts of 256 commands
 	ctx := begin(t)
 	s := redistest.Start(t)
 	s.MustDo("EVAL", "for i = 0, ARGV[1] - 1 do redis.call('SET', 'GET:' .. i, 'v') end", "0", fmt.Sprint(n))
 	proxy := redistest.NewProxy(t, s.Addr())
 	o := at(proxy.Addr())
-	o.Timeout = time.Second
+	o.Timeout = 3 * time.Second
 	rdb, c := attached(t, o)
 	proxy.SetLatency(latency)
 	var all sync.WaitGroup
@@ -404,7 +404,7 @@ func TestAPipelineOfAnySizeIsServedByAHealthyRedis(t *testing.T) {
 	} {
 		all.Go(func() {
 			p := rdb.Pipeline()
-			for i := range n {
+			for i := 0; p.Len() < n; i++ {
 				fill(p, fmt.Sprint(name, ":", i))
 			}
 			began := time.Now()
@@ -424,8 +424,8 @@ func TestAPipelineOfAnySizeIsServedByAHealthyRedis(t *testing.T) {
 		})
 	}
 	all.Wait()
-	if got := s.MustDo("GET", "n"); got != fmt.Sprint(n) {
-		t.Errorf("of %d INCR %s ran", n, got)
+	if got := s.MustDo("GET", "n"); got != fmt.Sprint(n/2) {
+		t.Errorf("of %d INCR %s ran", n/2, got)
 	}
 	if st := c.Stats(); st.Journaled != 0 || st.BreakerOpens != 0 {
 		t.Errorf("stats %+v", st)
