@@ -386,7 +386,7 @@ func (d *dedicated) Receive(ctx context.Context, subscribe rueidis.Completed, fn
 		return err
 	}
 	var refused *rueidis.RedisError
-	if errors.As(err, &refused) {
+	if errors.As(err, &refused) && !isUnavailable(err) {
 		conn.learn(err)
 		return err
 	}

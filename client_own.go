@@ -37,7 +37,8 @@ func (cl *client) Dedicate() (rueidis.DedicatedClient, func()) {
 // Receive subscribes on a dedicated connection and calls fn with each message. It blocks until the
 // server ends the subscription, and then returns nil, or until ctx ends or Redis goes away. When
 // Redis goes away it returns ErrUnavailable and does not subscribe again by itself. A server that
-// does not speak RESP3 cannot be subscribed to: the error then says so, and does not change later.
+// does not speak RESP3 cannot be subscribed to: the error then says so, and does not change later,
+// unless the server only hung up at HELLO.
 func (cl *client) Receive(ctx context.Context, subscribe rueidis.Completed, fn func(msg rueidis.PubSubMessage)) error {
 	d := &dedicated{cl: cl, listens: true}
 	defer d.release()

@@ -59,6 +59,7 @@ var (
 	errOwnFull  = errors.New("holdfast: too many connections are in use already: raise Redis.BlockingPoolSize")
 	errOwnLate  = errors.New("holdfast: no connection within Redis.Dialer.Timeout")
 	errNoPubSub = errors.New("holdfast: the server does not speak RESP3: nobody can subscribe to it here, and that will not change by itself")
+	errNoHello  = errors.New("holdfast: the server hung up at HELLO, so the connection speaks RESP2, over which nobody can subscribe here")
 )
 
 func newOwned(l *link) *dedicatedPool {
@@ -495,12 +496,17 @@ func (c *ownConn) worded(ctx context.Context, name string, err error) error {
 	switch {
 	case gaveUp(err) && ctx.Err() != nil:
 		return ctx.Err()
+	case isUnavailable(err):
+		err = c.failed(err)
 	case errors.Is(err, ErrClosed):
 		return ErrClosed
 	case misuse(err), errors.Is(err, rueidis.ErrClosing), errors.Is(err, rueidis.ErrDedicatedClientRecycled):
 		return err
-	case errors.Is(err, errNoPermit):
-		err = errNoPubSub // in RESP2 rueidis wants a second connection for it
+	case errors.Is(err, errNoPermit): // in RESP2 rueidis wants a second connection for it
+		err = errNoPubSub
+		if c.session.manner == mannerMinimal {
+			err = unavailable{errNoHello} // a hang-up is no answer, and another session asks again
+		}
 	case gaveUp(err):
 		c.owned.link.stats.timeouts.Add(1)
 		err = unavailable{errBudget}
@@ -509,6 +515,10 @@ func (c *ownConn) worded(ctx context.Context, name string, err error) error {
 	}
 	return &Error{Op: strings.ToLower(name), Tier: Remote, Err: err}
 }
+
+// isUnavailable reports whether failed has made the error. Its cause may then be the last error of
+// the link, which says nothing about this connection or about what the server answered on it.
+func isUnavailable(err error) bool { return errors.Is(err, ErrUnavailable) }
 
 // misuse reports whether rueidis refused to send a command.
 func misuse(err error) bool {
