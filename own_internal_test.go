@@ -48,7 +48,7 @@ func TestTheLinksLastErrorIsNoVerdictAboutAConnectionOfACaller(t *testing.T) {
 			redistest.WaitFor(t, 20*time.Second, "both to wait", func() bool {
 				return strings.Contains(server.MustDo("PUBSUB", "NUMSUB", channel), "1") && strings.Contains(server.MustDo("INFO", "clients"), "blocked_clients:1")
 			})
-			l := c.routes.home
+			l := c.routes.seedLink
 			timeouts, cause := c.Stats().Timeouts, last(ctx, c)
 			l.setError(cause)
 			l.breaker.trip()
@@ -87,7 +87,7 @@ func TestALostSessionEndsTheConnectionsOfCallersBeforeTheStateIsDown(t *testing.
 	if err := c.WaitReady(ctx); err != nil {
 		t.Fatal(err)
 	}
-	cl, l := c.Client(), c.routes.home
+	cl, l := c.Client(), c.routes.seedLink
 	receive := func(ctx context.Context, channel string) error {
 		return cl.Receive(ctx, cl.B().Subscribe().Channel(channel).Build(), func(rueidis.PubSubMessage) {})
 	}
