@@ -19,7 +19,7 @@ var errNoProbe = errors.New("holdfast: the attempt did not end")
 // session that it opens, once Dialer.Timeout for a second greeting, and three times Timeout; less
 // if ctx ends.
 func (l *link) attempt(ctx context.Context) time.Duration {
-	l.answered = false
+	l.answered, l.overtaken = false, false
 	defer func() {
 		if l.answered { // without an answer to the probe no more is asked
 			l.noteKeyCounts(ctx)
@@ -177,7 +177,13 @@ func (l *link) unanswered(next, old *session, err error) (again time.Duration, r
 		next.close() // the old session continues
 		reported = nil
 	}
+	if next.lost.Load() {
+		l.lostSession(next) // the goroutine that detected the loss may not have come to it
+		l.overtaken = next == l.served && l.mending()
+	}
 	switch {
+	case l.overtaken:
+		l.setError(err)
 	case l.gate.Load() == nil:
 		l.apply(evProbeFailed, err)
 	case old != nil:

@@ -67,6 +67,7 @@ type link struct {
 	heardUntil atomic.Int64           // when that silence ends; copied to the epoch scopes
 	moment     atomic.Pointer[moment] // window in which calls wait for an attempt; nil for none
 	trying     atomic.Bool            // an attempt is running
+	began      atomic.Int64           // beginning of the last attempt
 	failedAt   atomic.Int64           // end of the last failed attempt
 	failedFrom atomic.Int64           // beginning of that attempt
 	lostAt     atomic.Int64           // when a serving connection was last lost
@@ -92,6 +93,9 @@ type link struct {
 	probing  string // key of the probe
 	bare     bool   // open the next session bare; see session.bare
 	answered bool   // the current attempt's probe was answered and its session serves
+	// overtaken: the current attempt was a probe over a connection that served and was lost
+	// meanwhile while unused. Its failure says no more than the loss: the next attempt decides.
+	overtaken bool
 	// skipScripts: the last greeting ended at the question whether the server runs the script.
 	skipScripts bool
 	keyCounts   keyCounts // keys in each database, at the last count
@@ -267,13 +271,14 @@ func (l *link) shut() {
 func (l *link) lostSession(s *session) {
 	if l.gate.Load() == s {
 		l.suspect() // as in shut
+		now := l.clock.Now()
+		l.lostAt.Store(now)
+		if l.quiet.Load() && !l.used.Load() {
+			l.openMoment(now) // before the gate is shut: a probe that is under way looks for it
+		}
 	}
 	if l.gate.CompareAndSwap(s, nil) {
-		l.lostAt.Store(l.clock.Now())
 		l.suspect()
-		if l.quiet.Load() && !l.used.Load() {
-			l.openMoment()
-		}
 	}
 	l.busy.CompareAndSwap(s, nil)
 	s.endPeriod(*s.lostErr.Load())
@@ -449,6 +454,7 @@ func (l *link) supervise(ctx context.Context) {
 		l.suspect()
 		l.failedAt.Store(clock.Never) // no call waits for another attempt
 		l.failedFrom.Store(clock.Never)
+		l.began.Store(clock.Never)
 		l.endMoment()
 		l.discard()
 		l.leave()
@@ -567,7 +573,7 @@ func (l *link) wakened() {
 		return
 	}
 	if l.gate.Load() == nil {
-		l.openMoment()
+		l.openMoment(0)
 		if m := l.moment.Load(); m != nil {
 			m.asked.Store(true)
 		}
@@ -599,12 +605,13 @@ func (l *link) observe() bool {
 	s := l.session
 	lost := s != nil && s.lost.Load()
 	serving := l.state() == Up || l.state() == ReadOnly
-	if !lost && (!serving || l.gate.Load() != nil) {
+	if !lost && (!serving || l.gate.Load() != nil || l.mending()) {
 		return false
 	}
 	var err error
 	if lost {
 		err = *s.lostErr.Load()
+		l.lostSession(s) // the goroutine that detected the loss may not have come to it
 		l.discard()
 	}
 	l.breaker.trip() // a lost connection opens the circuit at once

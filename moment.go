@@ -19,6 +19,7 @@ import (
 // failed would most likely fail again.
 type moment struct {
 	first   bool
+	lost    int64         // when an unused connection was lost, which opened it; 0 otherwise
 	asked   atomic.Bool   // a call waits, so the attempt is due now
 	decided chan struct{} // closed when the attempt has succeeded or failed
 	over    chan struct{} // closed by then, or after Timeout
@@ -50,12 +51,13 @@ func (m *moment) isOver() bool {
 }
 
 // openMoment begins a moment, unless there is one, an attempt has failed within MaxBackoff, or the
-// link is needless.
-func (l *link) openMoment() {
+// link is needless. lost is the time of the loss that causes it, or 0.
+func (l *link) openMoment(lost int64) {
 	if l.moment.Load() != nil || l.clock.Now()-l.failedAt.Load() < int64(l.schedule.Max) || l.needless() {
 		return
 	}
 	m := newMoment(false, l.opts.Timeout)
+	m.lost = lost
 	if !l.moment.CompareAndSwap(nil, m) {
 		m.timer.Stop()
 	}
@@ -67,7 +69,7 @@ func (l *link) window(first bool) *moment {
 	m := l.moment.Load()
 	if m == nil {
 		if l.quiet.Load() {
-			l.openMoment()
+			l.openMoment(0)
 		}
 		// Check this also if the link is not quiet any more: the supervisor opens the moment before
 		// it clears quiet.
@@ -116,12 +118,17 @@ func (l *link) reach(ctx context.Context) time.Duration {
 	l.trying.Store(true)
 	began := l.clock.Now()
 	if l.quiet.Load() && l.gate.Load() == nil {
-		l.openMoment() // so that a call that arrives now joins
+		l.openMoment(0) // so that a call that arrives now joins
 	}
 	if m := l.moment.Load(); m != nil {
 		m.timer.Reset(l.opts.Timeout) // counted from the attempt's beginning
 	}
+	l.began.Store(began)
 	again := l.attempt(ctx)
+	if l.overtaken {
+		l.trying.Store(false)
+		return 0
+	}
 	if l.trying.Load() && l.gate.Load() == nil {
 		l.failedFrom.Store(began)
 	}
@@ -146,8 +153,9 @@ func (l *link) decide() {
 	l.endMoment()
 }
 
+// endMoment ends the moment, but not one that a loss has opened since the attempt began.
 func (l *link) endMoment() {
-	if m := l.moment.Swap(nil); m != nil {
+	if m := l.moment.Load(); m != nil && m.lost <= l.began.Load() && l.moment.CompareAndSwap(m, nil) {
 		m.decide()
 	}
 }
