@@ -83,6 +83,7 @@ func (r *pipelineCall) pass(first, n int) {
 	}
 	for i := range e.passed {
 		r.occupyAll(&e.passed[i])
+		r.flushes = r.flushes || e.passed[i].verb == verbFlush
 	}
 	r.add(e, s)
 }

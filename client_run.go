@@ -32,6 +32,7 @@ type pipelineCall struct {
 	items   []item
 	writes  []*change
 	busy    map[string]bool // keys that a remote operation may change
+	flushes bool            // one of the commands empties a database
 	allBusy bool
 	kept    saving
 
@@ -113,8 +114,14 @@ func (r *pipelineCall) all() {
 		r.begin(st, i)
 		i += st.span
 	}
+	if r.flushes {
+		r.c.journal.beginFlush()
+	}
 	if len(r.items) > 0 {
 		r.c.remote.batch(r.bounded(), r.items, 0, r.build, r.ran)
+	}
+	if r.flushes {
+		r.c.journal.endFlush()
 	}
 	if r.cancel != nil {
 		r.cancel()

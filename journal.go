@@ -40,6 +40,8 @@ type journal struct {
 	// as isolatedUnderWay.
 	underWay atomic.Int64
 
+	flushing atomic.Int32 // flushes of this process that are under way; see beginFlush
+
 	next   atomic.Uint32 // the shard where the next take begins
 	keys   atomic.Int64  // intents, including those that wait for their second check
 	queued atomic.Int64  // intents to be replayed
@@ -302,6 +304,12 @@ func (j *journal) superseded(h keyhash.Hash, w write, sessionID uint64, server s
 	j.announce()
 	return again, saved
 }
+
+// beginFlush is called before this process sends a flush, and endFlush after flushed, or when the
+// flush has failed. A set that is replayed meanwhile may run behind the flush, so its intent stays
+// until flushed has made it a delete, or it is replayed once more.
+func (j *journal) beginFlush() { j.flushing.Add(1) }
+func (j *journal) endFlush()   { j.flushing.Add(-1) }
 
 // flushed handles a flush that this process sent and the server has run, after all writes
 // that the server had accepted. Each set that waits for its replay or its second check

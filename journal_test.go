@@ -263,6 +263,30 @@ func TestWhatIsSettledLeavesNothingBehind(t *testing.T) {
 	}
 }
 
+// A replay ran on the server behind a flush of this process, and was resolved before the flush was
+// noted: the value was back for good.
+func TestASetThatIsReplayedWhileAFlushIsUnderWayStaysUntilTheFlushIsNoted(t *testing.T) {
+	for _, fails := range []bool{false, true} {
+		j := roomyJournal()
+		put(t, j, set("k", "v", 1), admitted)
+		one := takeOnly(t, j, 1)
+		j.beginFlush()
+		settle(j, one, foundOurs, 1, 1)
+		if !fails {
+			if keys, _ := j.flushed(anyKey, nil); !slices.Equal(keys, []string{"k"}) {
+				t.Errorf("the flush met %q", keys)
+			}
+		}
+		j.endFlush()
+		again := takeOnly(t, j, 1)
+		if again.del == fails {
+			t.Errorf("after the flush (failed: %v) the replay is a delete: %v", fails, again.del)
+		}
+		settle(j, again, foundOurs, 1, 1)
+		wantGauges(t, j, 0, 0, 0)
+	}
+}
+
 func TestTakeTakesNoMoreThanItsBatch(t *testing.T) {
 	j := roomyJournal()
 	for i := range 100 {

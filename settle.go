@@ -272,6 +272,9 @@ func (j *journal) resolveLocked(in *intent, t task, what found, sessionID uint64
 	if !in.is(&t) {
 		return false // a later write has replaced the intent
 	}
+	if !in.del && j.flushing.Load() > 0 {
+		return false // it may have run behind the flush
+	}
 	if what == foundTheirs {
 		// The next round deletes it. The script that finds a conflict does not delete: if
 		// its answer were lost, the next try would find nothing and take that for no
