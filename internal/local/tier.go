@@ -165,7 +165,11 @@ func (l *Tier) Fill(h keyhash.Hash, key string, val []byte, t Token, k Freshness
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p, old, ok := l.fillableLocked(s, h, t)
-	if !ok || old != nil && old.Confirmed.Load() > k.Confirmed {
+	if !ok {
+		l.outdateLocked(s, h, val, k)
+		return false
+	}
+	if old != nil && old.Confirmed.Load() > k.Confirmed {
 		return false
 	}
 	// An unchanged value is confirmed in place: so reading a copy again when its time is up
@@ -175,6 +179,20 @@ func (l *Tier) Fill(h keyhash.Hash, key string, val []byte, t Token, k Freshness
 		return true
 	}
 	return l.storeLocked(s, h, p, old, NewEntry(key, val, k))
+}
+
+// outdateLocked invalidates the key's copy for an answer that cannot be stored: the caller gets
+// that answer, so no later call may get an older value, not even in an outage. A copy that is newer
+// than the read stays, and so does one with the same value. The caller holds the stripe.
+func (l *Tier) outdateLocked(s *stripe, h keyhash.Hash, val []byte, k Freshness) {
+	p, old := l.lookLocked(s, h)
+	switch {
+	case old == nil || p != nil && p.writers > 0 || old.Confirmed.Load() > k.Confirmed:
+	case len(val) <= comparedBytes && bytes.Equal(old.Bytes(), val):
+	default:
+		old.Fresh.Store(0)
+		old.Expires.Store(Invalidated)
+	}
 }
 
 // comparedBytes bounds the comparison under a stripe's lock.

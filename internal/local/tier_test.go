@@ -11,6 +11,7 @@ import (
 
 	"github.com/dgraph-io/ristretto/v2"
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/keyhash"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 )
 
@@ -401,5 +402,42 @@ func TestAnInvalidationVoidsFillsAndWritesUnderWay(t *testing.T) {
 	absent := l.Hash("absent")
 	if n := testing.AllocsPerRun(100, func() { l.Invalidate(absent, 1) }); n != 0 {
 		t.Errorf("an invalidation of an absent key makes %v allocations", n)
+	}
+}
+
+// The stream broke, or another key of the stripe changed, while a read was under way. Its answer
+// was not kept, and the copy from before it was served in the next outage: an older value after a
+// newer one.
+func TestAnAnswerThatIsNotKeptInvalidatesAnOlderCopy(t *testing.T) {
+	for _, tt := range []struct {
+		name           string
+		val            string
+		read, standing int64 // when the read and the copy were confirmed
+		invalid        bool
+	}{
+		{"a newer value", "962", 20, 10, true},
+		{"the same value", "960", 20, 10, false},
+		{"a read from before the copy", "959", 10, 20, false},
+	} {
+		for _, broken := range []bool{true, false} {
+			l := startLocal(t, 1<<20)
+			h := l.Hash("k")
+			now := func(at int64) Freshness {
+				return Freshness{Confirmed: at, Fresh: 1000, Expires: 1000, Scope: &l.StandaloneScope, Epoch: l.StandaloneScope.Epoch.Load()}
+			}
+			l.Put(h, NewEntry("k", []byte("960"), now(tt.standing)))
+			tok, k := l.Token(h, &l.StandaloneScope), now(tt.read)
+			if broken {
+				l.StandaloneScope.Suspect()
+			} else {
+				l.Invalidate(keyhash.Hash{Place: h.Place + stripeCount, Check: h.Check}, 15)
+			}
+			if l.Fill(h, "k", []byte(tt.val), tok, k) {
+				t.Fatalf("%s: the answer was kept", tt.name)
+			}
+			if e := l.Get(h); e == nil || e.Invalid() != tt.invalid {
+				t.Errorf("%s, the stream broken: %v: the copy is %+v", tt.name, broken, e)
+			}
+		}
 	}
 }
