@@ -27,7 +27,7 @@ type bounds struct {
 
 var (
 	// The target: {45, 700, 6, 20, 20, 0, 0.3}.
-	rootBounds = bounds{files: 77, longest: 703, edges: 8.2, knot: 58, calls: 46, shadows: 0, pronouns: 0.05}
+	rootBounds = bounds{files: 73, longest: 703, edges: 7.8, knot: 53, calls: 43, shadows: 0, pronouns: 0.05}
 	// Of each package under internal. The target: {45, 700, 6, 14, 14, 0, 0.3}.
 	internalBounds = bounds{files: 45, longest: 700, edges: 6, knot: 14, calls: 14, shadows: 0, pronouns: 0.8}
 )
@@ -89,8 +89,7 @@ func TestAMethodNameHasFewOwners(t *testing.T) {
 	shared := []string{"Close", "Decode", "Encode", "Error", "String", "Unwrap", "add", "close", "len", "run", "validate"}
 	// Names that have more owners today, and how many. The target is that none is left.
 	crowded := map[string]int{
-		"ask": 6, "await": 5, "begin": 4, "call": 4, "dial": 4, "do": 5, "end": 5,
-		"keep": 4, "note": 5, "unanswered": 4, "wake": 5,
+		"ask": 6, "await": 4, "begin": 4, "call": 4, "dial": 4, "do": 5, "end": 5, "note": 5, "wake": 4,
 	}
 	owners := root(t).Owners()
 	for name, types := range owners {

@@ -68,7 +68,7 @@ func sources(t *testing.T, dir string, want func(name string) bool) []source {
 func houseSources(t *testing.T) []source {
 	t.Helper()
 	all := sources(t, ".", notTest)
-	for _, dir := range []string{"clock", "flight", "inflight", "keyhash", "local"} {
+	for _, dir := range []string{"clock", "flight", "inflight", "journal", "keyhash", "local"} {
 		all = append(all, sources(t, "internal/"+dir, notTest)...)
 	}
 	return all
@@ -99,13 +99,13 @@ func TestEachDependencyIsImportedByItsOwnFilesAlone(t *testing.T) {
 		"github.com/redis/rueidis": {
 			"client.go", "client_dedicated.go", "client_hooks.go", "client_listen.go", "client_own.go", "client_pass.go", "client_read.go",
 			"client_reply.go", "client_run.go", "client_write.go", "closing.go",
-			"commands.go", "conn.go", "credentials.go", "errors.go", "handshake.go", "isolation.go", "lease.go", "lifecycle.go", "manner.go", "news.go", "open.go",
+			"commands.go", "conn.go", "credentials.go", "errors.go", "handshake.go", "isolation.go", "lease.go", "lifecycle.go", "manner.go", "open.go",
 			"options.go", "own.go", "own_stream.go", "probe.go",
-			"remote.go", "replay.go", "replay_plain.go", "replay_script.go", "scripts.go", "sentinel.go", "session.go", "slot.go",
+			"remote.go", "replay.go", "replay_compare.go", "replay_plain.go", "replay_script.go", "scripts.go", "sentinel.go", "session.go", "slot.go",
 			"tls.go", "tracking.go", "write.go",
 		},
 		modulePath + "/internal/resp": {"conn.go", "handshake.go"},
-		modulePath + "/internal/wal":  {"journal_file.go"},
+		modulePath + "/internal/wal":  {"journal.go"},
 	}
 	got := map[string][]string{}
 	for _, s := range sources(t, ".", notTest) {

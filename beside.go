@@ -40,7 +40,7 @@ func (c *Cache) Deliver(ctx context.Context, keys ...string) error {
 func (c *Cache) deliverNow(ctx bound, keys []string) error {
 	for _, key := range keys {
 		h := c.local.Hash(key)
-		if c.journal.holds(h, key) {
+		if c.journal.Holds(h, key) {
 			if _, err := c.writerAfterReplay(ctx, h, key); err != nil {
 				return err
 			}

@@ -4,9 +4,29 @@ import (
 	"errors"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/sony/gobreaker/v2"
 )
+
+// BreakerOptions says when Redis counts as away, and how often it is dialled and probed.
+type BreakerOptions struct {
+	// Failures is the number of consecutive failed calls that opens the circuit. Default 5. A
+	// lost connection opens it at once.
+	Failures int
+
+	// MinBackoff and MaxBackoff bound the time between two attempts to connect, which doubles
+	// from the first to the second with 15% of jitter. Defaults 100ms and 1s. The first
+	// attempt after the loss of a stable connection is made at once. Once no call has used
+	// the link for ten times MaxBackoff, the time doubles further, up to a minute.
+	MinBackoff time.Duration
+	MaxBackoff time.Duration
+
+	// ProbePrefix is the beginning of the name of the one key that the probe writes and reads.
+	// The key never exists: the write is SET with XX. Default "holdfast:probe:". The Redis
+	// user needs SET and GET on it.
+	ProbePrefix string
+}
 
 // breaker wraps gobreaker and adds three things: a success that costs one atomic load while nothing
 // fails, a way to open at once, and a probe that cannot leave the breaker stuck.

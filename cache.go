@@ -9,6 +9,7 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/flight"
 	"github.com/holdfast-cache/holdfast/internal/inflight"
+	"github.com/holdfast-cache/holdfast/internal/journal"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
 	"github.com/holdfast-cache/holdfast/internal/local"
 )
@@ -35,7 +36,7 @@ type Cache struct {
 
 	local     *local.Tier
 	notify    *notifier
-	journal   *journal
+	journal   *journal.Journal
 	flights   *flight.Table[Entry]
 	loadSlots chan struct{} // one element per running load; nil: no bound
 	holder    string        // prefix of the token of each lease of this Cache
@@ -121,8 +122,8 @@ func enterable(ctx context.Context, open bool) error {
 // (law 5). An entry of an older epoch is suspect, and so is every entry if the server has
 // been silent for too long. A journaled key has no entry: the journal answers.
 func (c *Cache) look(h keyhash.Hash, key string, now int64) (e *local.Entry, fresh bool) {
-	if c.journal.keys.Load() != 0 {
-		if _, inJournal := c.journal.get(h, key, now); inJournal {
+	if c.journal.Keys.Load() != 0 {
+		if _, inJournal := c.journal.Get(h, key, now); inJournal {
 			return nil, false
 		}
 	}
@@ -215,13 +216,13 @@ func (c *Cache) freshUntil(now, expires int64, told bool) int64 {
 // deleted or has expired. inJournal is false for other keys; answered says whether there is
 // a value.
 func (c *Cache) journaled(h keyhash.Hash, key string, now int64) (e Entry, answered, inJournal bool) {
-	f, ok := c.journal.get(h, key, now)
+	f, ok := c.journal.Get(h, key, now)
 	switch {
 	case !ok:
 		return Entry{}, false, false
-	case f.live:
-		return Entry{Value: f.value, Tier: Journal, Degraded: true, TTL: clock.Left(now, f.deadline)}, true, true
-	case f.valueInLocalTier:
+	case f.Live:
+		return Entry{Value: f.Value, Tier: Journal, Degraded: true, TTL: clock.Left(now, f.Deadline)}, true, true
+	case f.ValueInLocalTier:
 		// The journal has no value, the local tier may. Redis is not read.
 		e, err := c.fallback(c.local.Get(h), now)
 		return e, err == nil, true

@@ -48,7 +48,7 @@ func (r *pipelineCall) pass(first, n int) {
 			return
 		}
 		// In a batch the flags of a command may make rueidis look for a client-side cache, see
-		// turn.plain. So only its arguments are used, in a new command.
+		// turn.Plain. So only its arguments are used, in a new command.
 		*p = passed{command: st.command, cmd: st.cmd, used: st.cache || !st.reads || len(r.turns) > 1}
 		if st.reads {
 			p.args = slices.Clone(st.args)
@@ -205,8 +205,8 @@ func (r *pipelineCall) emptied(e *remoteOp) {
 	for _, w := range r.writes[e.at:] {
 		spare[w.key] = w.seq
 	}
-	keys, saved := r.c.journal.flushed(e.link.replayer.owns, spare)
-	r.kept = r.kept.or(saved)
+	keys, saved := r.c.journal.Flushed(e.link.replayer.owns, spare)
+	r.kept = r.kept.Or(saved)
 	for _, key := range keys {
 		r.c.downgraded(key)
 		r.c.routes.deliver(key)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/journal"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
 	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/redis/rueidis"
@@ -34,7 +35,7 @@ type pipelineCall struct {
 	busy    map[string]bool // keys that a remote operation may change
 	flushes bool            // one of the commands empties a database
 	allBusy bool
-	kept    saving
+	kept    journal.Saving
 
 	// Storage for a call of a single command, allocated together with the call.
 	oneItem   [1]item
@@ -115,13 +116,13 @@ func (r *pipelineCall) all() {
 		i += st.span
 	}
 	if r.flushes {
-		r.c.journal.beginFlush()
+		r.c.journal.BeginFlush()
 	}
 	if len(r.items) > 0 {
 		r.c.remote.batch(r.bounded(), r.items, 0, r.build, r.ran)
 	}
 	if r.flushes {
-		r.c.journal.endFlush()
+		r.c.journal.EndFlush()
 	}
 	if r.cancel != nil {
 		r.cancel()

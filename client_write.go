@@ -38,7 +38,7 @@ func (r *pipelineCall) write(st *commandState, w *change) {
 	s := c.aim(r.ctx, w, r.now)
 	if s == nil {
 		saved, err := c.keep(r.ctx, w, r.now)
-		r.kept = r.kept.or(saved)
+		r.kept = r.kept.Or(saved)
 		if err != nil {
 			st.fail(w.key, err)
 			return
@@ -57,8 +57,8 @@ func (r *pipelineCall) write(st *commandState, w *change) {
 
 // standing returns the value that the tiers would serve for the key without Redis.
 func (c *Cache) standing(h keyhash.Hash, key string, now int64) (data []byte, ok bool) {
-	if f, journaled := c.journal.get(h, key, now); journaled && !f.valueInLocalTier {
-		return f.value, f.live
+	if f, journaled := c.journal.Get(h, key, now); journaled && !f.ValueInLocalTier {
+		return f.Value, f.Live
 	}
 	e := c.local.Get(h)
 	if e == nil || now >= e.Expires.Load() || !servable(e, now, c.routes != nil, c.opts.Outage) {
@@ -70,7 +70,7 @@ func (c *Cache) standing(h keyhash.Hash, key string, now int64) (data []byte, ok
 func (r *pipelineCall) hasWritten(e *remoteOp, replies []rueidis.RedisResult, o outcome) {
 	st := e.turn
 	saved, err := r.c.written(e.change, r.now, replies, o)
-	r.kept = r.kept.or(saved)
+	r.kept = r.kept.Or(saved)
 	switch {
 	case o.class == classOK && st.verb == verbDel:
 		n, err := replies[0].AsInt64()
@@ -197,11 +197,11 @@ func (c *Cache) knownEnd(ctx context.Context, key string, now int64) (deadline i
 	if fresh {
 		return e.Expires.Load(), true
 	}
-	if f, journaled := c.journal.get(h, key, now); journaled && !f.valueInLocalTier {
-		if !f.live {
+	if f, journaled := c.journal.Get(h, key, now); journaled && !f.ValueInLocalTier {
+		if !f.Live {
 			return clock.Never, true
 		}
-		return f.deadline, true
+		return f.Deadline, true
 	}
 	e = c.local.Get(h)
 	down := c.routes == nil
@@ -297,18 +297,18 @@ func (r *pipelineCall) touchLocal(st *commandState, h keyhash.Hash, deadline int
 
 // touchJournal answers for a journaled key. It returns false if the journal cannot answer.
 func (r *pipelineCall) touchJournal(st *commandState, h keyhash.Hash, key string, deadline int64) bool {
-	f, journaled := r.c.journal.get(h, key, r.now)
+	f, journaled := r.c.journal.Get(h, key, r.now)
 	if !journaled {
 		return false
 	}
 	var n int64
-	if f.live || f.valueInLocalTier {
-		saved, ok := r.c.journal.touch(h, key, r.now, deadline)
+	if f.Live || f.ValueInLocalTier {
+		saved, ok := r.c.journal.Touch(h, key, r.now, deadline)
 		if !ok {
 			return false
 		}
-		r.kept = r.kept.or(saved)
-		if st.verb == verbExpire || f.deadline != clock.Never {
+		r.kept = r.kept.Or(saved)
+		if st.verb == verbExpire || f.Deadline != clock.Never {
 			n = 1
 		}
 	}

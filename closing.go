@@ -39,12 +39,12 @@ func (c *Cache) deliver() error {
 	defer tick.Stop()
 	for {
 		inFlight := !c.inflight.Drained() && c.clock.Now()-began < int64(c.opts.Timeout) && slices.ContainsFunc(c.routes.links(), (*link).hopeful)
-		idle := c.journal.drained()
+		idle := c.journal.Drained()
 		switch {
 		case inFlight:
 		case idle == nil:
 			return nil
-		case !c.journal.deliverable(c.deliverableBy):
+		case !c.journal.Deliverable(c.deliverableBy):
 			return nil // lost finds the reason
 		}
 		select {
@@ -65,41 +65,6 @@ func (c *Cache) deliverableBy(key string, del bool) bool {
 	return l.hopeful() && (s == nil || s.takes(del))
 }
 
-// deliverable reports whether the journal has a queued write for which way returns true:
-// one that may reach Redis soon.
-func (j *journal) deliverable(way func(key string, del bool) bool) bool {
-	for i := range j.shards {
-		sh := &j.shards[i]
-		sh.mu.RLock()
-		for key, in := range sh.intents {
-			if in.queuedLocked() && !in.done && way(key, in.del) {
-				sh.mu.RUnlock()
-				return true
-			}
-		}
-		sh.mu.RUnlock()
-	}
-	return false
-}
-
-// undeliveredKeys returns the sorted keys of the writes that did not reach Redis. A write
-// that waits for its second check has been replayed and is not among them.
-func (j *journal) undeliveredKeys() []string {
-	var keys []string
-	for i := range j.shards {
-		sh := &j.shards[i]
-		sh.mu.RLock()
-		for key, in := range sh.intents {
-			if (in.held != nil || in.checkAt == 0) && !in.done {
-				keys = append(keys, key)
-			}
-		}
-		sh.mu.RUnlock()
-	}
-	slices.Sort(keys)
-	return keys
-}
-
 // UndeliveredError is the error of Close and Shutdown if the journal still held writes.
 type UndeliveredError struct {
 	Keys int   // number of writes that did not reach Redis
@@ -117,12 +82,12 @@ func (u *UndeliveredError) Unwrap() error { return u.Err }
 // has are not lost and are not logged, but they are an error of Shutdown, which was asked to
 // deliver them. It is called when the workers have ended and the notifier has not.
 func (c *Cache) lost(why error, shutdown bool) error {
-	onDisk := c.journal.file != nil
-	n := c.journal.undelivered()
+	onDisk := c.journal.File != nil
+	n := c.journal.Undelivered()
 	if n == 0 || onDisk && !shutdown {
 		return nil
 	}
-	if why == nil && c.journal.queued.Load() == 0 {
+	if why == nil && c.journal.Queued.Load() == 0 {
 		why = errHeld
 	}
 	if why == nil {
@@ -133,7 +98,7 @@ func (c *Cache) lost(why error, shutdown bool) error {
 	}
 	u := &UndeliveredError{Keys: n, Err: why}
 	if !onDisk {
-		c.notify.undelivered(c.journal.undeliveredKeys(), why)
+		c.notify.undelivered(c.journal.UndeliveredKeys(), why)
 	}
 	return u
 }
@@ -191,7 +156,7 @@ func (c *Cache) stuckLoaders() []string {
 // stuckWorkers names the code in which the workers are.
 func (c *Cache) stuckWorkers() []string {
 	names := c.foreign.names()
-	if c.journal.file != nil && slices.Contains(c.workers.members(), "replayer") {
+	if c.journal.File != nil && slices.Contains(c.workers.members(), "replayer") {
 		names = append(names, "the disk of Journal.Dir")
 	}
 	return names

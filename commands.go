@@ -183,7 +183,7 @@ func (c *Cache) writerAfterReplay(ctx bound, h keyhash.Hash, key string) (*sessi
 		}
 		return nil, l.why()
 	}
-	if !c.journal.holds(h, key) {
+	if !c.journal.Holds(h, key) {
 		return s, nil
 	}
 	if l.treat(key, false) != sendInCompany || l.treat(key, true) != sendInCompany {
@@ -195,9 +195,9 @@ func (c *Cache) writerAfterReplay(ctx bound, h keyhash.Hash, key string) (*sessi
 		return nil, c.asError("replay", key, unsent(ctx))
 	}
 	for range 3 { // an expiry during the replay takes one more round, and so does a conflict
-		tasks := c.journal.takeOne(h, key)
+		tasks := c.journal.TakeOne(h, key)
 		if tasks == nil {
-			if again, _ := c.journal.sweep(ctx, ctx.began); again { // the replay may be done with it
+			if again, _ := c.journal.Sweep(ctx, ctx.began); again { // the replay may be done with it
 				c.routes.wake()
 			}
 			break
@@ -212,7 +212,7 @@ func (c *Cache) writerAfterReplay(ctx bound, h keyhash.Hash, key string) (*sessi
 	if err := ctx.caller.Err(); err != nil {
 		return nil, err
 	}
-	if c.journal.holds(h, key) {
+	if c.journal.Holds(h, key) {
 		l.replayer.wake()
 		return nil, ErrUnavailable
 	}
@@ -335,11 +335,11 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 		c.invalidateFlight(&change{hash: h})
 		return c.touchLocal(h, now, deadline)
 	}
-	if f, ok := c.journal.get(h, key, now); ok {
-		if !f.live && !f.valueInLocalTier {
+	if f, ok := c.journal.Get(h, key, now); ok {
+		if !f.Live && !f.ValueInLocalTier {
 			return ErrMiss
 		}
-		if saved, ok := c.journal.touch(h, key, now, deadline); ok {
+		if saved, ok := c.journal.Touch(h, key, now, deadline); ok {
 			return c.durable(ctx, now, saved)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/resp"
 	"github.com/redis/rueidis"
 )
@@ -332,7 +333,7 @@ func (d *dialer) close() {
 // may have fallen silent just before. So ConnWriteTimeout is at least twice Timeout.
 func (o *Options) connection() rueidis.ClientOption {
 	c := o.Redis
-	c.ConnWriteTimeout = max(c.ConnWriteTimeout, time.Duration(saturated(int64(o.Timeout), int64(o.Timeout))))
+	c.ConnWriteTimeout = max(c.ConnWriteTimeout, time.Duration(clock.Saturated(int64(o.Timeout), int64(o.Timeout))))
 	return c
 }
 

@@ -73,10 +73,10 @@ func (l *link) hear(s *session) {
 // circuit would have opened, but at most the time after which the connection is given up.
 func (o *Options) silence() time.Duration {
 	gap := int64(o.Redis.Dialer.KeepAlive)
-	most := saturated(saturated(gap, gap), int64(o.Redis.ConnWriteTimeout))
-	each := saturated(int64(o.Timeout), int64(o.Breaker.MinBackoff))
+	most := clock.Saturated(clock.Saturated(gap, gap), int64(o.Redis.ConnWriteTimeout))
+	each := clock.Saturated(int64(o.Timeout), int64(o.Breaker.MinBackoff))
 	if n := int64(o.Breaker.Failures); each < most/n {
-		return time.Duration(min(most, saturated(int64(o.Breaker.MaxBackoff), each*n)))
+		return time.Duration(min(most, clock.Saturated(int64(o.Breaker.MaxBackoff), each*n)))
 	}
 	return time.Duration(most)
 }

@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"strings"
 	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/journal"
 )
 
 // Hooks are called one at a time, in order, on a goroutine of their own. A hook may block
@@ -246,16 +248,16 @@ func (n *notifier) journalFile(format string, args ...any) {
 }
 
 // restored logs the contents of Journal.Dir that New found, if any.
-func (n *notifier) restored(r restored) {
-	if r.keys == 0 && r.doubt == "" {
+func (n *notifier) restored(r journal.Restored) {
+	if r.Keys == 0 && r.Doubt == "" {
 		return
 	}
 	n.post(func() {
 		level := slog.LevelInfo
-		attrs := []slog.Attr{slog.Int("keys", r.keys), slog.String("found", r.report.String())}
-		if r.doubt != "" {
+		attrs := []slog.Attr{slog.Int("keys", r.Keys), slog.String("found", r.Report.String())}
+		if r.Doubt != "" {
 			level = slog.LevelWarn
-			attrs = append(attrs, slog.String("doubt", r.doubt), slog.Int("sets_downgraded", r.downgraded))
+			attrs = append(attrs, slog.String("doubt", r.Doubt), slog.Int("sets_downgraded", r.Downgraded))
 		}
 		n.logs(level, "holdfast: the journal of an earlier process will be replayed", attrs...)
 	})

@@ -10,7 +10,7 @@ func (c *Cache) onInvalidation(key string, serving bool) {
 	// flight was invalidated. If it was not, local.Invalidate runs later and finds the entry.
 	c.flights.Invalidate(h)
 	c.local.Invalidate(h, now)
-	if serving && c.opts.Journal.OnConflict == ConflictDelete && c.journal.invalidated(h, key, now) {
+	if serving && c.opts.Journal.OnConflict == ConflictDelete && c.journal.Invalidated(h, key, now) {
 		c.routes.link(c.routes.of(key)).replayer.wake()
 	}
 }
@@ -18,5 +18,5 @@ func (c *Cache) onInvalidation(key string, serving bool) {
 // emptied handles a flush for all keys that are owned. It reports whether a waiting set must be
 // compared.
 func (c *Cache) emptied(owns func(key string) bool) bool {
-	return c.opts.Journal.OnConflict == ConflictDelete && c.journal.invalidatedAll(c.clock.Now(), owns)
+	return c.opts.Journal.OnConflict == ConflictDelete && c.journal.InvalidatedAll(c.clock.Now(), owns)
 }

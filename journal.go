@@ -1,420 +1,151 @@
 package holdfast
 
 import (
-	"strings"
-	"sync"
-	"sync/atomic"
+	"fmt"
 
-	"github.com/holdfast-cache/holdfast/internal/clock"
-	"github.com/holdfast-cache/holdfast/internal/keyhash"
+	"github.com/holdfast-cache/holdfast/internal/journal"
+	"github.com/holdfast-cache/holdfast/internal/wal"
 )
 
-// journal holds the writes that Redis has not acknowledged: one intent per key, for the
-// latest write. It is a leaf: it knows neither Redis nor the local tier, and gets the time
-// as a parameter.
-//
-// While a key is journaled, its reads are answered from the journal and never from Redis,
-// and its writes go to the journal, until the replay has resolved the key.
-//
-// Each intent has a base: the state in which this client last knew the key in Redis. A
-// replay writes over the base and over this client's own unanswered writes. Anything else
-// is another writer's value, and a conflict (law 7).
-type journal struct {
-	maxKeys  int
-	maxBytes int64
-	keysOnly bool
+// The journal as the Cache sees it: its options and their check. The journal itself is
+// internal/journal.
 
-	// downgraded is called for a set that became a delete while it waited.
-	downgraded func(key string)
-	// poison reports whether connections were lost under a write of the key. Such a write
-	// is sent last and alone.
-	poison func(key string, del bool) bool
+// JournalOptions bounds the journal of the writes made while Redis is away, and says how it
+// is replayed and stored.
+type JournalOptions struct {
+	// MaxKeys bounds the keys. Default 65536. When it is reached, a write of a further key is
+	// refused with ErrJournalFull. At most half of the keys may be held, see Cache.Held; with
+	// more the replay pauses.
+	MaxKeys int
 
-	file *journalFile // nil: in memory only
+	// MaxBytes bounds keys and values. Default 64 MiB. A set whose value does not fit becomes
+	// a delete, and is counted in Stats.Downgraded: after the outage the key is absent rather
+	// than old. If not even the key fits, the write is refused with ErrJournalFull.
+	MaxBytes int64
 
-	news  atomic.Bool // there may be sets to compare with the value in Redis
-	held  heldEntries
-	retry clock.Backoff // between the canaries of a refusal
+	// OnConflict is the rule for a set whose key another client wrote meanwhile. Default
+	// ConflictDelete.
+	OnConflict ConflictRule
 
-	// underWay counts the intents that are being sent. An intent that is sent alone counts
-	// as isolatedUnderWay.
-	underWay atomic.Int64
+	// KeysOnly: the journal keeps no values. A key that was set while Redis was away is
+	// deleted there when Redis is back, and loaded again from the source of truth. Until then
+	// the local tier serves the value, as long as it has it. Default false.
+	KeysOnly bool
 
-	flushing atomic.Int32 // flushes of this process that are under way; see beginFlush
+	// MaxRate bounds the keys per second that are replayed to one server, so that a full
+	// journal does not overload a server that has just come back. Default 100000.
+	MaxRate int
 
-	next   atomic.Uint32 // the shard where the next take begins
-	keys   atomic.Int64  // intents, including those that wait for their second check
-	queued atomic.Int64  // intents to be replayed
-	bytes  atomic.Int64
+	// Dir is a directory for a copy of the journal that survives the process. New creates it
+	// if it is missing. The writes that New finds there are replayed, and their keys are not
+	// read from Redis before. One Cache at a time may use a directory. Default "": the journal
+	// is in memory only. Dir is not used without a Redis configured.
+	//
+	// With Dir, New reads the files, and a write that goes to the journal waits for the
+	// operating system to take it, for at most Timeout; see Fsync. If the disk fails or takes
+	// longer, the write is accepted in memory and does not survive a crash.
+	// Health.JournalError has the cause until the files are complete again, which is tried
+	// once a second. A directory that was removed or changed is noticed within about a second
+	// and written again. A directory that a newer version has written is an error of New.
+	Dir string
 
-	shards [journalShards]journalShard
-
-	idle struct {
-		sync.Mutex
-		ch chan struct{} // closed when no intent is queued
-	}
+	// Fsync says whether an accepted write also survives the death of the machine. Default
+	// FsyncNo: the death of the process only.
+	Fsync FsyncPolicy
 }
+
+// ConflictRule is the action of a replay on a conflict: Redis holds a value that is neither
+// the one that it was last known to hold nor one that this Cache wrote, or another client
+// deleted the key.
+type ConflictRule uint8
 
 const (
-	journalShards = 64
-	// shardKept is the number of intents up to which the map of an emptied shard is reused.
-	shardKept = 16
+	// ConflictDelete deletes the key: both values are gone, and a miss is always safe. Only
+	// the source of truth knows which value is the newer one.
+	ConflictDelete ConflictRule = iota
+	// ConflictKeep leaves the value in Redis. If there was no local copy at the time of the
+	// write, that value may be the one from before the write, even one that this Cache wrote:
+	// then reading your own writes ends with the replay.
+	ConflictKeep
+	// ConflictOverwrite writes the journaled value. It is for keys that no other client
+	// writes: another client's newer value would be lost.
+	ConflictOverwrite
 )
 
-type journalShard struct {
-	mu      sync.RWMutex
-	intents map[string]*intent
-	grown   int              // the largest number of intents since the map was made
-	sent    map[*intent]sent // with a file: the writes that are being sent
+func (r ConflictRule) String() string {
+	switch r {
+	case ConflictDelete:
+		return "delete"
+	case ConflictKeep:
+		return "keep"
+	case ConflictOverwrite:
+		return "overwrite"
+	}
+	return fmt.Sprintf("conflictrule(%d)", uint8(r))
 }
 
-// admission is the journal's decision on a write.
-type admission uint8
+// FsyncPolicy says when the files of Journal.Dir are forced to the disk.
+type FsyncPolicy uint8
 
 const (
-	admitted   admission = iota
-	downgraded           // a set became a delete
-	rejected             // no room for another key
+	// FsyncNo does not call fsync: an accepted write survives the death of the process, but
+	// not that of the machine.
+	FsyncNo FsyncPolicy = iota
+	// FsyncEverySecond: the death of the machine loses at most the accepted writes of about a
+	// second.
+	FsyncEverySecond
+	// FsyncAlways: a write is on the disk before it is accepted. Writes that are made at the
+	// same time share one fsync.
+	FsyncAlways
 )
 
-// journaledKey is a journaled key as a reader sees it.
-type journaledKey struct {
-	value            []byte
-	deadline         int64
-	live             bool // there is a value to serve
-	valueInLocalTier bool // the value is not here, but the local tier may have it
+func (p FsyncPolicy) String() string {
+	switch p {
+	case FsyncNo:
+		return "no"
+	case FsyncEverySecond:
+		return "everysec"
+	case FsyncAlways:
+		return "always"
+	}
+	return fmt.Sprintf("fsyncpolicy(%d)", uint8(p))
 }
 
-func newJournal(o JournalOptions) *journal {
-	j := &journal{maxKeys: o.MaxKeys, maxBytes: o.MaxBytes, keysOnly: o.KeysOnly, downgraded: func(string) {}, poison: func(string, bool) bool { return false }}
-	for i := range j.shards {
-		j.shards[i].intents = make(map[string]*intent)
-		j.shards[i].sent = make(map[*intent]sent)
+func (j JournalOptions) validate() []error {
+	var errs []error
+	bad := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("holdfast: options: "+format, args...))
 	}
-	return j
+	if j.MaxKeys < 1 {
+		bad("Journal.MaxKeys is %d: it must be at least 1", j.MaxKeys)
+	}
+	if j.MaxBytes < 1 {
+		bad("Journal.MaxBytes is %d: it must be at least 1", j.MaxBytes)
+	}
+	if j.MaxRate < 1 {
+		bad("Journal.MaxRate is %d: it must be at least 1", j.MaxRate)
+	}
+	if j.OnConflict > ConflictOverwrite {
+		bad("Journal.OnConflict is %d: no such rule", j.OnConflict)
+	}
+	if j.KeysOnly && j.OnConflict != ConflictDelete {
+		bad("Journal.OnConflict is %v: with Journal.KeysOnly every key is deleted", j.OnConflict)
+	}
+	if j.Fsync > FsyncAlways {
+		bad("Journal.Fsync is %d: no such policy", j.Fsync)
+	}
+	if j.Fsync != FsyncNo && j.Dir == "" {
+		bad("Journal.Fsync is %v: without Journal.Dir there is no file", j.Fsync)
+	}
+	return errs
 }
 
-func (j *journal) shard(h keyhash.Hash) *journalShard { return &j.shards[h.Check%journalShards] }
-
-// get returns the state of a journaled key. A key that a replay has resolved is not
-// reported. While the journal is empty, get costs one atomic load.
-func (j *journal) get(h keyhash.Hash, key string, now int64) (f journaledKey, ok bool) {
-	if j.keys.Load() == 0 {
-		return f, false
+// config returns the options for the journal itself.
+func (j JournalOptions) config() journal.Config {
+	return journal.Config{
+		MaxKeys: j.MaxKeys, MaxBytes: j.MaxBytes, KeysOnly: j.KeysOnly, Dir: j.Dir,
+		Fsync: [...]wal.SyncPolicy{
+			FsyncNo: wal.SyncNone, FsyncEverySecond: wal.SyncInterval, FsyncAlways: wal.SyncAlways,
+		}[j.Fsync],
 	}
-	sh := j.shard(h)
-	sh.mu.RLock()
-	defer sh.mu.RUnlock()
-	in := sh.intents[key]
-	if in == nil || in.done {
-		return f, false
-	}
-	return journaledKey{
-		value: in.value, deadline: in.deadline,
-		live: !in.del && now < in.deadline, valueInLocalTier: in.valueInLocalTier,
-	}, true
-}
-
-// holds reports whether a write of the key must go to the journal. That includes a key that
-// is resolved, until the drop record is in the file.
-func (j *journal) holds(h keyhash.Hash, key string) bool {
-	if j.keys.Load() == 0 {
-		return false
-	}
-	sh := j.shard(h)
-	sh.mu.RLock()
-	defer sh.mu.RUnlock()
-	return sh.intents[key] != nil
-}
-
-// write is a write as it is offered to the journal.
-type write struct {
-	key        string
-	value      []byte
-	del        bool
-	compensate []byte // the value of an unanswered Add, to be compensated
-	deadline   int64
-	seq        uint64
-	expected   expected
-	sentOn     uint64 // session on which the write may have reached Redis; 0 for none
-
-	// Until plainUntil the write counts as waiting on the wire: it is sent as the ordinary
-	// command of its caller. 0: it never is.
-	plainUntil int64
-}
-
-// put stores the write, unless a later write of the same key is there already. A possible
-// effect of the write on Redis is recorded in any case. put does not block. Before the
-// write is accepted, the caller waits for the returned saving.
-func (j *journal) put(h keyhash.Hash, w write) (admission, saving) {
-	sh := j.shard(h)
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	return j.putLocked(sh, w)
-}
-
-// admit counts another key and its bytes, if there is room for them.
-func (j *journal) admit(key string) bool {
-	for {
-		n := j.keys.Load()
-		if n >= int64(j.maxKeys) {
-			return false
-		}
-		if j.keys.CompareAndSwap(n, n+1) {
-			break
-		}
-	}
-	if !j.claim(int64(len(key))) {
-		j.keys.Add(-1)
-		return false
-	}
-	return true
-}
-
-// putLocked is put for a caller that holds the shard's lock.
-func (j *journal) putLocked(sh *journalShard, w write) (admission, saving) {
-	in, decision := sh.intents[w.key], admitted
-	if in == nil {
-		if !j.admit(w.key) {
-			if w.sentOn == 0 {
-				return rejected, saving{}
-			}
-			// The write may run late and replace the next one. So the key is journaled
-			// although the journal is full.
-			decision = rejected
-			j.keys.Add(1)
-			j.bytes.Add(int64(len(w.key)))
-		}
-		w.key = strings.Clone(w.key)
-		in = &intent{expected: w.expected, expectedSeq: w.seq, checkAt: notQueued}
-		sh.intents[w.key] = in
-		sh.grown = max(sh.grown, len(sh.intents))
-	}
-	if w.sentOn != 0 {
-		if w.compensate != nil {
-			in.possibleLateWrites.unanswered(w.sentOn, w.compensate, false, w.deadline)
-		} else {
-			in.possibleLateWrites.unanswered(w.sentOn, w.value, w.del, w.deadline)
-		}
-	}
-	if w.seq < in.expectedSeq {
-		// This write began earlier and arrives later. So its base is older than the base of
-		// the other writes, which may be one of our own values.
-		in.expected, in.expectedSeq, in.looked = w.expected, w.seq, false
-	}
-	switch {
-	case decision == rejected:
-		w.value, w.del, w.compensate = nil, true, w.value
-		j.replaceLocked(in, w)
-		in.compensate = true
-	case w.seq >= in.seq:
-		decision = j.replaceLocked(in, w)
-	}
-	if in.unsure() {
-		j.news.Store(true)
-	}
-	return decision, j.saveLocked(sh, w.key, in)
-}
-
-// replaceLocked makes the write the content of the intent. A set becomes a delete where its
-// value does not fit or KeysOnly is set.
-func (j *journal) replaceLocked(in *intent, w write) admission {
-	decision := admitted
-	elsewhere := j.keysOnly && !w.del
-	j.bytes.Add(-int64(len(in.value)))
-	if !w.del && !elsewhere && !j.claim(int64(len(w.value))) {
-		elsewhere, decision = true, downgraded
-	}
-	if elsewhere {
-		w.value, w.del = nil, true
-	}
-	in.value, in.del, in.valueInLocalTier, in.deadline, in.seq = w.value, w.del, elsewhere, w.deadline, w.seq
-	in.compensate, in.wasSet, in.disconnects = w.compensate != nil, false, 0
-	if w.plainUntil != 0 {
-		in.plainUntil = w.plainUntil
-	} // else the time of the earlier write, which this one replaces, stays valid
-	j.releaseLocked(in)
-	if in.checkAt != 0 {
-		in.checkAt = 0
-		j.queued.Add(1)
-	}
-	return decision
-}
-
-// claim adds n bytes if they fit. It never exceeds the limit, not even for a moment: the
-// excess would show in the gauge, and could cost another set its value.
-func (j *journal) claim(n int64) bool {
-	for {
-		held := j.bytes.Load()
-		if held+n > j.maxBytes {
-			return false
-		}
-		if j.bytes.CompareAndSwap(held, held+n) {
-			return true
-		}
-	}
-}
-
-// notQueued marks a new intent until put has queued it.
-const notQueued = -1
-
-// allowLocalValue notes that the local tier has a value for a journaled delete or an expired set. The
-// value was loaded since, and is removed by the replay.
-func (j *journal) allowLocalValue(h keyhash.Hash, key string, now int64) {
-	if j.keys.Load() == 0 {
-		return
-	}
-	sh := j.shard(h)
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	if in := sh.intents[key]; in != nil && (in.del || now >= in.deadline) {
-		in.valueInLocalTier = true
-	}
-}
-
-// superseded handles a write that began before its key was journaled and that Redis has
-// acknowledged. An intent of an earlier write is then resolved: either it was never sent,
-// or it was sent on the same session before this write, so Redis has run it before this
-// write. An exception is an intent that is being sent, or that has an unanswered write of
-// another session. That write may still run late, so the intent stays and takes over this
-// write's value; again reports that it must be replayed. superseded does not block. Before
-// the write is acknowledged, the caller waits for saved.
-func (j *journal) superseded(h keyhash.Hash, w write, sessionID uint64, server string) (again bool, saved saving) {
-	if j.keys.Load() == 0 {
-		return false, saving{}
-	}
-	sh := j.shard(h)
-	sh.mu.Lock()
-	in := sh.intents[w.key]
-	decision := admitted
-	switch {
-	case in == nil || in.seq >= w.seq:
-	case in.sending || in.possibleLateWrites.since != 0 && in.possibleLateWrites.since != sessionID:
-		decision, _ = j.putLocked(sh, w)
-		in.expected, in.expectedSeq = afterwards(w.value, w.del, w.deadline, server), 0
-		saved = j.saveLocked(sh, w.key, in)
-		again = true
-	default:
-		saved = j.leaveLocked(sh, w.key, in)
-	}
-	sh.mu.Unlock()
-	if decision == downgraded {
-		j.downgraded(w.key)
-	}
-	j.announce()
-	return again, saved
-}
-
-// beginFlush is called before this process sends a flush, and endFlush after flushed, or when the
-// flush has failed. A set that is replayed meanwhile may run behind the flush, so its intent stays
-// until flushed has made it a delete, or it is replayed once more.
-func (j *journal) beginFlush() { j.flushing.Add(1) }
-func (j *journal) endFlush()   { j.flushing.Add(-1) }
-
-// flushed handles a flush that this process sent and the server has run, after all writes
-// that the server had accepted. Each set that waits for its replay or its second check
-// becomes a delete, and so does each delete that still has a value in the local tier.
-// Writes in spare stay, because they were sent after the flush. flushed returns the keys
-// that must be replayed, and the last change of the file.
-func (j *journal) flushed(owns func(key string) bool, spare map[string]uint64) (keys []string, last saving) {
-	if j.keys.Load() == 0 {
-		return nil, saving{}
-	}
-	for i := range j.shards {
-		sh := &j.shards[i]
-		sh.mu.Lock()
-		for key, in := range sh.intents {
-			if seq, spared := spare[key]; in.done || in.del && !in.valueInLocalTier || spared && seq == in.seq || !owns(key) {
-				continue
-			}
-			j.bytes.Add(-int64(len(in.value)))
-			in.value, in.del, in.valueInLocalTier = nil, true, false
-			j.releaseLocked(in)
-			if in.checkAt != 0 {
-				in.checkAt = 0
-				j.queued.Add(1)
-			}
-			last = last.or(j.saveLocked(sh, key, in))
-			keys = append(keys, key)
-		}
-		sh.mu.Unlock()
-	}
-	return keys, last
-}
-
-// afterwards is the base after Redis has run a write.
-func afterwards(v []byte, del bool, deadline int64, server string) expected {
-	if del {
-		return holdingNothing(server)
-	}
-	return holding(v, deadline, server)
-}
-
-// touch changes the deadline of a journaled set. touched is false where the key has no live
-// set that waits for its replay. touch does not block; for saved see put.
-func (j *journal) touch(h keyhash.Hash, key string, now, deadline int64) (saved saving, touched bool) {
-	sh := j.shard(h)
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	in := sh.intents[key]
-	if in == nil || in.del || now >= in.deadline || in.checkAt != 0 {
-		return saving{}, false
-	}
-	in.deadline = deadline
-	return j.saveLocked(sh, key, in), true
-}
-
-// leaveLocked removes the intent: at once without a file, else by the next sweep after the
-// drop record is in the file. If it were removed before, the process could die, and the
-// next process would replay a resolved intent over newer writes. The caller holds the
-// shard's lock, and calls announce after it has released it.
-func (j *journal) leaveLocked(sh *journalShard, key string, in *intent) saving {
-	if j.file == nil {
-		j.dropLocked(sh, key, in)
-		return saving{}
-	}
-	in.done, in.sending = true, true
-	return j.file.forget(sh, key, in)
-}
-
-// dropLocked removes the intent from memory. The caller holds the shard's lock, and calls
-// announce after it has released it.
-func (j *journal) dropLocked(sh *journalShard, key string, in *intent) {
-	delete(sh.intents, key)
-	if len(sh.intents) == 0 && sh.grown > shardKept {
-		sh.intents, sh.grown = make(map[string]*intent), 0 // an emptied map keeps its memory
-	}
-	j.bytes.Add(-int64(len(key) + len(in.value)))
-	j.keys.Add(-1)
-	j.releaseLocked(in)
-	if in.checkAt == 0 {
-		j.queued.Add(-1)
-	}
-}
-
-// announce wakes the callers that wait for an empty queue, if no intent is queued.
-func (j *journal) announce() {
-	if j.queued.Load() != 0 {
-		return
-	}
-	j.idle.Lock()
-	defer j.idle.Unlock()
-	if j.idle.ch != nil && j.queued.Load() == 0 {
-		close(j.idle.ch)
-		j.idle.ch = nil
-	}
-}
-
-// drained returns a channel that is closed as soon as no intent is queued, or nil if none
-// is queued now.
-func (j *journal) drained() <-chan struct{} {
-	j.idle.Lock()
-	defer j.idle.Unlock()
-	if j.queued.Load() == 0 {
-		return nil
-	}
-	if j.idle.ch == nil {
-		j.idle.ch = make(chan struct{})
-	}
-	return j.idle.ch
 }

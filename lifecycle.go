@@ -27,12 +27,12 @@ func (c *Cache) Health() Health {
 		return Health{State: Up, Writable: true, Since: c.clock.Base.Add(time.Hour)}
 	}
 	h := c.routes.health()
-	h.JournalKeys = int(c.journal.keys.Load())
-	h.HeldKeys = int(c.journal.held.n.Load())
-	if since := c.journal.heldSince(); since != 0 {
+	h.JournalKeys = int(c.journal.Keys.Load())
+	h.HeldKeys = int(c.journal.Held.N.Load())
+	if since := c.journal.HeldSince(); since != 0 {
 		h.HeldSince = time.Now().Add(-time.Duration(c.clock.Now() - since))
 	}
-	h.JournalError = c.journal.err()
+	h.JournalError = c.journal.Err()
 	return h
 }
 
@@ -155,7 +155,7 @@ func (c *Cache) Drain(ctx context.Context) error {
 
 func (c *Cache) drain(ctx context.Context) error {
 	for {
-		idle := c.journal.drained()
+		idle := c.journal.Drained()
 		if idle == nil {
 			return c.swept(ctx) // the file forgets them, too, should the process die now
 		}
@@ -173,7 +173,7 @@ func (c *Cache) drain(ctx context.Context) error {
 // swept waits until the journal's file is up to date, and wakes the replay of writes that
 // must be replayed again.
 func (c *Cache) swept(ctx context.Context) error {
-	again, err := c.journal.swept(ctx)
+	again, err := c.journal.Swept(ctx)
 	if again {
 		c.routes.wake()
 	}
@@ -188,9 +188,9 @@ func (c *Cache) Stats() Stats {
 		guardHits:    c.inflight.Hits(),
 		localEvicted: c.local.Evicted.Load(),
 		localDropped: c.local.Dropped.Load(),
-		journalKeys:  c.journal.keys.Load(),
-		journalBytes: c.journal.bytes.Load(),
-		heldKeys:     c.journal.held.n.Load(),
+		journalKeys:  c.journal.Keys.Load(),
+		journalBytes: c.journal.Bytes.Load(),
+		heldKeys:     c.journal.Held.N.Load(),
 	}
 	if c.routes != nil {
 		r.breakerOpens = c.routes.opens()
@@ -259,7 +259,7 @@ func (c *Cache) end(why error, shutdown bool) error {
 	slow.group(&c.notifier, c.notify.running)
 	slow.group(&c.flusher, func() []string { return nil })
 	var unsaved error
-	c.keeper.spawn("journal", func() { unsaved = c.journal.close() })
+	c.keeper.spawn("journal", func() { unsaved = c.journal.Close() })
 	onDisk := c.keeper.wait(diskLimit)
 	if slow.err() == nil {
 		c.local.Close()
@@ -286,7 +286,7 @@ func (c *Cache) end(why error, shutdown bool) error {
 // file they may spend it on the disk, and the budget may be large, so diskLimit bounds the
 // wait. It returns false after that.
 func (c *Cache) left() bool {
-	if c.journal.file == nil {
+	if c.journal.File == nil {
 		return c.inflight.Wait(clock.Never)
 	}
 	return c.inflight.Wait(diskLimit)

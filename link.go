@@ -71,8 +71,8 @@ type link struct {
 	failedAt   atomic.Int64           // end of the last failed attempt
 	failedFrom atomic.Int64           // beginning of that attempt
 	lostAt     atomic.Int64           // when a serving connection was last lost
-	// plainFrom is set when the first attempt has failed. An intent whose plainUntil is not later
-	// than plainFrom no longer counts as on the wire; see write.plainUntil.
+	// plainFrom is set when the first attempt has failed. An intent whose PlainUntil is not later
+	// than plainFrom no longer counts as on the wire; see write.PlainUntil.
 	plainFrom atomic.Int64
 
 	broken atomic.Pointer[chan struct{}] // nil while no goroutine waits; see stream

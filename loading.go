@@ -11,6 +11,7 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/flight"
 	"github.com/holdfast-cache/holdfast/internal/inflight"
+	"github.com/holdfast-cache/holdfast/internal/journal"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
 	"github.com/holdfast-cache/holdfast/internal/local"
 )
@@ -312,14 +313,14 @@ func (c *Cache) putUngiven(w *change, now int64) {
 	w.grace |= local.NotInRedis
 	w.entry = c.entryOf(w, now, &w.place.domain, local.Unconfirmed)
 	if c.putSuperseding(context.Background(), w, now) && !w.del {
-		c.journal.allowLocalValue(w.hash, w.key, now)
+		c.journal.AllowLocalValue(w.hash, w.key, now)
 	}
 }
 
 // takeBack ends a store that Redis did not acknowledge. The copy stays, suspect. If the
 // command may have run, or may run late, the journal gets an intent that compensates for it:
 // others may have deleted the key since.
-func (c *Cache) takeBack(w *change, now int64, o outcome) (saved saving) {
+func (c *Cache) takeBack(w *change, now int64, o outcome) (saved journal.Saving) {
 	if o.unknown {
 		compensation := *w
 		compensation.expected = w.baseOf()
@@ -331,7 +332,7 @@ func (c *Cache) takeBack(w *change, now int64, o outcome) (saved saving) {
 	w.grace |= local.NotInRedis
 	c.local.EndAs(w.hash, c.entryOf(w, now, &w.place.domain, now), local.Unconfirmed)
 	if o.unknown && !w.del {
-		c.journal.allowLocalValue(w.hash, w.key, now)
+		c.journal.AllowLocalValue(w.hash, w.key, now)
 	}
 	return saved
 }
@@ -382,7 +383,7 @@ func (c *Cache) destination(it *loadItem) destination {
 	unbroken := it.answered && d.Epoch.Load() == it.token.Epoch
 	flushed := int32(it.token.Epoch-d.Floor.Load()) < 0
 	writable := c.routes.link(c.routes.of(it.key)).writer(false) != nil
-	dest := whereTo(true, c.journal.holds(it.h, it.key), flushed, unbroken, writable)
+	dest := whereTo(true, c.journal.Holds(it.h, it.key), flushed, unbroken, writable)
 	if it.refused && dest == localUnconfirmed {
 		return localBriefly
 	}

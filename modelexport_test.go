@@ -7,40 +7,34 @@ import "fmt"
 // Journaled says whether the journal has the key, and whether it waits there to be
 // replayed, rather than for its second check or to be taken back.
 func (c *Cache) Journaled(key string) (fenced, queued bool) {
-	sh := c.journal.shard(c.local.Hash(key))
-	sh.mu.RLock()
-	defer sh.mu.RUnlock()
-	in := sh.intents[key]
-	return in != nil, in != nil && in.checkAt == 0 && !in.compensate
+	sh := c.journal.Shard(c.local.Hash(key))
+	sh.Mu.RLock()
+	defer sh.Mu.RUnlock()
+	in := sh.Intents[key]
+	return in != nil, in != nil && in.CheckAt == 0 && !in.Compensate
 }
 
 // Replaying is how many intents are on their way to Redis.
 func (c *Cache) Replaying() int {
 	n := 0
-	for i := range c.journal.shards {
-		sh := &c.journal.shards[i]
-		sh.mu.RLock()
-		for _, in := range sh.intents {
-			if in.sending {
+	for i := range c.journal.Shards {
+		sh := &c.journal.Shards[i]
+		sh.Mu.RLock()
+		for _, in := range sh.Intents {
+			if in.Sending {
 				n++
 			}
 		}
-		sh.mu.RUnlock()
+		sh.Mu.RUnlock()
 	}
 	return n
 }
 
 // Leftover says what is left in the journal or in the overlay, nil for nothing.
 func (c *Cache) Leftover() error {
-	intents := 0
-	for i := range c.journal.shards {
-		sh := &c.journal.shards[i]
-		sh.mu.RLock()
-		intents += len(sh.intents)
-		sh.mu.RUnlock()
-	}
+	intents := c.journal.Sizes()
 	pending, _ := c.local.InOverlay()
-	keys, queued, bytes := c.journal.keys.Load(), c.journal.queued.Load(), c.journal.bytes.Load()
+	keys, queued, bytes := c.journal.Keys.Load(), c.journal.Queued.Load(), c.journal.Bytes.Load()
 	overlay := c.local.OverlayBytes()
 	if intents != 0 || keys != 0 || queued != 0 || bytes != 0 || pending != 0 || overlay != 0 {
 		return fmt.Errorf("left behind: %d intents, counted as %d keys, %d queued, %d bytes; %d places in the overlay, counted as %d bytes",

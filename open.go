@@ -8,6 +8,7 @@ import (
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/flight"
+	"github.com/holdfast-cache/holdfast/internal/journal"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
 	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/redis/rueidis"
@@ -34,7 +35,7 @@ func New(opts Options) (*Cache, error) {
 		cancel:  cancel,
 		stop:    make(chan struct{}),
 		local:   tier,
-		journal: newJournal(opts.Journal),
+		journal: journal.New(opts.Journal.config()),
 		closed:  make(chan struct{}),
 	}
 	c.opts.Redis = c.foreign.watch(opts.Redis, &c.workers)
@@ -45,8 +46,8 @@ func New(opts Options) (*Cache, error) {
 		c.loadSlots = make(chan struct{}, opts.Load.MaxConcurrent)
 	}
 	c.notify = newNotifier(opts, &c.stats)
-	c.journal.downgraded = c.downgraded
-	c.journal.retry = clock.Backoff{Min: opts.Breaker.MinBackoff, Max: opts.Breaker.MaxBackoff}
+	c.journal.Downgraded = c.downgraded
+	c.journal.Retry = clock.Backoff{Min: opts.Breaker.MinBackoff, Max: opts.Breaker.MaxBackoff}
 	if opts.Journal.Dir != "" && len(opts.Redis.InitAddress) > 0 {
 		if err := c.restore(); err != nil {
 			cancel()
@@ -77,11 +78,11 @@ func Open(url string) (*Cache, error) {
 
 // restore opens Journal.Dir and takes over the intents of an earlier process.
 func (c *Cache) restore() error {
-	r, err := c.journal.open(c.opts.Journal, c.opts.Timeout, c.clock, c.local.Hash, c.notify.journalFile)
+	r, err := c.journal.Open(c.opts.Journal.config(), c.opts.Timeout, c.clock, c.local.Hash, c.notify.journalFile)
 	if err != nil {
 		return fmt.Errorf("holdfast: options: Journal.Dir: %w", err)
 	}
-	c.stats.restored.Add(uint64(r.keys))
+	c.stats.restored.Add(uint64(r.Keys))
 	c.notify.restored(r)
 	return nil
 }
@@ -93,18 +94,18 @@ func (c *Cache) connect() {
 	c.remote = &remote{
 		routes: r, hops: c.opts.Redis.ClusterOption.MaxMovedRedirections,
 		budget: newBudget(c.opts.Timeout, c.clock), clock: c.clock, stats: &c.stats,
-		journaling: func() bool { return c.journal.keys.Load() != 0 },
+		journaling: func() bool { return c.journal.Keys.Load() != 0 },
 	}
 	probe := c.opts.Breaker.ProbePrefix + rand.Text()
 	sessions := new(atomic.Uint64)
-	sessions.Store(earlierProcess)
+	sessions.Store(journal.EarlierProcess)
 	env := linkEnv{
 		clock:    c.clock,
 		stats:    &c.stats,
 		notify:   c.notify,
 		sessions: sessions,
 		probeKey: func(string) string { return probe },
-		wanted:   func() bool { return c.journal.keys.Load() > 0 || r.waiting.Load() > 0 || c.listeners.any() },
+		wanted:   func() bool { return c.journal.Keys.Load() > 0 || r.waiting.Load() > 0 || c.listeners.any() },
 		needless: func() bool { return false },
 		hits:     func() uint64 { return c.inflight.Hits() + c.stats.localAnswers() },
 		leave:    func() {},
@@ -115,7 +116,7 @@ func (c *Cache) connect() {
 		domains:        func(each func(*local.EpochScope)) { each(&r.one.domain) },
 		onInvalidation: c.onInvalidation,
 		listeners:      &c.listeners,
-		copies:         func() int64 { return c.local.Len() - c.journal.keys.Load() },
+		copies:         func() int64 { return c.local.Len() - c.journal.Keys.Load() },
 		changed: func(s StateChange) {
 			c.notify.stateChange(s)
 			if s.From == s.To {
@@ -151,12 +152,12 @@ func (c *Cache) connect() {
 		}
 		home.where = s.where
 	}
-	c.journal.poison = func(key string, del bool) bool { return r.link(r.of(key)).treat(key, del) != sendInCompany }
+	c.journal.Poison = func(key string, del bool) bool { return r.link(r.of(key)).treat(key, del) != sendInCompany }
 	r.seedLink = c.newLink(c.life, home, func(string) bool { return r.cluster.Load() == nil })
 	r.one.link.Store(r.seedLink)
-	if c.journal.file != nil {
-		c.keeper.spawn("journal", func() { c.journal.keep(c.stop) })
-		c.keeper.spawn("sweeper", func() { c.journal.tidy(c.life, r.wake) })
+	if c.journal.File != nil {
+		c.keeper.spawn("journal", func() { c.journal.Keep(c.stop) })
+		c.keeper.spawn("sweeper", func() { c.journal.Tidy(c.life, r.wake) })
 	}
 	c.start(c.life, r.seedLink)
 }
@@ -185,7 +186,7 @@ func (c *Cache) newLink(ctx context.Context, env linkEnv, owns func(key string) 
 		doubt:   func(h keyhash.Hash) { c.local.Suspect(h, local.SameEnd) },
 		forget:  func(h keyhash.Hash) { c.local.Put(h, nil) },
 		timeout: max(c.opts.Timeout, replayTimeout),
-		maxHeld: heldSets,
+		maxHeld: journal.HeldSets,
 		pauses:  clock.Backoff{Min: replayPause, Max: c.opts.Breaker.MaxBackoff},
 		share:   c.opts.Timeout / 8,
 		rule:    c.opts.Journal.OnConflict,

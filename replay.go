@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/journal"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
 	"github.com/redis/rueidis"
 )
@@ -16,7 +17,7 @@ import (
 // replayer sends the journaled writes of one link's keys to Redis, on a goroutine of its
 // own.
 type replayer struct {
-	journal *journal
+	journal *journal.Journal
 	link    *link
 	routes  *routes
 	owns    func(key string) bool // reports whether a key is the link's
@@ -93,7 +94,7 @@ func (r *replayer) run(ctx context.Context) {
 		if s == nil || !s.writable.Load() {
 			continue // the replayer is woken when Redis takes writes again
 		}
-		if next := min(r.journal.nextCheck(r.owns), r.journal.nextCanary(), r.nextAsk(s), r.link.suspects.nextTrial()); next != clock.Never {
+		if next := min(r.journal.NextCheck(r.owns), r.journal.NextCanary(), r.nextAsk(s), r.link.suspects.nextTrial()); next != clock.Never {
 			timer.Reset(max(replayPause, time.Duration(next-r.clock.Now())))
 		}
 	}
@@ -158,7 +159,7 @@ func (r *replayer) drain(ctx context.Context, s *session) bool {
 	d.mu.Lock() // only for form: the lanes have ended
 	defer d.mu.Unlock()
 	if d.mu.total != (Replay{}) {
-		d.mu.total.Left = int(r.journal.queued.Load())
+		d.mu.total.Left = int(r.journal.Queued.Load())
 		r.notify.replay(d.mu.total)
 	}
 	return !d.mu.failed
@@ -181,9 +182,9 @@ func (d *draining) lane(ctx context.Context) {
 			return
 		}
 		began := d.clock.Now()
-		tasks := d.journal.canaries(began, d.hash, want)
+		tasks := d.journal.Canaries(began, d.hash, want)
 		if len(tasks) == 0 {
-			tasks = d.journal.take(size, replayBytes, began, d.hash, want)
+			tasks = d.journal.Take(size, replayBytes, began, d.hash, want)
 		}
 		d.pace.refund(size - len(tasks))
 		if len(tasks) == 0 {
@@ -207,9 +208,9 @@ func (d *draining) lane(ctx context.Context) {
 
 // enter has the tasks count as under way: beside the callers' commands, or alone. leave
 // ends that. If ok is false, the tasks are back in the journal and must not be sent.
-func (d *draining) enter(ctx context.Context, tasks []task) (leave func(), ok bool) {
+func (d *draining) enter(ctx context.Context, tasks []journal.Task) (leave func(), ok bool) {
 	s := d.session
-	if !tasks[0].isolated {
+	if !tasks[0].Isolated {
 		leave, ok = s.leaveReplay, s.enterReplay(ctx)
 	} else {
 		ctx, cancel := context.WithTimeout(ctx, d.timeout)
@@ -219,7 +220,7 @@ func (d *draining) enter(ctx context.Context, tasks []task) (leave func(), ok bo
 	}
 	if !ok {
 		for i := range tasks {
-			d.journal.resolve(tasks[i], foundUnsent, s.id, s.server, d.clock.Now())
+			d.journal.Resolve(tasks[i], journal.FoundUnsent, s.id, s.server, d.clock.Now())
 		}
 	}
 	return leave, ok
@@ -271,12 +272,12 @@ func nextBatch(size int, took, limit time.Duration) int {
 // replay sends the tasks in one pipeline and resolves each. It blocks for at most the
 // replayer's timeout and one second for each megabyte of values. A second try after ASK, the
 // probe of judge and the disk take time of their own. Only the journal waits for replay.
-func (r *replayer) replay(ctx context.Context, s *session, tasks []task) (round Replay, ok bool) {
+func (r *replayer) replay(ctx context.Context, s *session, tasks []journal.Task) (round Replay, ok bool) {
 	// The file must have the tasks that are sent, or the next process would take our own
 	// value for another writer's. It must also have the results of the round before.
-	_, _ = r.journal.swept(ctx)
+	_, _ = r.journal.Swept(ctx)
 	round, ok = r.pass(ctx, s, tasks, false)
-	if again, _ := r.journal.swept(ctx); again || round.Superseded+round.Held+round.Rejected > 0 {
+	if again, _ := r.journal.Swept(ctx); again || round.Superseded+round.Held+round.Rejected > 0 {
 		r.wake() // another writer's value is deleted by the next round
 	}
 	return round, ok
@@ -292,24 +293,24 @@ type pass struct {
 
 	round   Replay
 	failed  bool
-	plain   []task              // tasks for which the server does not run the script
-	against []refusedTask       // tasks that Redis refuses, for a reason not yet known
-	asked   map[*session][]task // tasks that were redirected by ASK
+	plain   []journal.Task              // tasks for which the server does not run the script
+	against []refusedTask               // tasks that Redis refuses, for a reason not yet known
+	asked   map[*session][]journal.Task // tasks that were redirected by ASK
 }
 
 // pass tries the tasks once on the session, and those that it redirects by ASK once on the
 // server that it names. ok is false if tasks must wait.
-func (r *replayer) pass(parent context.Context, s *session, tasks []task, asking bool) (round Replay, ok bool) {
+func (r *replayer) pass(parent context.Context, s *session, tasks []journal.Task, asking bool) (round Replay, ok bool) {
 	limit := r.timeout
 	for i := range tasks {
-		limit += time.Duration(len(tasks[i].value)) * time.Microsecond
+		limit += time.Duration(len(tasks[i].Value)) * time.Microsecond
 	}
 	ctx, cancel := context.WithTimeout(parent, limit)
 	defer cancel()
 	p := &pass{replayer: r, parent: parent, session: s, asking: asking, dead: s.lost.Load()}
 	now := r.clock.Now()
 	for i := range tasks {
-		tasks[i].sentAt = now
+		tasks[i].SentAt = now
 	}
 	if s.scriptless() {
 		p.plain = tasks
@@ -338,19 +339,19 @@ func (r *Replay) add(more Replay) {
 }
 
 // conclude processes the answer to a task.
-func (p *pass) conclude(t *task, a answer) {
+func (p *pass) conclude(t *journal.Task, a answer) {
 	if _, refused := rueidis.IsRedisErr(a.err); (a.err == nil || refused) && p.link.suspects.any() {
-		p.link.suspects.clear(p.link.suspects.write(t.key, t.del))
+		p.link.suspects.clear(p.link.suspects.write(t.Key, t.Del))
 	}
 	switch c := classify(context.Background(), a.err); {
 	case c == classOK:
 		p.decided(t, a.verdict)
-	case noScripts(a.err) && !withinScript(a.err) && !t.del:
+	case noScripts(a.err) && !withinScript(a.err) && !t.Del:
 		p.session.noteScripts(a.err, false)
 		p.await(t)
-	case noScripts(a.err) && t.del:
+	case noScripts(a.err) && t.Del:
 		p.plain = append(p.plain, *t)
-	case (c == classCommand || c == classUnknown) && t.del && !t.compensate:
+	case (c == classCommand || c == classUnknown) && t.Del && !t.Compensate:
 		p.plain = append(p.plain, *t) // perhaps only the script is refused
 	case c == classCommand || c == classUnknown:
 		p.refused(t, c, a.err)
@@ -361,7 +362,7 @@ func (p *pass) conclude(t *task, a answer) {
 			return
 		}
 		if p.asked == nil {
-			p.asked = map[*session][]task{}
+			p.asked = map[*session][]journal.Task{}
 		}
 		p.asked[next] = append(p.asked[next], *t)
 	default:
@@ -370,10 +371,10 @@ func (p *pass) conclude(t *task, a answer) {
 }
 
 // decided resolves a task on which Redis has decided.
-func (p *pass) decided(t *task, v verdict) {
+func (p *pass) decided(t *journal.Task, v verdict) {
 	switch v {
 	case verdictDone, verdictUndone:
-		if !t.check && !t.wasSet {
+		if !t.Check && !t.WasSet {
 			p.round.Replayed++
 			p.stats.replayed.Add(1)
 		}
@@ -382,59 +383,59 @@ func (p *pass) decided(t *task, v verdict) {
 		// doing: the previous value may have expired on the way. If so, the task is sent
 		// once more, and by then absence is no conflict.
 		now := p.clock.Now()
-		if t.mayFindNothing(p.session.server, now) {
-			p.journal.resolve(*t, foundAgain, p.session.id, p.session.server, now)
+		if t.MayFindNothing(p.session.server, now) {
+			p.journal.Resolve(*t, journal.FoundAgain, p.session.id, p.session.server, now)
 			p.wake()
 			return
 		}
 		fallthrough
 	default:
-		if !t.wasSet && !(t.check && v != verdictTheirs) {
+		if !t.WasSet && !(t.Check && v != verdictTheirs) {
 			p.round.Superseded++
 			p.stats.superseded.Add(1)
-			p.notify.drop(t.key, DropSuperseded)
+			p.notify.drop(t.Key, DropSuperseded)
 		}
 	}
 	p.resolve(t, v.found())
 }
 
 // found returns the verdict as a result for the journal.
-func (v verdict) found() found {
+func (v verdict) found() journal.Found {
 	switch v {
 	case verdictDone:
-		return foundOurs
+		return journal.FoundOurs
 	case verdictUndone:
-		return foundUndone
+		return journal.FoundUndone
 	case verdictGone:
-		return foundNothing
+		return journal.FoundNothing
 	case verdictTheirs:
-		return foundTheirs
+		return journal.FoundTheirs
 	default:
-		return foundRefused // another writer's value is there, and stays
+		return journal.FoundRefused // another writer's value is there, and stays
 	}
 }
 
 // await keeps a set in the journal until it is certain whether the server runs scripts.
-func (p *pass) await(t *task) {
-	p.journal.resolve(*t, foundUnsent, p.session.id, p.session.server, p.clock.Now())
+func (p *pass) await(t *journal.Task) {
+	p.journal.Resolve(*t, journal.FoundUnsent, p.session.id, p.session.server, p.clock.Now())
 }
 
 // refusedTask is a task with the error by which Redis refused it, and its class.
 type refusedTask struct {
-	task
+	journal.Task
 	class class
 	err   error
 }
 
 // refused records a task that Redis refused. A set that is too large becomes a delete at
 // once, because no try of it will succeed.
-func (p *pass) refused(t *task, c class, err error) {
+func (p *pass) refused(t *journal.Task, c class, err error) {
 	// Redis closes the connection after a protocol error. A task sent after it would be
 	// taken for the cause.
 	p.failed = p.failed || strings.HasPrefix(err.Error(), "Protocol error")
-	if !t.del && tooLarge(err) {
+	if !t.Del && tooLarge(err) {
 		p.rejected(t)
-		p.resolve(t, foundTheirs) // the value in Redis may be older: the next round deletes it
+		p.resolve(t, journal.FoundTheirs) // the value in Redis may be older: the next round deletes it
 		return
 	}
 	p.against = append(p.against, refusedTask{*t, c, err})
@@ -450,7 +451,7 @@ func (p *pass) judge() {
 	why := p.session.link.judge(p.parent, p.session)
 	for i := range p.against {
 		if r := &p.against[i]; why != nil || !p.hold(r) {
-			p.postpone(&r.task, r.class, r.err)
+			p.postpone(&r.Task, r.class, r.err)
 		}
 	}
 	if why != nil {
@@ -460,12 +461,12 @@ func (p *pass) judge() {
 
 // hold holds a refused task. It returns false if too many are held already.
 func (p *pass) hold(r *refusedTask) bool {
-	reason := p.journal.refusal(refusalOf(r.err, r.key), r.class == classCommand)
+	reason := p.journal.Refusal(refusalOf(r.err, r.Key), r.class == classCommand)
 	var ran uint64
 	if errors.Is(r.err, errNonsense) {
 		ran = p.session.id
 	}
-	again, news, ok := p.journal.hold(&r.task, reason, ran, p.clock.Now())
+	again, news, ok := p.journal.Hold(&r.Task, reason, ran, p.clock.Now())
 	if !ok {
 		return false
 	}
@@ -474,21 +475,21 @@ func (p *pass) hold(r *refusedTask) bool {
 		p.stats.held.Add(1)
 	}
 	if news {
-		p.notify.held(HeldWrite{Key: r.key, Delete: r.del, Bytes: len(r.value), Since: time.Now(), Refusal: reason.text})
+		p.notify.held(HeldWrite{Key: r.Key, Delete: r.Del, Bytes: len(r.Value), Since: time.Now(), Refusal: reason.Text})
 	}
 	return true
 }
 
 // rejected reports a set that is given up and becomes a delete.
-func (p *pass) rejected(t *task) {
+func (p *pass) rejected(t *journal.Task) {
 	p.round.Rejected++
 	p.stats.rejected.Add(1)
-	p.notify.drop(t.key, DropRejected)
+	p.notify.drop(t.Key, DropRejected)
 }
 
 // expireHeld turns sets that Redis has refused for longer than maxHeld into deletes.
 func (r *replayer) expireHeld() {
-	for _, key := range r.journal.expireHeld(r.clock.Now() - int64(r.maxHeld)) {
+	for _, key := range r.journal.ExpireHeld(r.clock.Now() - int64(r.maxHeld)) {
 		r.forget(r.hash(key))
 		r.stats.rejected.Add(1)
 		r.notify.drop(key, DropRejected)
@@ -496,35 +497,35 @@ func (r *replayer) expireHeld() {
 }
 
 // postpone leaves the task in the journal for a later round.
-func (p *pass) postpone(t *task, c class, err error) {
+func (p *pass) postpone(t *journal.Task, c class, err error) {
 	p.failed = true
 	s := p.session
 	if gaveUp(err) && p.parent.Err() != nil {
 		c = classCanceled // the replay was canceled, which says nothing about Redis
 	}
-	what := foundNoReply
+	what := journal.FoundNoReply
 	if _, answered := rueidis.IsRedisErr(err); answered {
-		what = foundUnsent // an error reply: the command did not run
+		what = journal.FoundUnsent // an error reply: the command did not run
 	} else if errors.Is(err, errNonsense) {
 		// A reply, but the command may have run.
 	} else if gaveUp(err) {
 		err = errBudget
 	} else if p.dead {
-		what = foundUnsent // the connection had ended before; the error is the cause of that
+		what = journal.FoundUnsent // the connection had ended before; the error is the cause of that
 	} else if !errors.Is(err, errNoPermit) && !errors.Is(err, rueidis.ErrClosing) {
-		what = foundCut // the connection was lost after the sending
+		what = journal.FoundCut // the connection was lost after the sending
 	}
-	if what == foundCut {
-		p.link.blame(s, []uint64{p.link.suspects.write(t.key, t.del)}, t.isolated, t.key)
+	if what == journal.FoundCut {
+		p.link.blame(s, []uint64{p.link.suspects.write(t.Key, t.Del)}, t.Isolated, t.Key)
 	}
-	p.journal.resolve(*t, what, s.id, s.server, p.clock.Now())
-	if what == foundCut && t.isolated && t.disconnects > poisonDisconnects && !t.del {
+	p.journal.Resolve(*t, what, s.id, s.server, p.clock.Now())
+	if what == journal.FoundCut && t.Isolated && t.Disconnects > journal.PoisonDisconnects && !t.Del {
 		p.rejected(t)
-		p.journal.giveUp(t)
+		p.journal.GiveUp(t)
 	}
 	s.link.report(s, c, err)
-	if !p.owns(t.key) {
-		p.routes.deliver(t.key) // the key has moved; its new owner was woken before
+	if !p.owns(t.Key) {
+		p.routes.deliver(t.Key) // the key has moved; its new owner was woken before
 	}
 }
 
@@ -535,22 +536,22 @@ func (p *pass) deletePlainly(ctx context.Context) {
 	b := p.session.client.B()
 	cmds := make([]rueidis.Completed, len(p.plain))
 	for i := range p.plain {
-		cmds[i] = b.Del().Key(p.plain[i].key).Build()
+		cmds[i] = b.Del().Key(p.plain[i].Key).Build()
 	}
 	for i, reply := range p.do(ctx, p.session, cmds, p.asking) {
 		t, err := &p.plain[i], numberReply(reply)
 		switch c := classify(context.Background(), err); c {
 		case classOK:
 			switch {
-			case t.wasSet:
-			case t.del:
+			case t.WasSet:
+			case t.Del:
 				p.round.Replayed++
 				p.stats.replayed.Add(1)
 			default:
 				p.stats.downgraded.Add(1)
-				p.notify.drop(t.key, DropDowngraded)
+				p.notify.drop(t.Key, DropDowngraded)
 			}
-			p.resolve(t, foundNothing)
+			p.resolve(t, journal.FoundNothing)
 		case classCommand, classUnknown:
 			p.refused(t, c, err)
 		default:
@@ -562,19 +563,19 @@ func (p *pass) deletePlainly(ctx context.Context) {
 // resolve resolves the task: the key leaves the journal unless there is more to do. The
 // local copy becomes suspect before that, so that no reader finds it fresh while the key is
 // not journaled any more.
-func (p *pass) resolve(t *task, what found) {
+func (p *pass) resolve(t *journal.Task, what journal.Found) {
 	switch {
-	case !p.journal.latest(t):
+	case !p.journal.Latest(t):
 		// The copy belongs to the later write.
-	case what == foundOurs && t.compensate:
-		p.doubt(t.hash)
-	case what == foundOurs && !t.del:
-		p.settled(t.hash)
+	case what == journal.FoundOurs && t.Compensate:
+		p.doubt(t.Hash)
+	case what == journal.FoundOurs && !t.Del:
+		p.settled(t.Hash)
 	default:
-		p.forget(t.hash)
+		p.forget(t.Hash)
 	}
-	p.journal.resolve(*t, what, p.session.id, p.session.server, p.clock.Now())
-	if t.canary != nil {
+	p.journal.Resolve(*t, what, p.session.id, p.session.server, p.clock.Now())
+	if t.Canary != nil {
 		p.routes.wake() // the entries held with it are queued again
 	}
 }

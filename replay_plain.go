@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/journal"
 	"github.com/redis/rueidis"
 )
 
@@ -16,7 +17,7 @@ import (
 //
 // A task is sent so only once. If it gets no answer, it may run late, and only the script
 // can decide on the key afterwards.
-func (r *replayer) sendPlain(ctx context.Context, s *session, tasks []task, asking bool, out []answer) (others []int) {
+func (r *replayer) sendPlain(ctx context.Context, s *session, tasks []journal.Task, asking bool, out []answer) (others []int) {
 	var cmds []rueidis.Completed
 	var plain []int
 	now, b := r.clock.Now(), s.client.B()
@@ -25,17 +26,17 @@ func (r *replayer) sendPlain(ctx context.Context, s *session, tasks []task, aski
 	for i := range tasks {
 		t := &tasks[i]
 		switch {
-		case t.plainUntil <= from || !t.plain(now):
+		case t.PlainUntil <= from || !t.Plain(now):
 			others = append(others, i)
 			continue
-		case t.del:
-			cmds = append(cmds, b.Del().Key(t.key).Build())
+		case t.Del:
+			cmds = append(cmds, b.Del().Key(t.Key).Build())
 		default:
-			ttl := clock.Left(now, t.deadline)
+			ttl := clock.Left(now, t.Deadline)
 			if ttl > 0 {
 				ttl = max(ttl, time.Millisecond)
 			}
-			cmds = append(cmds, setCommand(b, t.key, t.value, ttl))
+			cmds = append(cmds, setCommand(b, t.Key, t.Value, ttl))
 		}
 		plain = append(plain, i)
 	}
@@ -44,15 +45,10 @@ func (r *replayer) sendPlain(ctx context.Context, s *session, tasks []task, aski
 	}
 	for k, reply := range r.do(ctx, s, cmds, asking) {
 		what := okReply
-		if tasks[plain[k]].del {
+		if tasks[plain[k]].Del {
 			what = numberReply
 		}
 		out[plain[k]] = answer{verdict: verdictDone, err: what(reply)}
 	}
 	return others
-}
-
-// plain reports whether the task may be sent as an ordinary command now.
-func (t *task) plain(now int64) bool {
-	return now < t.plainUntil && now < t.deadline && !t.compensate && !t.check
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/journal"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/redis/rueidis"
 )
@@ -56,20 +57,20 @@ func TestAConflictEndsByTheRule(t *testing.T) {
 func endsByTheRule(t *testing.T, r *replayed) {
 	rule := r.c.opts.Journal.OnConflict
 	now, here := r.c.clock.Now(), r.session().server
-	unknown := intent{}
-	known := intent{expected: holding([]byte("v0"), clock.Never, here)}
-	ended := intent{expected: holding([]byte("v0"), now-1, here)}
-	absent := intent{expected: holdingNothing(here)}
-	v1 := lateWrites{since: 1, gone: clock.Never, sums: []digest{sha1.Sum([]byte("v1"))}}
-	mine := intent{expected: known.expected, possibleLateWrites: v1}
-	mineDel := intent{expected: known.expected, possibleLateWrites: lateWrites{since: 1, gone: clock.Never, del: true}}
-	many := intent{expected: known.expected, possibleLateWrites: lateWrites{since: 1, gone: clock.Never, sums: v1.sums, more: true}}
+	unknown := journal.Intent{}
+	known := journal.Intent{Expected: journal.Holding([]byte("v0"), clock.Never, here)}
+	ended := journal.Intent{Expected: journal.Holding([]byte("v0"), now-1, here)}
+	absent := journal.Intent{Expected: journal.HoldingNothing(here)}
+	v1 := journal.LateWrites{Since: 1, Gone: clock.Never, Sums: []journal.Digest{sha1.Sum([]byte("v1"))}}
+	mine := journal.Intent{Expected: known.Expected, PossibleLateWrites: v1}
+	mineDel := journal.Intent{Expected: known.Expected, PossibleLateWrites: journal.LateWrites{Since: 1, Gone: clock.Never, Del: true}}
+	many := journal.Intent{Expected: known.Expected, PossibleLateWrites: journal.LateWrites{Since: 1, Gone: clock.Never, Sums: v1.Sums, More: true}}
 
-	set := intent{value: []byte("ours"), deadline: clock.Never}
-	brief := intent{value: []byte("ours"), deadline: clock.After(now, time.Hour)}
-	overdue := intent{value: []byte("ours"), deadline: now - 1}
-	del := intent{del: true, deadline: clock.Never}
-	undo := intent{del: true, compensate: true, deadline: clock.Never}
+	set := journal.Intent{Value: []byte("ours"), Deadline: clock.Never}
+	brief := journal.Intent{Value: []byte("ours"), Deadline: clock.After(now, time.Hour)}
+	overdue := journal.Intent{Value: []byte("ours"), Deadline: now - 1}
+	del := journal.Intent{Del: true, Deadline: clock.Never}
+	undo := journal.Intent{Del: true, Compensate: true, Deadline: clock.Never}
 
 	all := func(want string, says int) [3]under {
 		u := under{want, says}
@@ -80,9 +81,9 @@ func endsByTheRule(t *testing.T, r *replayed) {
 	left := all("list", saysSuperseded)
 	for i, tt := range []struct {
 		name  string
-		what  intent
+		what  journal.Intent
 		check bool
-		known intent
+		known journal.Intent
 		holds string
 		rules [3]under
 	}{
@@ -141,8 +142,8 @@ func endsByTheRule(t *testing.T, r *replayed) {
 		default:
 			r.do("SET", key, tt.holds)
 		}
-		k := task{intent: tt.what, check: tt.check, key: key}
-		k.expected, k.possibleLateWrites, k.seq = tt.known.expected, tt.known.possibleLateWrites, 1
+		k := journal.Task{Intent: tt.what, Check: tt.check, Key: key}
+		k.Expected, k.PossibleLateWrites, k.Seq = tt.known.Expected, tt.known.PossibleLateWrites, 1
 		round, want := r.replay(k), tt.rules[rule]
 		if round != (Replay{Replayed: b2i(want.says == saysDone), Superseded: b2i(want.says == saysSuperseded)}) {
 			t.Errorf("%s, redis held %q: %+v", tt.name, tt.holds, round)
@@ -150,7 +151,7 @@ func endsByTheRule(t *testing.T, r *replayed) {
 		if got := r.held(key); got != want.want {
 			t.Errorf("%s, redis held %q: now %q, want %q", tt.name, tt.holds, got, want.want)
 		}
-		if ttl := r.do("PTTL", key); want.want == "ours" && (ttl == "-1") != (tt.what.deadline == clock.Never) {
+		if ttl := r.do("PTTL", key); want.want == "ours" && (ttl == "-1") != (tt.what.Deadline == clock.Never) {
 			t.Errorf("%s, redis held %q: it lives for %sms", tt.name, tt.holds, ttl)
 		}
 	}
@@ -228,30 +229,30 @@ func TestWhatEndsOnTheWayOfAReplayIsExpectedToBeAbsent(t *testing.T) {
 			p := redistest.NewProxy(t, s.Addr())
 			r := newReplayed(t, p.Addr(), s.MustDo, func(o *Options) { o.Journal.OnConflict = rule })
 			here := r.session().server
-			r.replay(task{key: "first", intent: intent{value: []byte("v"), deadline: clock.Never, seq: 1}}) // it has the script now
-			p.SetLatency(way)                                                                               // of the answer
+			r.replay(journal.Task{Key: "first", Intent: journal.Intent{Value: []byte("v"), Deadline: clock.Never, Seq: 1}}) // it has the script now
+			p.SetLatency(way)                                                                                               // of the answer
 			now := r.c.clock.Now()
-			var tasks []task
+			var tasks []journal.Task
 			cases := []struct {
 				name    string
 				check   bool
-				base    expected
-				late    lateWrites
+				base    journal.Expected
+				late    journal.LateWrites
 				deleted bool // somebody did it
 			}{
-				{"the base ends on the way", false, holding([]byte("v0"), now+clockAllowance+int64(way/4), here), lateWrites{}, false},
-				{"the base ends soon, by our clock", false, holding([]byte("v0"), now+clockAllowance/2, here), lateWrites{}, false},
-				{"the base ends in an hour", false, holding([]byte("v0"), now+int64(time.Hour), here), lateWrites{}, true},
-				{"a late value ends on the way", false, holding([]byte("v0"), clock.Never, here), lateWrites{since: 1, gone: now + clockAllowance + int64(way/4)}, false},
-				{"a late value ends in an hour", false, holding([]byte("v0"), clock.Never, here), lateWrites{since: 1, gone: now + int64(time.Hour)}, true},
-				{"check, a late value ends on the way", true, expected{}, lateWrites{since: 1, gone: now + clockAllowance + int64(way/4)}, false},
-				{"check, a late value ends in an hour", true, expected{}, lateWrites{since: 1, gone: now + int64(time.Hour)}, true},
+				{"the base ends on the way", false, journal.Holding([]byte("v0"), now+journal.ClockAllowance+int64(way/4), here), journal.LateWrites{}, false},
+				{"the base ends soon, by our clock", false, journal.Holding([]byte("v0"), now+journal.ClockAllowance/2, here), journal.LateWrites{}, false},
+				{"the base ends in an hour", false, journal.Holding([]byte("v0"), now+int64(time.Hour), here), journal.LateWrites{}, true},
+				{"a late value ends on the way", false, journal.Holding([]byte("v0"), clock.Never, here), journal.LateWrites{Since: 1, Gone: now + journal.ClockAllowance + int64(way/4)}, false},
+				{"a late value ends in an hour", false, journal.Holding([]byte("v0"), clock.Never, here), journal.LateWrites{Since: 1, Gone: now + int64(time.Hour)}, true},
+				{"check, a late value ends on the way", true, journal.Expected{}, journal.LateWrites{Since: 1, Gone: now + journal.ClockAllowance + int64(way/4)}, false},
+				{"check, a late value ends in an hour", true, journal.Expected{}, journal.LateWrites{Since: 1, Gone: now + int64(time.Hour)}, true},
 			}
 			for i, tt := range cases {
-				k := task{key: fmt.Sprint("k", i), check: tt.check, intent: intent{value: []byte("ours"), deadline: clock.Never, seq: 1}}
-				k.expected, k.possibleLateWrites = tt.base, tt.late
-				if k.possibleLateWrites.since == 0 {
-					k.possibleLateWrites.gone = clock.Never
+				k := journal.Task{Key: fmt.Sprint("k", i), Check: tt.check, Intent: journal.Intent{Value: []byte("ours"), Deadline: clock.Never, Seq: 1}}
+				k.Expected, k.PossibleLateWrites = tt.base, tt.late
+				if k.PossibleLateWrites.Since == 0 {
+					k.PossibleLateWrites.Gone = clock.Never
 				}
 				tasks = append(tasks, k)
 			}

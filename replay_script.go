@@ -7,9 +7,8 @@ import (
 	"errors"
 	"strconv"
 	"strings"
-	"time"
 
-	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/journal"
 	"github.com/redis/rueidis"
 )
 
@@ -195,7 +194,7 @@ func okReply(reply rueidis.RedisResult) error {
 // run for that reason are sent once more: others may have been redirected. Tasks that the
 // script did not reach, or that were refused together, are sent again in scripts of their
 // own, because one of them may be the cause.
-func (r *replayer) send(ctx context.Context, s *session, tasks []task, asking bool) []answer {
+func (r *replayer) send(ctx context.Context, s *session, tasks []journal.Task, asking bool) []answer {
 	perScript := scriptKeys
 	if r.routes.cluster.Load() != nil {
 		// The keys of a script must be of one slot, and even those may be on different
@@ -219,7 +218,7 @@ type scripts struct {
 	*replayer
 	session *session
 	asking  bool
-	tasks   []task
+	tasks   []journal.Task
 	answers []answer
 }
 
@@ -331,11 +330,11 @@ func (p *scripts) commands(at []int, perScript int) (cmds []rueidis.Completed, b
 	now, b, bytes := p.clock.Now(), p.session.client.B(), 0
 	for i, j := range at {
 		t := &p.tasks[j]
-		t.sentAt = now // a task that is sent again was not done before
-		op, v, ttl := t.operation(now, p.rule)
-		keys = append(keys, t.key)
-		args = append(args, op, viewString(v), strconv.FormatInt(ttl.Milliseconds(), 10), t.expectedStates(p.session.server, now))
-		bytes += len(t.key) + len(v)
+		t.SentAt = now // a task that is sent again was not done before
+		op, v, ttl := t.Operation(now, journal.ConflictRule(p.rule))
+		keys = append(keys, t.Key)
+		args = append(args, op, viewString(v), strconv.FormatInt(ttl.Milliseconds(), 10), t.ExpectedStates(p.session.server, now))
+		bytes += len(t.Key) + len(v)
 		if len(keys) == perScript || bytes >= scriptBytes || i == len(at)-1 {
 			cmds = append(cmds, kept(b.Evalsha().Sha1(replayDigest).Numkeys(int64(len(keys))).Key(keys...).Arg(args...).Build(), bytes))
 			bounds = append(bounds, i+1)
@@ -343,69 +342,4 @@ func (p *scripts) commands(at []int, perScript int) (cmds []rueidis.Completed, b
 		}
 	}
 	return cmds, bounds
-}
-
-// operation returns the operation for a task that is sent now. A set that expired while it
-// waited becomes a delete, or the value from before the outage would return. A set that
-// expires on the way is written, and lives as long as the way took.
-//
-// The conflict rule concerns sets alone. If more late values of our own may be there than
-// are remembered, ConflictKeep could keep one of them. So a value that cannot be told from
-// them is deleted.
-func (t *task) operation(now int64, rule ConflictRule) (op string, v []byte, ttl time.Duration) {
-	gone := t.deletesAt(now)
-	check := t.check && !t.possibleLateWrites.more
-	switch {
-	case t.compensate, gone && check:
-		return "redelete", nil, 0
-	case gone:
-		return "delete", nil, 0
-	}
-	if t.deadline != clock.Never {
-		ttl = max(clock.Left(now, t.deadline), time.Millisecond)
-	}
-	switch {
-	case check:
-		op = "reset"
-	case rule == ConflictOverwrite:
-		op = "overwrite"
-	case rule == ConflictKeep && !t.possibleLateWrites.more:
-		op = "keep"
-	default:
-		op = "set"
-	}
-	return op, t.value, ttl
-}
-
-// mayFindNothing reports whether absence at server is no conflict if the task runs at now
-// or before. A second check had its value in Redis before, so only our own late write
-// explains absence.
-func (t *task) mayFindNothing(server string, now int64) bool {
-	if t.check {
-		return t.possibleLateWrites.mayLeaveNothing(now)
-	}
-	return t.mayBeAbsent(server, now)
-}
-
-// expectedStates lists the states of Redis that are no conflict, for the script.
-func (t *task) expectedStates(server string, now int64) string {
-	absent := t.mayFindNothing(server, now)
-	held := t.expected.held && !t.check && !t.compensate
-	if len(t.possibleLateWrites.sums) == 0 && !held {
-		if absent {
-			return "absent"
-		}
-		return ""
-	}
-	list := make([]byte, 0, (len(t.possibleLateWrites.sums)+1)*(2*sha1.Size+1)+len("absent"))
-	for _, sum := range t.possibleLateWrites.sums {
-		list = append(hex.AppendEncode(list, sum[:]), ' ')
-	}
-	if held {
-		list = append(hex.AppendEncode(list, t.expected.sum[:]), ' ')
-	}
-	if absent {
-		list = append(list, "absent"...)
-	}
-	return viewString(list)
 }

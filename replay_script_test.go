@@ -11,16 +11,17 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/journal"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 )
 
 // journaled puts writes in the journal and takes them as the replayer would, if that
 // was not faster.
-func (r *replayed) journaled(writes ...write) (tasks []task) {
+func (r *replayed) journaled(writes ...journal.Write) (tasks []journal.Task) {
 	for _, w := range writes {
-		h := r.c.local.Hash(w.key)
-		r.c.journal.put(h, w)
-		tasks = append(tasks, r.c.journal.takeOne(h, w.key)...)
+		h := r.c.local.Hash(w.Key)
+		r.c.journal.Put(h, w)
+		tasks = append(tasks, r.c.journal.TakeOne(h, w.Key)...)
 	}
 	return tasks
 }
@@ -30,11 +31,11 @@ func (r *replayed) journaled(writes ...write) (tasks []task) {
 func TestAScriptThatHasSeenEnoughLeavesTheRestToOthers(t *testing.T) {
 	servers(t, func(t *testing.T, r *replayed) {
 		big := strings.Repeat("x", 300<<10) // two are enough
-		var tasks []task
+		var tasks []journal.Task
 		for i := range 6 {
-			k := task{key: fmt.Sprint("big", i), intent: intent{value: []byte("v"), deadline: clock.Never}}
-			if r.do("SET", k.key, big); i%3 != 0 {
-				k.expected = holding([]byte(big), clock.Never, r.session().server)
+			k := journal.Task{Key: fmt.Sprint("big", i), Intent: journal.Intent{Value: []byte("v"), Deadline: clock.Never}}
+			if r.do("SET", k.Key, big); i%3 != 0 {
+				k.Expected = journal.Holding([]byte(big), clock.Never, r.session().server)
 			}
 			tasks = append(tasks, k)
 		}
@@ -46,8 +47,8 @@ func TestAScriptThatHasSeenEnoughLeavesTheRestToOthers(t *testing.T) {
 			if i%3 == 0 {
 				want = ""
 			}
-			if got := r.held(k.key); got != want {
-				t.Errorf("%s is %.10q, want %q", k.key, got, want)
+			if got := r.held(k.Key); got != want {
+				t.Errorf("%s is %.10q, want %q", k.Key, got, want)
 			}
 		}
 	}, func(o *Options) { o.Timeout = time.Minute })
@@ -60,7 +61,7 @@ func TestAPoisonEntryHoldsUpNobody(t *testing.T) {
 	r := newReplayed(t, s.Addr(), s.MustDo, func(o *Options) {
 		o.Redis.Username, o.Redis.Password, o.Timeout = "app", "pw", time.Minute
 	})
-	var tasks []task
+	var tasks []journal.Task
 	for i := range 1000 {
 		key := fmt.Sprint("ours:", i)
 		if i == 500 || i == 501 {
@@ -69,7 +70,7 @@ func TestAPoisonEntryHoldsUpNobody(t *testing.T) {
 		if i%100 == 7 {
 			s.MustDo("RPUSH", key, "x")
 		}
-		tasks = append(tasks, task{key: key, intent: intent{value: []byte("v"), deadline: clock.Never}})
+		tasks = append(tasks, journal.Task{Key: key, Intent: journal.Intent{Value: []byte("v"), Deadline: clock.Never}})
 	}
 	if got, want := r.replay(tasks...), (Replay{Replayed: 988, Superseded: 10, Held: 2}); got != want {
 		t.Errorf("%+v; want %+v", got, want)
@@ -93,16 +94,16 @@ func TestOutOfMemoryASetWaitsAndADeleteDoesNot(t *testing.T) {
 	r.do("CONFIG", "SET", "maxmemory-policy", "noeviction")
 	r.do("CONFIG", "SET", "maxmemory", "1mb")
 	tasks := r.journaled(
-		write{key: "set", value: []byte("v"), deadline: clock.Never, seq: 1},
-		write{key: "set with a TTL", value: []byte("v"), deadline: clock.After(r.c.clock.Now(), time.Hour), seq: 1},
-		write{key: "theirs", value: []byte("v"), deadline: clock.Never, seq: 1, expected: holdingNothing(session.server)},
-		write{key: "deleted", del: true, deadline: clock.Never, seq: 1},
+		journal.Write{Key: "set", Value: []byte("v"), Deadline: clock.Never, Seq: 1},
+		journal.Write{Key: "set with a TTL", Value: []byte("v"), Deadline: clock.After(r.c.clock.Now(), time.Hour), Seq: 1},
+		journal.Write{Key: "theirs", Value: []byte("v"), Deadline: clock.Never, Seq: 1, Expected: journal.HoldingNothing(session.server)},
+		journal.Write{Key: "deleted", Del: true, Deadline: clock.Never, Seq: 1},
 	)
 	r.c.routes.seedLink.replayer.replay(context.Background(), session, tasks)
 	// The replayer itself may have come by and taken some.
 	redistest.WaitFor(t, time.Minute, "the delete", func() bool { return r.held("deleted") == "" })
 	for key, want := range map[string]string{"set": "", "set with a TTL": "", "theirs": "v0"} {
-		if !r.c.journal.holds(r.c.local.Hash(key), key) || r.held(key) != want {
+		if !r.c.journal.Holds(r.c.local.Hash(key), key) || r.held(key) != want {
 			t.Errorf("%s left the journal; redis holds %q", key, r.held(key))
 		}
 	}
@@ -202,7 +203,7 @@ func TestWithoutScriptsAServerThatIsToBeAskedIsAsked(t *testing.T) {
 	s.MustDo("ACL", "SETUSER", "app", "on", ">pw", "~*", "&*", "+@all", "-evalsha")
 	r := newReplayed(t, s.Addr(), s.MustDo, func(o *Options) { o.Redis.Username, o.Redis.Password = "app", "pw" })
 	r.do("SET", "k", "v0")
-	tasks := []task{{key: "k", intent: intent{del: true, deadline: clock.Never}}}
+	tasks := []journal.Task{{Key: "k", Intent: journal.Intent{Del: true, Deadline: clock.Never}}}
 	if round, ok := r.c.routes.seedLink.replayer.pass(context.Background(), r.session(), tasks, true); !ok || round.Replayed != 1 {
 		t.Errorf("%+v, %v", round, ok)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/journal"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/redis/rueidis"
@@ -79,12 +80,12 @@ func (r *replayed) session() *session {
 
 // replay hands the tasks to the replayer and returns what it made of them, once
 // those on which it found a conflict were deleted by the round after.
-func (r *replayed) replay(tasks ...task) Replay {
+func (r *replayed) replay(tasks ...journal.Task) Replay {
 	r.t.Helper()
-	var ours []*task
+	var ours []*journal.Task
 	for i := range tasks {
 		t := &tasks[i]
-		if t.hash = r.c.local.Hash(t.key); r.journal(t) {
+		if t.Hash = r.c.local.Hash(t.Key); r.journal(t) {
 			ours = append(ours, t)
 		}
 	}
@@ -100,40 +101,40 @@ func (r *replayed) replay(tasks ...task) Replay {
 
 // journal has the task in the journal, as one that was taken from there; it says
 // whether it was not.
-func (r *replayed) journal(t *task) bool {
+func (r *replayed) journal(t *journal.Task) bool {
 	j := r.c.journal
-	sh := j.shard(t.hash)
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	if sh.intents[t.key] != nil {
+	sh := j.Shard(t.Hash)
+	sh.Mu.Lock()
+	defer sh.Mu.Unlock()
+	if sh.Intents[t.Key] != nil {
 		return false
 	}
-	in := t.intent
-	if in.sending = true; t.check {
-		in.checkAt = 1
+	in := t.Intent
+	if in.Sending = true; t.Check {
+		in.CheckAt = 1
 	} else {
-		j.queued.Add(1)
+		j.Queued.Add(1)
 	}
-	j.keys.Add(1)
-	j.bytes.Add(int64(len(t.key) + len(in.value)))
-	sh.intents[t.key] = &in
+	j.Keys.Add(1)
+	j.Bytes.Add(int64(len(t.Key) + len(in.Value)))
+	sh.Intents[t.Key] = &in
 	return true
 }
 
 // ended says whether a task is done with, but for a second check, which it drops.
-func (r *replayed) ended(t *task) bool {
+func (r *replayed) ended(t *journal.Task) bool {
 	j := r.c.journal
-	sh := j.shard(t.hash)
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	in := sh.intents[t.key]
+	sh := j.Shard(t.Hash)
+	sh.Mu.Lock()
+	defer sh.Mu.Unlock()
+	in := sh.Intents[t.Key]
 	switch {
 	case in == nil:
 		return true
-	case in.held == nil && in.checkAt <= r.c.clock.Now():
+	case in.Held == nil && in.CheckAt <= r.c.clock.Now():
 		return false
 	}
-	j.dropLocked(sh, t.key, in)
+	j.DropLocked(sh, t.Key, in)
 	return true
 }
 
@@ -174,34 +175,34 @@ func TestAReplayDecidesByWhatRedisHoldsAndWhatWasKnown(t *testing.T) {
 	servers(t, func(t *testing.T, r *replayed) {
 		now := r.c.clock.Now()
 		here := r.session().server
-		unknown := intent{}
-		known := intent{expected: holding([]byte("v0"), clock.Never, here)}
-		expiring := intent{expected: holding([]byte("v0"), clock.After(now, time.Hour), here)}
-		expired := intent{expected: holding([]byte("v0"), now-1, here)}
-		elsewhere := intent{expected: holding([]byte("v0"), clock.Never, "another server")}
-		absent := intent{expected: holdingNothing(here)}
-		v1 := lateWrites{since: 1, gone: clock.Never, sums: []digest{sha1.Sum([]byte("v1"))}}
-		unknownLate := intent{possibleLateWrites: v1}
-		knownLate := intent{expected: known.expected, possibleLateWrites: v1}
-		lateExpired := intent{expected: known.expected, possibleLateWrites: lateWrites{since: 1, gone: now - 1, sums: v1.sums}}
-		lateDelete := intent{expected: known.expected, possibleLateWrites: lateWrites{since: 1, gone: clock.Never, del: true}}
+		unknown := journal.Intent{}
+		known := journal.Intent{Expected: journal.Holding([]byte("v0"), clock.Never, here)}
+		expiring := journal.Intent{Expected: journal.Holding([]byte("v0"), clock.After(now, time.Hour), here)}
+		expired := journal.Intent{Expected: journal.Holding([]byte("v0"), now-1, here)}
+		elsewhere := journal.Intent{Expected: journal.Holding([]byte("v0"), clock.Never, "another server")}
+		absent := journal.Intent{Expected: journal.HoldingNothing(here)}
+		v1 := journal.LateWrites{Since: 1, Gone: clock.Never, Sums: []journal.Digest{sha1.Sum([]byte("v1"))}}
+		unknownLate := journal.Intent{PossibleLateWrites: v1}
+		knownLate := journal.Intent{Expected: known.Expected, PossibleLateWrites: v1}
+		lateExpired := journal.Intent{Expected: known.Expected, PossibleLateWrites: journal.LateWrites{Since: 1, Gone: now - 1, Sums: v1.Sums}}
+		lateDelete := journal.Intent{Expected: known.Expected, PossibleLateWrites: journal.LateWrites{Since: 1, Gone: clock.Never, Del: true}}
 
-		wanted := intent{value: []byte("ours"), deadline: clock.Never}
-		gone := intent{del: true, deadline: clock.Never}
-		overdue := intent{value: []byte("ours"), deadline: now - 1}
-		binary := intent{value: []byte("\x00\xff\r\n"), deadline: clock.Never}
-		empty := intent{value: []byte{}, deadline: clock.Never}
+		wanted := journal.Intent{Value: []byte("ours"), Deadline: clock.Never}
+		gone := journal.Intent{Del: true, Deadline: clock.Never}
+		overdue := journal.Intent{Value: []byte("ours"), Deadline: now - 1}
+		binary := journal.Intent{Value: []byte("\x00\xff\r\n"), Deadline: clock.Never}
+		empty := journal.Intent{Value: []byte{}, Deadline: clock.Never}
 
 		var wantRound Replay
-		var tasks []task
+		var tasks []journal.Task
 		var checks []func()
 		for _, tt := range []struct {
 			name  string
-			what  intent
+			what  journal.Intent
 			check bool
-			known intent // base and late
-			holds string // "": absent; "list": no string
-			want  string // "": absent
+			known journal.Intent // base and late
+			holds string         // "": absent; "list": no string
+			want  string         // "": absent
 			says  int
 		}{
 			{"set, base unknown", wanted, false, unknown, "", "ours", done},
@@ -279,8 +280,8 @@ func TestAReplayDecidesByWhatRedisHoldsAndWhatWasKnown(t *testing.T) {
 			default:
 				r.do("SET", key, tt.holds)
 			}
-			k := task{intent: tt.what, check: tt.check}
-			k.key, k.expected, k.possibleLateWrites, k.seq = key, tt.known.expected, tt.known.possibleLateWrites, 1
+			k := journal.Task{Intent: tt.what, Check: tt.check}
+			k.Key, k.Expected, k.PossibleLateWrites, k.Seq = key, tt.known.Expected, tt.known.PossibleLateWrites, 1
 			tasks = append(tasks, k)
 			switch tt.says {
 			case done:
@@ -331,9 +332,9 @@ func TestAPipelineOfTasksSettlesEachForItself(t *testing.T) {
 		here := r.session().server
 		r.do("SET", "theirs", "x")
 		r.do("RPUSH", "list", "x")
-		var tasks []task
+		var tasks []journal.Task
 		for _, key := range []string{"a", "theirs", "b", "list", "c"} {
-			tasks = append(tasks, task{key: key, intent: intent{value: []byte("v:" + key), deadline: clock.Never, expected: holdingNothing(here)}})
+			tasks = append(tasks, journal.Task{Key: key, Intent: journal.Intent{Value: []byte("v:" + key), Deadline: clock.Never, Expected: journal.HoldingNothing(here)}})
 		}
 		if got, want := r.replay(tasks...), (Replay{Replayed: 3, Superseded: 2}); got != want {
 			t.Errorf("%+v, want %+v", got, want)
@@ -374,10 +375,10 @@ func keepsTheTimeThatIsLeft(t *testing.T, r *replayed) {
 		{"none, checked", "v1", clock.Never, true, -time.Millisecond},
 	} {
 		r.do("SET", "k", tt.holds, "EX", "1000")
-		k := task{key: "k", intent: intent{
-			value: []byte("v"), deadline: tt.deadline, expected: holding([]byte("v0"), clock.Never, ""),
-			possibleLateWrites: lateWrites{since: 1, gone: clock.Never, sums: []digest{sha1.Sum([]byte("v1"))}},
-		}, check: tt.check}
+		k := journal.Task{Key: "k", Intent: journal.Intent{
+			Value: []byte("v"), Deadline: tt.deadline, Expected: journal.Holding([]byte("v0"), clock.Never, ""),
+			PossibleLateWrites: journal.LateWrites{Since: 1, Gone: clock.Never, Sums: []journal.Digest{sha1.Sum([]byte("v1"))}},
+		}, Check: tt.check}
 		r.replay(k)
 		ms, err := strconv.ParseInt(r.do("PTTL", "k"), 10, 64)
 		if err != nil {
@@ -389,7 +390,7 @@ func keepsTheTimeThatIsLeft(t *testing.T, r *replayed) {
 		}
 	}
 	// What has less than a millisecond left is set for one, which redis takes.
-	k := task{key: "brief", intent: intent{value: []byte("v"), deadline: r.c.clock.Now() + int64(500*time.Microsecond)}}
+	k := journal.Task{Key: "brief", Intent: journal.Intent{Value: []byte("v"), Deadline: r.c.clock.Now() + int64(500*time.Microsecond)}}
 	if round := r.replay(k); round.Replayed != 1 {
 		t.Errorf("half a millisecond: %+v", round)
 	}
@@ -401,9 +402,9 @@ func keepsTheTimeThatIsLeft(t *testing.T, r *replayed) {
 func TestAServerThatForgotTheScriptIsGivenItAgain(t *testing.T) {
 	servers(t, func(t *testing.T, r *replayed) {
 		for i := range 3 {
-			var tasks []task
+			var tasks []journal.Task
 			for j := range 3 {
-				tasks = append(tasks, task{key: fmt.Sprint(i, j), intent: intent{value: []byte("v"), deadline: clock.Never}})
+				tasks = append(tasks, journal.Task{Key: fmt.Sprint(i, j), Intent: journal.Intent{Value: []byte("v"), Deadline: clock.Never}})
 			}
 			if got, want := r.replay(tasks...), (Replay{Replayed: 3}); got != want {
 				t.Errorf("round %d: %+v, want %+v", i, got, want)
@@ -456,15 +457,15 @@ func TestWithoutScriptsAReplayDeletes(t *testing.T) {
 			for _, key := range []string{"set", "deleted", "untouched"} {
 				r.do("SET", key, "v0")
 			}
-			var tasks []task
-			for _, w := range []write{
-				{key: "set", value: []byte("v"), deadline: clock.Never, seq: 1, expected: holding([]byte("v0"), clock.Never, "")},
-				{key: "absent", value: []byte("v"), deadline: clock.Never, seq: 1},
-				{key: "deleted", del: true, deadline: clock.Never, seq: 1},
+			var tasks []journal.Task
+			for _, w := range []journal.Write{
+				{Key: "set", Value: []byte("v"), Deadline: clock.Never, Seq: 1, Expected: journal.Holding([]byte("v0"), clock.Never, "")},
+				{Key: "absent", Value: []byte("v"), Deadline: clock.Never, Seq: 1},
+				{Key: "deleted", Del: true, Deadline: clock.Never, Seq: 1},
 			} {
-				h := r.c.local.Hash(w.key)
-				r.c.journal.put(h, w)
-				tasks = append(tasks, r.c.journal.takeOne(h, w.key)...)
+				h := r.c.local.Hash(w.Key)
+				r.c.journal.Put(h, w)
+				tasks = append(tasks, r.c.journal.TakeOne(h, w.Key)...)
 			}
 			round, ok := r.c.routes.seedLink.replayer.replay(context.Background(), r.session(), tasks)
 			written := tt.loads && round.Replayed == 3
@@ -503,11 +504,11 @@ func TestAnEntryThatRedisRefusesIsHeldAndHoldsUpNobody(t *testing.T) {
 			}
 		}
 	})
-	var tasks []task
+	var tasks []journal.Task
 	for _, key := range []string{"ours:1", "theirs:1", "ours:2"} {
 		h := r.c.local.Hash(key)
-		r.c.journal.put(h, write{key: key, value: []byte("v"), deadline: clock.Never, seq: 1})
-		tasks = append(tasks, r.c.journal.takeOne(h, key)...)
+		r.c.journal.Put(h, journal.Write{Key: key, Value: []byte("v"), Deadline: clock.Never, Seq: 1})
+		tasks = append(tasks, r.c.journal.TakeOne(h, key)...)
 	}
 	round, ok := r.c.routes.seedLink.replayer.replay(context.Background(), r.session(), tasks)
 	if want := (Replay{Replayed: 2, Held: 1}); round != want || !ok {
@@ -544,13 +545,13 @@ func TestAReplayThatMeetsAReplicaKeepsItsEntries(t *testing.T) {
 	s := r.session()
 	r.do("REPLICAOF", "127.0.0.1", "1")
 	h := r.c.local.Hash("k")
-	r.c.journal.put(h, write{key: "k", value: []byte("v"), deadline: clock.Never, seq: 1})
-	tasks := r.c.journal.takeOne(h, "k")
+	r.c.journal.Put(h, journal.Write{Key: "k", Value: []byte("v"), Deadline: clock.Never, Seq: 1})
+	tasks := r.c.journal.TakeOne(h, "k")
 	round, ok := r.c.routes.seedLink.replayer.replay(context.Background(), s, tasks)
 	if ok || round != (Replay{}) {
 		t.Errorf("%+v, %v; want nothing done", round, ok)
 	}
-	if !r.c.journal.holds(h, "k") || r.c.Stats().Rejected != 0 {
+	if !r.c.journal.Holds(h, "k") || r.c.Stats().Rejected != 0 {
 		t.Errorf("the entry is gone: %+v", r.c.Stats())
 	}
 	r.do("REPLICAOF", "NO", "ONE")
@@ -623,15 +624,15 @@ func TestWhatARestartLostIsWrittenAgainAndWhatSomebodyDeletedIsNot(t *testing.T)
 func TestALateRunOfOurOwnWriteIsUndoneByTheSecondCheck(t *testing.T) {
 	servers(t, func(t *testing.T, r *replayed) {
 		here := r.session().server
-		var tasks []task
+		var tasks []journal.Task
 		for _, key := range []string{"late", "foreign"} {
 			r.do("SET", key, "v0")
 			h := r.c.local.Hash(key)
-			w := write{key: key, value: []byte("v1"), deadline: clock.Never, seq: 1, expected: holding([]byte("v0"), clock.Never, here), sentOn: 1 << 40}
-			r.c.journal.put(h, w)
-			w.value, w.seq, w.sentOn = []byte("v2"), 2, 0
-			r.c.journal.put(h, w)
-			tasks = append(tasks, r.c.journal.takeOne(h, key)...)
+			w := journal.Write{Key: key, Value: []byte("v1"), Deadline: clock.Never, Seq: 1, Expected: journal.Holding([]byte("v0"), clock.Never, here), SentOn: 1 << 40}
+			r.c.journal.Put(h, w)
+			w.Value, w.Seq, w.SentOn = []byte("v2"), 2, 0
+			r.c.journal.Put(h, w)
+			tasks = append(tasks, r.c.journal.TakeOne(h, key)...)
 		}
 		if got, want := r.replay(tasks...), (Replay{Replayed: 2}); got != want {
 			t.Fatalf("%+v, want %+v", got, want)
@@ -645,8 +646,8 @@ func TestALateRunOfOurOwnWriteIsUndoneByTheSecondCheck(t *testing.T) {
 		if got, err := r.c.Get(context.Background(), "late"); err != nil || string(got) != "v2" {
 			t.Errorf("get late before its check: %q, %v; want the journal's", got, err)
 		}
-		checks := r.c.journal.take(10, 1<<20, r.c.clock.Now()+int64(lateAfter), r.c.local.Hash, every)
-		if len(checks) != 2 || !checks[0].check || !checks[1].check {
+		checks := r.c.journal.Take(10, 1<<20, r.c.clock.Now()+int64(journal.LateAfter), r.c.local.Hash, every)
+		if len(checks) != 2 || !checks[0].Check || !checks[1].Check {
 			t.Fatalf("checks: %+v", checks)
 		}
 		if got := r.replay(checks...); got != (Replay{}) {
@@ -683,7 +684,7 @@ func TestAPipelineGrowsWhileItIsQuickAndShrinksWhereItIsNot(t *testing.T) {
 // queued puts a set in the journal without telling the replayer.
 func (r *replayed) queued(key string, sentOn uint64) keyhash.Hash {
 	h := r.c.local.Hash(key)
-	r.c.journal.put(h, write{key: key, value: []byte("v"), deadline: clock.Never, seq: 1, sentOn: sentOn})
+	r.c.journal.Put(h, journal.Write{Key: key, Value: []byte("v"), Deadline: clock.Never, Seq: 1, SentOn: sentOn})
 	return h
 }
 
@@ -724,22 +725,22 @@ func TestWhatACallersReplayLeavesUndoneIsDoneByTheReplayer(t *testing.T) {
 	r := newReplayed(t, s.Addr(), s.MustDo)
 	gone, cancel := context.WithCancel(context.Background())
 	cancel()
-	abandoned := r.c.journal.takeOne(r.queued("abandoned", 0), "abandoned")
-	ambiguous := r.c.journal.takeOne(r.queued("ambiguous", 1<<40), "ambiguous")
+	abandoned := r.c.journal.TakeOne(r.queued("abandoned", 0), "abandoned")
+	ambiguous := r.c.journal.TakeOne(r.queued("ambiguous", 1<<40), "ambiguous")
 	r.queued("other", 0)
 	r.c.routes.seedLink.replayer.wake()
 	redistest.WaitFor(t, time.Minute, "the replayer to pass by", func() bool { return r.do("GET", "other") == "v" })
-	redistest.WaitFor(t, time.Minute, "the replayer to settle that", func() bool { return !r.c.journal.holds(r.c.local.Hash("other"), "other") })
+	redistest.WaitFor(t, time.Minute, "the replayer to settle that", func() bool { return !r.c.journal.Holds(r.c.local.Hash("other"), "other") })
 
 	r.c.routes.seedLink.replayer.replay(gone, r.session(), abandoned)
 	r.c.routes.seedLink.replayer.replay(context.Background(), r.session(), ambiguous)
-	limit := time.Now().Add(lateAfter + 2*time.Second)
+	limit := time.Now().Add(journal.LateAfter + 2*time.Second)
 	for r.c.Health().JournalKeys > 0 && time.Now().Before(limit) {
 		runtime.Gosched()
 		r.do("PING")
 	}
 	for _, key := range []string{"abandoned", "ambiguous"} {
-		if r.c.journal.holds(r.c.local.Hash(key), key) {
+		if r.c.journal.Holds(r.c.local.Hash(key), key) {
 			t.Errorf("%s is fenced for ever; redis holds %q", key, r.do("GET", key))
 		}
 	}
@@ -758,16 +759,16 @@ func TestASetThatIsRefusedForLongBecomesADelete(t *testing.T) {
 	r.queued("theirs", 0)
 	r.c.routes.seedLink.replayer.wake()
 	redistest.WaitFor(t, time.Minute, "it to be held", func() bool { return r.c.Health().HeldKeys == 1 })
-	if keys := r.c.journal.expireHeld(r.c.clock.Now() - int64(heldSets)); len(keys) != 0 {
+	if keys := r.c.journal.ExpireHeld(r.c.clock.Now() - int64(journal.HeldSets)); len(keys) != 0 {
 		t.Errorf("it is given up at once: %q", keys)
 	}
-	sh := r.c.journal.shard(r.c.local.Hash("theirs"))
+	sh := r.c.journal.Shard(r.c.local.Hash("theirs"))
 	redistest.WaitFor(t, time.Minute, "a minute", func() bool {
-		sh.mu.Lock()
-		defer sh.mu.Unlock()
-		if in := sh.intents["theirs"]; !in.sending && !in.del {
-			in.held.since -= int64(heldSets)
-		} else if in.del {
+		sh.Mu.Lock()
+		defer sh.Mu.Unlock()
+		if in := sh.Intents["theirs"]; !in.Sending && !in.Del {
+			in.Held.Since -= int64(journal.HeldSets)
+		} else if in.Del {
 			return true
 		}
 		return false
@@ -803,3 +804,5 @@ func TestACommandOfTheScriptsThatFewEntriesNeedHoldsUpThose(t *testing.T) {
 		t.Errorf("%+v", h)
 	}
 }
+
+func every(string, bool) bool { return true }

@@ -175,7 +175,7 @@ func (r *replayer) askAgain(ctx context.Context, s *session) {
 
 // nextAsk returns when the server is to be asked again, or never.
 func (r *replayer) nextAsk(s *session) int64 {
-	if !s.scriptsAwaited() || r.journal.queued.Load() == 0 {
+	if !s.scriptsAwaited() || r.journal.Queued.Load() == 0 {
 		return clock.Never
 	}
 	k := &s.link.scripting

@@ -83,11 +83,11 @@ func TestEachFieldOfStatsIsReadFromItsOwnCounter(t *testing.T) {
 	c.routes = &routes{seedLink: &link{breaker: new(breaker)}}
 	c.routes.seedLink.breaker.opens.Store(next())
 	want["BreakerOpens"] = n
-	c.journal.keys.Store(int64(next()))
+	c.journal.Keys.Store(int64(next()))
 	want["JournalKeys"] = n
-	c.journal.bytes.Store(int64(next()))
+	c.journal.Bytes.Store(int64(next()))
 	want["JournalBytes"] = n
-	c.journal.held.n.Store(int64(next()))
+	c.journal.Held.N.Store(int64(next()))
 	want["HeldKeys"] = n
 	c.local.Overlay.Add(int64(next()))
 	want["LocalBytes"] = n
@@ -96,7 +96,7 @@ func TestEachFieldOfStatsIsReadFromItsOwnCounter(t *testing.T) {
 
 	s := c.Stats()
 	c.routes = nil
-	c.journal.keys.Store(0)
+	c.journal.Keys.Store(0)
 	c.local.Overlay.Store(0)
 	var names []string
 	for st := range s.All() {

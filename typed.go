@@ -184,7 +184,7 @@ func (t *Typed[V]) Lookup(ctx context.Context, key string) (TypedEntry[V], error
 func (t *Typed[V]) hit(ctx context.Context, key string, part float64, ttl time.Duration) (*local.DecodedAs[V], *local.Entry, int64) {
 	c := t.c
 	// look needs the whole key only if the journal has keys.
-	if !t.keeps || t.prefix != "" && c.journal.keys.Load() != 0 {
+	if !t.keeps || t.prefix != "" && c.journal.Keys.Load() != 0 {
 		return nil, nil, 0
 	}
 	sh, open := c.inflight.Enter()

@@ -8,6 +8,7 @@ import (
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/flight"
+	"github.com/holdfast-cache/holdfast/internal/journal"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
 	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/redis/rueidis"
@@ -97,10 +98,10 @@ type change struct {
 	key        string
 	value      []byte
 	del        bool
-	compensate []byte // see journal.write
+	compensate []byte // see journal.Write
 	ttl        time.Duration
 
-	plainUntil int64 // see journal.write
+	plainUntil int64 // see journal.Write
 
 	// verbatim is the command as a caller of the drop-in client gave it, if it is not the
 	// one that Set or Delete sends.
@@ -123,14 +124,14 @@ type change struct {
 	entry    *local.Entry // the new local entry; nil for a delete
 	deadline int64
 	seq      uint64
-	expected expected
+	expected journal.Expected
 	old      *local.Entry // the previous local entry
 }
 
-func (w *change) intent(sentOn uint64) write {
-	return write{
-		key: w.key, value: w.value, del: w.del, compensate: w.compensate, deadline: w.deadline,
-		seq: w.seq, expected: w.expected, sentOn: sentOn, plainUntil: w.plainUntil,
+func (w *change) intent(sentOn uint64) journal.Write {
+	return journal.Write{
+		Key: w.key, Value: w.value, Del: w.del, Compensate: w.compensate, Deadline: w.deadline,
+		Seq: w.seq, Expected: w.expected, SentOn: sentOn, PlainUntil: w.plainUntil,
 	}
 }
 
@@ -167,7 +168,7 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 	}
 	var errs errorList
 	var send []item
-	var toSave saving
+	var toSave journal.Saving
 	for i := range ws {
 		w := &ws[i]
 		s := c.aim(ctx, w, now)
@@ -177,13 +178,13 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 		} else if s == nil {
 			saved, err := c.keep(ctx, w, now)
 			errs.add(op, w.key, err)
-			toSave = toSave.or(saved)
+			toSave = toSave.Or(saved)
 			continue
 		}
 		send = append(send, item{key: w.key, session: s, change: w})
 	}
 	if len(send) > 0 {
-		toSave = toSave.or(c.send(ctx, op, send, now, &errs))
+		toSave = toSave.Or(c.send(ctx, op, send, now, &errs))
 	}
 	for i := range ws {
 		c.invalidateFlight(&ws[i])
@@ -193,14 +194,14 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 }
 
 // durable waits for the journal's file on behalf of a call that began at began; see
-// journal.durable.
-func (c *Cache) durable(ctx context.Context, began int64, p saving) error {
-	if p == (saving{}) {
+// journal.Durable.
+func (c *Cache) durable(ctx context.Context, began int64, p journal.Saving) error {
+	if p == (journal.Saving{}) {
 		return nil
 	}
-	err := c.journal.durable(ctx, began, p)
-	if p.leaves {
-		if again, _ := c.journal.sweep(ctx, began); again {
+	err := c.journal.Durable(ctx, began, p)
+	if p.Leaves {
+		if again, _ := c.journal.Sweep(ctx, began); again {
 			c.routes.wake()
 		}
 	}
@@ -209,7 +210,7 @@ func (c *Cache) durable(ctx context.Context, began int64, p saving) error {
 
 // aim gives the change its entry and returns the session that takes it, or nil if the write
 // belongs in the journal. During the link's first attempt it does not wait; for another
-// attempt it waits as moment says. If the attempt is not decided then, it sets plainUntil.
+// attempt it waits as moment says. If the attempt is not decided then, it sets PlainUntil.
 func (c *Cache) aim(ctx context.Context, w *change, now int64) *session {
 	for waited := false; ; {
 		w.place = c.routes.of(w.key)
@@ -218,7 +219,7 @@ func (c *Cache) aim(ctx context.Context, w *change, now int64) *session {
 		w.entry = c.entryOf(w, now, &w.place.domain, clock.After(now, c.opts.Timeout))
 		w.link = c.routes.link(w.place)
 		if s := w.link.writer(w.del); s != nil {
-			if c.journal.holds(w.hash, w.key) {
+			if c.journal.Holds(w.hash, w.key) {
 				return nil
 			}
 			return s
@@ -255,12 +256,12 @@ func (c *Cache) entryOf(w *change, now int64, d *local.EpochScope, fresh int64) 
 }
 
 // keep does a write without sending it now: to the local tier and the journal.
-func (c *Cache) keep(ctx context.Context, w *change, now int64) (saving, error) {
+func (c *Cache) keep(ctx context.Context, w *change, now int64) (journal.Saving, error) {
 	if w.entry != nil {
 		w.entry.Fresh.Store(local.Unconfirmed)
 	}
 	if !c.putSuperseding(ctx, w, now) {
-		return saving{}, nil
+		return journal.Saving{}, nil
 	}
 	w.expected = w.baseOf()
 	return c.remember(w, 0)
@@ -269,16 +270,16 @@ func (c *Cache) keep(ctx context.Context, w *change, now int64) (saving, error) 
 // remember journals the write; the caller must wait for the saving that it returns. If the
 // journal refuses the write, the key's local entry is removed: it must not be taken for an
 // accepted write.
-func (c *Cache) remember(w *change, sentOn uint64) (saving, error) {
+func (c *Cache) remember(w *change, sentOn uint64) (journal.Saving, error) {
 	c.stats.journaled.Add(1)
 	if w.plainUntil != 0 {
 		c.routes.hurry(w.plainUntil)
 	}
-	decision, saved := c.journal.put(w.hash, w.intent(sentOn))
+	decision, saved := c.journal.Put(w.hash, w.intent(sentOn))
 	switch decision {
-	case downgraded:
+	case journal.Downgraded:
 		c.downgraded(w.key)
-	case rejected:
+	case journal.Rejected:
 		c.stats.refused.Add(1)
 		c.notify.drop(w.key, DropRefused)
 		c.local.Put(w.hash, nil)
@@ -301,19 +302,19 @@ func (c *Cache) downgraded(key string) {
 // that copy was invalidated since, Redis may still hold its value: the message may have been
 // about the same key of another database, or the server may have dropped the key from its
 // tracking table.
-func (w *change) baseOf() expected {
+func (w *change) baseOf() journal.Expected {
 	if w.old == nil || w.old.Fresh.Load() < local.KeepFreshness || w.old.StaleIfError()&local.NotInRedis != 0 {
-		return expected{}
+		return journal.Expected{}
 	}
 	server := w.link.server()
 	if w.old.OfEarlierServer() {
 		server = earlierServer
 	}
 	if w.old.Invalid() {
-		return perhapsHolding(w.old.Bytes(), server)
+		return journal.PerhapsHolding(w.old.Bytes(), server)
 	}
-	b := holding(w.old.Bytes(), w.old.Expires.Load(), server)
-	b.echo = w.old.Fresh.Load() == local.Unconfirmed
+	b := journal.Holding(w.old.Bytes(), w.old.Expires.Load(), server)
+	b.Echo = w.old.Fresh.Load() == local.Unconfirmed
 	return b
 }
 
@@ -322,7 +323,7 @@ const earlierServer = "earlier"
 
 // send writes the items to Redis. It returns the journal records that the caller must wait
 // for.
-func (c *Cache) send(ctx context.Context, op string, items []item, now int64, errs *errorList) (toSave saving) {
+func (c *Cache) send(ctx context.Context, op string, items []item, now int64, errs *errorList) (toSave journal.Saving) {
 	items = slices.DeleteFunc(items, func(it item) bool {
 		w := it.change
 		if w.flight != nil {
@@ -354,7 +355,7 @@ func (c *Cache) send(ctx context.Context, op string, items []item, now int64, er
 	c.remote.batch(bounded, items, stride, build, func(i int, replies []rueidis.RedisResult, o outcome) {
 		w := items[i].change
 		saved, err := c.written(w, now, replies, o)
-		toSave = toSave.or(saved)
+		toSave = toSave.Or(saved)
 		errs.add(op, w.key, err)
 	})
 	return toSave
@@ -384,7 +385,7 @@ func (c *Cache) writeCommands(b rueidis.Builder, w *change, cmds []rueidis.Compl
 }
 
 // written handles the outcome of a change that was sent. The error is for the caller.
-func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o outcome) (saving, error) {
+func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o outcome) (journal.Saving, error) {
 	if w.lease != nil {
 		w.lease.spent = o.class == classOK
 	}
@@ -393,14 +394,14 @@ func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o o
 	}
 	if w.flight != nil && !w.del && !w.blindly && o.class == classOK && !wasStored(replies[0]) {
 		c.local.End(w.hash, false, local.Unconfirmed) // the key has changed since the load began
-		return saving{}, nil
+		return journal.Saving{}, nil
 	}
 	switch o.class {
 	case classOK:
 		// Before the local tier ends the write: a load that began beside it can store
 		// nothing before that, nor afterwards.
 		c.invalidateFlight(w)
-		again, saved := c.journal.superseded(w.hash, w.intent(0), o.session.id, o.session.server)
+		again, saved := c.journal.Superseded(w.hash, w.intent(0), o.session.id, o.session.server)
 		if again {
 			c.routes.deliver(w.key)
 		}
@@ -412,14 +413,14 @@ func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o o
 			w.grace |= local.NotInRedis
 			fresh := c.freshUntil(now, w.deadline, false)
 			c.local.EndAs(w.hash, c.entryOf(w, now, &w.place.domain, fresh), fresh)
-			return saving{}, o.err
+			return journal.Saving{}, o.err
 		}
 		if w.flight != nil {
 			c.local.End(w.hash, false, local.Unconfirmed)
 		} else {
 			c.local.EndRefused(w.hash, w.old)
 		}
-		return saving{}, o.err
+		return journal.Saving{}, o.err
 	}
 	if w.flight != nil {
 		w.again = o.tryAgain()

@@ -48,3 +48,11 @@ func Left(now, t int64) time.Duration {
 	}
 	return time.Duration(max(t-now, 1))
 }
+
+// Saturated is a+b, or the last moment before never where that overflows.
+func Saturated(a, b int64) int64 {
+	if b > 0 && a > math.MaxInt64-1-b {
+		return math.MaxInt64 - 1
+	}
+	return a + b
+}

@@ -1,4 +1,4 @@
-package holdfast
+package journal
 
 import (
 	"fmt"
@@ -11,15 +11,15 @@ import (
 // gauge nor costs a set that fits its value.
 func TestBytesThatAreOnlyTriedAreNeverCounted(t *testing.T) {
 	const most = 1 << 20
-	j := newJournal(JournalOptions{MaxKeys: 1000, MaxBytes: most})
+	j := New(Config{MaxKeys: 1000, MaxBytes: most})
 	large := strings.Repeat("x", most)
 	var wg sync.WaitGroup
 	for g := range 8 {
 		wg.Go(func() {
 			key := fmt.Sprint("large", g)
 			for i := range 100 {
-				j.put(hashed(key), set(key, large[:most-100*(i%2)], uint64(i+1)))
-				if n := j.bytes.Load(); n > most {
+				j.Put(hashed(key), set(key, large[:most-100*(i%2)], uint64(i+1)))
+				if n := j.Bytes.Load(); n > most {
 					t.Errorf("%d bytes, over %d", n, most)
 					return
 				}

@@ -1,8 +1,7 @@
-package holdfast
+package journal
 
 import (
 	"encoding/binary"
-	"math"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
 )
@@ -31,104 +30,96 @@ const (
 	flagCheck // it was replayed, and waits for its second check
 )
 
-// earlierProcess is the session of all writes that were sent by an earlier process.
-const earlierProcess = 1
+// EarlierProcess is the session of all writes that were sent by an earlier process.
+const EarlierProcess = 1
 
 // encode returns the intent as a payload for the file. now and wall are the same moment, by
 // the process' clock and by the wall clock.
-func (in *intent) encode(now, wall int64) []byte {
+func (in *Intent) encode(now, wall int64) []byte {
 	var flags byte
 	for _, f := range []struct {
 		set bool
 		bit byte
 	}{
-		{in.del, flagDel},
-		{in.compensate, flagUndo},
-		{in.expected.known, flagKnown},
-		{in.expected.held, flagHeld},
-		{in.possibleLateWrites.since != 0, flagLate},
-		{in.possibleLateWrites.del, flagLateDel},
-		{in.possibleLateWrites.more, flagLateMore},
-		{in.checkAt > 0, flagCheck},
+		{in.Del, flagDel},
+		{in.Compensate, flagUndo},
+		{in.Expected.known, flagKnown},
+		{in.Expected.held, flagHeld},
+		{in.PossibleLateWrites.Since != 0, flagLate},
+		{in.PossibleLateWrites.Del, flagLateDel},
+		{in.PossibleLateWrites.More, flagLateMore},
+		{in.CheckAt > 0, flagCheck},
 	} {
 		if f.set {
 			flags |= f.bit
 		}
 	}
-	const fixed = 2 + 3*8 + 2*binary.MaxVarintLen32 + len(digest{})
-	b := make([]byte, 0, fixed+len(in.expected.server)+len(digest{})*len(in.possibleLateWrites.sums)+len(in.value))
+	const fixed = 2 + 3*8 + 2*binary.MaxVarintLen32 + len(Digest{})
+	b := make([]byte, 0, fixed+len(in.Expected.server)+len(Digest{})*len(in.PossibleLateWrites.Sums)+len(in.Value))
 	b = append(b, intentFormat, flags)
-	b = appendTime(b, in.deadline, now, wall)
-	b = appendTime(b, in.expected.gone, now, wall)
-	if in.expected.held {
-		b = append(b, in.expected.sum[:]...)
+	b = appendTime(b, in.Deadline, now, wall)
+	b = appendTime(b, in.Expected.gone, now, wall)
+	if in.Expected.held {
+		b = append(b, in.Expected.sum[:]...)
 	}
-	b = binary.AppendUvarint(b, uint64(len(in.expected.server)))
-	b = append(b, in.expected.server...)
-	b = appendTime(b, in.possibleLateWrites.gone, now, wall)
-	b = binary.AppendUvarint(b, uint64(len(in.possibleLateWrites.sums)))
-	for _, sum := range in.possibleLateWrites.sums {
+	b = binary.AppendUvarint(b, uint64(len(in.Expected.server)))
+	b = append(b, in.Expected.server...)
+	b = appendTime(b, in.PossibleLateWrites.Gone, now, wall)
+	b = binary.AppendUvarint(b, uint64(len(in.PossibleLateWrites.Sums)))
+	for _, sum := range in.PossibleLateWrites.Sums {
 		b = append(b, sum[:]...)
 	}
-	return append(b, in.value...)
+	return append(b, in.Value...)
 }
 
 // appendTime converts a time of the process' clock to the wall clock and appends it.
 func appendTime(b []byte, t, now, wall int64) []byte {
 	if t != clock.Never {
-		t = saturated(wall, t-now)
+		t = clock.Saturated(wall, t-now)
 	}
 	return binary.LittleEndian.AppendUint64(b, uint64(t))
-}
-
-// saturated is a+b, or the last moment before never where that overflows.
-func saturated(a, b int64) int64 {
-	if b > 0 && a > math.MaxInt64-1-b {
-		return math.MaxInt64 - 1
-	}
-	return a + b
 }
 
 // decodeIntent reads an intent that an earlier process encoded. A write that the earlier
 // process sent may still run, so it counts as unanswered. decodeIntent returns false for a
 // payload that it cannot read; the intent is a delete then, which is always safe.
-func decodeIntent(payload []byte, now, wall int64) (*intent, bool) {
+func decodeIntent(payload []byte, now, wall int64) (*Intent, bool) {
 	d := decoder{rest: payload, now: now, wall: wall}
 	if len(payload) < 2 || payload[0] != intentFormat {
 		return unreadable(), false
 	}
 	flags := payload[1]
 	d.rest = payload[2:]
-	in := &intent{
-		deadline:   d.time(),
-		del:        flags&flagDel != 0,
-		compensate: flags&flagUndo != 0,
+	in := &Intent{
+		Deadline:   d.time(),
+		Del:        flags&flagDel != 0,
+		Compensate: flags&flagUndo != 0,
 	}
-	in.expected = expected{known: flags&flagKnown != 0, held: flags&flagHeld != 0, gone: d.time()}
-	if in.expected.held {
-		in.expected.sum = d.digest()
+	in.Expected = Expected{known: flags&flagKnown != 0, held: flags&flagHeld != 0, gone: d.time()}
+	if in.Expected.held {
+		in.Expected.sum = d.digest()
 	}
-	in.expected.server = string(d.take(d.length()))
-	in.possibleLateWrites = lateWrites{gone: d.time(), del: flags&flagLateDel != 0, more: flags&flagLateMore != 0}
+	in.Expected.server = string(d.take(d.length()))
+	in.PossibleLateWrites = LateWrites{Gone: d.time(), Del: flags&flagLateDel != 0, More: flags&flagLateMore != 0}
 	n := d.length()
 	for i := 0; i < min(n, lateMost) && !d.bad; i++ {
-		in.possibleLateWrites.sums = append(in.possibleLateWrites.sums, d.digest())
+		in.PossibleLateWrites.Sums = append(in.PossibleLateWrites.Sums, d.digest())
 	}
 	if d.bad || n > lateMost {
 		return unreadable(), false
 	}
 	if flags&flagLate != 0 {
-		in.possibleLateWrites.since = earlierProcess
+		in.PossibleLateWrites.Since = EarlierProcess
 	}
-	if !in.del {
-		in.value = d.rest[:len(d.rest):len(d.rest)]
+	if !in.Del {
+		in.Value = d.rest[:len(d.rest):len(d.rest)]
 	}
-	if !in.compensate {
-		in.possibleLateWrites.unanswered(earlierProcess, in.value, in.del, in.deadline)
+	if !in.Compensate {
+		in.PossibleLateWrites.unanswered(EarlierProcess, in.Value, in.Del, in.Deadline)
 	}
 	if flags&flagCheck != 0 {
-		in.checkAt = d.now + int64(lateAfter)
-		in.possibleLateWrites.until = in.checkAt
+		in.CheckAt = d.now + int64(LateAfter)
+		in.PossibleLateWrites.until = in.CheckAt
 	}
 	return in, true
 }
@@ -142,9 +133,9 @@ func newerIntent(payload []byte) byte {
 }
 
 // unreadable is the intent for a payload that cannot be read: a delete.
-func unreadable() *intent {
-	in := &intent{del: true, deadline: clock.Never}
-	in.possibleLateWrites.unanswered(earlierProcess, nil, true, clock.Never)
+func unreadable() *Intent {
+	in := &Intent{Del: true, Deadline: clock.Never}
+	in.PossibleLateWrites.unanswered(EarlierProcess, nil, true, clock.Never)
 	return in
 }
 
@@ -176,7 +167,7 @@ func (d *decoder) length() int {
 	return int(n)
 }
 
-func (d *decoder) digest() (sum digest) {
+func (d *decoder) digest() (sum Digest) {
 	copy(sum[:], d.take(len(sum)))
 	return sum
 }
@@ -195,5 +186,5 @@ func (d *decoder) time() int64 {
 		d.bad = true
 		return 0
 	}
-	return saturated(d.now, saturated(t, -d.wall))
+	return clock.Saturated(d.now, clock.Saturated(t, -d.wall))
 }

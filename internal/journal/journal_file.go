@@ -1,4 +1,4 @@
-package holdfast
+package journal
 
 import (
 	"context"
@@ -35,24 +35,24 @@ type journalFile struct {
 	mu      struct {
 		sync.Mutex
 		leaving []leaving
-		last    saving // the last change
+		last    Saving // the last change
 		staged  bool   // a change was staged since the last sweep
 	}
 }
 
-// saving is a change on its way to the file; the zero value is none. When it is written, so
+// Saving is a change on its way to the file; the zero value is none. When it is written, so
 // are all changes before it.
-type saving struct {
+type Saving struct {
 	wal.Pending
-	leaves bool // an intent is resolved, and leaves with a sweep
+	Leaves bool // an intent is resolved, and leaves with a sweep
 }
 
-// or returns the later of the two changes, or the one that there is.
-func (s saving) or(next saving) saving {
-	if next == (saving{}) {
+// Or returns the later of the two changes, or the one that there is.
+func (s Saving) Or(next Saving) Saving {
+	if next == (Saving{}) {
 		return s
 	}
-	next.leaves = next.leaves || s.leaves
+	next.Leaves = next.Leaves || s.Leaves
 	return next
 }
 
@@ -60,7 +60,7 @@ func (s saving) or(next saving) saving {
 type leaving struct {
 	shard *journalShard
 	key   string
-	in    *intent
+	in    *Intent
 }
 
 const (
@@ -72,21 +72,18 @@ const (
 	recordMost = 1 << 30
 )
 
-// restored is the result of opening Journal.Dir.
-type restored struct {
-	report     wal.Report
-	keys       int
-	downgraded int    // sets that became deletes
-	doubt      string // why the files may be out of date; "" where they are not
+// Restored is the result of opening Journal.Dir.
+type Restored struct {
+	Report     wal.Report
+	Keys       int
+	Downgraded int    // sets that became deletes
+	Doubt      string // why the files may be out of date; "" where they are not
 }
 
-// open locks the directory and takes over the intents that an earlier process left in it.
+// Open locks the directory and takes over the intents that an earlier process left in it.
 // Their keys are journaled from then on, so none of them is read from Redis before its
 // replay. open must be called before any other method. It blocks on the disk.
-func (j *journal) open(o JournalOptions, timeout time.Duration, c clock.Clock, hash func(string) keyhash.Hash, logf func(string, ...any)) (restored, error) {
-	policy := [...]wal.SyncPolicy{
-		FsyncNo: wal.SyncNone, FsyncEverySecond: wal.SyncInterval, FsyncAlways: wal.SyncAlways,
-	}[o.Fsync]
+func (j *Journal) Open(o Config, timeout time.Duration, c clock.Clock, hash func(string) keyhash.Hash, logf func(string, ...any)) (Restored, error) {
 	f := &journalFile{
 		clock: c, timeout: timeout, kick: make(chan struct{}, 1),
 		sweeping: make(chan struct{}, 1), unswept: make(chan struct{}, 1),
@@ -97,33 +94,33 @@ func (j *journal) open(o JournalOptions, timeout time.Duration, c clock.Clock, h
 			(*before)(op)
 		}
 	}
-	log, report, err := wal.Open(o.Dir, wal.Options{Sync: policy, Logf: logf, Before: access}, func(key string, payload []byte) {
+	log, report, err := wal.Open(o.Dir, wal.Options{Sync: o.Fsync, Logf: logf, Before: access}, func(key string, payload []byte) {
 		in, ok := decodeIntent(payload, now, time.Now().UnixNano())
 		if !ok {
 			unknown++
 			newer = max(newer, newerIntent(payload))
 		}
-		j.restore(j.shard(hash(key)), key, in)
+		j.restore(j.Shard(hash(key)), key, in)
 	})
 	if err != nil {
-		return restored{}, err
+		return Restored{}, err
 	}
 	if newer > 0 {
 		err := fmt.Errorf("%s holds records of format %d, and this version knows none above %d: a newer one has written them", o.Dir, newer, intentFormat)
-		return restored{}, errors.Join(err, log.Close())
+		return Restored{}, errors.Join(err, log.Close())
 	}
-	f.log, j.file = log, f
-	r := restored{report: report, keys: int(j.keys.Load())}
-	var last saving
-	if r.doubt = report.Doubt; r.doubt == "" && unknown > 0 {
-		r.doubt = fmt.Sprintf("%d records cannot be read", unknown)
+	f.log, j.File = log, f
+	r := Restored{Report: report, Keys: int(j.Keys.Load())}
+	var last Saving
+	if r.Doubt = report.Doubt; r.Doubt == "" && unknown > 0 {
+		r.Doubt = fmt.Sprintf("%d records cannot be read", unknown)
 	}
-	if r.doubt != "" {
-		r.downgraded, _ = j.downgradeAll(func(*intent) bool { return true })
+	if r.Doubt != "" {
+		r.Downgraded, _ = j.downgradeAll(func(*Intent) bool { return true })
 		j.rewrite()
 		return r, nil
 	}
-	r.downgraded, last = j.downgradeAll(func(*intent) bool { return j.bytes.Load() > j.maxBytes })
+	r.Downgraded, last = j.downgradeAll(func(*Intent) bool { return j.Bytes.Load() > j.maxBytes })
 	_ = last.Wait() // else the next process would find sets; the keeper handles errors
 	return r, nil
 }
@@ -131,40 +128,40 @@ func (j *journal) open(o JournalOptions, timeout time.Duration, c clock.Clock, h
 // rewrite writes the files anew, which ends the doubt about the old ones. open calls it
 // before the journal accepts a write, which the next process would doubt as well. rewrite
 // reports whether the files are complete now. It blocks on the disk.
-func (j *journal) rewrite() bool {
-	err := j.file.log.Compact(j.each)
+func (j *Journal) rewrite() bool {
+	err := j.File.log.Compact(j.each)
 	if err == nil {
-		j.file.doubted.Store(nil)
-		return j.file.log.Err() == nil
+		j.File.doubted.Store(nil)
+		return j.File.log.Err() == nil
 	}
-	j.file.doubted.Store(&err)
+	j.File.doubted.Store(&err)
 	return false
 }
 
 // restore takes over an intent, even beyond the bounds: it was accepted once (law 6).
-func (j *journal) restore(sh *journalShard, key string, in *intent) {
-	sh.intents[key] = in
-	j.keys.Add(1)
-	j.bytes.Add(int64(len(key) + len(in.value)))
-	if in.checkAt == 0 {
-		j.queued.Add(1)
+func (j *Journal) restore(sh *journalShard, key string, in *Intent) {
+	sh.Intents[key] = in
+	j.Keys.Add(1)
+	j.Bytes.Add(int64(len(key) + len(in.Value)))
+	if in.CheckAt == 0 {
+		j.Queued.Add(1)
 	}
 }
 
 // downgradeAll turns the chosen sets into deletes: either a later write of the key may be
 // missing in the files, or there is no room for the value. It returns their number and the
 // last change.
-func (j *journal) downgradeAll(which func(*intent) bool) (n int, last saving) {
-	for i := range j.shards {
-		for key, in := range j.shards[i].intents {
-			if in.del || !which(in) {
+func (j *Journal) downgradeAll(which func(*Intent) bool) (n int, last Saving) {
+	for i := range j.Shards {
+		for key, in := range j.Shards[i].Intents {
+			if in.Del || !which(in) {
 				continue
 			}
 			n++
-			j.bytes.Add(-int64(len(in.value)))
-			in.value, in.del = nil, true
-			last = j.saveLocked(&j.shards[i], key, in)
-			j.downgraded(key)
+			j.Bytes.Add(-int64(len(in.Value)))
+			in.Value, in.Del = nil, true
+			last = j.saveLocked(&j.Shards[i], key, in)
+			j.Downgraded(key)
 		}
 	}
 	return n, last
@@ -172,17 +169,17 @@ func (j *journal) downgradeAll(which func(*intent) bool) (n int, last saving) {
 
 // saveLocked stages the intent, as it is now, for the file. The caller holds the shard's
 // lock. After releasing it, the caller waits with durable, or leaves the wait to a sweep.
-func (j *journal) saveLocked(sh *journalShard, key string, in *intent) saving {
+func (j *Journal) saveLocked(sh *journalShard, key string, in *Intent) Saving {
 	in.done = false
-	f := j.file
+	f := j.File
 	if f == nil {
-		return saving{}
+		return Saving{}
 	}
 	record := f.encode(sh, key, in)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.mu.staged = true
-	f.mu.last = saving{f.log.Stage(key, unnumbered, record), false}
+	f.mu.last = Saving{f.log.Stage(key, unnumbered, record), false}
 	return f.mu.last
 }
 
@@ -192,29 +189,29 @@ const unnumbered = 0
 
 // encode returns the intent as the next process must know it if this one dies now. So a
 // write that a replay is sending counts as unanswered. The caller holds the shard's lock.
-func (f *journalFile) encode(sh *journalShard, key string, in *intent) []byte {
+func (f *journalFile) encode(sh *journalShard, key string, in *Intent) []byte {
 	now, wall := f.clock.Now(), time.Now().UnixNano()
 	if s, ok := sh.sent[in]; ok {
 		known := *in
-		known.possibleLateWrites.sums = slices.Clone(in.possibleLateWrites.sums)
-		known.possibleLateWrites.unanswered(earlierProcess, s.value, s.del, s.deadline)
+		known.PossibleLateWrites.Sums = slices.Clone(in.PossibleLateWrites.Sums)
+		known.PossibleLateWrites.unanswered(EarlierProcess, s.value, s.del, s.deadline)
 		in = &known
 	}
 	payload := in.encode(now, wall)
 	if wal.RecordSize(len(key), len(payload)) > recordMost {
 		del := *in
-		del.value, del.del = nil, true
+		del.Value, del.Del = nil, true
 		payload = del.encode(now, wall)
 	}
 	return payload
 }
 
-// durable returns when the change is in the file, as Journal.Fsync defines it. Where the
+// Durable returns when the change is in the file, as Journal.Fsync defines it. Where the
 // disk fails, or does not answer within patience(began), the change is in memory only,
 // Health.JournalError says so, and durable returns nil. After one call has waited in vain,
 // no call waits until the disk answers again. The only error is that of ctx.
-func (j *journal) durable(ctx context.Context, began int64, p saving) error {
-	f := j.file
+func (j *Journal) Durable(ctx context.Context, began int64, p Saving) error {
+	f := j.File
 	if f == nil {
 		return nil
 	}
@@ -262,7 +259,7 @@ func (f *journalFile) patience(began int64) time.Duration {
 }
 
 // live is the approximate size of the records of all intents, in bytes.
-func (j *journal) live() int64 { return j.bytes.Load() + recordOverhead*j.keys.Load() }
+func (j *Journal) live() int64 { return j.Bytes.Load() + recordOverhead*j.Keys.Load() }
 
 func (f *journalFile) wake() { signal(f.kick) }
 
@@ -275,19 +272,19 @@ func signal(c chan struct{}) {
 }
 
 // forget stages the drop record of the intent. The caller holds the shard's lock.
-func (f *journalFile) forget(sh *journalShard, key string, in *intent) saving {
+func (f *journalFile) forget(sh *journalShard, key string, in *Intent) Saving {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.mu.leaving = append(f.mu.leaving, leaving{sh, key, in})
-	f.mu.last = saving{f.log.StageDrop(key, unnumbered), true}
+	f.mu.last = Saving{f.log.StageDrop(key, unnumbered), true}
 	f.mu.staged = true
 	return f.mu.last
 }
 
-// swept repeats sweep until one is complete or ctx ends.
-func (j *journal) swept(ctx context.Context) (again bool, err error) {
-	for j.file != nil {
-		more, done := j.sweep(ctx, j.file.clock.Now())
+// Swept repeats sweep until one is complete or ctx ends.
+func (j *Journal) Swept(ctx context.Context) (again bool, err error) {
+	for j.File != nil {
+		more, done := j.Sweep(ctx, j.File.clock.Now())
 		if again = again || more; done {
 			break
 		}
@@ -298,13 +295,13 @@ func (j *journal) swept(ctx context.Context) (again bool, err error) {
 	return again, nil
 }
 
-// sweep deletes resolved intents from memory after their drop records are in the file. When
+// Sweep deletes resolved intents from memory after their drop records are in the file. When
 // it is done, the file has all that the journal had when sweep was called, or JournalError
 // says that it has not. again reports that some of the intents were written again
 // meanwhile, and must be replayed. sweep waits for the disk, and for another sweep, each as
 // long as durable. If it gives up, done is false, and tidy sweeps later.
-func (j *journal) sweep(ctx context.Context, began int64) (again, done bool) {
-	f := j.file
+func (j *Journal) Sweep(ctx context.Context, began int64) (again, done bool) {
+	f := j.File
 	if f == nil {
 		return false, true
 	}
@@ -320,23 +317,23 @@ func (j *journal) sweep(ctx context.Context, began int64) (again, done bool) {
 	if !staged {
 		return false, true
 	}
-	if j.durable(ctx, began, last) != nil { // last is the latest: changes are staged in order
+	if j.Durable(ctx, began, last) != nil { // last is the latest: changes are staged in order
 		f.mu.Lock()
 		f.mu.leaving, f.mu.staged = append(gone, f.mu.leaving...), true
 		f.mu.Unlock()
 		signal(f.unswept)
 		return false, false
 	}
-	defer j.announce()
+	defer j.Announce()
 	for _, l := range gone {
-		l.shard.mu.Lock()
-		l.in.sending = false
+		l.shard.Mu.Lock()
+		l.in.Sending = false
 		if l.in.done {
-			j.dropLocked(l.shard, l.key, l.in)
+			j.DropLocked(l.shard, l.key, l.in)
 		} else {
 			again = true
 		}
-		l.shard.mu.Unlock()
+		l.shard.Mu.Unlock()
 	}
 	return again, true
 }
@@ -359,26 +356,26 @@ func (f *journalFile) turn(ctx context.Context, began int64) bool {
 	return false
 }
 
-// tidy repeats the sweeps that callers gave up, and calls again if intents must be replayed
+// Tidy repeats the sweeps that callers gave up, and calls again if intents must be replayed
 // once more. It blocks until ctx ends.
-func (j *journal) tidy(ctx context.Context, again func()) {
+func (j *Journal) Tidy(ctx context.Context, again func()) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-j.file.unswept:
+		case <-j.File.unswept:
 		}
-		if more, _ := j.swept(ctx); more {
+		if more, _ := j.Swept(ctx); more {
 			again()
 		}
 	}
 }
 
-// keep checks the directory every fileRetry and when it is woken, because the directory may
+// Keep checks the directory every fileRetry and when it is woken, because the directory may
 // be removed or changed from outside. It rewrites the files when they are mostly out of date
 // or incomplete. It blocks on the disk, and returns after stop is closed.
-func (j *journal) keep(stop <-chan struct{}) {
-	f := j.file
+func (j *Journal) Keep(stop <-chan struct{}) {
+	f := j.File
 	tick := time.NewTicker(fileRetry)
 	defer tick.Stop()
 	for {
@@ -402,22 +399,22 @@ func (j *journal) keep(stop <-chan struct{}) {
 
 // each yields the records that the file is to hold. It copies one shard at a time, so that
 // no lock is held during the writing.
-func (j *journal) each(yield func(key string, seq uint64, payload []byte) bool) {
+func (j *Journal) each(yield func(key string, seq uint64, payload []byte) bool) {
 	type record struct {
 		key     string
 		payload []byte
 	}
 	var records []record
-	for i := range j.shards {
-		sh := &j.shards[i]
+	for i := range j.Shards {
+		sh := &j.Shards[i]
 		records = records[:0]
-		sh.mu.RLock()
-		for key, in := range sh.intents {
+		sh.Mu.RLock()
+		for key, in := range sh.Intents {
 			if !in.done {
-				records = append(records, record{key, j.file.encode(sh, key, in)})
+				records = append(records, record{key, j.File.encode(sh, key, in)})
 			}
 		}
-		sh.mu.RUnlock()
+		sh.Mu.RUnlock()
 		for _, r := range records {
 			if !yield(r.key, unnumbered, r.payload) {
 				return
@@ -426,27 +423,27 @@ func (j *journal) each(yield func(key string, seq uint64, payload []byte) bool) 
 	}
 }
 
-// close writes the rest to the disk, or returns why it could not. It blocks on the disk.
-func (j *journal) close() error {
-	if j.file == nil {
+// Close writes the rest to the disk, or returns why it could not. It blocks on the disk.
+func (j *Journal) Close() error {
+	if j.File == nil {
 		return nil
 	}
-	_ = j.file.log.Check() // err returns it, too
-	if j.err() != nil {
+	_ = j.File.log.Check() // err returns it, too
+	if j.Err() != nil {
 		j.rewrite() // the disk may be healthy again
 	}
-	return j.file.log.Close()
+	return j.File.log.Close()
 }
 
-// err returns why the file is incomplete, or nil if it is complete or there is no file.
-func (j *journal) err() error {
-	if j.file == nil {
+// Err returns why the file is incomplete, or nil if it is complete or there is no file.
+func (j *Journal) Err() error {
+	if j.File == nil {
 		return nil
 	}
-	if err := j.file.log.Err(); err != nil {
+	if err := j.File.log.Err(); err != nil {
 		return fmt.Errorf("holdfast: the journal's file: %w", err)
 	}
-	if err := j.file.doubted.Load(); err != nil {
+	if err := j.File.doubted.Load(); err != nil {
 		return fmt.Errorf("holdfast: the journal's file: it may be out of date, and could not be written anew: %w", *err)
 	}
 	return nil

@@ -1,17 +1,16 @@
-package holdfast
+package journal
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/wal"
 )
 
 // imaged is what a process finds that begins where this one would die now.
-func imaged(t *testing.T, dir string) (*journal, restored) {
+func imaged(t *testing.T, dir string) (*Journal, Restored) {
 	t.Helper()
 	image := filepath.Join(t.TempDir(), "image")
 	if err := os.CopyFS(image, os.DirFS(dir)); err != nil {
@@ -34,10 +33,10 @@ func TestWhatWasBeingReplayedIsKnownToTheNextProcess(t *testing.T) {
 	put(t, j, set("set-set", "last", 2), admitted)
 	put(t, j, set("del-set", "last", 2), admitted)
 	next, _ := imaged(t, dir)
-	if in := next.shard(hashed("set-set")).intents["set-set"]; in == nil || !remembers(in.possibleLateWrites, "sent") {
+	if in := next.Shard(hashed("set-set")).Intents["set-set"]; in == nil || !remembers(in.PossibleLateWrites, "sent") {
 		t.Errorf("what was sent would be taken for another client's: %+v", in)
 	}
-	if in := next.shard(hashed("del-set")).intents["del-set"]; in == nil || !in.possibleLateWrites.del {
+	if in := next.Shard(hashed("del-set")).Intents["del-set"]; in == nil || !in.PossibleLateWrites.Del {
 		t.Errorf("the absence would be taken for another client's doing: %+v", in)
 	}
 }
@@ -49,11 +48,11 @@ func TestASupersededSetIsGivenUpThoughItWaitsForItsSecondLook(t *testing.T) {
 	j, _ := reopened(t, dir, roomy)
 	defer dies(t, j)
 	put(t, j, ambiguous(set("k", "v", 1), 3), admitted)
-	settle(j, takeOnly(t, j, 0), foundNothing, 4, 0)
+	settle(j, takeOnly(t, j, 0), FoundNothing, 4, 0)
 	wantHolds(t, j, "k", 0, "gone")
 	put(t, j, set("other", "v", 2), admitted) // and the file has both
 	next, _ := imaged(t, dir)
-	if in := next.shard(hashed("k")).intents["k"]; in != nil && !in.compensate {
+	if in := next.Shard(hashed("k")).Intents["k"]; in != nil && !in.Compensate {
 		t.Errorf("the next process replays it: %+v", in)
 	}
 }
@@ -64,13 +63,13 @@ func TestDoubtOutlivesTheProcessThatHadIt(t *testing.T) {
 	dir := damagedDir(t)
 	j, r := reopened(t, dir, roomy)
 	defer dies(t, j)
-	if r.doubt == "" || r.keys == 0 {
+	if r.Doubt == "" || r.Keys == 0 {
 		t.Fatalf("found %+v", r)
 	}
 	next, _ := imaged(t, dir)
 	for i := range 10 {
 		key := fmt.Sprint("k", i)
-		if f, ok := next.get(hashed(key), key, 0); ok && f.live {
+		if f, ok := next.Get(hashed(key), key, 0); ok && f.Live {
 			t.Errorf("%s is a set again", key)
 		}
 	}
@@ -81,7 +80,7 @@ func TestDoubtOutlivesTheProcessThatHadIt(t *testing.T) {
 func TestAWriteThatOvertakesAnIntentReturnsWhenItIsForgotten(t *testing.T) {
 	dir := t.TempDir()
 	o := roomy
-	o.Fsync = FsyncAlways
+	o.Fsync = wal.SyncAlways
 	j, _ := reopened(t, dir, o)
 	defer dies(t, j)
 	stop, done := make(chan struct{}), make(chan struct{})
@@ -100,15 +99,15 @@ func TestAWriteThatOvertakesAnIntentReturnsWhenItIsForgotten(t *testing.T) {
 	for i := range 500 {
 		seq := uint64(2*i + 1)
 		put(t, j, ambiguous(set("k", "old", seq), 1), admitted)
-		_, saved := j.superseded(hashed("k"), del("k", seq+1), 1, "server")
+		_, saved := j.Superseded(hashed("k"), del("k", seq+1), 1, "server")
 		durable(t, j, saved)
 		sweep(j)
-		if f, ok := j.get(hashed("k"), "k", 0); ok && f.live {
-			t.Fatalf("round %d: behind the delete %q is read", i, f.value)
+		if f, ok := j.Get(hashed("k"), "k", 0); ok && f.Live {
+			t.Fatalf("round %d: behind the delete %q is read", i, f.Value)
 		}
 		if i%50 == 0 {
-			if next, r := imaged(t, dir); r.keys > 0 {
-				f, _ := next.get(hashed("k"), "k", 0)
+			if next, r := imaged(t, dir); r.Keys > 0 {
+				f, _ := next.Get(hashed("k"), "k", 0)
 				t.Fatalf("round %d: behind the delete the next process finds %+v", i, f)
 			}
 		}
@@ -122,7 +121,7 @@ func TestAWriteThatIsAcceptedLateIsInTheFile(t *testing.T) {
 	j, _ := reopened(t, dir, roomy)
 	defer dies(t, j)
 	put(t, j, set("k", "later", 7), admitted)
-	settle(j, takeOnly(t, j, 0), foundOurs, 1, 0)
+	settle(j, takeOnly(t, j, 0), FoundOurs, 1, 0)
 	sweep(j)
 	put(t, j, ambiguous(del("k", 5), 1), admitted)
 	wantHolds(t, j, "k", 0, "gone")
@@ -144,14 +143,14 @@ func TestWhatDoesNotFitTheNextJournalIsCounted(t *testing.T) {
 	n := 0
 	for i := range 10 {
 		key := fmt.Sprint("k", i)
-		if f, ok := j.get(hashed(key), key, 0); !ok {
+		if f, ok := j.Get(hashed(key), key, 0); !ok {
 			t.Errorf("%s is not there", key)
-		} else if !f.live {
+		} else if !f.Live {
 			n++
 		}
 	}
-	if n == 0 || r.downgraded != n {
-		t.Errorf("%d of 10 became deletes, and %d are told of", n, r.downgraded)
+	if n == 0 || r.Downgraded != n {
+		t.Errorf("%d of 10 became deletes, and %d are told of", n, r.Downgraded)
 	}
 }
 
@@ -168,15 +167,15 @@ func TestTheEchoOfAReplayOverrulesNoLaterSet(t *testing.T) {
 		tasks := takeAll(j, 0)
 		put(t, j, set("during", "second", 2), admitted)
 		for _, task := range tasks {
-			settle(j, task, foundOurs, 1, 0)
+			settle(j, task, FoundOurs, 1, 0)
 		}
 		if file {
 			put(t, j, set("behind", "second", 2), admitted)
 			sweep(j)
-			j.invalidated(hashed("behind"), "behind", 0)
+			j.Invalidated(hashed("behind"), "behind", 0)
 			wantHolds(t, j, "behind", 0, "second")
 		}
-		if j.invalidated(hashed("during"), "during", 0) {
+		if j.Invalidated(hashed("during"), "during", 0) {
 			t.Errorf("%s: it is a delete now", name)
 		}
 		wantHolds(t, j, "during", 0, "second")
@@ -187,12 +186,12 @@ func TestTheEchoOfAReplayOverrulesNoLaterSet(t *testing.T) {
 }
 
 func TestADeleteForAConflictIsInTheFileBeforeItIsSent(t *testing.T) {
-	for name, conflict := range map[string]func(j *journal){
-		"found": func(j *journal) { settle(j, takeOnly(t, j, 0), foundTheirs, 1, 0) },
-		"overruled": func(j *journal) {
-			j.invalidated(hashed("k"), "k", 0)
-			for _, s := range j.uncompared(hashed, func(string) bool { return true }) {
-				j.compared(s, []byte("theirs"), true, "server")
+	for name, conflict := range map[string]func(j *Journal){
+		"found": func(j *Journal) { settle(j, takeOnly(t, j, 0), FoundTheirs, 1, 0) },
+		"overruled": func(j *Journal) {
+			j.Invalidated(hashed("k"), "k", 0)
+			for _, s := range j.Uncompared(hashed, func(string) bool { return true }) {
+				j.Compared(s, []byte("theirs"), true, "server")
 			}
 		},
 	} {
@@ -200,7 +199,7 @@ func TestADeleteForAConflictIsInTheFileBeforeItIsSent(t *testing.T) {
 		j, _ := reopened(t, dir, roomy)
 		put(t, j, set("k", "v1", 1), admitted)
 		conflict(j)
-		if task := takeOnly(t, j, 0); !task.del {
+		if task := takeOnly(t, j, 0); !task.Del {
 			t.Fatalf("%s: the conflict is no delete", name)
 		}
 		sweep(j) // what a replay begins with
@@ -209,30 +208,11 @@ func TestADeleteForAConflictIsInTheFileBeforeItIsSent(t *testing.T) {
 			t.Fatal(err)
 		}
 		k, _ := reopened(t, now, roomy)
-		if next := takeOnly(t, k, 0); !next.del {
-			t.Errorf("%s: the next process sets %q", name, next.value)
+		if next := takeOnly(t, k, 0); !next.Del {
+			t.Errorf("%s: the next process sets %q", name, next.Value)
 		}
 		dies(t, k)
 		dies(t, j)
-	}
-}
-
-func TestDrainWaitsForADiskNoLongerThanItsContext(t *testing.T) {
-	o := Options{Journal: JournalOptions{Dir: t.TempDir()}}
-	o.Redis.InitAddress = []string{"127.0.0.1:1"}
-	c, err := New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.journal.file.sweeping <- struct{}{} // as one does whose disk hangs
-	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
-	defer cancel()
-	if err := c.Drain(ctx); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("drain: %v", err)
-	}
-	<-c.journal.file.sweeping
-	if err := c.Close(); err != nil {
-		t.Error(err)
 	}
 }
 
@@ -242,9 +222,9 @@ func TestWhatIsSentIsInTheFile(t *testing.T) {
 	dir := t.TempDir()
 	j, _ := reopened(t, dir, roomy)
 	put(t, j, set("k", "old", 1), admitted)
-	j.put(hashed("k"), set("k", "new", 2)) // its caller still waits for the disk
-	if task := takeOnly(t, j, 0); string(task.value) != "new" {
-		t.Fatalf("%s is replayed", task.value)
+	j.Put(hashed("k"), set("k", "new", 2)) // its caller still waits for the disk
+	if task := takeOnly(t, j, 0); string(task.Value) != "new" {
+		t.Fatalf("%s is replayed", task.Value)
 	}
 	sweep(j) // what a replay begins with
 	now := t.TempDir()
