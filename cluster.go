@@ -292,7 +292,7 @@ func (s *session) readMap(ctx context.Context) ([]slotRange, error) {
 	return readSlots(s.aside(ctx, s.client.B().ClusterSlots().Build()), hostOf(s.addr))
 }
 
-// join makes c, which home found, the cluster of the routes. If there is one already, only the map
+// join makes c, which the seed link found, the cluster of the routes. If there is one already, only the map
 // is learnt.
 func (r *routes) join(c *cluster, ranges []slotRange) {
 	if r.cluster.Load() != nil {

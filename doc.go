@@ -6,7 +6,7 @@
 // # Tiers
 //
 // A read asks the local tier first. A local copy is served at once while it is fresh. It is
-// fresh within its own TTL and Options.Tier.MaxTTL, and as long as the server, which reports
+// fresh within its own TTL and Options.Local.MaxTTL, and as long as the server, which reports
 // every change, has reported none and was heard lately. Otherwise the key is read from Redis
 // with its remaining TTL and kept locally. A write goes to the local tier first and then to
 // Redis. Without a Redis configured the local tier is the whole cache.
@@ -29,7 +29,7 @@
 //
 // These calls may wait longer than Options.Timeout:
 //   - WaitReady, Drain and Shutdown, for as long as their context allows;
-//   - GetOrLoad, GetOrLoadMany and Load, for the load, for as long as their context allows;
+//   - GetOrLoad, GetOrLoadMany, GetOrLoadWith and Refresh, for the load, for as long as their context allows;
 //   - blocking commands, Receive and transactions of Client, for as long as their context
 //     allows;
 //   - Close, for up to Options.CloseTimeout while the journal can be delivered, and four

@@ -10,9 +10,9 @@ import (
 	"time"
 )
 
-// routes maps a key to its link. With one server, or a master behind sentinels, that is home. In a
-// cluster there is one link for each master, and home searches for the cluster while no node of it
-// serves.
+// routes maps a key to its link. With one server, or a master behind sentinels, that is the seed
+// link. In a cluster there is one link for each master, and the seed link searches for the cluster
+// while no node of it serves.
 type routes struct {
 	seedLink *link
 	one      slot // for all keys, outside a cluster
@@ -68,7 +68,7 @@ func (r *routes) links() []*link {
 }
 
 // any returns the link for a command without keys: one that serves, else one with an attempt to
-// wait for, else home.
+// wait for, else the seed link.
 func (r *routes) any() *link {
 	for _, l := range r.links() {
 		if l.gate.Load() != nil {

@@ -442,8 +442,8 @@ func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o o
 	return saved, err
 }
 
-// freshUntilAfterWrite returns the end of the freshness of an acknowledged write's copy. It is unread if the
-// copy must be read first, because the server announces only changes of keys that were read.
+// freshUntilAfterWrite returns the end of the freshness of an acknowledged write's copy. It is
+// Unconfirmed if the copy must be read first, because the server announces only changes of keys that were read.
 func (c *Cache) freshUntilAfterWrite(w *change, now int64, o outcome) int64 {
 	told := o.session.tracks(w.key)
 	if w.del || o.asked || told && c.opts.Tracking.Mode == TrackReads {
