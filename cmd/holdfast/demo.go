@@ -188,6 +188,7 @@ func (s *stage) runPeer(ctx context.Context, p peer) (o outcome, err error) {
 	}
 	l := newLoad(p.client(c), s.cfg, s.prefix+p.prefix)
 	defer s.forget(l.keys)
+	defer c.Close() // before the keys are deleted: writes may be on their way
 	if err := l.fill(ctx); err != nil {
 		return o, err
 	}

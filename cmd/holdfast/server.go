@@ -122,15 +122,22 @@ func (e endpoint) through(proxyAddr string, dials *atomic.Int64) rueidis.ClientO
 	return option
 }
 
-// forget deletes the keys in batches.
+// forget deletes the keys in batches, until it finds none: writes that an interruption left on
+// their way may still arrive.
 func forget(ctx context.Context, server rueidis.Client, keys []string) error {
 	const batch = 500
-	for len(keys) > 0 {
-		n := min(batch, len(keys))
-		if err := server.Do(ctx, server.B().Del().Key(keys[:n]...).Build()).Error(); err != nil {
-			return err
+	for {
+		found := int64(0)
+		for rest := keys; len(rest) > 0; {
+			n := min(batch, len(rest))
+			deleted, err := server.Do(ctx, server.B().Del().Key(rest[:n]...).Build()).AsInt64()
+			if err != nil {
+				return err
+			}
+			found, rest = found+deleted, rest[n:]
 		}
-		keys = keys[n:]
+		if found == 0 {
+			return nil
+		}
 	}
-	return nil
 }
