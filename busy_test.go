@@ -69,7 +69,10 @@ func TestSCRIPTKILLReachesAServerThatIsBusy(t *testing.T) {
 	defer stop()
 	redistest.WaitFor(t, patience, "busy", isBusy(c))
 	wantGet(t, c, "k", "one")
-	wantGet(t, c, "w0", "kept")
+	redistest.WaitFor(t, patience, "the first write of w0", func() bool {
+		v, err := c.Get(ctx, "w0")
+		return err == nil && string(v) == "kept"
+	})
 	b := client.B()
 	if err := client.Do(ctx, b.Incr().Key("n").Build()).Error(); !errors.Is(err, holdfast.ErrUnavailable) {
 		t.Errorf("incr: %v", err)
