@@ -3,6 +3,8 @@ package holdfast
 import (
 	"fmt"
 	"slices"
+
+	"github.com/holdfast-cache/holdfast/internal/group"
 )
 
 // allowed calls Options.AllowAddress for each address that a server names, before anything is sent
@@ -10,7 +12,7 @@ import (
 type allowed struct {
 	ask     func(addr string) bool
 	anyway  []string // addresses of the options, always allowed
-	workers *group
+	workers *group.Group
 }
 
 // check returns the reason why the address may not be dialled, or nil. It blocks until AllowAddress
@@ -20,7 +22,7 @@ func (a allowed) check(addr string) error {
 		return nil
 	}
 	ok := false
-	if err := a.workers.call("allow", "Options.AllowAddress", func() { ok = a.ask(addr) }); err != nil {
+	if err := a.workers.Call("allow", "Options.AllowAddress", func() { ok = a.ask(addr) }); err != nil {
 		return fmt.Errorf("%w, so %q is refused", err, addr)
 	}
 	if !ok {

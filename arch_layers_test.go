@@ -26,26 +26,25 @@ type layer struct {
 // none of the layers above it: the core puts them together. The typed
 // and the drop-in interface stand on the core and do not know each other either.
 var layers = []layer{
-	{"group", nil, []string{"group.go"}},
-	{"api", []string{"group"}, []string{
+	{"api", nil, []string{
 		"allow.go", "doc.go", "entry.go", "errors.go", "health.go", "hooks.go", "journal.go", "local.go", "options.go", "stats.go",
 	}},
-	{"link", []string{"group", "api"}, []string{
+	{"link", []string{"api"}, []string{
 		"attempt.go", "breaker.go", "budget.go", "causes.go", "cluster.go", "conn.go", "credentials.go",
 		"emptied.go", "handshake.go", "hearing.go", "isolation.go", "lacks.go", "link.go", "manner.go",
 		"moment.go", "own.go", "own_stream.go", "probe.go", "remote.go", "route.go", "scripts.go",
 		"sentinel.go", "session.go", "slot.go", "tls.go", "tracking.go",
 	}},
-	{"core", []string{"group", "api", "link"}, []string{
+	{"core", []string{"api", "link"}, []string{
 		"beside.go", "cache.go", "closing.go", "commands.go", "held.go", "invalidation.go", "lease.go", "lifecycle.go", "load.go",
 		"load_many.go", "loading.go", "open.go", "refresh.go", "replay.go", "replay_compare.go", "replay_pace.go",
 		"replay_plain.go", "replay_script.go", "request.go", "write.go",
 		"write_vs_load.go",
 	}},
-	{"typed", []string{"group", "api", "link", "core"}, []string{
+	{"typed", []string{"api", "link", "core"}, []string{
 		"codec.go", "typed.go", "typed_load.go", "typed_many.go",
 	}},
-	{"drop-in", []string{"group", "api", "link", "core"}, []string{
+	{"drop-in", []string{"api", "link", "core"}, []string{
 		"client.go", "client_dedicated.go", "client_hooks.go", "client_keys.go", "client_listen.go",
 		"client_own.go", "client_pass.go", "client_read.go", "client_reply.go", "client_run.go", "client_write.go",
 	}},
@@ -63,6 +62,7 @@ const (
 var rooms = map[string][]string{
 	"internal/clock":        nil,
 	"internal/flight":       {modulePath + "/internal/keyhash"},
+	"internal/group":        nil,
 	"internal/house":        nil,
 	"internal/house/report": {modulePath + "/internal/house"},
 	"internal/inflight":     nil,
@@ -73,6 +73,7 @@ var rooms = map[string][]string{
 	"internal/local": {
 		"github.com/dgraph-io/ristretto/v2", modulePath + "/internal/clock", modulePath + "/internal/keyhash",
 	},
+	"internal/rediserr":  {"github.com/redis/rueidis"},
 	"internal/redistest": nil,
 	"internal/resp":      nil,
 	"internal/wal":       nil,

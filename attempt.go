@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/local"
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 )
 
 // errNoProbe is the result of an attempt that a panic ended.
@@ -48,7 +49,7 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 	c, err := next.probe(bounded, l.probing)
 	cancel()
 	switch {
-	case c == classBusy && old == nil:
+	case c == rediserr.Busy && old == nil:
 		l.busy.Store(next) // before the gate is shut
 		reported = err
 		finish()
@@ -58,7 +59,7 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 		return l.bared(next, c, err)
 	}
 	switch c {
-	case classOK:
+	case rediserr.OK:
 		if l.served != next {
 			if err := next.greetAgain(ctx); err != nil {
 				next.close()
@@ -74,7 +75,7 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 		l.replace(ctx, old, next)
 		l.serve(next, evProbeOK, nil)
 		return l.schedule.Max
-	case classRedirect:
+	case rediserr.Redirect:
 		// The cluster's map is outdated. The next probe follows with another map and another key.
 		l.notBusy(err)
 		l.redirected(next, err)
@@ -83,7 +84,7 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 		reported = nil
 		l.replace(ctx, old, next)
 		return l.schedule.Min
-	case classWriteRefused:
+	case rediserr.WriteRefused:
 		// The refusal may have any text: a user without permission for the probe's key is one case.
 		// Whether any write would be accepted is unknown, and is not claimed.
 		l.setError(err) // before Health can show that writes are refused
@@ -99,7 +100,7 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 	default:
 		var again time.Duration
 		again, reported = l.unanswered(next, old, err)
-		if isReply(reported) && l.gate.Load() != nil {
+		if rediserr.IsReply(reported) && l.gate.Load() != nil {
 			finish()
 			l.breaker.trip() // the server refuses reads and writes alike: every call would fail
 		}
@@ -132,14 +133,14 @@ func (l *link) notBusy(why error) {
 
 // bared closes a bare session once the server is not busy any more. It returns the wait until the
 // next attempt.
-func (l *link) bared(s *session, c class, err error) (again time.Duration) {
+func (l *link) bared(s *session, c rediserr.Class, err error) (again time.Duration) {
 	l.notBusy(errBusyOver)
 	s.close()
 	l.session, l.bare = nil, false
-	if c == classOK || c == classWriteRefused || c == classRedirect {
+	if c == rediserr.OK || c == rediserr.WriteRefused || c == rediserr.Redirect {
 		return 0 // the server answers: a full handshake will succeed now
 	}
-	if gaveUp(err) {
+	if rediserr.GaveUp(err) {
 		err = errBudget
 	}
 	l.apply(evProbeFailed, err)
@@ -163,12 +164,12 @@ func (l *link) unreached(err error) error {
 // unanswered handles a probe that got no answer or was refused altogether. It returns the wait
 // until the next attempt and the result for the breaker.
 func (l *link) unanswered(next, old *session, err error) (again time.Duration, reported error) {
-	if gaveUp(err) {
+	if rediserr.GaveUp(err) {
 		err = errBudget
 	}
 	reported = err
 	l.notBusy(err)
-	if old == nil && l.gate.Load() == nil && isReply(err) && strings.HasPrefix(err.Error(), "NOAUTH") {
+	if old == nil && l.gate.Load() == nil && rediserr.IsReply(err) && strings.HasPrefix(err.Error(), "NOAUTH") {
 		next.close() // the next session logs in again
 		l.session = nil
 	} else if old == nil {
@@ -294,7 +295,7 @@ func (l *link) serve(s *session, ev event, err error) {
 func (l *link) reportTrackingErr(s *session) {
 	why := ""
 	if s.trackingErr != nil {
-		why = presentable(s.trackingErr).Error()
+		why = rediserr.Presentable(s.trackingErr).Error()
 	}
 	if why != "" && why != l.trackingErr {
 		l.notify.untracked(s.addr, why, l.opts.Tracking.UntrackedTTL)

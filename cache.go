@@ -8,10 +8,12 @@ import (
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/flight"
+	"github.com/holdfast-cache/holdfast/internal/group"
 	"github.com/holdfast-cache/holdfast/internal/inflight"
 	"github.com/holdfast-cache/holdfast/internal/journal"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
 	"github.com/holdfast-cache/holdfast/internal/local"
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 )
 
 // Cache is a cache with two tiers: memory of the process, and Redis. It is safe for
@@ -26,13 +28,13 @@ type Cache struct {
 	// work that workers and calls have queued; they end with stop, after the workers.
 	life     context.Context
 	cancel   context.CancelFunc
-	workers  group
+	workers  group.Group
 	stop     chan struct{}
-	notifier group
-	flusher  group
-	keeper   group // of the journal's file
-	loaders  group
-	closer   group // outlives Close: waits for code that did not return in time
+	notifier group.Group
+	flusher  group.Group
+	keeper   group.Group // of the journal's file
+	loaders  group.Group
+	closer   group.Group // outlives Close: waits for code that did not return in time
 
 	local     *local.Tier
 	notify    *notifier
@@ -175,10 +177,10 @@ func (c *Cache) readerOf(h keyhash.Hash, key string) (*session, local.Token) {
 // readOutcome turns the outcome of a read, which may be no reply, into an answer.
 func (c *Cache) readOutcome(op string, h keyhash.Hash, key string, now int64, t local.Token, v remoteValue, o outcome) (Entry, error) {
 	switch o.class {
-	case classOK:
-	case classCommand:
+	case rediserr.OK:
+	case rediserr.Command:
 		return Entry{}, &Error{Op: op, Key: key, Tier: Remote, Err: o.err}
-	case classCanceled:
+	case rediserr.Canceled:
 		return Entry{}, o.err
 	default:
 		// Get the copy again: our own write may have replaced it since the call began.

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
 
@@ -382,7 +383,7 @@ func (d *dedicated) Receive(ctx context.Context, subscribe rueidis.Completed, fn
 	}
 	defer d.end(conn, keys, true)
 	err = conn.dedicated.Receive(ctx, subscribe, fn)
-	if err == nil || ctx.Err() != nil && gaveUp(err) {
+	if err == nil || ctx.Err() != nil && rediserr.GaveUp(err) {
 		return err
 	}
 	var refused *rueidis.RedisError

@@ -81,7 +81,7 @@ func (h *pendingHooks) install(conn *ownConn) {
 		told = conn.dedicated.SetOnInvalidations(h.onInvalidations)
 	}
 	// The goroutine ends with the connection at the latest.
-	if !h.cl.c.workers.spawn("hooks", func() {
+	if !h.cl.c.workers.Spawn("hooks", func() {
 		for err := range told {
 			h.told <- err
 		}

@@ -42,7 +42,7 @@ func (c *Cache) NewClient(option rueidis.ClientOption) (rueidis.Client, error) {
 		gone: &c.listeners,
 	}
 	c.listeners.add(cl.listener)
-	if !c.loaders.spawn("invalidations", func() { cl.listener.run(c) }) {
+	if !c.loaders.Spawn("invalidations", func() { cl.listener.run(c) }) {
 		cl.listener.end()
 		return nil, ErrClosed
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
 
@@ -127,7 +128,7 @@ func (cl *client) ownRun(ctx context.Context, cmds []rueidis.Completed, args [][
 	for ; ; hops-- {
 		replies := d.run(ctx, cmds, args)
 		err := replies[0].Error()
-		if classify(ctx, err) != classRedirect || hops <= 0 || d.at() == nil {
+		if rediserr.Classify(ctx, err) != rediserr.Redirect || hops <= 0 || d.at() == nil {
 			return replies
 		}
 		next, asking := cl.c.routes.follow(d.at(), err)

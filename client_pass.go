@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/holdfast-cache/holdfast/internal/local"
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
 
@@ -265,7 +266,7 @@ func (r *pipelineCall) hasPassed(e *remoteOp, replies []rueidis.RedisResult, o o
 				r.emptied(e)
 			}
 			err := replies[i].Error()
-			if len(e.passed) == 1 && classify(r.ctx, err) == classBusy && !allowedBusy(p.args) {
+			if len(e.passed) == 1 && rediserr.Classify(r.ctx, err) == rediserr.Busy && !allowedBusy(p.args) {
 				st.fail(e.key, unavailable{err})
 			}
 			st.decide(replies[i])

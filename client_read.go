@@ -7,6 +7,7 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
 	"github.com/holdfast-cache/holdfast/internal/local"
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
 
@@ -71,12 +72,12 @@ func (r *pipelineCall) hasRead(e *remoteOp, replies []rueidis.RedisResult, o out
 	st, c := e.turn, r.c
 	v, o := readValue(replies, o)
 	switch o.class {
-	case classOK:
-	case classCanceled:
+	case rediserr.OK:
+	case rediserr.Canceled:
 		c.counted(Entry{}, o.err)
 		st.decide(rueidis.NewErrorResult(o.err))
 		return
-	case classCommand:
+	case rediserr.Command:
 		if st.verb == verbMget && strings.HasPrefix(o.err.Error(), "WRONGTYPE") {
 			r.missed(st, e.at) // MGET has no errors of single keys
 			return
@@ -227,13 +228,13 @@ func (r *pipelineCall) askedNobody(st *commandState, key string, ttl time.Durati
 func (r *pipelineCall) hasAsked(e *remoteOp, replies []rueidis.RedisResult, o outcome) {
 	st := e.turn
 	switch o.class {
-	case classOK, classCommand:
+	case rediserr.OK, rediserr.Command:
 		if n, err := replies[0].AsInt64(); err == nil && st.verb == verbExists {
 			st.sum += n
 			return
 		}
 		st.decide(replies[0])
-	case classCanceled:
+	case rediserr.Canceled:
 		st.decide(rueidis.NewErrorResult(o.err))
 	default:
 		var ttl time.Duration

@@ -9,6 +9,7 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
 	"github.com/holdfast-cache/holdfast/internal/local"
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
 
@@ -72,14 +73,14 @@ func (r *pipelineCall) hasWritten(e *remoteOp, replies []rueidis.RedisResult, o 
 	saved, err := r.c.written(e.change, r.now, replies, o)
 	r.kept = r.kept.Or(saved)
 	switch {
-	case o.class == classOK && st.verb == verbDel:
+	case o.class == rediserr.OK && st.verb == verbDel:
 		n, err := replies[0].AsInt64()
 		if err != nil {
 			st.decide(replies[0])
 		}
 		st.sum += n
-	case o.class == classOK && st.verb == verbMset:
-	case o.class == classOK, o.class == classCommand:
+	case o.class == rediserr.OK && st.verb == verbMset:
+	case o.class == rediserr.OK, o.class == rediserr.Command:
 		st.decide(replies[0])
 	case err != nil:
 		st.fail(e.key, err)
@@ -318,7 +319,7 @@ func (r *pipelineCall) touchJournal(st *commandState, h keyhash.Hash, key string
 
 func (r *pipelineCall) hasTouched(e *remoteOp, replies []rueidis.RedisResult, o outcome) {
 	st, tier := e.turn, r.c.local
-	if o.class == classOK {
+	if o.class == rediserr.OK {
 		tier.Retime(e.hash, e.change.entry, e.deadline)
 		st.decide(replies[0])
 		return
@@ -326,9 +327,9 @@ func (r *pipelineCall) hasTouched(e *remoteOp, replies []rueidis.RedisResult, o 
 	// The command may have run and changed the expiry.
 	tier.Suspect(e.hash, func(old int64) int64 { return min(old, e.deadline) })
 	switch {
-	case o.class == classCommand:
+	case o.class == rediserr.Command:
 		st.decide(replies[0])
-	case o.class != classCanceled && r.touchJournal(st, e.hash, e.key, e.deadline):
+	case o.class != rediserr.Canceled && r.touchJournal(st, e.hash, e.key, e.deadline):
 	default:
 		st.fail(e.key, r.c.asError(strings.ToLower(st.name), e.key, o))
 	}

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/group"
 	"github.com/redis/rueidis"
 )
 
@@ -119,15 +120,15 @@ type stuck struct{ whom []string }
 func (s *stuck) add(whom ...string) { s.whom = append(s.whom, whom...) }
 
 // group waits for g; running names the user code in which its goroutines are.
-func (s *stuck) group(g *group, running func() []string) {
-	if g.wait(closeLimit) {
+func (s *stuck) group(g *group.Group, running func() []string) {
+	if g.Wait(closeLimit) {
 		return
 	}
 	if named := running(); len(named) > 0 {
 		s.add(named...)
 		return
 	}
-	for _, name := range g.members() {
+	for _, name := range g.Members() {
 		s.add("the goroutine " + name + ", which had no time to run")
 	}
 }
@@ -141,7 +142,7 @@ func (s *stuck) err() error {
 
 // stuckLoaders names the code in which the goroutines of the loaders' group are.
 func (c *Cache) stuckLoaders() []string {
-	names := c.loaders.members()
+	names := c.loaders.Members()
 	for i, name := range names {
 		switch name {
 		case "loader":
@@ -156,7 +157,7 @@ func (c *Cache) stuckLoaders() []string {
 // stuckWorkers names the code in which the workers are.
 func (c *Cache) stuckWorkers() []string {
 	names := c.foreign.names()
-	if c.journal.File != nil && slices.Contains(c.workers.members(), "replayer") {
+	if c.journal.File != nil && slices.Contains(c.workers.Members(), "replayer") {
 		names = append(names, "the disk of Journal.Dir")
 	}
 	return names
@@ -195,11 +196,11 @@ func (f *foreign) names() []string {
 // watch wraps the functions of o that are user code, so that foreign knows when they run.
 // DialCtxFn runs on a goroutine of its own, of the workers' group: if it ends its goroutine
 // (runtime.Goexit), the supervisor's goroutine goes on.
-func (f *foreign) watch(o rueidis.ClientOption, workers *group) rueidis.ClientOption {
+func (f *foreign) watch(o rueidis.ClientOption, workers *group.Group) rueidis.ClientOption {
 	if dial := o.DialCtxFn; dial != nil {
 		o.DialCtxFn = func(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (conn net.Conn, err error) {
 			const what = "Redis.DialCtxFn"
-			if died := workers.call("dial", what, func() {
+			if died := workers.Call("dial", what, func() {
 				defer f.enter("the dial function (" + what + ")")()
 				conn, err = dial(ctx, addr, nd, cfg)
 			}); died != nil {

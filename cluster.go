@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/local"
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 )
 
 // cluster is the map of a Redis Cluster. Each master has its own link, with supervisor, breaker,
@@ -310,5 +311,5 @@ func (r *routes) join(c *cluster, ranges []slotRange) {
 
 // errWrongMode is the error for a server whose mode contradicts the options.
 func errWrongMode(want Mode, mode string) error {
-	return fmt.Errorf("holdfast: Options.Mode is %v, and the server's mode is %s", want, printable(mode))
+	return fmt.Errorf("holdfast: Options.Mode is %v, and the server's mode is %s", want, rediserr.Printable(mode))
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
 	"github.com/holdfast-cache/holdfast/internal/local"
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
 
@@ -149,7 +150,7 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 		}
 		return append(cmds, kept(set.Build(), len(value)))
 	})
-	added := o.class == classOK && !rueidis.IsRedisNil(replies[0].Error())
+	added := o.class == rediserr.OK && !rueidis.IsRedisNil(replies[0].Error())
 	if added {
 		c.local.EndAs(h, w.entry, c.freshUntilAfterWrite(&w, now, o))
 	} else {
@@ -222,11 +223,11 @@ func (c *Cache) writerAfterReplay(ctx bound, h keyhash.Hash, key string) (*sessi
 // asError returns the error of a command that only Redis can answer.
 func (c *Cache) asError(op, key string, o outcome) error {
 	switch o.class {
-	case classOK:
+	case rediserr.OK:
 		return nil
-	case classCommand:
+	case rediserr.Command:
 		return &Error{Op: op, Key: key, Tier: Remote, Err: o.err}
-	case classCanceled:
+	case rediserr.Canceled:
 		return o.err
 	default:
 		return &Error{Op: op, Key: key, Tier: Remote, Err: unavailable{o.err}}
@@ -236,7 +237,7 @@ func (c *Cache) asError(op, key string, o outcome) error {
 // unavailable is ErrUnavailable with its cause.
 type unavailable struct{ cause error }
 
-func (u unavailable) Error() string        { return ErrUnavailable.Error() + ": " + shown(u.cause) }
+func (u unavailable) Error() string        { return ErrUnavailable.Error() + ": " + rediserr.Text(u.cause) }
 func (u unavailable) Is(target error) bool { return target == ErrUnavailable }
 func (u unavailable) Unwrap() error        { return u.cause }
 
@@ -280,8 +281,8 @@ func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
 		return append(cmds, b.Pttl().Key(key).Build())
 	})
 	switch o.class {
-	case classOK:
-	case classDown, classWriteRefused, classBusy, classUnknown:
+	case rediserr.OK:
+	case rediserr.Down, rediserr.WriteRefused, rediserr.Busy, rediserr.Unknown:
 		return c.knownTTL(e, now)
 	default:
 		return 0, c.asError("ttl", key, o)
@@ -364,7 +365,7 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 		}
 		return append(cmds, b.Exists().Key(key).Build())
 	})
-	if o.class != classOK {
+	if o.class != rediserr.OK {
 		// The command may have run and changed the expiry.
 		c.local.Suspect(h, func(old int64) int64 { return min(old, deadline) })
 		return c.asError("touch", key, o)

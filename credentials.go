@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/group"
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
 
@@ -21,7 +23,7 @@ const credentialsLimit = 10 * time.Second
 // separate goroutine, because it takes no context.
 type credentials struct {
 	fn      func(rueidis.AuthCredentialsContext) (rueidis.AuthCredentials, error)
-	workers *group
+	workers *group.Group
 
 	mu struct {
 		sync.Mutex
@@ -114,7 +116,7 @@ func (c *credentials) call(addr string) *credentialsCall {
 		c.mu.asking = make(map[string]*credentialsCall)
 	}
 	c.mu.asking[addr] = asking
-	if !c.workers.spawn("credentials", func() {
+	if !c.workers.Spawn("credentials", func() {
 		defer func() {
 			if r := recover(); r != nil {
 				asking.err = fmt.Errorf("holdfast: Redis.AuthCredentialsFn panicked: %.200v", r)
@@ -126,7 +128,7 @@ func (c *credentials) call(addr string) *credentialsCall {
 		}()
 		got, err := c.fn(rueidis.AuthCredentialsContext{Address: dialledAddr(addr)})
 		if err != nil {
-			if gaveUp(err) {
+			if rediserr.GaveUp(err) {
 				err = errors.New(err.Error()) // else it would count as a silent server
 			}
 			err = fmt.Errorf("holdfast: Redis.AuthCredentialsFn: %w", err)

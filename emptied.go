@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/holdfast-cache/holdfast/internal/local"
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 )
 
 // When a server empties a database it sends a flush to all clients that read from any database, and
@@ -115,7 +116,7 @@ func (l *link) countKeys(ctx context.Context, s *session) (counts keyCounts, too
 	defer cancel()
 	text, err := s.aside(bounded, s.client.B().Info().Section("keyspace").Build()).ToString()
 	if err != nil {
-		return nil, gaveUp(err)
+		return nil, rediserr.GaveUp(err)
 	}
 	return readKeyCounts(text), false
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/holdfast-cache/holdfast/internal/resp"
 	"github.com/redis/rueidis"
 )
@@ -150,15 +151,15 @@ func (d *dialer) explain(err error) error {
 		}
 		return fmt.Errorf("%s: %w", d.commandLocked(replies), err)
 	}
-	if violation := (*resp.ProtocolError)(nil); errors.As(err, &violation) || gaveUp(err) {
+	if violation := (*resp.ProtocolError)(nil); errors.As(err, &violation) || rediserr.GaveUp(err) {
 		return fmt.Errorf("%s: %w", d.commandLocked(replies+1), err)
 	}
 	switch {
 	case len(said) > 0:
 		last := said[len(said)-1]
-		return fmt.Errorf("%s: the server said \"%s\" and hung up: %w", d.commandLocked(last.Reply), printable(last.Text), err)
+		return fmt.Errorf("%s: the server said \"%s\" and hung up: %w", d.commandLocked(last.Reply), rediserr.Printable(last.Text), err)
 	case d.mu.words != "":
-		return fmt.Errorf("%s: the server said \"%s\" and hung up: %w", d.commandLocked(replies+1), printable(d.mu.words), err)
+		return fmt.Errorf("%s: the server said \"%s\" and hung up: %w", d.commandLocked(replies+1), rediserr.Printable(d.mu.words), err)
 	case replies > 0:
 		return fmt.Errorf("%s: the server hung up: %w", d.commandLocked(replies+1), err)
 	case d.mu.secure:

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/journal"
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 )
 
 // HeldWrite is a write of the journal that Redis refuses for itself. It waits until Redis
@@ -101,7 +102,7 @@ func refusalOf(err error, key string) string {
 		}
 		digits = digit
 	}
-	return printable(b.String())
+	return rediserr.Printable(b.String())
 }
 
 // withoutKey replaces the key in a text, except where the key is part of a longer word: a

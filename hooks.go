@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/journal"
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 )
 
 // Hooks are called one at a time, in order, on a goroutine of their own. A hook may block
@@ -223,7 +224,7 @@ func (n *notifier) isolated(key, addr string) {
 
 // scriptless logs that a server does not run the replay's script, and the cause.
 func (n *notifier) scriptless(addr string, why error) {
-	text := shown(why)
+	text := rediserr.Text(why)
 	n.post(func() {
 		n.logs(slog.LevelWarn, "holdfast: redis does not run the replay's script: a set that waits in the journal will become a delete: "+
 			"allow the user EVALSHA, SCRIPT LOAD and what the script calls", slog.String("addr", addr), slog.String("error", text))

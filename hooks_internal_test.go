@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/holdfast-cache/holdfast/internal/resp"
 )
 
@@ -60,7 +61,7 @@ func TestARefusalIsShownAsEveryTextOfAServerIs(t *testing.T) {
 		}
 	}
 	long := refusalOf(errors.New("ERR "+strings.Repeat("\x1b\u009b\u202e", 20_000)), "k")
-	if len(long) > maxServerText+3 {
+	if len(long) > rediserr.MaxServerText+3 {
 		t.Errorf("%d bytes", len(long))
 	}
 	// Keys of any length make no other refusal of a long text.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
 
@@ -374,7 +375,7 @@ func (r *remote) ask(ctx bound, s *session, who subject, cmds ...rueidis.Complet
 	if s.link.suspects.any() {
 		id[0] = who.id(s)
 		if how = s.link.suspects.judge(id[0]); how == sendNot {
-			return nil, outcome{class: classDown, err: errIsolated, session: s}
+			return nil, outcome{class: rediserr.Down, err: errIsolated, session: s}
 		}
 	}
 	replies, o := r.do(ctx, s, how == sendAlone, cmds...)
@@ -382,7 +383,7 @@ func (r *remote) ask(ctx bound, s *session, who subject, cmds ...rueidis.Complet
 		s = o.session // do may have used another session
 	}
 	switch {
-	case o.class == classOK && id[0] != 0:
+	case o.class == rediserr.OK && id[0] != 0:
 		s.link.suspects.clear(id[:]...)
 	case o.unknown:
 		if id[0] == 0 {

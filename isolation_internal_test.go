@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/redis/rueidis"
 )
@@ -276,7 +277,7 @@ func TestALargeBatchWaitsForItsTurnWhileOthersAreAnswered(t *testing.T) {
 	}()
 	answered := 0
 	c.remote.batch(bounded, items, 2, readCommands, func(i int, _ []rueidis.RedisResult, o outcome) {
-		if o.class == classOK {
+		if o.class == rediserr.OK {
 			answered++
 		}
 		if i == 0 {

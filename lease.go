@@ -13,6 +13,7 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/flight"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
 
@@ -214,10 +215,10 @@ func (c *Cache) askLease(ctx context.Context, r *request, it *loadItem, l *lease
 			b.Get().Key(it.key).Build(),
 			b.Pttl().Key(it.key).Build())
 	})
-	if o.class == classOK || o.class == classCommand {
-		s.lacks.note(lackLeases, o.class == classCommand)
+	if o.class == rediserr.OK || o.class == rediserr.Command {
+		s.lacks.note(lackLeases, o.class == rediserr.Command)
 	}
-	if o.class != classOK {
+	if o.class != rediserr.OK {
 		return a
 	}
 	a.answered = true
@@ -231,7 +232,7 @@ func (c *Cache) askLease(ctx context.Context, r *request, it *loadItem, l *lease
 	if !s.tracks(l.name) {
 		a.wait = min(a.wait, max(r.o.Lease/10, time.Millisecond))
 	}
-	if val, got := readValue(replies[3:], o); !r.early && got.class == classOK && val.found {
+	if val, got := readValue(replies[3:], o); !r.early && got.class == rediserr.OK && val.found {
 		e, _ := c.readOutcome(r.op, it.h, it.key, now, t, val, got)
 		if r.usable.of(it.key, e.Value, v) {
 			if a.held {
@@ -265,7 +266,7 @@ func (c *Cache) giveBack(key string, l *lease) {
 	_, o := c.remote.one(bounded, s, key, 1, func(b rueidis.Builder, _ *item, cmds []rueidis.Completed) []rueidis.Completed {
 		return append(cmds, l.command(b, key, "release", "", nil, 0))
 	})
-	if o.class == classCommand && !l.outlived(c.clock.Now()) {
+	if o.class == rediserr.Command && !l.outlived(c.clock.Now()) {
 		c.remote.one(bounded, s, key, 1, func(b rueidis.Builder, _ *item, cmds []rueidis.Completed) []rueidis.Completed {
 			return append(cmds, b.Del().Key(l.name).Build())
 		})

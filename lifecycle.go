@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
 
@@ -73,7 +74,7 @@ func (c *Cache) Check(ctx context.Context) error {
 			return probeCommands(b, it.key, cmds)
 		}
 		c.remote.batch(bounded, items, 0, build, func(_ int, replies []rueidis.RedisResult, o outcome) {
-			if o.class == classOK && len(replies) > 1 {
+			if o.class == rediserr.OK && len(replies) > 1 {
 				o.class, o.err = probed(context.Background(), replies)
 			}
 			if err := c.asError("check", "", o); err != nil {
@@ -259,17 +260,17 @@ func (c *Cache) end(why error, shutdown bool) error {
 	slow.group(&c.notifier, c.notify.running)
 	slow.group(&c.flusher, func() []string { return nil })
 	var unsaved error
-	c.keeper.spawn("journal", func() { unsaved = c.journal.Close() })
-	onDisk := c.keeper.wait(diskLimit)
+	c.keeper.Spawn("journal", func() { unsaved = c.journal.Close() })
+	onDisk := c.keeper.Wait(diskLimit)
 	if slow.err() == nil {
 		c.local.Close()
 	} else {
 		// A call may still be inside, and ristretto panics when it is closed beside a call.
 		// So it is closed after the last call has left.
-		c.closer.spawn("closer", func() {
+		c.closer.Spawn("closer", func() {
 			c.inflight.Wait(clock.Never)
-			c.workers.wait(clock.Never)
-			c.flusher.wait(clock.Never)
+			c.workers.Wait(clock.Never)
+			c.flusher.Wait(clock.Never)
 			c.local.Close()
 		})
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/local"
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 )
 
 // link is the connection to one Redis server. One goroutine, the supervisor, builds sessions,
@@ -321,8 +322,8 @@ func (l *link) interrupt() {
 
 // report passes a call's outcome to the breaker. A failure is dropped if the call's session is no
 // longer at the gate: it says nothing about the present.
-func (l *link) report(s *session, c class, err error) {
-	if c == classOK || c == classCommand || c == classRedirect {
+func (l *link) report(s *session, c rediserr.Class, err error) {
+	if c == rediserr.OK || c == rediserr.Command || c == rediserr.Redirect {
 		l.breaker.success()
 		return
 	}
@@ -330,17 +331,17 @@ func (l *link) report(s *session, c class, err error) {
 		return
 	}
 	switch c {
-	case classWriteRefused:
+	case rediserr.WriteRefused:
 		l.breaker.success()
 		l.noteRefusal(s, err)
-	case classDown:
-		if isReply(err) {
+	case rediserr.Down:
+		if rediserr.IsReply(err) {
 			l.askProbe() // does it refuse reads, too?
 			return
 		}
 		l.setError(err)
 		l.breaker.failure(err)
-	case classBusy, classUnknown:
+	case rediserr.Busy, rediserr.Unknown:
 		l.askProbe()
 	}
 }
@@ -358,7 +359,7 @@ func (l *link) noteRefusal(s *session, err error) {
 }
 
 func (l *link) setError(err error) {
-	err = presentable(err)
+	err = rediserr.Presentable(err)
 	l.mu.Lock()
 	l.mu.health.LastError = err
 	l.mu.Unlock()
@@ -412,7 +413,7 @@ func (l *link) mending() bool {
 // apply performs one step of the state machine and reports it to changed. In Connecting, a failed
 // probe with a new cause is reported although the state stays.
 func (l *link) apply(ev event, err error) {
-	err = presentable(err)
+	err = rediserr.Presentable(err)
 	l.mu.Lock()
 	from := l.mu.health.State
 	to := step(from, ev)

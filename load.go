@@ -328,7 +328,7 @@ func (c *Cache) domainOf(key string) *local.EpochScope {
 // begin starts the load of the request on a goroutine of its own. The caller is counted
 // in.
 func (c *Cache) begin(ctx context.Context, r *request) {
-	if !c.loaders.spawn("loader", func() { c.runLoad(ctx, r) }) {
+	if !c.loaders.Spawn("loader", func() { c.runLoad(ctx, r) }) {
 		c.giveUp(r, refs(r.items), ErrClosed)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"syscall"
 
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
 
@@ -136,7 +137,7 @@ func (l *link) introduceBare(life context.Context, addr string) (*session, error
 }
 
 func isBusy(ctx context.Context, err error) bool {
-	return err != nil && classify(ctx, err) == classBusy
+	return err != nil && rediserr.Classify(ctx, err) == rediserr.Busy
 }
 
 // rueidis sends HELLO 2 even when it is told to use RESP2, and fails if the server refuses it with

@@ -55,8 +55,8 @@ func New(opts Options) (*Cache, error) {
 			return nil, err
 		}
 	}
-	c.flusher.spawn("flusher", func() { c.local.Flush(c.stop) })
-	c.notifier.spawn("notifier", func() { c.notify.run(c.stop) })
+	c.flusher.Spawn("flusher", func() { c.local.Flush(c.stop) })
+	c.notifier.Spawn("notifier", func() { c.notify.run(c.stop) })
 	if len(opts.Redis.InitAddress) == 0 {
 		return c, nil
 	}
@@ -156,8 +156,8 @@ func (c *Cache) connect() {
 	r.seedLink = c.newLink(c.life, home, func(string) bool { return r.cluster.Load() == nil })
 	r.one.link.Store(r.seedLink)
 	if c.journal.File != nil {
-		c.keeper.spawn("journal", func() { c.journal.Keep(c.stop) })
-		c.keeper.spawn("sweeper", func() { c.journal.Tidy(c.life, r.wake) })
+		c.keeper.Spawn("journal", func() { c.journal.Keep(c.stop) })
+		c.keeper.Spawn("sweeper", func() { c.journal.Tidy(c.life, r.wake) })
 	}
 	c.start(c.life, r.seedLink)
 }
@@ -198,8 +198,8 @@ func (c *Cache) newLink(ctx context.Context, env linkEnv, owns func(key string) 
 
 // start starts the link's goroutines, which run until ctx ends.
 func (c *Cache) start(ctx context.Context, l *link) {
-	c.workers.spawn("supervisor", func() { l.supervise(ctx) })
-	c.workers.spawn("replayer", func() { l.replayer.run(ctx) })
+	c.workers.Spawn("supervisor", func() { l.supervise(ctx) })
+	c.workers.Spawn("replayer", func() { l.replayer.run(ctx) })
 }
 
 // settleMode compares the server's mode with the options. If the server is the node of a
@@ -268,6 +268,6 @@ func (c *Cache) newCluster(env linkEnv, probe string) *cluster {
 		c.start(ctx, l)
 		return l
 	}
-	c.workers.spawn("cluster", func() { cl.run(c.life) })
+	c.workers.Spawn("cluster", func() { cl.run(c.life) })
 	return cl
 }

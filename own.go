@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/group"
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
 
@@ -24,7 +26,7 @@ import (
 // Connections without state are kept idle for the next caller, for a limited time.
 type dedicatedPool struct {
 	link    *link
-	workers *group
+	workers *group.Group
 	closed  func() bool // reports whether the Cache is closed
 
 	slots chan struct{} // one token for each connection and each dial
@@ -130,7 +132,7 @@ func (o *dedicatedPool) failed(p *servingCtx, err error) error {
 		return unavailable{err}
 	}
 	cause := context.Cause(p)
-	if last := o.link.health().LastError; last != nil && (cause == errTripped || gaveUp(cause)) {
+	if last := o.link.health().LastError; last != nil && (cause == errTripped || rediserr.GaveUp(cause)) {
 		cause = last
 	}
 	return unavailable{cause}
@@ -188,7 +190,7 @@ func (o *dedicatedPool) acquireFrom(ctx context.Context, s *session, p *servingC
 	// The dial runs on its own goroutine: the caller's context can end the wait for a dial that
 	// hangs, and the next caller can use the connection that the dial brings.
 	d := &ownDial{fresh: fresh, done: make(chan struct{})}
-	if !o.workers.spawn("dial", func() { d.run(g, s) }) {
+	if !o.workers.Spawn("dial", func() { d.run(g, s) }) {
 		<-o.turns
 		<-o.slots
 		return nil, ErrClosed
@@ -494,7 +496,7 @@ func (c *ownConn) do(ctx context.Context, asking bool, cmds []rueidis.Completed)
 // worded turns the error of a command without a reply into the error for its caller.
 func (c *ownConn) worded(ctx context.Context, name string, err error) error {
 	switch {
-	case gaveUp(err) && ctx.Err() != nil:
+	case rediserr.GaveUp(err) && ctx.Err() != nil:
 		return ctx.Err()
 	case isUnavailable(err):
 		err = c.failed(err)
@@ -507,7 +509,7 @@ func (c *ownConn) worded(ctx context.Context, name string, err error) error {
 		if c.session.manner == mannerMinimal {
 			err = unavailable{errNoHello} // a hang-up is no answer, and another session asks again
 		}
-	case gaveUp(err):
+	case rediserr.GaveUp(err):
 		c.owned.link.stats.timeouts.Add(1)
 		err = unavailable{errBudget}
 	default:
@@ -527,12 +529,12 @@ func misuse(err error) bool {
 
 // learn reports an error reply of Redis to the link if it says something about the server.
 func (c *ownConn) learn(err error) {
-	switch classify(context.Background(), err) {
-	case classWriteRefused:
-		c.owned.link.report(c.session, classWriteRefused, err)
-	case classBusy, classUnknown:
-		c.owned.link.report(c.session, classify(context.Background(), err), err)
-	case classRedirect:
+	switch rediserr.Classify(context.Background(), err) {
+	case rediserr.WriteRefused:
+		c.owned.link.report(c.session, rediserr.WriteRefused, err)
+	case rediserr.Busy, rediserr.Unknown:
+		c.owned.link.report(c.session, rediserr.Classify(context.Background(), err), err)
+	case rediserr.Redirect:
 		c.owned.link.redirected(c.session, err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/redis/rueidis"
 )
@@ -58,7 +59,7 @@ func TestTheLinksLastErrorIsNoVerdictAboutAConnectionOfACaller(t *testing.T) {
 				if !errors.Is(err, ErrUnavailable) || !errors.As(err, &e) || e.Op != strings.Replace(op, "receive", "subscribe", 1) {
 					t.Errorf("%s: %v; want an *Error that is ErrUnavailable", op, err)
 				}
-				if err != nil && (strings.Contains(err.Error(), "RESP3") || !strings.Contains(err.Error(), strings.TrimPrefix(shown(cause), "holdfast: "))) {
+				if err != nil && (strings.Contains(err.Error(), "RESP3") || !strings.Contains(err.Error(), strings.TrimPrefix(rediserr.Text(cause), "holdfast: "))) {
 					t.Errorf("%s: %v; want the cause %v", op, err, cause)
 				}
 			}

@@ -145,7 +145,7 @@ func (sc *streamCall) dial(ctx context.Context, addr string, nd *net.Dialer, cfg
 		err  error
 	}
 	done := make(chan dialled, 1)
-	spawned := o.workers.spawn("dial", func() {
+	spawned := o.workers.Spawn("dial", func() {
 		conn, err := d.dial(ctx, addr, nd, cfg)
 		if err != nil {
 			free()

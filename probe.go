@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
 
@@ -36,7 +37,7 @@ func probeCommands(b rueidis.Builder, key string, cmds []rueidis.Completed) []ru
 // probe sends a probe and returns its result, as probed does. It needs no slot of the
 // bulkhead, so a full bulkhead cannot hide that the server is back. Its answer frees the
 // slots of abandoned calls. probe blocks at most until ctx ends.
-func (s *session) probe(ctx context.Context, key string) (class, error) {
+func (s *session) probe(ctx context.Context, key string) (rediserr.Class, error) {
 	ticket := s.tickets.Add(1)
 	replies := s.client.DoMulti(ctx, probeCommands(s.client.B(), key, nil)...)
 	if replies[len(replies)-1].NonRedisError() == nil {
@@ -45,28 +46,28 @@ func (s *session) probe(ctx context.Context, key string) (class, error) {
 	return probed(ctx, replies)
 }
 
-// probed evaluates the replies by the table above. The class is classOK, classWriteRefused,
-// classBusy or classRedirect, or for a server that is not usable classDown, classUnknown or
-// classCanceled.
-func probed(ctx context.Context, replies []rueidis.RedisResult) (class, error) {
+// probed evaluates the replies by the table above. The class is OK, WriteRefused,
+// Busy or Redirect, or for a server that is not usable Down, Unknown or
+// Canceled.
+func probed(ctx context.Context, replies []rueidis.RedisResult) (rediserr.Class, error) {
 	writeErr := replies[0].Error()
-	w := classify(ctx, writeErr)
+	w := rediserr.Classify(ctx, writeErr)
 	if len(replies) == 1 {
-		if w == classCommand {
-			w = classWriteRefused // PING is refused; nothing is known of other commands
+		if w == rediserr.Command {
+			w = rediserr.WriteRefused // PING is refused; nothing is known of other commands
 		}
 		return w, writeErr
 	}
 	readErr := replies[1].Error()
-	r := classify(ctx, readErr)
-	readable := r == classOK || r == classCommand
+	r := rediserr.Classify(ctx, readErr)
+	readable := r == rediserr.OK || r == rediserr.Command
 	switch {
-	case w == classRedirect, w == classBusy, w == classCanceled, replies[0].NonRedisError() != nil:
+	case w == rediserr.Redirect, w == rediserr.Busy, w == rediserr.Canceled, replies[0].NonRedisError() != nil:
 		return w, writeErr
-	case w == classOK && readable:
-		return classOK, nil
-	case w != classOK && readable:
-		return classWriteRefused, writeErr
+	case w == rediserr.OK && readable:
+		return rediserr.OK, nil
+	case w != rediserr.OK && readable:
+		return rediserr.WriteRefused, writeErr
 	default:
 		return r, readErr
 	}
@@ -86,11 +87,11 @@ func (l *link) judge(ctx context.Context, s *session) error {
 	defer cancel()
 	c, err := s.probe(bounded, l.probeKey(""))
 	switch {
-	case c == classOK:
+	case c == rediserr.OK:
 		return nil
-	case gaveUp(err) && ctx.Err() != nil:
+	case rediserr.GaveUp(err) && ctx.Err() != nil:
 		return ctx.Err()
-	case gaveUp(err):
+	case rediserr.GaveUp(err):
 		err = errBudget
 	}
 	l.askProbe()

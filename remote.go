@@ -10,6 +10,8 @@ import (
 	"unsafe"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/group"
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
 
@@ -22,12 +24,12 @@ type remote struct {
 	clock      clock.Clock
 	stats      *counters
 	journaling func() bool // reports whether the journal holds any key
-	callers    group       // goroutines of batches that go to several servers
+	callers    group.Group // goroutines of batches that go to several servers
 }
 
 // outcome is the result of one command, apart from its replies.
 type outcome struct {
-	class class
+	class rediserr.Class
 	err   error
 
 	// unknown: Redis may have run the command, may still run it, or never got it. It is false for a
@@ -74,7 +76,7 @@ func (r *remote) bound(ctx context.Context, now int64) (b bound, cancel context.
 
 // do sends the commands in one pipeline and waits for their replies until the call's budget or the
 // caller's context ends. With alone set it waits until no other command is under way. The replies
-// may be nil if the outcome is not classOK. If the session had ended before anything was sent and
+// may be nil if the outcome is not OK. If the session had ended before anything was sent and
 // its link has another one by now, the commands are sent there, once.
 func (r *remote) do(ctx bound, s *session, alone bool, cmds ...rueidis.Completed) ([]rueidis.RedisResult, outcome) {
 	replies, o := r.doOn(ctx, s, alone, cmds)
@@ -131,17 +133,17 @@ func (r *remote) doOn(ctx bound, s *session, alone bool, cmds []rueidis.Complete
 	}
 	if err != nil {
 		if ctx.caller.Err() != nil {
-			return nil, outcome{class: classCanceled, err: ctx.caller.Err()}
+			return nil, outcome{class: rediserr.Canceled, err: ctx.caller.Err()}
 		}
 		r.stats.bulkheadRefused.Add(1)
 		// Nothing was sent, and the calls that hold the slots report their own outcomes.
-		return nil, outcome{class: classDown, err: err}
+		return nil, outcome{class: rediserr.Down, err: err}
 	}
 	completed, dead := s.completed.Load(), s.lost.Load()
 	replies := s.client.DoMulti(ctx.Context, cmds...)
 	err = replies[len(replies)-1].NonRedisError()
 	keep := int64(0)
-	if err != nil && gaveUp(err) {
+	if err != nil && rediserr.GaveUp(err) {
 		s.abandon(ticket)
 		keep = 1
 	}
@@ -154,41 +156,41 @@ func (r *remote) doOn(ctx bound, s *session, alone bool, cmds []rueidis.Complete
 		s.answered(ticket)
 		return replies, outcome{session: s}
 	}
-	if !gaveUp(err) && (dead || errors.Is(err, errNoPermit)) {
+	if !rediserr.GaveUp(err) && (dead || errors.Is(err, errNoPermit)) {
 		// The connection is closed before the session is marked as lost. A closed connection takes
 		// no more commands.
-		return replies, outcome{class: classDown, err: err, session: s, tooLate: true}
+		return replies, outcome{class: rediserr.Down, err: err, session: s, tooLate: true}
 	}
 	o := r.unanswered(ctx, s, completed, err)
-	o.lost = o.unknown && !gaveUp(err) && !dead && !s.ended.Load()
+	o.lost = o.unknown && !rediserr.GaveUp(err) && !dead && !s.ended.Load()
 	return replies, o
 }
 
 // unsent returns the outcome of commands that were not sent because the time of the call was over.
 func unsent(ctx bound) outcome {
 	if err := ctx.caller.Err(); err != nil {
-		return outcome{class: classCanceled, err: err}
+		return outcome{class: rediserr.Canceled, err: err}
 	}
-	return outcome{class: classDown, err: errBudget}
+	return outcome{class: rediserr.Down, err: errBudget}
 }
 
 // unanswered returns and reports the outcome of commands that got no reply.
 func (r *remote) unanswered(ctx bound, s *session, completed uint64, err error) outcome {
-	o := outcome{class: classify(ctx.caller, err), err: err, unknown: !errors.Is(err, errNoPermit), session: s}
+	o := outcome{class: rediserr.Classify(ctx.caller, err), err: err, unknown: !errors.Is(err, errNoPermit), session: s}
 	switch {
-	case o.class == classCanceled:
+	case o.class == rediserr.Canceled:
 		o.err = ctx.caller.Err()
 		// A caller that leaves says nothing about Redis. But if the caller's own deadline ended and
 		// nothing at all came back meanwhile, the server hangs.
 		mute := s.completed.Load() == completed
 		waited := time.Duration(r.clock.Now() - ctx.began)
 		if mute && errors.Is(o.err, context.DeadlineExceeded) && waited >= r.budget.timeout/hungAfter {
-			s.link.report(s, classDown, errBudget)
+			s.link.report(s, rediserr.Down, errBudget)
 		}
-	case gaveUp(err):
+	case rediserr.GaveUp(err):
 		r.stats.timeouts.Add(1)
 		o.err = errBudget
-		s.link.report(s, classDown, errBudget)
+		s.link.report(s, rediserr.Down, errBudget)
 	default:
 		s.link.report(s, o.class, err)
 	}
@@ -198,9 +200,9 @@ func (r *remote) unanswered(ctx bound, s *session, completed uint64, err error) 
 // reply classifies and reports one of the replies that came.
 func (r *remote) reply(s *session, res rueidis.RedisResult) outcome {
 	err := res.Error()
-	c := classify(context.Background(), err)
+	c := rediserr.Classify(context.Background(), err)
 	s.link.report(s, c, err)
-	if c == classOK {
+	if c == rediserr.OK {
 		err = nil
 	}
 	return outcome{class: c, err: err, session: s}
@@ -218,11 +220,11 @@ type remoteValue struct {
 func (r *remote) get(ctx bound, s *session, key string) (remoteValue, outcome) {
 	b := s.client.B()
 	replies, o := r.ask(ctx, s, subject{name: readName, key: key}, b.Get().Key(key).Build(), b.Pttl().Key(key).Build())
-	if o.class != classOK {
+	if o.class != rediserr.OK {
 		return remoteValue{}, o
 	}
 	o = r.reply(o.session, replies[0])
-	if o.class == classRedirect {
+	if o.class == rediserr.Redirect {
 		replies, o = r.elsewhere(ctx, item{key: key, session: s, outcome: o}, 2, readCommands)
 	}
 	return readValue(replies, o)
@@ -240,10 +242,10 @@ func (r *remote) elsewhere(ctx bound, it item, stride int, build commands) (repl
 func (r *remote) one(ctx bound, s *session, key string, stride int, build commands) ([]rueidis.RedisResult, outcome) {
 	it := item{key: key, session: s}
 	replies, o := r.ask(ctx, s, subject{it: &it, build: build}, build(s.client.B(), &it, nil)...)
-	if o.class == classOK {
+	if o.class == rediserr.OK {
 		o = r.reply(o.session, replies[0])
 	}
-	if o.class == classRedirect {
+	if o.class == rediserr.Redirect {
 		it.outcome = o
 		return r.elsewhere(ctx, it, stride, build)
 	}
@@ -259,7 +261,7 @@ func readCommands(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueid
 
 // readValue decodes the replies of GET and PTTL.
 func readValue(replies []rueidis.RedisResult, o outcome) (remoteValue, outcome) {
-	if o.class != classOK {
+	if o.class != rediserr.OK {
 		return remoteValue{}, o
 	}
 	get, pttl := replies[0], replies[1]
@@ -268,11 +270,11 @@ func readValue(replies []rueidis.RedisResult, o outcome) (remoteValue, outcome) 
 	}
 	bytes, err := get.AsBytes()
 	if err != nil {
-		return remoteValue{}, outcome{class: classCommand, err: err, session: o.session}
+		return remoteValue{}, outcome{class: rediserr.Command, err: err, session: o.session}
 	}
 	v := remoteValue{found: true, bytes: bytes[:len(bytes):len(bytes)]}
 	ms, err := pttl.AsInt64()
-	v.open = err != nil && classify(context.Background(), err) == classCommand
+	v.open = err != nil && rediserr.Classify(context.Background(), err) == rediserr.Command
 	o.session.lacks.note(lackPTTL, v.open)
 	switch {
 	case v.open:
@@ -353,7 +355,7 @@ func (r *remote) parts(ctx bound, items []item, groups [][]int, stride int, buil
 	var others, longs atomic.Int32
 	others.Store(int32(len(groups) - 1))
 	for _, indexes := range groups[1:] {
-		r.callers.spawn("batch", func() {
+		r.callers.Spawn("batch", func() {
 			if r.part(ctx, items, indexes, stride, build, func(i int, replies []rueidis.RedisResult, o outcome) {
 				results <- partResult{i, replies, o}
 			}) {
@@ -444,7 +446,7 @@ func (r *remote) part(ctx bound, items []item, indexes []int, stride int, build 
 		}
 		long = long || to < n
 		if how == sendNot {
-			at := outcome{class: classDown, err: errIsolated, session: s}
+			at := outcome{class: rediserr.Down, err: errIsolated, session: s}
 			items[index(from)].outcome = at
 			each(index(from), nil, at)
 			continue
@@ -473,27 +475,27 @@ func (r *remote) part(ctx bound, items []item, indexes []int, stride int, build 
 			}
 			switch {
 			case itemReplies == nil:
-			case o.class == classOK, itemReplies[0].NonRedisError() == nil:
+			case o.class == rediserr.OK, itemReplies[0].NonRedisError() == nil:
 				// If the connection was lost, it may have been lost after some of the replies.
 				if n > 1 {
 					size.add(it, itemReplies[0])
 				}
 				at = r.reply(s, it.telling(itemReplies))
 				at.asked = asking
-				if at.class == classRedirect && it.errand != nil && it.errand.stays {
-					at.class = classCommand // the answer of the node that was asked
+				if at.class == rediserr.Redirect && it.errand != nil && it.errand.stays {
+					at.class = rediserr.Command // the answer of the node that was asked
 				}
 			default:
 				itemReplies = nil
 			}
-			if it.outcome = at; at.class != classRedirect {
+			if it.outcome = at; at.class != rediserr.Redirect {
 				each(index(i), itemReplies, at)
 			}
 		}
 		if n > 1 {
 			s.sized(size, to-from, o)
 		}
-		if o.class == classOK {
+		if o.class == rediserr.OK {
 			s.link.suspects.clear(ids...)
 		} else {
 			if o.unknown {
@@ -588,7 +590,7 @@ func (z *sizes) add(it *item, reply rueidis.RedisResult) {
 func (s *session) sized(z sizes, items int, o outcome) {
 	old := s.valueSize.Load()
 	switch {
-	case z.values > 0 && o.class == classOK:
+	case z.values > 0 && o.class == rediserr.OK:
 		s.valueSize.Store(max(1, int64(z.bytes/z.values), old-old/8))
 	case o.unknown && errors.Is(o.err, errBudget):
 		s.valueSize.Store(max(old, int64(2*pipelineBytes/items)))
@@ -603,7 +605,7 @@ func (it *item) telling(replies []rueidis.RedisResult) rueidis.RedisResult {
 	}
 	for _, reply := range replies {
 		// ASK is not followed: after MULTI an ASKING is queued like any other command.
-		if err := reply.Error(); classify(context.Background(), err) == classRedirect && !strings.HasPrefix(err.Error(), "ASK") {
+		if err := reply.Error(); rediserr.Classify(context.Background(), err) == rediserr.Redirect && !strings.HasPrefix(err.Error(), "ASK") {
 			return reply
 		}
 	}
@@ -630,12 +632,12 @@ func (r *remote) redirect(ctx bound, items []item, stride int, build commands, e
 		var at []int
 		for i := range items {
 			it := &items[i]
-			if it.outcome.class != classRedirect {
+			if it.outcome.class != rediserr.Redirect {
 				continue
 			}
 			next, asking := r.routes.follow(it.session, it.outcome.err)
 			if next == nil || hop == r.hops {
-				it.outcome = outcome{class: classDown, err: it.outcome.err, session: it.session}
+				it.outcome = outcome{class: rediserr.Down, err: it.outcome.err, session: it.session}
 				each(i, nil, it.outcome)
 				continue
 			}

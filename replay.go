@@ -9,8 +9,10 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/group"
 	"github.com/holdfast-cache/holdfast/internal/journal"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
 
@@ -150,12 +152,12 @@ func (r *replayer) drain(ctx context.Context, s *session) bool {
 	r.askAgain(ctx, s)
 	r.expireHeld()
 	d := &draining{replayer: r, session: s}
-	var lanes group // a new group each time: after wait, a group starts nothing
+	var lanes group.Group // a new group each time: after wait, a group starts nothing
 	for range replayLanes - 1 {
-		lanes.spawn("replayer", func() { d.lane(ctx) })
+		lanes.Spawn("replayer", func() { d.lane(ctx) })
 	}
 	d.lane(ctx)
-	lanes.wait(clock.Never)
+	lanes.Wait(clock.Never)
 	d.mu.Lock() // only for form: the lanes have ended
 	defer d.mu.Unlock()
 	if d.mu.total != (Replay{}) {
@@ -343,19 +345,19 @@ func (p *pass) conclude(t *journal.Task, a answer) {
 	if _, refused := rueidis.IsRedisErr(a.err); (a.err == nil || refused) && p.link.suspects.any() {
 		p.link.suspects.clear(p.link.suspects.write(t.Key, t.Del))
 	}
-	switch c := classify(context.Background(), a.err); {
-	case c == classOK:
+	switch c := rediserr.Classify(context.Background(), a.err); {
+	case c == rediserr.OK:
 		p.decided(t, a.verdict)
 	case noScripts(a.err) && !withinScript(a.err) && !t.Del:
 		p.session.noteScripts(a.err, false)
 		p.await(t)
 	case noScripts(a.err) && t.Del:
 		p.plain = append(p.plain, *t)
-	case (c == classCommand || c == classUnknown) && t.Del && !t.Compensate:
+	case (c == rediserr.Command || c == rediserr.Unknown) && t.Del && !t.Compensate:
 		p.plain = append(p.plain, *t) // perhaps only the script is refused
-	case c == classCommand || c == classUnknown:
+	case c == rediserr.Command || c == rediserr.Unknown:
 		p.refused(t, c, a.err)
-	case c == classRedirect:
+	case c == rediserr.Redirect:
 		next, ask := p.routes.follow(p.session, a.err)
 		if !ask || p.asking || next == nil {
 			p.postpone(t, c, a.err)
@@ -423,17 +425,17 @@ func (p *pass) await(t *journal.Task) {
 // refusedTask is a task with the error by which Redis refused it, and its class.
 type refusedTask struct {
 	journal.Task
-	class class
+	class rediserr.Class
 	err   error
 }
 
 // refused records a task that Redis refused. A set that is too large becomes a delete at
 // once, because no try of it will succeed.
-func (p *pass) refused(t *journal.Task, c class, err error) {
+func (p *pass) refused(t *journal.Task, c rediserr.Class, err error) {
 	// Redis closes the connection after a protocol error. A task sent after it would be
 	// taken for the cause.
 	p.failed = p.failed || strings.HasPrefix(err.Error(), "Protocol error")
-	if !t.Del && tooLarge(err) {
+	if !t.Del && rediserr.TooLarge(err) {
 		p.rejected(t)
 		p.resolve(t, journal.FoundTheirs) // the value in Redis may be older: the next round deletes it
 		return
@@ -455,15 +457,15 @@ func (p *pass) judge() {
 		}
 	}
 	if why != nil {
-		p.session.link.report(p.session, classUnknown, why)
+		p.session.link.report(p.session, rediserr.Unknown, why)
 	}
 }
 
 // hold holds a refused task. It returns false if too many are held already.
 func (p *pass) hold(r *refusedTask) bool {
-	reason := p.journal.Refusal(refusalOf(r.err, r.Key), r.class == classCommand)
+	reason := p.journal.Refusal(refusalOf(r.err, r.Key), r.class == rediserr.Command)
 	var ran uint64
-	if errors.Is(r.err, errNonsense) {
+	if errors.Is(r.err, rediserr.ErrNonsense) {
 		ran = p.session.id
 	}
 	again, news, ok := p.journal.Hold(&r.Task, reason, ran, p.clock.Now())
@@ -497,18 +499,18 @@ func (r *replayer) expireHeld() {
 }
 
 // postpone leaves the task in the journal for a later round.
-func (p *pass) postpone(t *journal.Task, c class, err error) {
+func (p *pass) postpone(t *journal.Task, c rediserr.Class, err error) {
 	p.failed = true
 	s := p.session
-	if gaveUp(err) && p.parent.Err() != nil {
-		c = classCanceled // the replay was canceled, which says nothing about Redis
+	if rediserr.GaveUp(err) && p.parent.Err() != nil {
+		c = rediserr.Canceled // the replay was canceled, which says nothing about Redis
 	}
 	what := journal.FoundNoReply
 	if _, answered := rueidis.IsRedisErr(err); answered {
 		what = journal.FoundUnsent // an error reply: the command did not run
-	} else if errors.Is(err, errNonsense) {
+	} else if errors.Is(err, rediserr.ErrNonsense) {
 		// A reply, but the command may have run.
-	} else if gaveUp(err) {
+	} else if rediserr.GaveUp(err) {
 		err = errBudget
 	} else if p.dead {
 		what = journal.FoundUnsent // the connection had ended before; the error is the cause of that
@@ -540,8 +542,8 @@ func (p *pass) deletePlainly(ctx context.Context) {
 	}
 	for i, reply := range p.do(ctx, p.session, cmds, p.asking) {
 		t, err := &p.plain[i], numberReply(reply)
-		switch c := classify(context.Background(), err); c {
-		case classOK:
+		switch c := rediserr.Classify(context.Background(), err); c {
+		case rediserr.OK:
 			switch {
 			case t.WasSet:
 			case t.Del:
@@ -552,7 +554,7 @@ func (p *pass) deletePlainly(ctx context.Context) {
 				p.notify.drop(t.Key, DropDowngraded)
 			}
 			p.resolve(t, journal.FoundNothing)
-		case classCommand, classUnknown:
+		case rediserr.Command, rediserr.Unknown:
 			p.refused(t, c, err)
 		default:
 			p.postpone(t, c, err)

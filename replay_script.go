@@ -4,11 +4,11 @@ import (
 	"context"
 	"crypto/sha1"
 	"encoding/hex"
-	"errors"
 	"strconv"
 	"strings"
 
 	"github.com/holdfast-cache/holdfast/internal/journal"
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
 
@@ -161,18 +161,13 @@ type answer struct {
 	err     error
 }
 
-// errNonsense is the error for a reply that is no error and that Redis does not give to
-// such a command: it comes from another program, or belongs to another command. Like an
-// unknown error text it says nothing about the command, which may have run.
-var errNonsense = errors.New("holdfast: the answer to a replay makes no sense")
-
 // numberReply returns the error of a reply that must be a number.
 func numberReply(reply rueidis.RedisResult) error {
 	if err := reply.Error(); err != nil && !rueidis.IsRedisNil(err) {
 		return err
 	}
 	if _, err := reply.ToInt64(); err != nil {
-		return errNonsense
+		return rediserr.ErrNonsense
 	}
 	return nil
 }
@@ -183,7 +178,7 @@ func okReply(reply rueidis.RedisResult) error {
 		return err
 	}
 	if text, err := reply.ToString(); err != nil || text != "OK" {
-		return errNonsense
+		return rediserr.ErrNonsense
 	}
 	return nil
 }
@@ -245,7 +240,7 @@ func (p *scripts) load(ctx context.Context, missing []int) bool {
 	if err == nil {
 		return true
 	}
-	if classify(context.Background(), err) != classCommand {
+	if rediserr.Classify(context.Background(), err) != rediserr.Command {
 		for _, i := range missing {
 			p.answers[i] = answer{err: err}
 		}
@@ -264,7 +259,7 @@ func (p *scripts) sendOnce(ctx context.Context, at []int, perScript int) (missin
 		err := reply.Error()
 		verdicts, shape := reply.ToArray()
 		if rueidis.IsRedisNil(err) || err == nil && (shape != nil || len(verdicts) != len(part)) {
-			err = errNonsense
+			err = rediserr.ErrNonsense
 		}
 		if err != nil {
 			for _, j := range part {
@@ -289,8 +284,8 @@ func (p *scripts) sendOnce(ctx context.Context, at []int, perScript int) (missin
 
 // refusesSome reports whether an error may be about one of the keys of a script.
 func refusesSome(err error) bool {
-	c := classify(context.Background(), err)
-	return c == classCommand || c == classUnknown
+	c := rediserr.Classify(context.Background(), err)
+	return c == rediserr.Command || c == rediserr.Unknown
 }
 
 // readAnswer reads the script's result for one key.
@@ -300,7 +295,7 @@ func readAnswer(m rueidis.RedisMessage) answer {
 	}
 	v, err := m.ToInt64()
 	if err != nil || v < int64(verdictDone) || v > int64(verdictLater) {
-		return answer{err: errNonsense}
+		return answer{err: rediserr.ErrNonsense}
 	}
 	return answer{verdict: verdict(v)}
 }

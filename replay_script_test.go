@@ -12,6 +12,7 @@ import (
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/journal"
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 )
 
@@ -122,16 +123,16 @@ func TestOutOfMemoryASetWaitsAndADeleteDoesNot(t *testing.T) {
 func TestARefusalInsideAScriptIsReadWhateverTheVersion(t *testing.T) {
 	for _, tt := range []struct {
 		err  string
-		want class
+		want rediserr.Class
 	}{
-		{"@user_script: 12: -OOM command not allowed when used memory > 'maxmemory'.", classWriteRefused},
-		{"OOM command not allowed when used memory > 'maxmemory'.", classWriteRefused},
-		{"@user_script: 12: -READONLY You can't write against a read only replica.", classWriteRefused},
-		{"@user_script: 12: -MISCONF Redis is configured to save RDB snapshots", classWriteRefused},
-		{"-LOADING Redis is loading the dataset in memory", classUnknown}, // nobody says so
-		{"LOADING Redis is loading the dataset in memory", classDown},
-		{"@user_script: 3: The user executing the script can't run this command or subcommand", classCommand},
-		{"ERR invalid expire time in 'set' command", classCommand},
+		{"@user_script: 12: -OOM command not allowed when used memory > 'maxmemory'.", rediserr.WriteRefused},
+		{"OOM command not allowed when used memory > 'maxmemory'.", rediserr.WriteRefused},
+		{"@user_script: 12: -READONLY You can't write against a read only replica.", rediserr.WriteRefused},
+		{"@user_script: 12: -MISCONF Redis is configured to save RDB snapshots", rediserr.WriteRefused},
+		{"-LOADING Redis is loading the dataset in memory", rediserr.Unknown}, // nobody says so
+		{"LOADING Redis is loading the dataset in memory", rediserr.Down},
+		{"@user_script: 3: The user executing the script can't run this command or subcommand", rediserr.Command},
+		{"ERR invalid expire time in 'set' command", rediserr.Command},
 	} {
 		servers(t, func(t *testing.T, r *replayed) {
 			script := "local sha1hex = redis.sha1hex\n" +
@@ -145,7 +146,7 @@ func TestARefusalInsideAScriptIsReadWhateverTheVersion(t *testing.T) {
 			}
 			for i, m := range answers {
 				a := readAnswer(m)
-				if got := classify(context.Background(), a.err); got != tt.want {
+				if got := rediserr.Classify(context.Background(), a.err); got != tt.want {
 					t.Errorf("%s: answer %d is %+v, of class %v, want %v", tt.err, i, a, got, tt.want)
 				}
 			}

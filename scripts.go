@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
 
@@ -76,7 +77,7 @@ func (s *session) askScripts(ctx context.Context) error {
 	s.answered(ticket)
 	err := replies[1].Error()
 	if err == nil || rueidis.IsRedisNil(err) {
-		err = errNonsense
+		err = rediserr.ErrNonsense
 		if verdicts, shape := replies[1].ToArray(); shape == nil && len(verdicts) == 1 {
 			err = readAnswer(verdicts[0]).err
 		}
@@ -188,10 +189,10 @@ func (r *replayer) nextAsk(s *session) int64 {
 // ever: the script was flushed between load and use, the user may not run it or a command
 // in it, or a proxy has no scripts.
 func noScripts(err error) bool {
-	if err == nil || !isReply(err) {
+	if err == nil || !rediserr.IsReply(err) {
 		return false
 	}
-	return strings.HasPrefix(err.Error(), "NOSCRIPT") || refusesCommand(err) || withinScript(err) || otherwiseNoScripts(err)
+	return strings.HasPrefix(err.Error(), "NOSCRIPT") || rediserr.RefusesCommand(err) || withinScript(err) || otherwiseNoScripts(err)
 }
 
 // otherwiseNoScripts knows the error texts of Pika, Garnet and cloud services.
@@ -228,6 +229,6 @@ func (s *session) greetScripts(ctx context.Context) error {
 		return nil
 	}
 	err := s.askScripts(ctx)
-	s.link.skipScripts = err != nil && !isReply(err)
+	s.link.skipScripts = err != nil && !rediserr.IsReply(err)
 	return err
 }

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/group"
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
 
@@ -37,7 +39,7 @@ type sentinels struct {
 	}
 }
 
-func newSentinels(life context.Context, o Options, clk clock.Clock, workers *group, dials func()) *sentinels {
+func newSentinels(life context.Context, o Options, clk clock.Clock, workers *group.Group, dials func()) *sentinels {
 	option, s := o.Redis, o.Redis.Sentinel
 	option.Username, option.Password, option.ClientName = s.Username, s.Password, s.ClientName
 	option.AuthCredentialsFn = nil
@@ -111,7 +113,7 @@ func (s *sentinels) ask(ctx context.Context) (string, error) {
 	case err != nil:
 		return fail(unanswered(err, limit))
 	case len(parts) != 2 || !isHost(parts[0]) || !isPort(parts[1]):
-		return fail(fmt.Errorf("the answer makes no sense: %s", printable(fmt.Sprintf("%.80q", parts))))
+		return fail(fmt.Errorf("the answer makes no sense: %s", rediserr.Printable(fmt.Sprintf("%.80q", parts))))
 	}
 	addr := net.JoinHostPort(parts[0], parts[1])
 	if err := s.allow.check(addr); err != nil {

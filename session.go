@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
 
@@ -86,14 +87,10 @@ var errConnClosed = errors.New("holdfast: the connection was closed")
 
 // unanswered makes the error of a timeout name the timeout.
 func unanswered(err error, limit time.Duration) error {
-	if gaveUp(err) {
+	if rediserr.GaveUp(err) {
 		return fmt.Errorf("no answer within %v: %w", limit, err)
 	}
 	return err
-}
-
-func gaveUp(err error) bool {
-	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
 }
 
 // close ends the pipe and everything that waits on it. The connection is closed first: rueidis
@@ -397,7 +394,7 @@ func (s *session) greet(ctx context.Context) error {
 // greetAgain repeats the greeting if the first one got an error of an unknown text. A probe has
 // since shown that the server is well, so an error now is about tracking.
 func (s *session) greetAgain(ctx context.Context) error {
-	if s.trackingErr == nil || classify(context.Background(), s.trackingErr) != classUnknown {
+	if s.trackingErr == nil || rediserr.Classify(context.Background(), s.trackingErr) != rediserr.Unknown {
 		return nil
 	}
 	s.trackingErr = nil
@@ -409,8 +406,8 @@ func (s *session) greetAgain(ctx context.Context) error {
 
 // away reports that an error reply to a greeting is about the server's state.
 func away(err error) bool {
-	c := classify(context.Background(), err)
-	return c == classDown || c == classBusy
+	c := rediserr.Classify(context.Background(), err)
+	return c == rediserr.Down || c == rediserr.Busy
 }
 
 var errNoRESP3 = errors.New("holdfast: the server does not speak RESP3")

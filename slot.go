@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
 
@@ -148,7 +149,7 @@ func readRedirection(text, host string) (r redirection, err error) {
 // isHost reports whether s may be a name or an address. It only rejects text that is empty, longer
 // than 255 bytes, or has spaces or unprintable characters: s appears in logs and errors.
 func isHost(s string) bool {
-	return s != "" && len(s) <= 255 && !strings.ContainsFunc(s, func(r rune) bool { return r == ' ' || unprintable(r) })
+	return s != "" && len(s) <= 255 && !strings.ContainsFunc(s, func(r rune) bool { return r == ' ' || rediserr.Unprintable(r) })
 }
 
 // isPort reports whether s is a port number. A dial would look up a service name.

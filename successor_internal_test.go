@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/redis/rueidis"
 )
@@ -41,13 +42,13 @@ func TestACallWhoseSessionWasReplacedBeforeItSentAnythingIsAnsweredByTheNext(t *
 	old := replaced()
 	bounded, cancel := c.remote.bound(ctx, c.clock.Now())
 	defer cancel()
-	if v, out := c.remote.get(bounded, old, "k"); out.class != classOK || string(v.bytes) != "one" || out.session == old {
+	if v, out := c.remote.get(bounded, old, "k"); out.class != rediserr.OK || string(v.bytes) != "one" || out.session == old {
 		t.Errorf("get: %+v, %+v", v, out)
 	}
 	old = replaced()
 	n := 0
 	c.remote.batch(bounded, []item{{key: "k", session: old}, {key: "k2", session: old}}, 2, readCommands, func(i int, replies []rueidis.RedisResult, out outcome) {
-		if v, out := readValue(replies, out); out.class == classOK && string(v.bytes) == []string{"one", "two"}[i] {
+		if v, out := readValue(replies, out); out.class == rediserr.OK && string(v.bytes) == []string{"one", "two"}[i] {
 			n++
 		} else {
 			t.Errorf("item %d: %+v, %+v", i, v, out)
@@ -61,7 +62,7 @@ func TestACallWhoseSessionWasReplacedBeforeItSentAnythingIsAnsweredByTheNext(t *
 	_, out := c.remote.one(bounded, old, "k", 1, func(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed {
 		return append(cmds, setCommand(b, it.key, []byte("three"), 0))
 	})
-	if out.class != classWriteRefused || out.unknown {
+	if out.class != rediserr.WriteRefused || out.unknown {
 		t.Errorf("set: %+v", out)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/journal"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
 	"github.com/holdfast-cache/holdfast/internal/local"
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
 
@@ -387,17 +388,17 @@ func (c *Cache) writeCommands(b rueidis.Builder, w *change, cmds []rueidis.Compl
 // written handles the outcome of a change that was sent. The error is for the caller.
 func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o outcome) (journal.Saving, error) {
 	if w.lease != nil {
-		w.lease.spent = o.class == classOK
+		w.lease.spent = o.class == rediserr.OK
 	}
-	if w.scripted() && (o.class == classOK || refusesCommand(o.err)) {
-		o.session.lacks.note(lackScripts, o.class != classOK)
+	if w.scripted() && (o.class == rediserr.OK || rediserr.RefusesCommand(o.err)) {
+		o.session.lacks.note(lackScripts, o.class != rediserr.OK)
 	}
-	if w.flight != nil && !w.del && !w.blindly && o.class == classOK && !wasStored(replies[0]) {
+	if w.flight != nil && !w.del && !w.blindly && o.class == rediserr.OK && !wasStored(replies[0]) {
 		c.local.End(w.hash, false, local.Unconfirmed) // the key has changed since the load began
 		return journal.Saving{}, nil
 	}
 	switch o.class {
-	case classOK:
+	case rediserr.OK:
 		// Before the local tier ends the write: a load that began beside it can store
 		// nothing before that, nor afterwards.
 		c.invalidateFlight(w)
@@ -407,7 +408,7 @@ func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o o
 		}
 		c.local.End(w.hash, true, c.freshUntilAfterWrite(w, now, o))
 		return saved, nil
-	case classCommand:
+	case rediserr.Command:
 		if w.flight != nil && !w.del {
 			// A loaded value that Redis refuses is kept locally all the same.
 			w.grace |= local.NotInRedis
@@ -436,7 +437,7 @@ func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o o
 	saved, err := c.remember(w, sentOn)
 	c.invalidateFlight(w)
 	c.local.End(w.hash, err == nil, local.Unconfirmed)
-	if o.class == classCanceled {
+	if o.class == rediserr.Canceled {
 		err = o.err
 	}
 	return saved, err

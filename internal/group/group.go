@@ -1,7 +1,9 @@
-package holdfast
+// Package group starts goroutines and waits for their end.
+package group
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"runtime/pprof"
@@ -10,13 +12,16 @@ import (
 	"time"
 )
 
-// group is a set of goroutines that end together. The package starts no other goroutines,
+// ErrClosed is the error of Call once Wait has been called.
+var ErrClosed = errors.New("holdfast: the cache is closed")
+
+// Group is a set of goroutines that end together. The package starts no other goroutines,
 // except for the functions of timers and contexts, which are short: they close a connection,
 // cancel a context or end a wait.
 //
-// Once wait has been called, the group takes no further member, and spawn returns false: the
+// Once Wait has been called, the group takes no further member, and Spawn returns false: the
 // two exclude each other by the lock. So the count reaches zero once.
-type group struct {
+type Group struct {
 	mu struct {
 		sync.Mutex
 		waited  bool
@@ -26,9 +31,9 @@ type group struct {
 	}
 }
 
-// spawn runs f on a goroutine, under a name that a goroutine profile shows. It returns false,
-// and does not run f, once wait has been called.
-func (g *group) spawn(name string, f func()) bool {
+// Spawn runs f on a goroutine, under a name that a goroutine profile shows. It returns false,
+// and does not run f, once Wait has been called.
+func (g *Group) Spawn(name string, f func()) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.mu.waited {
@@ -46,7 +51,7 @@ func (g *group) spawn(name string, f func()) bool {
 	return true
 }
 
-func (g *group) leave(name string) {
+func (g *Group) leave(name string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.mu.count--
@@ -58,13 +63,13 @@ func (g *group) leave(name string) {
 	}
 }
 
-// call runs f, user code with the given description, on a goroutine of its own and waits for
+// Call runs f, user code with the given description, on a goroutine of its own and waits for
 // it. The error says that f panicked or ended its goroutine, which must not be one of ours.
-// It is ErrClosed, and f is not run, once wait has been called.
-func (g *group) call(name, desc string, f func()) (err error) {
+// It is ErrClosed, and f is not run, once Wait has been called.
+func (g *Group) Call(name, desc string, f func()) (err error) {
 	done := make(chan struct{})
 	err = fmt.Errorf("holdfast: %s ended without returning", desc)
-	if !g.spawn(name, func() {
+	if !g.Spawn(name, func() {
 		defer close(done)
 		defer func() {
 			if r := recover(); r != nil {
@@ -80,9 +85,9 @@ func (g *group) call(name, desc string, f func()) (err error) {
 	return err
 }
 
-// wait returns true when all members have ended, or false after limit. From its beginning on,
+// Wait returns true when all members have ended, or false after limit. From its beginning on,
 // the group takes no further member.
-func (g *group) wait(limit time.Duration) bool {
+func (g *Group) Wait(limit time.Duration) bool {
 	g.mu.Lock()
 	g.mu.waited = true
 	if g.mu.count == 0 {
@@ -104,8 +109,8 @@ func (g *group) wait(limit time.Duration) bool {
 	}
 }
 
-// members returns the names of the members that run, sorted.
-func (g *group) members() []string {
+// Members returns the names of the members that run, sorted.
+func (g *Group) Members() []string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return slices.Sorted(maps.Keys(g.mu.running))
