@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
 )
@@ -26,7 +27,7 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 			l.noteKeyCounts(ctx)
 		}
 	}()
-	done, ok := l.breaker.probe()
+	done, ok := l.breaker.Probe()
 	if !ok {
 		l.trying.Store(false)
 		return l.schedule.Next()
@@ -44,8 +45,8 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 		return l.schedule.Next()
 	}
 
-	bounded, cancel := context.WithTimeout(ctx, l.opts.Timeout)
-	l.probing = l.probeKey(l.probing)
+	bounded, cancel := context.WithTimeout(ctx, l.cfg.Timeout)
+	l.probing = l.keys.probeKey(l.probing)
 	c, err := next.probe(bounded, l.probing)
 	cancel()
 	switch {
@@ -78,7 +79,7 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 	case rediserr.Redirect:
 		// The cluster's map is outdated. The next probe follows with another map and another key.
 		l.notBusy(err)
-		l.redirected(next, err)
+		l.routes.follow(next, err)
 		l.probing = ""
 		l.setError(err)
 		reported = nil
@@ -102,7 +103,7 @@ func (l *link) attempt(ctx context.Context) time.Duration {
 		again, reported = l.unanswered(next, old, err)
 		if rediserr.IsReply(reported) && l.gate.Load() != nil {
 			finish()
-			l.breaker.trip() // the server refuses reads and writes alike: every call would fail
+			l.breaker.Trip() // the server refuses reads and writes alike: every call would fail
 		}
 		return again
 	}
@@ -116,7 +117,7 @@ var errBusyOver = errors.New("holdfast: redis is not busy any more")
 // that a busy server allows are sent over it. Callers' dedicated connections stay, too.
 func (l *link) busied(s *session, err error) (again time.Duration) {
 	l.session = s
-	l.breaker.trip()
+	l.breaker.Trip()
 	l.apply(evProbeFailed, err)
 	if s.lost.Load() {
 		l.lostSession(s)
@@ -205,9 +206,9 @@ func (l *link) unanswered(next, old *session, err error) (again time.Duration, r
 func (l *link) candidate(ctx context.Context) (next, old *session, err error) {
 	s := l.session
 	if s != nil && s.replica.Load() {
-		l.disbelieve()
+		l.locator.disbelieve()
 	}
-	addr, err := l.where(ctx, s != nil)
+	addr, err := l.locator.where(ctx, s != nil)
 	switch {
 	case s == nil && err != nil:
 		return nil, nil, err
@@ -220,7 +221,7 @@ func (l *link) candidate(ctx context.Context) (next, old *session, err error) {
 		l.refuse(s, errMoved) // before the dial, which may be slow
 	}
 	if next, err = l.introduce(ctx, addr); err != nil {
-		l.disbelieve()
+		l.locator.disbelieve()
 	}
 	return next, s, err
 }
@@ -249,8 +250,8 @@ func (l *link) replace(ctx context.Context, old, next *session) {
 	l.gate.CompareAndSwap(old, next)
 	l.suspect() // next may hold other data than old
 	// Wait at least once: a call may have read the gate before and have no slot yet.
-	for deadline := l.clock.Now() + int64(l.opts.Timeout); ; {
-		if !sleep(ctx, time.Millisecond) || old.used.Load() == 0 || l.clock.Now() >= deadline {
+	for deadline := l.clock.Now() + int64(l.cfg.Timeout); ; {
+		if !clock.Sleep(ctx, time.Millisecond) || old.used.Load() == 0 || l.clock.Now() >= deadline {
 			break
 		}
 	}
@@ -261,18 +262,18 @@ func (l *link) replace(ctx context.Context, old, next *session) {
 func (l *link) serve(s *session, ev event, err error) {
 	switch { // before any reply of this session is stored
 	case l.served != s && (s.server == "" || l.server() != s.server):
-		l.domains((*local.EpochScope).OtherServer)
+		l.keys.scopes((*local.EpochScope).OtherServer)
 	case l.gate.Load() == nil:
-		l.domains((*local.EpochScope).Suspect) // a value from a loader in the meantime may be outdated
+		l.keys.scopes((*local.EpochScope).Suspect) // a value from a loader in the meantime may be outdated
 	}
-	mended := l.served != s && l.state() == Up // see mending: the state does not change
+	mended := l.served != s && l.state() == linkUp // see mending: the state does not change
 	l.served, l.answered = s, true
 	l.busy.Store(nil)
 	l.hear(s)
 	l.last.Store(&s.server)
 	// The gate opens in one step with the check that the breaker is closed. An open gate beside an
 	// open breaker would never shut again, because no call would report to the breaker.
-	if !l.breaker.whileClosed(func() { s.beginPeriod(); l.gate.Store(s) }) {
+	if !l.breaker.WhileClosed(func() { s.beginPeriod(); l.gate.Store(s) }) {
 		return
 	}
 	l.streamUnbroken.Store(s.tracked && !s.replica.Load())
@@ -282,12 +283,12 @@ func (l *link) serve(s *session, ev event, err error) {
 	}
 	l.reportTrackingErr(s)
 	if mended {
-		l.listeners.onInvalidation(nil)
+		l.watcher.Changed(nil)
 	}
 	s.tellScripts()
 	l.apply(ev, err)
 	if ev == evProbeOK || s.deletable.Load() {
-		l.replayer.wake()
+		l.replayer.Wake()
 	}
 }
 
@@ -298,7 +299,7 @@ func (l *link) reportTrackingErr(s *session) {
 		why = rediserr.Presentable(s.trackingErr).Error()
 	}
 	if why != "" && why != l.trackingErr {
-		l.notify.untracked(s.addr, why, l.opts.Tracking.UntrackedTTL)
+		l.watcher.Untracked(s.addr, why)
 	}
 	l.trackingErr = why
 }

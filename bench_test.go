@@ -357,7 +357,7 @@ func BenchmarkInvalidated(b *testing.B) {
 	for name, from := range map[string]int{"known": 0, "unknown": n} {
 		b.Run(name, func(b *testing.B) {
 			versus(b, 1,
-				func(_, i int) { c.routes.seedLink.onInvalidation(keys[from+i&(n-1)], true) },
+				func(_, i int) { c.routes.seedLink.watcher.Invalidated(keys[from+i&(n-1)], true) },
 				func(_, i int) { raw.Get(keys[from+i&(n-1)]) })
 		})
 	}

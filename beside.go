@@ -44,7 +44,7 @@ func (c *Cache) deliverNow(ctx bound, keys []string) error {
 			if _, err := c.writerAfterReplay(ctx, h, key); err != nil {
 				return err
 			}
-		} else if l, _ := c.awaitLink(ctx.caller, ctx.began, true, func() *link { return c.routes.link(c.routes.of(key)) }); l.reader() == nil {
+		} else if l, _ := c.remote.awaitLink(ctx.caller, ctx.began, true, func() *link { return c.routes.link(c.routes.of(key)) }); l.reader() == nil {
 			return ErrUnavailable
 		}
 	}
@@ -73,7 +73,7 @@ func (c *Cache) Available(ctx context.Context) error {
 	for again := true; again; { // the first attempt may find a cluster
 		again = false
 		for _, l := range c.routes.links() {
-			_, waited := c.awaitLink(ctx, began, true, func() *link { return l })
+			_, waited := c.remote.awaitLink(ctx, began, true, func() *link { return l })
 			again = again || waited && bounded.Err() == nil
 			if l.reader() == nil && !again {
 				return ErrUnavailable

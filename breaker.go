@@ -33,12 +33,12 @@ type BreakerOptions struct {
 //
 // The link's schedule decides when a probe is due, because gobreaker's timeout is fixed and the
 // schedule backs off. So gobreaker's timeout is the shortest possible, and the supervisor calls
-// probe when its schedule says so.
+// Probe when its schedule says so.
 type breaker struct {
 	// suspect is set by a failure and cleared by the next success. Only that success has to be
 	// reported to gobreaker: it ends a row of failures.
 	suspect atomic.Bool
-	opens   atomic.Uint64
+	opens   *atomic.Uint64 // how often a closed circuit has opened
 
 	// mu makes the check for "closed" and the report one step. Otherwise the circuit could open
 	// between the two, gobreaker's Allow would turn it half-open, and the result of a late call
@@ -50,13 +50,13 @@ type breaker struct {
 	}
 }
 
-// errTripped is the failure that trip reports.
-var errTripped = errors.New("holdfast: circuit opened")
+// errForced is the failure that Trip reports.
+var errForced = errors.New("holdfast: circuit opened")
 
 // newBreaker returns a closed breaker that opens after the given number of failures in a row.
 // onOpen runs under gobreaker's lock: it may use only atomics and non-blocking sends.
 func newBreaker(limit int, onOpen func()) *breaker {
-	b := &breaker{}
+	b := &breaker{opens: new(atomic.Uint64)}
 	b.mu.cb = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
 		Name:        "redis",
 		MaxRequests: 1,
@@ -76,15 +76,24 @@ func newBreaker(limit int, onOpen func()) *breaker {
 	return b
 }
 
-// success reports a call that Redis answered.
-func (b *breaker) success() {
+// newOpenBreaker is newBreaker for a link that is not connected yet: the circuit is open. That is no
+// outage, and is not counted in opens as further ones are.
+func newOpenBreaker(limit int, onOpen func(), opens *atomic.Uint64) *breaker {
+	b := newBreaker(limit, onOpen)
+	b.Trip()
+	b.opens = opens
+	return b
+}
+
+// Success reports a call that Redis answered.
+func (b *breaker) Success() {
 	if b.suspect.Load() && b.suspect.CompareAndSwap(true, false) {
 		b.report(nil)
 	}
 }
 
-// failure reports a call that Redis did not answer, or refused to serve.
-func (b *breaker) failure(err error) {
+// Failure reports a call that Redis did not answer, or refused to serve.
+func (b *breaker) Failure(err error) {
 	b.report(err)
 	b.suspect.Store(true) // after report: a success in between must not be the last one seen
 }
@@ -104,18 +113,18 @@ func (b *breaker) reportLocked(err error) {
 	}
 }
 
-// trip opens a closed circuit at once.
-func (b *breaker) trip() {
+// Trip opens a closed circuit at once.
+func (b *breaker) Trip() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.mu.forced = true
-	b.reportLocked(errTripped)
+	b.reportLocked(errForced)
 	b.mu.forced = false
 }
 
-// probe asks for the one attempt that may close the circuit. Its result must be passed to the
+// Probe asks for the one attempt that may close the circuit. Its result must be passed to the
 // returned function, or the breaker stays half-open for ever.
-func (b *breaker) probe() (done func(error), ok bool) {
+func (b *breaker) Probe() (done func(error), ok bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	report, err := b.mu.cb.Allow()
@@ -131,8 +140,8 @@ func (b *breaker) probe() (done func(error), ok bool) {
 	}, true
 }
 
-// whileClosed runs f if the circuit is closed, and keeps it closed meanwhile.
-func (b *breaker) whileClosed(f func()) bool {
+// WhileClosed runs f if the circuit is closed, and keeps it closed meanwhile.
+func (b *breaker) WhileClosed(f func()) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.mu.cb.State() != gobreaker.StateClosed {

@@ -16,19 +16,19 @@ import (
 
 var errTest = errors.New("redis did not answer")
 
-func isClosed(b *breaker) bool { return b.whileClosed(func() {}) }
+func isClosed(b *breaker) bool { return b.WhileClosed(func() {}) }
 
 func TestTheCircuitOpensAfterThatManyFailuresInARow(t *testing.T) {
 	for _, n := range []int{1, 2, 5, 100} {
 		opened := 0
 		b := newBreaker(n, func() { opened++ })
 		for i := range n - 1 {
-			b.failure(errTest)
+			b.Failure(errTest)
 			if !isClosed(b) {
 				t.Fatalf("of %d: open after %d", n, i+1)
 			}
 		}
-		b.failure(errTest)
+		b.Failure(errTest)
 		if isClosed(b) || opened != 1 || b.opens.Load() != 1 {
 			t.Errorf("after %d of %d: closed %v, told %d times, counted %d", n, n, isClosed(b), opened, b.opens.Load())
 		}
@@ -42,7 +42,7 @@ func TestAVeryLargeNumberOfFailuresIsNotASmallOne(t *testing.T) {
 	for _, n := range []int64{math.MaxInt32, math.MaxUint32, math.MaxUint32 + 1, math.MaxUint32 + 2, math.MaxInt64} {
 		b := newBreaker(int(n), func() {})
 		for range 10 {
-			b.failure(errTest)
+			b.Failure(errTest)
 		}
 		if !isClosed(b) {
 			t.Errorf("of %d: open after 10", n)
@@ -55,16 +55,16 @@ func TestASuccessInBetweenStartsTheRowAnew(t *testing.T) {
 	b := newBreaker(n, func() {})
 	for range 10 {
 		for range n - 1 {
-			b.failure(errTest)
+			b.Failure(errTest)
 		}
-		b.success()
-		b.success()
+		b.Success()
+		b.Success()
 	}
 	if !isClosed(b) {
 		t.Fatal("open, and there never were three failures in a row")
 	}
 	for range n {
-		b.failure(errTest)
+		b.Failure(errTest)
 	}
 	if isClosed(b) {
 		t.Error("closed after three failures in a row")
@@ -84,14 +84,14 @@ func TestASuccessAfterAFailureEndsTheRowWhateverRanBesideIt(t *testing.T) {
 		for range beside {
 			wg.Go(func() {
 				for !failed.Load() {
-					b.success()
+					b.Success()
 				}
 			})
 		}
-		b.failure(errTest)
+		b.Failure(errTest)
 		failed.Store(true)
 		wg.Wait()
-		b.success()
+		b.Success()
 		b.mu.Lock()
 		row := b.mu.cb.Counts().ConsecutiveFailures
 		b.mu.Unlock()
@@ -104,21 +104,21 @@ func TestASuccessAfterAFailureEndsTheRowWhateverRanBesideIt(t *testing.T) {
 func TestTripOpensAtOnceAndOnlyOnce(t *testing.T) {
 	opened := 0
 	b := newBreaker(1000, func() { opened++ })
-	b.trip()
+	b.Trip()
 	if isClosed(b) || opened != 1 || b.opens.Load() != 1 {
 		t.Fatalf("closed %v, told %d times, counted %d", isClosed(b), opened, b.opens.Load())
 	}
-	b.trip()
+	b.Trip()
 	if isClosed(b) || b.opens.Load() != 1 {
 		t.Errorf("tripped twice: closed %v, counted %d", isClosed(b), b.opens.Load())
 	}
-	done, ok := b.probe()
+	done, ok := b.Probe()
 	if !ok {
 		t.Fatal("no probe on an open circuit")
 	}
 	done(nil)
 	for range 999 {
-		b.failure(errTest)
+		b.Failure(errTest)
 	}
 	if !isClosed(b) {
 		t.Error("a circuit that was tripped once opens too early ever after")
@@ -128,13 +128,13 @@ func TestTripOpensAtOnceAndOnlyOnce(t *testing.T) {
 func TestTheProbesResultDecides(t *testing.T) {
 	told := 0
 	b := newBreaker(3, func() { told++ })
-	b.trip()
+	b.Trip()
 	for i := range 3 {
-		done, ok := b.probe()
+		done, ok := b.Probe()
 		if !ok {
 			t.Fatalf("probe %d refused", i)
 		}
-		if _, ok := b.probe(); ok {
+		if _, ok := b.Probe(); ok {
 			t.Fatal("two probes at once")
 		}
 		if isClosed(b) {
@@ -151,7 +151,7 @@ func TestTheProbesResultDecides(t *testing.T) {
 	if told != 4 {
 		t.Errorf("told %d times that it is open: once, and after each probe that failed, is 4", told)
 	}
-	done, ok := b.probe()
+	done, ok := b.Probe()
 	if !ok {
 		t.Fatal("the last probe refused")
 	}
@@ -160,12 +160,12 @@ func TestTheProbesResultDecides(t *testing.T) {
 		t.Error("open after a probe that succeeded")
 	}
 	for range 2 {
-		b.failure(errTest)
+		b.Failure(errTest)
 	}
 	if !isClosed(b) {
 		t.Error("failures from before the opening still count")
 	}
-	b.failure(errTest)
+	b.Failure(errTest)
 	if isClosed(b) || b.opens.Load() != 2 {
 		t.Errorf("closed %v after a second row, %d openings", isClosed(b), b.opens.Load())
 	}
@@ -177,7 +177,7 @@ func TestAProbeOfAClosedCircuitCountsLikeACall(t *testing.T) {
 	b := newBreaker(n, func() {})
 	probe := func(err error) {
 		t.Helper()
-		done, ok := b.probe()
+		done, ok := b.Probe()
 		if !ok {
 			t.Fatal("no probe")
 		}
@@ -187,18 +187,18 @@ func TestAProbeOfAClosedCircuitCountsLikeACall(t *testing.T) {
 		for range n - 1 {
 			probe(errTest)
 		}
-		b.success() // of a call
+		b.Success() // of a call
 		for range n - 1 {
-			b.failure(errTest)
+			b.Failure(errTest)
 		}
 		if !isClosed(b) {
 			t.Fatal("open, and there never were three failures in a row")
 		}
 		probe(nil)
 	}
-	b.failure(errTest)
+	b.Failure(errTest)
 	probe(errTest)
-	b.failure(errTest)
+	b.Failure(errTest)
 	if isClosed(b) {
 		t.Error("closed after three failures in a row, one of them a probe's")
 	}
@@ -208,7 +208,7 @@ func TestAProbeOfAClosedCircuitCountsLikeACall(t *testing.T) {
 // says is old: it must not pass for the probe's result, nor use up the probe.
 func TestAStragglerNeitherClosesNorHalfOpensAnOpenCircuit(t *testing.T) {
 	b := newBreaker(1, func() {})
-	b.trip()
+	b.Trip()
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	for g := range 8 {
@@ -220,16 +220,16 @@ func TestAStragglerNeitherClosesNorHalfOpensAnOpenCircuit(t *testing.T) {
 				default:
 				}
 				if g%2 == 0 {
-					b.failure(errTest)
+					b.Failure(errTest)
 				} else {
 					b.suspect.Store(true)
-					b.success()
+					b.Success()
 				}
 			}
 		})
 	}
 	for i := range 1000 {
-		done, ok := b.probe()
+		done, ok := b.Probe()
 		if !ok {
 			t.Errorf("round %d: a straggler used up the probe", i)
 			break
@@ -265,20 +265,20 @@ func TestAReportThatRacesTheOpeningDoesNotCloseIt(t *testing.T) {
 				<-start
 				for range 4 {
 					b.suspect.Store(true)
-					b.success()
+					b.Success()
 				}
 			})
 		}
 		wg.Go(func() {
 			<-start
-			b.trip()
+			b.Trip()
 		})
 		close(start)
 		wg.Wait()
 		if isClosed(b) {
 			t.Fatalf("round %d: tripped, and closed without a probe", round)
 		}
-		done, ok := b.probe()
+		done, ok := b.Probe()
 		if !ok {
 			t.Fatalf("round %d: a straggler used up the probe", round)
 		}
@@ -292,9 +292,9 @@ func TestAReportThatRacesTheOpeningDoesNotCloseIt(t *testing.T) {
 func TestWhileClosedRunsOnAClosedCircuitAndKeepsItClosed(t *testing.T) {
 	b := newBreaker(1, func() {})
 	tripped := make(chan struct{})
-	ran := b.whileClosed(func() {
+	ran := b.WhileClosed(func() {
 		go func() {
-			b.trip()
+			b.Trip()
 			close(tripped)
 		}()
 		for range 1000 {
@@ -311,12 +311,12 @@ func TestWhileClosedRunsOnAClosedCircuitAndKeepsItClosed(t *testing.T) {
 	}
 	refused := func(when string) {
 		t.Helper()
-		if b.whileClosed(func() { t.Errorf("ran on a circuit that is %s", when) }) {
+		if b.WhileClosed(func() { t.Errorf("ran on a circuit that is %s", when) }) {
 			t.Errorf("says that it ran on a circuit that is %s", when)
 		}
 	}
 	refused("open")
-	done, _ := b.probe()
+	done, _ := b.Probe()
 	refused("half-open")
 	done(errTest)
 	refused("open again")

@@ -152,7 +152,7 @@ func (c *Cache) read(ctx context.Context, op string, h keyhash.Hash, key string,
 		return c.fallback(e, now)
 	}
 	s, t := c.readerOf(h, key)
-	if s == nil && c.awaitKey(ctx, now, false, key) {
+	if s == nil && c.remote.awaitKey(ctx, now, false, key) {
 		if s, t = c.readerOf(h, key); s == nil {
 			e = c.local.Get(h) // our own write may have replaced it
 		}

@@ -344,7 +344,7 @@ func (cl *client) Nodes() map[string]rueidis.Client {
 func (cl *client) Mode() rueidis.ClientMode {
 	c := cl.c
 	if c.opts.mode() == ModeAuto && c.routes != nil && c.routes.cluster.Load() == nil {
-		c.awaitLink(context.Background(), c.clock.Now(), true, func() *link { return c.routes.seedLink })
+		c.remote.awaitLink(context.Background(), c.clock.Now(), true, func() *link { return c.routes.seedLink })
 	}
 	switch {
 	case c.opts.mode() == ModeSentinel:

@@ -191,7 +191,7 @@ func (d *dedicated) run(ctx context.Context, cmds []rueidis.Completed, args [][]
 	ok = true
 	for i := range replies {
 		if err := replies[i].NonRedisError(); err != nil {
-			replies[i] = rueidis.NewErrorResult(conn.worded(ctx, args[i][0], err))
+			replies[i] = rueidis.NewErrorResult(worded(ctx, conn, args[i][0], err))
 			ok = ok && misuse(err)
 		} else if err := replies[i].Error(); err != nil {
 			conn.learn(err)
@@ -256,6 +256,15 @@ func (d *dedicated) step(cmds []rueidis.Completed, args [][]string, final bool) 
 // ends reports whether a command ends a transaction.
 func ends(args []string) bool {
 	return len(args) == 1 && oneOf(args[0], "EXEC", "DISCARD")
+}
+
+// worded returns the error of a command without a reply.
+func worded(ctx context.Context, conn *ownConn, name string, err error) error {
+	err, named := conn.worded(ctx, err)
+	if named {
+		err = &Error{Op: strings.ToLower(name), Tier: Remote, Err: err}
+	}
+	return err
 }
 
 // end is called when the commands have their replies, or will get none.
@@ -391,7 +400,7 @@ func (d *dedicated) Receive(ctx context.Context, subscribe rueidis.Completed, fn
 		conn.learn(err)
 		return err
 	}
-	return conn.worded(ctx, args[0][0], err)
+	return worded(ctx, conn, args[0][0], err)
 }
 
 // release gives the connection back. Later calls return ErrDedicatedClientRecycled.

@@ -194,7 +194,7 @@ func (cl *client) ownLink(args [][]string) *link {
 
 // awaitOwn is ownLink for calls that may wait for a connection attempt; see moment.
 func (cl *client) awaitOwn(ctx context.Context, args [][]string) *link {
-	l, _ := cl.c.awaitLink(ctx, cl.c.clock.Now(), true, func() *link { return cl.ownLink(args) })
+	l, _ := cl.c.remote.awaitLink(ctx, cl.c.clock.Now(), true, func() *link { return cl.ownLink(args) })
 	return l
 }
 
@@ -213,14 +213,6 @@ func argsOf(cmds []rueidis.Completed) ([][]string, error) {
 
 func notHere(name, why string) error {
 	return &Error{Op: strings.ToLower(name), Tier: Remote, Err: errors.New("holdfast: not available " + why)}
-}
-
-func failures(n int, err error) []rueidis.RedisResult {
-	replies := make([]rueidis.RedisResult, n)
-	for i := range replies {
-		replies[i] = rueidis.NewErrorResult(err)
-	}
-	return replies
 }
 
 // blocks reports whether a command waits at the server for an event.

@@ -64,7 +64,7 @@ func (r *pipelineCall) pass(first, n int) {
 		e.hides = e.hides || p.where == keysAnywhere && !p.reads
 	}
 	killsScript := n == 1 && allowedBusy(turns[0].args)
-	e.link, _ = r.c.awaitLink(r.ctx, r.now, true, func() *link { return r.link(e.key, homed, killsScript) })
+	e.link, _ = r.c.remote.awaitLink(r.ctx, r.now, true, func() *link { return r.link(e.key, homed, killsScript) })
 	s := e.link.reader()
 	if homed && !reads {
 		s = e.link.writer(false)
@@ -201,12 +201,12 @@ func (cl *client) over(p *passed, l *link) {
 // emptied is called when Redis has acknowledged a flush. All copies of its keys are invalid, and
 // the journaled sets of its keys become deletes, except for later writes of the same call.
 func (r *pipelineCall) emptied(e *remoteOp) {
-	e.link.domains((*local.EpochScope).Flush)
+	e.link.keys.scopes((*local.EpochScope).Flush)
 	spare := map[string]uint64{}
 	for _, w := range r.writes[e.at:] {
 		spare[w.key] = w.seq
 	}
-	keys, saved := r.c.journal.Flushed(e.link.replayer.owns, spare)
+	keys, saved := r.c.journal.Flushed(e.link.keys.owns, spare)
 	r.kept = r.kept.Or(saved)
 	for _, key := range keys {
 		r.c.downgraded(key)
@@ -246,10 +246,10 @@ func (e *remoteOp) passCommands(b rueidis.Builder, cmds []rueidis.Completed) []r
 func (r *pipelineCall) hasPassed(e *remoteOp, replies []rueidis.RedisResult, o outcome) {
 	op := strings.ToLower(e.turn.name)
 	if e.hides && r.c.opts.Tracking.Mode == TrackPrefixes {
-		// With NOLOOP the server does not report them, see TrackingOptions.command.
-		e.link.domains((*local.EpochScope).Suspect)
+		// With NOLOOP the server does not report them, see trackedKeys.command.
+		e.link.keys.scopes((*local.EpochScope).Suspect)
 		if o.session != nil && o.session.link != e.link {
-			o.session.link.domains((*local.EpochScope).Suspect)
+			o.session.link.keys.scopes((*local.EpochScope).Suspect)
 		}
 	}
 	for i := range e.passed {

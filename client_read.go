@@ -39,7 +39,7 @@ func (r *pipelineCall) read(st *commandState, at int, key string) {
 		return
 	}
 	s, t := c.readerOf(h, key)
-	if s == nil && c.awaitKey(r.ctx, r.now, false, key) {
+	if s == nil && c.remote.awaitKey(r.ctx, r.now, false, key) {
 		s, t = c.readerOf(h, key)
 	}
 	if s == nil {
@@ -193,7 +193,7 @@ func (r *pipelineCall) ask(st *commandState, h keyhash.Hash, key string, known f
 	var s *session
 	if c.routes != nil {
 		if s = c.routes.link(c.routes.of(key)).reader(); s == nil {
-			c.awaitKey(r.ctx, r.now, true, key)
+			c.remote.awaitKey(r.ctx, r.now, true, key)
 			s = c.routes.link(c.routes.of(key)).reader()
 		}
 	}

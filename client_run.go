@@ -260,7 +260,7 @@ func (r *pipelineCall) store(st *commandState) bool {
 			// GETDEL returns the value that Redis holds and removes it. In the first moments it
 			// waits for the connection attempt: otherwise a value that was just written, to be read
 			// once, would be lost.
-			r.c.awaitKey(r.ctx, r.now, true, args[1])
+			r.c.remote.awaitKey(r.ctx, r.now, true, args[1])
 		}
 		r.write(st, r.deleting(args))
 		return true
@@ -352,12 +352,28 @@ func (r *pipelineCall) occupy(key string) {
 }
 
 func (r *pipelineCall) add(e *remoteOp, s *session) {
-	r.items = append(r.items, item{key: e.key, session: s, change: e.change, errand: e})
+	r.items = append(r.items, item{
+		key: e.key, session: s, payload: e, size: e.size(), stays: e.stays,
+		reads: e.job == jobRead || e.job == jobPass, transaction: len(e.passed) > 1,
+	})
+}
+
+// size returns the approximate number of bytes that are sent beside the key.
+func (e *remoteOp) size() (n int) {
+	if e.change != nil {
+		n = len(e.change.value)
+	}
+	for i := range e.passed {
+		for _, arg := range e.passed[i].args {
+			n += len(arg)
+		}
+	}
+	return n
 }
 
 // build appends the commands of a remote operation.
 func (r *pipelineCall) build(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed {
-	e := it.errand
+	e := it.payload.(*remoteOp)
 	switch e.job {
 	case jobRead:
 		return readCommands(b, it, cmds)
@@ -376,7 +392,7 @@ func (r *pipelineCall) build(b rueidis.Builder, it *item, cmds []rueidis.Complet
 
 // ran handles the outcome of a remote operation.
 func (r *pipelineCall) ran(i int, replies []rueidis.RedisResult, o outcome) {
-	e := r.items[i].errand
+	e := r.items[i].payload.(*remoteOp)
 	switch e.job {
 	case jobRead:
 		r.hasRead(e, replies, o)

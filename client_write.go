@@ -207,7 +207,7 @@ func (c *Cache) knownEnd(ctx context.Context, key string, now int64) (deadline i
 	e = c.local.Get(h)
 	down := c.routes == nil
 	if !down {
-		l, _ := c.awaitLink(ctx, now, true, func() *link { return c.routes.link(c.routes.of(key)) })
+		l, _ := c.remote.awaitLink(ctx, now, true, func() *link { return c.routes.link(c.routes.of(key)) })
 		down = l.reader() == nil
 	}
 	if !down || e == nil || now >= e.Expires.Load() || !servable(e, now, c.routes != nil, c.opts.Outage) {

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strconv"
@@ -12,8 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/local"
-	"github.com/holdfast-cache/holdfast/internal/rediserr"
 )
 
 // cluster is the map of a Redis Cluster. Each master has its own link, with supervisor, breaker,
@@ -24,19 +23,16 @@ import (
 // when a node redirects, and every ShardsRefreshInterval while the cluster is in use; and slot by
 // slot from MOVED.
 type cluster struct {
-	routes  *routes
-	allow   allowed
-	open    func(addr string) *link // makes a link and starts it
-	refresh time.Duration
-	backoff time.Duration
-	signal  chan struct{} // requests a new map; capacity 1
+	routes *routes
+	allow  allowed
+	open   func(addr string) *link // makes a link and starts it
+	signal chan struct{}           // requests a new map; capacity 1
 
 	slots [slotCount]slot
 
 	mu struct {
 		sync.Mutex
 		nodes map[string]*link
-		opens uint64 // how often circuits of removed links opened
 	}
 }
 
@@ -73,17 +69,6 @@ func (c *cluster) masters() []*link {
 	}
 	slices.SortFunc(all, func(a, b *link) int { return cmp.Compare(a.addr, b.addr) })
 	return all
-}
-
-// opens counts how often a node's circuit has opened.
-func (c *cluster) opens() uint64 {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	n := c.mu.opens
-	for _, l := range c.mu.nodes {
-		n += l.breaker.opens.Load()
-	}
-	return n
 }
 
 func (c *cluster) knows(addr string) bool {
@@ -133,7 +118,6 @@ func (c *cluster) letGo() (more bool) {
 		case l.slots.Load() > 0:
 		case l.parked.Load():
 			delete(c.mu.nodes, addr)
-			c.mu.opens += l.breaker.opens.Load()
 			l.retire()
 		default:
 			more = true
@@ -166,9 +150,9 @@ func (c *cluster) giveLocked(i int, l *link) {
 	l.slots.Add(1)
 	if old != nil {
 		old.slots.Add(-1)
-		l.listeners.onInvalidation(nil)
+		l.watcher.Changed(nil)
 		// The journal may have intents that the old node did not get.
-		l.replayer.wake()
+		l.replayer.Wake()
 		l.look()
 	}
 }
@@ -240,7 +224,7 @@ func (c *cluster) wake() {
 // run keeps the map current until ctx ends. It does not dial: it asks a node that serves, or wakes
 // the link that looks for one.
 func (c *cluster) run(ctx context.Context) {
-	timer := time.NewTimer(c.refresh)
+	timer := time.NewTimer(c.routes.cfg.Redis.ClusterOption.ShardsRefreshInterval)
 	defer timer.Stop()
 	for {
 		select {
@@ -250,17 +234,17 @@ func (c *cluster) run(ctx context.Context) {
 		case <-timer.C:
 		}
 		c.ask(ctx)
-		next := c.refresh
+		next := c.routes.cfg.Redis.ClusterOption.ShardsRefreshInterval
 		if c.letGo() {
-			next = min(next, c.backoff)
+			next = min(next, c.routes.cfg.MaxBackoff)
 		}
 		for _, l := range c.masters() {
-			if l.state() != Up && !l.parked.Load() {
-				next = min(next, c.backoff/2) // a replica may have been promoted
+			if l.state() != linkUp && !l.parked.Load() {
+				next = min(next, c.routes.cfg.MaxBackoff/2) // a replica may have been promoted
 			}
 		}
 		timer.Reset(next)
-		if !sleep(ctx, refreshPause) {
+		if !clock.Sleep(ctx, refreshPause) {
 			return
 		}
 	}
@@ -275,7 +259,7 @@ func (c *cluster) ask(ctx context.Context) {
 		if s == nil {
 			continue
 		}
-		bounded, cancel := context.WithTimeout(ctx, l.opts.Redis.Dialer.Timeout)
+		bounded, cancel := context.WithTimeout(ctx, l.cfg.Redis.Dialer.Timeout)
 		ranges, err := s.readMap(bounded)
 		cancel()
 		if err == nil {
@@ -307,9 +291,4 @@ func (r *routes) join(c *cluster, ranges []slotRange) {
 	for _, l := range c.masters() {
 		l.use()
 	}
-}
-
-// errWrongMode is the error for a server whose mode contradicts the options.
-func errWrongMode(want Mode, mode string) error {
-	return fmt.Errorf("holdfast: Options.Mode is %v, and the server's mode is %s", want, rediserr.Printable(mode))
 }

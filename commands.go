@@ -79,11 +79,11 @@ func (c *Cache) readMany(ctx context.Context, op string, keys []string, now int6
 	for i, key := range keys {
 		if c.routes != nil {
 			s, t := c.readerOf(c.local.Hash(key), key)
-			if s == nil && c.awaitKey(ctx, now, false, key) {
+			if s == nil && c.remote.awaitKey(ctx, now, false, key) {
 				s, t = c.readerOf(c.local.Hash(key), key)
 			}
 			if s != nil {
-				items, tokens, at = append(items, item{key: key, session: s}), append(tokens, t), append(at, i)
+				items, tokens, at = append(items, item{key: key, session: s, reads: true}), append(tokens, t), append(at, i)
 				continue
 			}
 		}
@@ -176,7 +176,7 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 // writerAfterReplay returns the session that may decide on a key now. A journaled key is replayed first,
 // within the budget. The error is ErrUnavailable or the context's own.
 func (c *Cache) writerAfterReplay(ctx bound, h keyhash.Hash, key string) (*session, error) {
-	l, _ := c.awaitLink(ctx.caller, ctx.began, true, func() *link { return c.routes.link(c.routes.of(key)) })
+	l, _ := c.remote.awaitLink(ctx.caller, ctx.began, true, func() *link { return c.routes.link(c.routes.of(key)) })
 	s := l.writer(false)
 	if s == nil {
 		if err := ctx.caller.Err(); err != nil {
@@ -203,7 +203,7 @@ func (c *Cache) writerAfterReplay(ctx bound, h keyhash.Hash, key string) (*sessi
 			}
 			break
 		}
-		l.replayer.replay(ctx, s, tasks)
+		replayerOf(l).replay(ctx, s, tasks)
 	}
 	if ctx.Err() != nil {
 		s.abandon(ticket)
@@ -214,7 +214,7 @@ func (c *Cache) writerAfterReplay(ctx bound, h keyhash.Hash, key string) (*sessi
 		return nil, err
 	}
 	if c.journal.Holds(h, key) {
-		l.replayer.wake()
+		l.replayer.Wake()
 		return nil, ErrUnavailable
 	}
 	return s, nil
@@ -233,13 +233,6 @@ func (c *Cache) asError(op, key string, o outcome) error {
 		return &Error{Op: op, Key: key, Tier: Remote, Err: unavailable{o.err}}
 	}
 }
-
-// unavailable is ErrUnavailable with its cause.
-type unavailable struct{ cause error }
-
-func (u unavailable) Error() string        { return ErrUnavailable.Error() + ": " + rediserr.Text(u.cause) }
-func (u unavailable) Is(target error) bool { return target == ErrUnavailable }
-func (u unavailable) Unwrap() error        { return u.cause }
 
 // TTL returns the remaining life of the key, 0 if it has no expiry, and ErrMiss if there is no such
 // key. A fresh local copy answers at once. Otherwise TTL asks Redis and blocks for at most
@@ -269,7 +262,7 @@ func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
 		return c.knownTTL(e, now)
 	}
 	s := c.routes.link(c.routes.of(key)).reader()
-	if s == nil && c.awaitKey(ctx, now, true, key) {
+	if s == nil && c.remote.awaitKey(ctx, now, true, key) {
 		s, e = c.routes.link(c.routes.of(key)).reader(), c.local.Get(h)
 	}
 	if s == nil {

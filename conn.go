@@ -331,10 +331,10 @@ func (d *dialer) close() {
 // whose PING is not answered within ConnWriteTimeout. That must not happen before the end of the
 // budget of a call sent by then, nor of a call sent within one budget after it, because the server
 // may have fallen silent just before. So ConnWriteTimeout is at least twice Timeout.
-func (o *Options) connection() rueidis.ClientOption {
-	c := o.Redis
-	c.ConnWriteTimeout = max(c.ConnWriteTimeout, time.Duration(clock.Saturated(int64(o.Timeout), int64(o.Timeout))))
-	return c
+func (c *linkConfig) connection() rueidis.ClientOption {
+	o := c.Redis
+	o.ConnWriteTimeout = max(o.ConnWriteTimeout, time.Duration(clock.Saturated(int64(c.Timeout), int64(c.Timeout))))
+	return o
 }
 
 // clientOption returns the rueidis configuration of one pipe.

@@ -138,7 +138,7 @@ func (c *credentials) call(addr string) *credentialsCall {
 		asking.result, asking.err = got, err
 	}) {
 		delete(c.mu.asking, addr)
-		asking.err = ErrClosed
+		asking.err = group.ErrClosed
 		close(asking.done)
 	}
 	return asking

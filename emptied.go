@@ -27,12 +27,19 @@ type flushSuspicion struct {
 	by             *session // session of the last flush
 }
 
+// emptiedHere has the journaled sets compared that a flush of this server may have removed.
+func (l *link) emptiedHere() {
+	if l.watcher.Emptied(l.keys.owns) {
+		l.replayer.Wake()
+	}
+}
+
 // suspectFlush notes a flush. It runs on the goroutine that reads the connection.
 func (l *link) suspectFlush(by *session) {
 	l.flushes.Lock()
 	l.flushes.seen++
 	l.flushes.by = by
-	l.domains((*local.EpochScope).SuspectFlush)
+	l.keys.scopes((*local.EpochScope).SuspectFlush)
 	l.flushes.Unlock()
 	l.look()
 }
@@ -61,10 +68,10 @@ func (l *link) resolveFlush(ctx context.Context) {
 		return
 	}
 	l.flushes.resolved, l.keyCounts, l.keyCountsOf = made, now, by
-	if emptied(before, now, l.opts.Redis.SelectDB, l.copies()) {
-		l.domains((*local.EpochScope).ConfirmFlush)
+	if emptied(before, now, l.cfg.Redis.SelectDB, l.keys.copies()) {
+		l.keys.scopes((*local.EpochScope).ConfirmFlush)
 	} else {
-		l.domains((*local.EpochScope).DismissFlush)
+		l.keys.scopes((*local.EpochScope).DismissFlush)
 	}
 }
 
@@ -112,7 +119,7 @@ func (l *link) countKeys(ctx context.Context, s *session) (counts keyCounts, too
 	if s.server == "" {
 		return nil, false // the greeting's INFO was refused; another would only add to ACL LOG
 	}
-	bounded, cancel := context.WithTimeout(ctx, l.opts.Timeout)
+	bounded, cancel := context.WithTimeout(ctx, l.cfg.Timeout)
 	defer cancel()
 	text, err := s.aside(bounded, s.client.B().Info().Section("keyspace").Build()).ToString()
 	if err != nil {

@@ -18,7 +18,7 @@ var (
 	// ErrUnavailable: only Redis can answer, and Redis is away or did not answer in time. In
 	// the latter case a command may have run, unless its method says otherwise. Try again
 	// later, or do without.
-	ErrUnavailable = errors.New("holdfast: redis is unavailable and only redis can answer: try again later")
+	ErrUnavailable = errUnavailable
 
 	// ErrClosed: the Cache was closed. Make a new one.
 	ErrClosed = group.ErrClosed
@@ -50,8 +50,6 @@ var (
 	errNilContext    = errors.New("holdfast: nil context: pass context.Background() where there is none")
 	errKeyTooLarge   = errors.New("holdfast: the key is over 512 MiB, the most that redis takes")
 	errValueTooLarge = errors.New("holdfast: the value is over 512 MiB, the most that redis takes")
-	errBudget        = errors.New("holdfast: redis did not answer within Options.Timeout")
-	errBulkhead      = errors.New("holdfast: too many calls wait for redis already")
 )
 
 // maxString is Redis' proto-max-bulk-len. At a longer key or value the server closes the

@@ -66,17 +66,5 @@ func (l *link) hear(s *session) {
 		end = s.heard.Load() + l.silence
 	}
 	l.heardUntil.Store(end)
-	l.domains(func(d *local.EpochScope) { d.Until.Store(end) })
-}
-
-// silence returns how long a tracking server may be silent until no copy counts as fresh: until the
-// circuit would have opened, but at most the time after which the connection is given up.
-func (o *Options) silence() time.Duration {
-	gap := int64(o.Redis.Dialer.KeepAlive)
-	most := clock.Saturated(clock.Saturated(gap, gap), int64(o.Redis.ConnWriteTimeout))
-	each := clock.Saturated(int64(o.Timeout), int64(o.Breaker.MinBackoff))
-	if n := int64(o.Breaker.Failures); each < most/n {
-		return time.Duration(min(most, clock.Saturated(int64(o.Breaker.MaxBackoff), each*n)))
-	}
-	return time.Duration(most)
+	l.keys.scopes(func(d *local.EpochScope) { d.Until.Store(end) })
 }

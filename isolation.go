@@ -308,8 +308,8 @@ func (l *link) blame(s *session, ids []uint64, alone bool, key string) {
 	l.excused.Store(true)
 	l.look()
 	if alone {
-		l.stats.isolated.Add(1)
-		l.notify.isolated(key, s.addr)
+		l.stats.Isolated.Add(1)
+		l.watcher.Isolated(key, s.addr)
 	}
 }
 
@@ -402,12 +402,12 @@ const aloneLook = 100 * time.Microsecond
 // all other calls, except that calls already waiting for a slot have a millisecond to go first.
 func (s *session) enterAlone(ctx context.Context) (ticket uint64, err error) {
 	for !s.solo.CompareAndSwap(false, true) {
-		if !sleep(ctx, aloneLook) {
+		if !clock.Sleep(ctx, aloneLook) {
 			return 0, errBulkhead
 		}
 	}
 	for tries := 0; s.waiting.Load() > 0 && tries < 10; tries++ {
-		sleep(ctx, aloneLook)
+		clock.Sleep(ctx, aloneLook)
 	}
 	s.used.Add(bulkheadSlots)
 	for asked := false; s.used.Load() != bulkheadSlots || s.replays.Load() != 0; {
@@ -416,7 +416,7 @@ func (s *session) enterAlone(ctx context.Context) (ticket uint64, err error) {
 			asked = true
 			s.aside(ctx, s.client.B().Ping().Build())
 		}
-		if !sleep(ctx, aloneLook) {
+		if !clock.Sleep(ctx, aloneLook) {
 			s.leaveAlone(0)
 			return 0, errBulkhead
 		}
@@ -446,7 +446,7 @@ func (s *session) enterReplay(ctx context.Context) bool {
 			return true
 		}
 		s.replays.Add(-1)
-		if !sleep(ctx, time.Millisecond) {
+		if !clock.Sleep(ctx, time.Millisecond) {
 			return false
 		}
 	}

@@ -210,10 +210,7 @@ func TestWhoCannotBeAloneInTimeLetsTheOthersIn(t *testing.T) {
 // A call that gave up is under way until what was sent behind it is answered: a
 // connection that is lost later is lost under it.
 func TestACallThatGaveUpIsBlamedForALossThatComesLater(t *testing.T) {
-	s := &session{pipe: &pipe{}, link: &link{
-		suspects: newSuspects(clock.Start(), time.Second), signal: make(chan struct{}, 1),
-		linkEnv: linkEnv{stats: &counters{}, notify: newNotifier(Options{}, &counters{})},
-	}}
+	s := &session{pipe: &pipe{}, link: newLinkRig(t).open()}
 	s.freed = make(chan struct{}, bulkheadSlots)
 	late := outcome{unknown: true}
 	for i := range uint64(2) {
@@ -268,7 +265,7 @@ func TestALargeBatchWaitsForItsTurnWhileOthersAreAnswered(t *testing.T) {
 		defer close(freed)
 		<-full
 		for range 40 {
-			sleep(ctx, c.opts.Timeout/10)
+			clock.Sleep(ctx, c.opts.Timeout/10)
 			s.completed.Add(1)
 		}
 		for range bulkheadSlots {

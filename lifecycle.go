@@ -19,7 +19,7 @@ func (c *Cache) Health() Health {
 	if c.inflight.Closed.Load() {
 		h := Health{State: Closed}
 		if c.routes != nil {
-			h = c.routes.health()
+			h = healthOf(c.routes.health())
 			h.State, h.Writable, h.Tracking = Closed, false, false
 		}
 		return h
@@ -27,7 +27,7 @@ func (c *Cache) Health() Health {
 	if c.routes == nil {
 		return Health{State: Up, Writable: true, Since: c.clock.Base.Add(time.Hour)}
 	}
-	h := c.routes.health()
+	h := healthOf(c.routes.health())
 	h.JournalKeys = int(c.journal.Keys.Load())
 	h.HeldKeys = int(c.journal.Held.N.Load())
 	if since := c.journal.HeldSince(); since != 0 {
@@ -62,9 +62,9 @@ func (c *Cache) Check(ctx context.Context) error {
 	var items []item
 	for _, l := range c.routes.links() {
 		if s := l.reader(); s != nil {
-			items = append(items, item{key: l.probeKey(""), session: s})
+			items = append(items, item{key: l.keys.probeKey(""), session: s})
 		} else {
-			errs.errs = append(errs.errs, l.unavailable())
+			errs.errs = append(errs.errs, unreachable(l))
 		}
 	}
 	if len(items) > 0 {
@@ -83,6 +83,14 @@ func (c *Cache) Check(ctx context.Context) error {
 		})
 	}
 	return errs.join()
+}
+
+// unreachable is the error of a Check that needs this link.
+func unreachable(l *link) error {
+	if err := l.why(); err != ErrUnavailable {
+		return &Error{Op: "check", Tier: Remote, Err: err}
+	}
+	return ErrUnavailable
 }
 
 // makeSure causes an attempt to connect on every link without a session, or joins the attempt
@@ -192,9 +200,6 @@ func (c *Cache) Stats() Stats {
 		journalKeys:  c.journal.Keys.Load(),
 		journalBytes: c.journal.Bytes.Load(),
 		heldKeys:     c.journal.Held.N.Load(),
-	}
-	if c.routes != nil {
-		r.breakerOpens = c.routes.opens()
 	}
 	guard, open := c.inflight.Enter()
 	defer guard.Leave()

@@ -36,12 +36,17 @@ import (
 // after a failure by a back-off that grows to restMost. A link that is ReadOnly is probed by the
 // same back-off. For the attempts that calls wait for, see moment.
 type link struct {
-	opts    Options
-	breaker *breaker
+	cfg     *linkConfig
+	routes  *routes
+	locator locator
+	keys    keyspace
+	watcher watcher
+	clock   clock.Clock
+	stats   *linkCounters
+	breaker circuitBreaker
 	idle    time.Duration // time after the last use until the link rests
-	linkEnv
 
-	replayer *replayer      // replays the journal's intents for this link
+	replayer linkReplayer   // replays the journal's intents for this link
 	owned    *dedicatedPool // dedicated connections of callers
 
 	credentials credentials
@@ -107,53 +112,26 @@ type link struct {
 
 	mu struct {
 		sync.Mutex
-		health Health
+		health linkHealth
 	}
 }
 
-// linkEnv holds the link's dependencies. Only the supervisor calls where, fits, disbelieve and
-// leave; only where and fits may block. The others do not block and are safe from any
-// goroutine.
-type linkEnv struct {
-	clock    clock.Clock
-	stats    *counters
-	notify   *notifier
-	sessions *atomic.Uint64 // numbers the sessions of all links
+// The errors of a link for its callers.
+var (
+	errUnavailable = errors.New("holdfast: redis is unavailable and only redis can answer: try again later")
+	errBudget      = errors.New("holdfast: redis did not answer within Options.Timeout")
+	errBulkhead    = errors.New("holdfast: too many calls wait for redis already")
+)
 
-	// where returns the address of the server. It may ask the network for it, and may take longer
-	// while no session serves.
-	where func(ctx context.Context, serving bool) (addr string, err error)
-	// disbelieve reports that the server named by where is no master or is unreachable.
-	disbelieve func()
-	// leave closes the connections that where holds open.
-	leave func()
-	// fits checks whether a server of this mode may be used. It may send commands to it.
-	fits func(ctx context.Context, s *session, mode string) error
-	// redirected learns from a probe's error that another node has the key.
-	redirected func(s *session, err error)
-	// probeKey returns a key that the server accepts: last if it is still accepted, and "" for a
-	// node without slots.
-	probeKey func(last string) string
-	// wanted reports that Redis is needed without a call: for WaitReady, the journal or a listener.
-	// needless reports that this link has nothing to do, even if Redis is needed.
-	wanted   func() bool
-	needless func() bool
-	// hits counts the answers of the local tier. They are uses of the link, too: they are fresh
-	// only because the link receives invalidations.
-	hits func() uint64
-	// domains calls each for the epoch scopes that this link keeps valid.
-	domains func(each func(*local.EpochScope))
-	// told handles an invalidation of key. serving: it came over the session that serves.
-	onInvalidation func(key string, serving bool)
-	// listeners receive the server's invalidations.
-	listeners *listeners
-	// emptied handles a flush that the serving server reported.
-	emptied func()
-	// copies returns a lower bound for the number of local copies of keys in the server's database.
-	copies func() int64
-	// changed handles a change of state.
-	changed func(StateChange)
-}
+// unavailable is errUnavailable with its cause.
+type unavailable struct{ cause error }
+
+func (u unavailable) Error() string        { return errUnavailable.Error() + ": " + rediserr.Text(u.cause) }
+func (u unavailable) Is(target error) bool { return target == errUnavailable }
+func (u unavailable) Unwrap() error        { return u.cause }
+
+// errTripped ends what depends on a serving session when the circuit opens.
+var errTripped = errors.New("holdfast: circuit opened")
 
 // event is an input of the state machine.
 type event uint8
@@ -168,23 +146,23 @@ const (
 )
 
 // step is the table in the comment of link.
-func step(s State, ev event) State {
+func step(s linkState, ev event) linkState {
 	switch {
-	case ev == evClose || s == Closed:
-		return Closed
+	case ev == evClose || s == linkClosed:
+		return linkClosed
 	case ev == evProbeOK:
-		return Up
+		return linkUp
 	case ev == evProbeRefused:
-		return ReadOnly
+		return linkReadOnly
 	case ev == evRefused:
-		if s == Up {
-			return ReadOnly
+		if s == linkUp {
+			return linkReadOnly
 		}
 		return s
-	case s == Connecting:
-		return Connecting
+	case s == linkConnecting:
+		return linkConnecting
 	default: // evProbeFailed, evLost
-		return Down
+		return linkDown
 	}
 }
 
@@ -192,23 +170,28 @@ func step(s State, ev event) State {
 // Health.
 const restMost = time.Minute
 
-func newLink(o Options, env linkEnv) *link {
+func newLink(r *routes, find locator, keys keyspace) *link {
+	c := r.cfg
 	l := &link{
-		opts:     o,
-		linkEnv:  env,
-		idle:     10 * o.Breaker.MaxBackoff,
+		cfg:      c,
+		routes:   r,
+		locator:  find,
+		keys:     keys,
+		watcher:  r.watcher,
+		clock:    c.Clock,
+		stats:    c.Stats,
+		idle:     10 * c.MaxBackoff,
 		signal:   make(chan struct{}, 1),
-		schedule: clock.Backoff{Min: o.Breaker.MinBackoff, Max: o.Breaker.MaxBackoff},
-		silence:  int64(o.silence()),
-		resting:  clock.Backoff{Min: o.Breaker.MaxBackoff, Max: max(o.Breaker.MaxBackoff, restMost)},
+		schedule: clock.Backoff{Min: c.MinBackoff, Max: c.MaxBackoff},
+		silence:  int64(c.Silence),
+		resting:  clock.Backoff{Min: c.MaxBackoff, Max: max(c.MaxBackoff, restMost)},
 	}
-	l.moment.Store(newMoment(true, o.Timeout))
+	l.moment.Store(newMoment(true, c.Timeout))
 	l.owned = newOwned(l)
-	l.suspects = newSuspects(env.clock, o.Breaker.MaxBackoff)
-	l.mu.health = Health{State: Connecting, Since: time.Now()}
-	l.breaker = newBreaker(o.Breaker.Failures, l.shut)
-	l.breaker.trip()
-	l.breaker.opens.Store(0) // the initial open state is no outage
+	l.credentials.fn, l.credentials.workers = c.Redis.AuthCredentialsFn, c.Workers
+	l.suspects = newSuspects(c.Clock, c.MaxBackoff)
+	l.mu.health = linkHealth{State: linkConnecting, Since: time.Now()}
+	l.breaker = c.NewBreaker(l.shut)
 	return l
 }
 
@@ -291,9 +274,9 @@ func (l *link) lostSession(s *session) {
 // becomes suspect and must be read again. This keeps law 5.
 func (l *link) suspect() {
 	if l.streamUnbroken.Swap(false) {
-		l.stats.streamLosses.Add(1)
+		l.stats.StreamLosses.Add(1)
 	}
-	l.domains((*local.EpochScope).Suspect)
+	l.keys.scopes((*local.EpochScope).Suspect)
 	l.interrupt()
 }
 
@@ -324,7 +307,7 @@ func (l *link) interrupt() {
 // longer at the gate: it says nothing about the present.
 func (l *link) report(s *session, c rediserr.Class, err error) {
 	if c == rediserr.OK || c == rediserr.Command || c == rediserr.Redirect {
-		l.breaker.success()
+		l.breaker.Success()
 		return
 	}
 	if l.gate.Load() != s {
@@ -332,7 +315,7 @@ func (l *link) report(s *session, c rediserr.Class, err error) {
 	}
 	switch c {
 	case rediserr.WriteRefused:
-		l.breaker.success()
+		l.breaker.Success()
 		l.noteRefusal(s, err)
 	case rediserr.Down:
 		if rediserr.IsReply(err) {
@@ -340,7 +323,7 @@ func (l *link) report(s *session, c rediserr.Class, err error) {
 			return
 		}
 		l.setError(err)
-		l.breaker.failure(err)
+		l.breaker.Failure(err)
 	case rediserr.Busy, rediserr.Unknown:
 		l.askProbe()
 	}
@@ -365,25 +348,17 @@ func (l *link) setError(err error) {
 	l.mu.Unlock()
 }
 
-// unavailable is the error of a Check that needs this link.
-func (l *link) unavailable() error {
-	if err := l.why(); err != ErrUnavailable {
-		return &Error{Op: "check", Tier: Remote, Err: err}
-	}
-	return ErrUnavailable
-}
-
-// why returns ErrUnavailable, wrapped with the link's last error if there is one.
+// why returns errUnavailable, wrapped with the link's last error if there is one.
 func (l *link) why() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err := l.mu.health.LastError; err != nil {
 		return unavailable{err}
 	}
-	return ErrUnavailable
+	return errUnavailable
 }
 
-func (l *link) health() Health {
+func (l *link) health() linkHealth {
 	l.mu.Lock()
 	h := l.mu.health
 	l.mu.Unlock()
@@ -395,10 +370,10 @@ func (l *link) health() Health {
 		h.Lacks = s.lacks.names()
 	}
 	switch {
-	case s == nil && (h.State == Up || h.State == ReadOnly) && !l.mending():
-		h.State = Down
-	case s != nil && h.State == Up && !h.Writable:
-		h.State = ReadOnly
+	case s == nil && (h.State == linkUp || h.State == linkReadOnly) && !l.mending():
+		h.State = linkDown
+	case s != nil && h.State == linkUp && !h.Writable:
+		h.State = linkReadOnly
 	}
 	return h
 }
@@ -410,7 +385,7 @@ func (l *link) mending() bool {
 	return m != nil && !m.first && !m.isOver()
 }
 
-// apply performs one step of the state machine and reports it to changed. In Connecting, a failed
+// apply performs one step of the state machine and reports it to the keyspace. In Connecting, a failed
 // probe with a new cause is reported although the state stays.
 func (l *link) apply(ev event, err error) {
 	err = rediserr.Presentable(err)
@@ -429,17 +404,17 @@ func (l *link) apply(ev event, err error) {
 	}
 	h := l.mu.health
 	l.mu.Unlock()
-	if from == to && !(ev == evProbeFailed && to == Connecting && l.newCause(err)) {
+	if from == to && !(ev == evProbeFailed && to == linkConnecting && l.newCause(err)) {
 		return
 	}
-	transition := StateChange{From: from, To: to, At: h.Since}
+	transition := linkChange{From: from, To: to, At: h.Since}
 	if from == to {
 		transition.At = time.Now()
 	}
-	if to != Up && to != Closed {
+	if to != linkUp && to != linkClosed {
 		transition.Err = h.LastError
 	}
-	l.changed(transition)
+	l.keys.changed(transition)
 }
 
 // newCause reports whether the failure of an attempt has a cause that must be reported; see causes.
@@ -458,7 +433,7 @@ func (l *link) supervise(ctx context.Context) {
 		l.began.Store(clock.Never)
 		l.endMoment()
 		l.discard()
-		l.leave()
+		l.locator.close()
 		l.apply(evClose, nil)
 	}()
 	timer := time.NewTimer(0)
@@ -475,7 +450,7 @@ func (l *link) supervise(ctx context.Context) {
 	for {
 		l.resolveFlush(ctx)
 		now := l.clock.Now()
-		if n := l.hits(); l.used.Swap(false) || n != hits {
+		if n := l.keys.hits(); l.used.Swap(false) || n != hits {
 			lastUse, hits = now, n
 			l.wakened()
 		} else if now-lastUse >= int64(l.schedule.Max) {
@@ -496,7 +471,7 @@ func (l *link) supervise(ctx context.Context) {
 				due = now
 			}
 		}
-		if l.refused.Swap(false) && l.state() == Up {
+		if l.refused.Swap(false) && l.state() == linkUp {
 			l.apply(evRefused, nil)
 			if now-stable >= int64(l.schedule.Max) {
 				l.schedule.Reset()
@@ -508,11 +483,11 @@ func (l *link) supervise(ctx context.Context) {
 			due = min(due, begun+int64(l.schedule.Min))
 		}
 
-		wanted := now-lastUse < int64(l.idle) || l.wanted() || l.owned.inUse()
+		wanted := now-lastUse < int64(l.idle) || l.keys.wanted() || l.owned.inUse()
 		switch {
 		case wanted && atRest:
 			due = min(due, begun+int64(l.schedule.Max))
-		case !wanted && !atRest && l.gate.Load() != nil && l.state() == Up:
+		case !wanted && !atRest && l.gate.Load() != nil && l.state() == linkUp:
 			due = max(due, begun+int64(l.resting.Max))
 		}
 		if atRest = !wanted; wanted {
@@ -522,11 +497,11 @@ func (l *link) supervise(ctx context.Context) {
 		if m := l.moment.Load(); m != nil && m.asked.Swap(false) {
 			due = now
 		}
-		if now >= due && !l.needless() {
-			up := l.state() == Up && l.gate.Load() != nil
+		if now >= due && !l.keys.empty() {
+			up := l.state() == linkUp && l.gate.Load() != nil
 			begun = now
 			interval := l.reach(ctx)
-			if !up && l.state() == Up {
+			if !up && l.state() == linkUp {
 				stable = l.clock.Now()
 			}
 			if atRest {
@@ -539,14 +514,14 @@ func (l *link) supervise(ctx context.Context) {
 			continue
 		}
 
-		if l.needless() {
+		if l.keys.empty() {
 			timer.Stop()
 		} else {
 			timer.Reset(time.Duration(due - now))
 		}
-		if atRest || l.needless() {
+		if atRest || l.keys.empty() {
 			l.parked.Store(true)
-			if (l.used.Load() || l.wanted() || l.owned.inUse()) && !l.needless() {
+			if (l.used.Load() || l.keys.wanted() || l.owned.inUse()) && !l.keys.empty() {
 				l.parked.Store(false) // a use arrived just now
 				continue
 			}
@@ -586,8 +561,8 @@ func (l *link) wakened() {
 // wait of a link in use.
 func (l *link) restFor(interval time.Duration) time.Duration {
 	switch {
-	case l.gate.Load() == nil, l.state() != Up:
-		return max(interval, l.resting.Next()) // a ReadOnly server may soon accept writes
+	case l.gate.Load() == nil, l.state() != linkUp:
+		return max(interval, l.resting.Next()) // a linkReadOnly server may soon accept writes
 	case interval <= l.schedule.Min:
 		return interval // repeat an unanswered probe soon
 	}
@@ -595,7 +570,7 @@ func (l *link) restFor(interval time.Duration) time.Duration {
 	return l.resting.Max
 }
 
-func (l *link) state() State {
+func (l *link) state() linkState {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.mu.health.State
@@ -605,7 +580,7 @@ func (l *link) state() State {
 func (l *link) observe() bool {
 	s := l.session
 	lost := s != nil && s.lost.Load()
-	serving := l.state() == Up || l.state() == ReadOnly
+	serving := l.state() == linkUp || l.state() == linkReadOnly
 	if !lost && (!serving || l.gate.Load() != nil || l.mending()) {
 		return false
 	}
@@ -615,11 +590,11 @@ func (l *link) observe() bool {
 		l.lostSession(s) // the goroutine that detected the loss may not have come to it
 		l.discard()
 	}
-	l.breaker.trip() // a lost connection opens the circuit at once
+	l.breaker.Trip() // a lost connection opens the circuit at once
 	if lost && serving && l.mending() {
 		l.setError(err)
-		l.listeners.onInvalidation(nil) // the state does not change, so nothing else informs them
-		return true                     // it becomes Down only if the new attempt fails
+		l.watcher.Changed(nil) // the state does not change, so nothing else informs them
+		return true            // it becomes linkDown only if the new attempt fails
 	}
 	l.apply(evLost, err)
 	return serving

@@ -7,32 +7,28 @@ import (
 	"net"
 	"os"
 	"strings"
-	"sync/atomic"
 	"testing"
-
-	"github.com/holdfast-cache/holdfast/internal/clock"
-	"github.com/holdfast-cache/holdfast/internal/local"
 )
 
 // linkTable is the table of link.go, cell by cell. Where it has no answer, since
 // the event cannot come, the state must stay.
 var linkTable = []struct {
-	from State
-	to   [6]State // by event
+	from linkState
+	to   [6]linkState // by event
 }{
 	//           ok      no write  failed      lost        refused     close
-	{Connecting, [6]State{Up, ReadOnly, Connecting, Connecting, Connecting, Closed}},
-	{Up, [6]State{Up, ReadOnly, Down, Down, ReadOnly, Closed}},
-	{ReadOnly, [6]State{Up, ReadOnly, Down, Down, ReadOnly, Closed}},
-	{Down, [6]State{Up, ReadOnly, Down, Down, Down, Closed}},
-	{Closed, [6]State{Closed, Closed, Closed, Closed, Closed, Closed}},
+	{linkConnecting, [6]linkState{linkUp, linkReadOnly, linkConnecting, linkConnecting, linkConnecting, linkClosed}},
+	{linkUp, [6]linkState{linkUp, linkReadOnly, linkDown, linkDown, linkReadOnly, linkClosed}},
+	{linkReadOnly, [6]linkState{linkUp, linkReadOnly, linkDown, linkDown, linkReadOnly, linkClosed}},
+	{linkDown, [6]linkState{linkUp, linkReadOnly, linkDown, linkDown, linkDown, linkClosed}},
+	{linkClosed, [6]linkState{linkClosed, linkClosed, linkClosed, linkClosed, linkClosed, linkClosed}},
 }
 
-var linkEvents = [6]event{evProbeOK, evProbeRefused, evProbeFailed, evLost, evRefused, evClose}
+var allEvents = [6]event{evProbeOK, evProbeRefused, evProbeFailed, evLost, evRefused, evClose}
 
 func TestTheLinkStepsAsItsTableSays(t *testing.T) {
 	for _, row := range linkTable {
-		for i, ev := range linkEvents {
+		for i, ev := range allEvents {
 			if got := step(row.from, ev); got != row.to[i] {
 				t.Errorf("%v, event %d: %v, want %v", row.from, ev, got, row.to[i])
 			}
@@ -45,12 +41,12 @@ func TestTheTableAboveTheLinkIsTheOneItSteps(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := map[string]State{"Connecting": Connecting, "Up": Up, "ReadOnly": ReadOnly, "Down": Down, "Closed": Closed}
+	names := map[string]linkState{"Connecting": linkConnecting, "Up": linkUp, "ReadOnly": linkReadOnly, "Down": linkDown, "Closed": linkClosed}
 	rows := 0
 	for line := range strings.Lines(string(src)) {
 		line, isComment := strings.CutPrefix(strings.TrimSpace(line), "//")
 		cells := strings.Split(line, "|")
-		if !isComment || len(cells) != 1+len(linkEvents) {
+		if !isComment || len(cells) != 1+len(allEvents) {
 			continue
 		}
 		for i := range cells {
@@ -69,8 +65,8 @@ func TestTheTableAboveTheLinkIsTheOneItSteps(t *testing.T) {
 			if !ok {
 				t.Errorf("%v: cell %q is no state", from, cell)
 			}
-			if got := step(from, linkEvents[i]); got != want {
-				t.Errorf("%v, event %d: the code says %v and its comment %q", from, linkEvents[i], got, cell)
+			if got := step(from, allEvents[i]); got != want {
+				t.Errorf("%v, event %d: the code says %v and its comment %q", from, allEvents[i], got, cell)
 			}
 		}
 	}
@@ -79,36 +75,21 @@ func TestTheTableAboveTheLinkIsTheOneItSteps(t *testing.T) {
 	}
 }
 
-func TestStatesHaveTheirLowerCaseNames(t *testing.T) {
-	for s, want := range map[State]string{
-		Connecting: "connecting", Up: "up", ReadOnly: "readonly", Down: "down", Closed: "closed",
-		Closed + 1: "state(5)", 255: "state(255)",
-	} {
-		if got := s.String(); got != want {
-			t.Errorf("state %d is %q, want %q", uint8(s), got, want)
-		}
-	}
-}
-
 // Once the sentinels name another master, what the old one acknowledges is lost. It
 // took writes for as long as the dial of the new one lasted.
 func TestADeposedMasterTakesNoWriteWhileTheNewOneIsDialled(t *testing.T) {
-	o := Options{}.withDefaults()
-	var st counters
+	r := newLinkRig(t)
 	var l *link
 	old := &session{pipe: &pipe{addr: "old:1"}}
 	old.writable.Store(true)
 	tookWrites, dialled := false, false
-	o.Redis.DialCtxFn = func(context.Context, string, *net.Dialer, *tls.Config) (net.Conn, error) {
+	r.cfg.Redis.DialCtxFn = func(context.Context, string, *net.Dialer, *tls.Config) (net.Conn, error) {
 		tookWrites, dialled = l.writer(false) != nil, true
 		return nil, errors.New("nobody there")
 	}
-	l = newLink(o, linkEnv{
-		clock: clock.Start(), stats: &st, notify: newNotifier(o, &st), sessions: new(atomic.Uint64),
-		where:      func(context.Context, bool) (string, error) { return "new:1", nil },
-		disbelieve: func() {}, domains: func(func(*local.EpochScope)) {}, changed: func(StateChange) {},
-	})
-	l.mu.health.State = Up
+	r.find.server = func() (string, error) { return "new:1", nil }
+	l = r.open()
+	l.mu.health.State = linkUp
 	l.session = old
 	l.gate.Store(old)
 	if l.writer(false) == nil {
@@ -120,7 +101,7 @@ func TestADeposedMasterTakesNoWriteWhileTheNewOneIsDialled(t *testing.T) {
 	if !dialled || tookWrites {
 		t.Errorf("dialled %v, and the old master took writes meanwhile: %v", dialled, tookWrites)
 	}
-	if h := l.health(); h.State != ReadOnly || h.Writable {
+	if h := l.health(); h.State != linkReadOnly || h.Writable {
 		t.Errorf("health %+v", h)
 	}
 	if l.reader() != old {

@@ -147,11 +147,11 @@ func TestACopyIsNotFreshOfWhichTheServerToldAsItWasPutInPlace(t *testing.T) {
 		now := c.clock.Now()
 		far := now + int64(time.Hour)
 		if order == "before" {
-			c.onInvalidation(order, true)
+			(&linkEvents{c}).Invalidated(order, true)
 		}
 		c.storeIfNotInvalidated(&it, local.NewEntry(order, []byte("v"), local.Freshness{Confirmed: now, Fresh: far, Expires: far, Scope: &c.local.StandaloneScope}), now)
 		if order == "after" {
-			c.onInvalidation(order, true)
+			(&linkEvents{c}).Invalidated(order, true)
 		}
 		c.flights.End(it.f, Entry{}, nil, 0)
 		if _, fresh := c.look(it.h, order, now); fresh != (order == "not") {

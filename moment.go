@@ -53,10 +53,10 @@ func (m *moment) isOver() bool {
 // openMoment begins a moment, unless there is one, an attempt has failed within MaxBackoff, or the
 // link is needless. lost is the time of the loss that causes it, or 0.
 func (l *link) openMoment(lost int64) {
-	if l.moment.Load() != nil || l.clock.Now()-l.failedAt.Load() < int64(l.schedule.Max) || l.needless() {
+	if l.moment.Load() != nil || l.clock.Now()-l.failedAt.Load() < int64(l.schedule.Max) || l.keys.empty() {
 		return
 	}
-	m := newMoment(false, l.opts.Timeout)
+	m := newMoment(false, l.cfg.Timeout)
 	m.lost = lost
 	if !l.moment.CompareAndSwap(nil, m) {
 		m.timer.Stop()
@@ -99,7 +99,7 @@ func (l *link) forced() *moment {
 		if !l.trying.Load() && l.clock.Now()-l.failedAt.Load() < int64(l.schedule.Min) {
 			return nil
 		}
-		fresh := newMoment(false, l.opts.Timeout)
+		fresh := newMoment(false, l.cfg.Timeout)
 		if l.moment.CompareAndSwap(nil, fresh) {
 			m = fresh
 		} else {
@@ -121,7 +121,7 @@ func (l *link) reach(ctx context.Context) time.Duration {
 		l.openMoment(0) // so that a call that arrives now joins
 	}
 	if m := l.moment.Load(); m != nil {
-		m.timer.Reset(l.opts.Timeout) // counted from the attempt's beginning
+		m.timer.Reset(l.cfg.Timeout) // counted from the attempt's beginning
 	}
 	l.began.Store(began)
 	again := l.attempt(ctx)
@@ -146,7 +146,7 @@ func (l *link) decide() {
 		now := l.clock.Now()
 		l.failedAt.Store(now)
 		if l.undecided() && l.health().LastError != nil { // else the attempt found a cluster
-			l.plainFrom.Store(now + int64(l.opts.Timeout))
+			l.plainFrom.Store(now + int64(l.cfg.Timeout))
 		}
 	}
 	l.trying.Store(false)
@@ -160,6 +160,9 @@ func (l *link) endMoment() {
 	}
 }
 
+// awaited reports whether there is an attempt that calls wait for.
+func (l *link) awaited() bool { return l.moment.Load() != nil }
+
 // undecided reports whether the link's first attempt is still undecided.
 func (l *link) undecided() bool {
 	m := l.moment.Load()
@@ -170,41 +173,4 @@ func (l *link) undecided() bool {
 // connection has failed.
 func (l *link) hopeful() bool {
 	return l.gate.Load() != nil || l.undecided() || l.mending() || l.lostAt.Load() > l.failedFrom.Load()
-}
-
-// awaitLink waits for a session of the link that find returns, as long as an attempt may bring one
-// (see moment). It waits within the budget of a call that began at now, and calls find again after
-// each attempt, because the first one may find a cluster. If the gate is open, or no attempt can be
-// waited for, it returns at once. waited reports whether it waited.
-func (c *Cache) awaitLink(ctx context.Context, now int64, first bool, find func() *link) (l *link, waited bool) {
-	l = find()
-	if l.gate.Load() != nil {
-		return l, false
-	}
-	l.use()
-	m := l.window(first)
-	if m == nil {
-		return l, false
-	}
-	bounded, cancel := c.remote.bound(ctx, now)
-	defer cancel()
-	for m != nil {
-		select {
-		case <-m.over:
-		case <-bounded.Done():
-			return l, true
-		}
-		if l = find(); l.gate.Load() != nil {
-			return l, true
-		}
-		m = l.window(first)
-	}
-	return l, true
-}
-
-// awaitKey is awaitLink for the link of key, for a call that found no session. It returns true if
-// the call must look again: there is a session now, or it waited.
-func (c *Cache) awaitKey(ctx context.Context, now int64, first bool, key string) (again bool) {
-	l, waited := c.awaitLink(ctx, now, first, func() *link { return c.routes.link(c.routes.of(key)) })
-	return waited || l.gate.Load() != nil
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/redis/rueidis"
 )
 
@@ -549,4 +550,16 @@ func validateRedis(r rueidis.ClientOption) []error {
 		}
 	}
 	return errs
+}
+
+// silence returns how long a tracking server may be silent until no copy counts as fresh: until the
+// circuit would have opened, but at most the time after which the connection is given up.
+func (o *Options) silence() time.Duration {
+	gap := int64(o.Redis.Dialer.KeepAlive)
+	most := clock.Saturated(clock.Saturated(gap, gap), int64(o.Redis.ConnWriteTimeout))
+	each := clock.Saturated(int64(o.Timeout), int64(o.Breaker.MinBackoff))
+	if n := int64(o.Breaker.Failures); each < most/n {
+		return time.Duration(min(most, clock.Saturated(int64(o.Breaker.MaxBackoff), each*n)))
+	}
+	return time.Duration(most)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,9 +24,7 @@ import (
 // get an error at once. Each connection and each dial takes a slot, and few dials run at once.
 // Connections without state are kept idle for the next caller, for a limited time.
 type dedicatedPool struct {
-	link    *link
-	workers *group.Group
-	closed  func() bool // reports whether the Cache is closed
+	link *link
 
 	slots chan struct{} // one token for each connection and each dial
 	turns chan struct{} // one token for each running dial
@@ -65,18 +62,17 @@ var (
 )
 
 func newOwned(l *link) *dedicatedPool {
-	n := l.opts.Redis.BlockingPoolSize
+	n := l.cfg.Redis.BlockingPoolSize
 	if n <= 0 {
 		n = ownSlots
 	}
 	o := &dedicatedPool{
-		link:   l,
-		closed: func() bool { return false },
-		slots:  make(chan struct{}, n),
-		turns:  make(chan struct{}, ownDials),
-		idle:   make(chan *ownConn, min(n, ownIdle)),
+		link:  l,
+		slots: make(chan struct{}, n),
+		turns: make(chan struct{}, ownDials),
+		idle:  make(chan *ownConn, min(n, ownIdle)),
 	}
-	o.mu.backoff = clock.Backoff{Min: l.opts.Breaker.MinBackoff, Max: l.opts.Breaker.MaxBackoff}
+	o.mu.backoff = clock.Backoff{Min: l.cfg.MinBackoff, Max: l.cfg.MaxBackoff}
 	return o
 }
 
@@ -124,8 +120,8 @@ func (c *ownConn) failed(err error) error {
 func (o *dedicatedPool) failed(p *servingCtx, err error) error {
 	var u unavailable
 	switch {
-	case o.closed():
-		return ErrClosed
+	case o.link.cfg.Closed():
+		return group.ErrClosed
 	case errors.As(err, &u):
 		return err
 	case p.Err() == nil:
@@ -169,7 +165,7 @@ func (o *dedicatedPool) acquireFrom(ctx context.Context, s *session, p *servingC
 		}
 	}
 	g := &dialSlot{owned: o, period: p}
-	limit := time.NewTimer(o.link.opts.Redis.Dialer.Timeout)
+	limit := time.NewTimer(o.link.cfg.Redis.Dialer.Timeout)
 	defer limit.Stop()
 	idle := o.idle
 	if fresh {
@@ -190,10 +186,10 @@ func (o *dedicatedPool) acquireFrom(ctx context.Context, s *session, p *servingC
 	// The dial runs on its own goroutine: the caller's context can end the wait for a dial that
 	// hangs, and the next caller can use the connection that the dial brings.
 	d := &ownDial{fresh: fresh, done: make(chan struct{})}
-	if !o.workers.Spawn("dial", func() { d.run(g, s) }) {
+	if !o.link.cfg.Workers.Spawn("dial", func() { d.run(g, s) }) {
 		<-o.turns
 		<-o.slots
-		return nil, ErrClosed
+		return nil, group.ErrClosed
 	}
 	select {
 	case <-d.done:
@@ -242,7 +238,7 @@ func (o *dedicatedPool) release(c *ownConn, clean bool) {
 }
 
 func (o *dedicatedPool) keep(c *ownConn, clean bool) {
-	if !clean || c.ended() || o.closed() {
+	if !clean || c.ended() || o.link.cfg.Closed() {
 		c.close(errConnClosed)
 		return
 	}
@@ -288,7 +284,7 @@ func (o *dedicatedPool) sweep() {
 }
 
 func (o *dedicatedPool) kept() time.Duration {
-	if d := o.link.opts.Redis.BlockingPoolCleanup; d > 0 {
+	if d := o.link.cfg.Redis.BlockingPoolCleanup; d > 0 {
 		return d
 	}
 	return ownKept
@@ -408,8 +404,8 @@ func (d *ownDial) leave(why error) error {
 func (o *dedicatedPool) connect(p *servingCtx, s *session, pings bool) (conn *ownConn, err error) {
 	conn = &ownConn{owned: o, session: s, period: p, waits: make(chan struct{}, ownWaits)}
 	d := &dialer{
-		user: o.link.opts.Redis.DialCtxFn, life: p,
-		attempt: func() { o.link.stats.dials.Add(1) },
+		user: o.link.cfg.Redis.DialCtxFn, life: p,
+		attempt: func() { o.link.stats.Dials.Add(1) },
 		own:     conn.failed,
 
 		plain: s.manner != mannerFull, credentials: &o.link.credentials,
@@ -443,7 +439,7 @@ func (o *dedicatedPool) connect(p *servingCtx, s *session, pings bool) (conn *ow
 	conn.dedicated, _ = rc.Dedicate()
 	d.shaken()
 	if d.late.Load() {
-		return nil, unanswered(context.DeadlineExceeded, o.link.opts.Redis.Dialer.Timeout)
+		return nil, unanswered(context.DeadlineExceeded, o.link.cfg.Redis.Dialer.Timeout)
 	}
 	if d.ended() {
 		// A command on a dead wire returns the reason.
@@ -451,14 +447,14 @@ func (o *dedicatedPool) connect(p *servingCtx, s *session, pings bool) (conn *ow
 		if err == nil {
 			err = errConnClosed
 		}
-		return nil, unanswered(err, o.link.opts.Redis.Dialer.Timeout)
+		return nil, unanswered(err, o.link.cfg.Redis.Dialer.Timeout)
 	}
 	return conn, nil
 }
 
 // option returns the rueidis configuration of a dedicated connection.
 func (o *dedicatedPool) option(s *session, d *dialer, pings bool) rueidis.ClientOption {
-	option := clientOption(plan{addr: s.addr, option: o.link.opts.connection(), manner: s.manner}, d)
+	option := clientOption(plan{addr: s.addr, option: o.link.cfg.connection(), manner: s.manner}, d)
 	option.RingScaleEachConn = ownRing
 	if option.ReadBufferEachConn == 0 {
 		option.ReadBufferEachConn = ownBuffer
@@ -493,34 +489,44 @@ func (c *ownConn) do(ctx context.Context, asking bool, cmds []rueidis.Completed)
 	return c.dedicated.DoMulti(ctx, cmds...)
 }
 
-// worded turns the error of a command without a reply into the error for its caller.
-func (c *ownConn) worded(ctx context.Context, name string, err error) error {
+// failures returns n replies with the error.
+func failures(n int, err error) []rueidis.RedisResult {
+	replies := make([]rueidis.RedisResult, n)
+	for i := range replies {
+		replies[i] = rueidis.NewErrorResult(err)
+	}
+	return replies
+}
+
+// worded turns the error of a command without a reply into the error for its caller. named reports
+// whether the caller is to hear the name of the command with it.
+func (c *ownConn) worded(ctx context.Context, err error) (worded error, named bool) {
 	switch {
 	case rediserr.GaveUp(err) && ctx.Err() != nil:
-		return ctx.Err()
+		return ctx.Err(), false
 	case isUnavailable(err):
 		err = c.failed(err)
-	case errors.Is(err, ErrClosed):
-		return ErrClosed
+	case errors.Is(err, group.ErrClosed):
+		return group.ErrClosed, false
 	case misuse(err), errors.Is(err, rueidis.ErrClosing), errors.Is(err, rueidis.ErrDedicatedClientRecycled):
-		return err
+		return err, false
 	case errors.Is(err, errNoPermit): // in RESP2 rueidis wants a second connection for it
 		err = errNoPubSub
 		if c.session.manner == mannerMinimal {
 			err = unavailable{errNoHello} // a hang-up is no answer, and another session asks again
 		}
 	case rediserr.GaveUp(err):
-		c.owned.link.stats.timeouts.Add(1)
+		c.owned.link.stats.Timeouts.Add(1)
 		err = unavailable{errBudget}
 	default:
 		err = c.failed(err)
 	}
-	return &Error{Op: strings.ToLower(name), Tier: Remote, Err: err}
+	return err, true
 }
 
 // isUnavailable reports whether failed has made the error. Its cause may then be the last error of
 // the link, which says nothing about this connection or about what the server answered on it.
-func isUnavailable(err error) bool { return errors.Is(err, ErrUnavailable) }
+func isUnavailable(err error) bool { return errors.Is(err, errUnavailable) }
 
 // misuse reports whether rueidis refused to send a command.
 func misuse(err error) bool {
@@ -535,6 +541,6 @@ func (c *ownConn) learn(err error) {
 	case rediserr.Busy, rediserr.Unknown:
 		c.owned.link.report(c.session, rediserr.Classify(context.Background(), err), err)
 	case rediserr.Redirect:
-		c.owned.link.redirected(c.session, err)
+		c.owned.link.routes.follow(c.session, err)
 	}
 }

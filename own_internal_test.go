@@ -52,7 +52,7 @@ func TestTheLinksLastErrorIsNoVerdictAboutAConnectionOfACaller(t *testing.T) {
 			l := c.routes.seedLink
 			timeouts, cause := c.Stats().Timeouts, last(ctx, c)
 			l.setError(cause)
-			l.breaker.trip()
+			l.breaker.Trip()
 			for op, end := range ends {
 				err := <-end
 				var e *Error

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/group"
 	"github.com/redis/rueidis"
 )
 
@@ -112,7 +113,7 @@ func (o *dedicatedPool) streamBy(ctx context.Context, p *servingCtx, rc rueidis.
 	}
 	if ctxErr != nil {
 		err = ctxErr
-	} else if !errors.Is(err, ErrClosed) {
+	} else if !errors.Is(err, group.ErrClosed) {
 		err = o.failed(p, err)
 	}
 	return rueidis.NewErrorResultStream(err)
@@ -122,14 +123,14 @@ func (o *dedicatedPool) streamBy(ctx context.Context, p *servingCtx, rc rueidis.
 // context can end the wait for a dial that hangs.
 func (sc *streamCall) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config, keepAlive time.Duration, plain bool) (net.Conn, error) {
 	o, p := sc.grant.owned, sc.grant.period
-	limit := time.NewTimer(o.link.opts.Redis.Dialer.Timeout)
+	limit := time.NewTimer(o.link.cfg.Redis.Dialer.Timeout)
 	defer limit.Stop()
 	if _, err := sc.grant.wait(ctx, limit.C, nil); err != nil {
 		return nil, err
 	}
 	d := &dialer{
-		user: o.link.opts.Redis.DialCtxFn, life: p, keepAlive: keepAlive,
-		attempt: func() { o.link.stats.dials.Add(1) },
+		user: o.link.cfg.Redis.DialCtxFn, life: p, keepAlive: keepAlive,
+		attempt: func() { o.link.stats.Dials.Add(1) },
 		own:     func(err error) error { return o.failed(p, err) },
 
 		plain: plain, credentials: &o.link.credentials,
@@ -145,7 +146,7 @@ func (sc *streamCall) dial(ctx context.Context, addr string, nd *net.Dialer, cfg
 		err  error
 	}
 	done := make(chan dialled, 1)
-	spawned := o.workers.Spawn("dial", func() {
+	spawned := o.link.cfg.Workers.Spawn("dial", func() {
 		conn, err := d.dial(ctx, addr, nd, cfg)
 		if err != nil {
 			free()
@@ -154,7 +155,7 @@ func (sc *streamCall) dial(ctx context.Context, addr string, nd *net.Dialer, cfg
 	})
 	if !spawned {
 		free()
-		done <- dialled{nil, ErrClosed}
+		done <- dialled{nil, group.ErrClosed}
 	}
 	var err error
 	select {

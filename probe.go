@@ -83,9 +83,9 @@ func probed(ctx context.Context, replies []rueidis.RedisResult) (rediserr.Class,
 // blocks for at most Options.Timeout, and does not report to the breaker. Each call sends a
 // probe, so a caller with many such texts calls it once for all of them.
 func (l *link) judge(ctx context.Context, s *session) error {
-	bounded, cancel := context.WithTimeout(ctx, l.opts.Timeout)
+	bounded, cancel := context.WithTimeout(ctx, l.cfg.Timeout)
 	defer cancel()
-	c, err := s.probe(bounded, l.probeKey(""))
+	c, err := s.probe(bounded, l.keys.probeKey(""))
 	switch {
 	case c == rediserr.OK:
 		return nil

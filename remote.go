@@ -18,13 +18,20 @@ import (
 // remote is the second tier. It sends commands on sessions, within the budget and the bulkhead. It
 // classifies their outcomes and reports them to the session's link.
 type remote struct {
-	routes     *routes
-	hops       int // most redirections that a call follows
-	budget     *budget
-	clock      clock.Clock
-	stats      *counters
-	journaling func() bool // reports whether the journal holds any key
-	callers    group.Group // goroutines of batches that go to several servers
+	routes  *routes
+	hops    int // most redirections that a call follows
+	budget  *budget
+	clock   clock.Clock
+	stats   *linkCounters
+	callers group.Group // goroutines of batches that go to several servers
+}
+
+func newRemote(r *routes) *remote {
+	c := r.cfg
+	return &remote{
+		routes: r, hops: c.Redis.ClusterOption.MaxMovedRedirections,
+		budget: newBudget(c.Timeout, c.Clock), clock: c.Clock, stats: c.Stats,
+	}
 }
 
 // outcome is the result of one command, apart from its replies.
@@ -93,7 +100,7 @@ func (r *remote) do(ctx bound, s *session, alone bool, cmds ...rueidis.Completed
 // instead. Writes may not if the journal holds keys: a later write of the same key may be in the
 // journal, and the older command must not run after it.
 func (r *remote) mayFollow(cmds []rueidis.Completed) bool {
-	return !r.journaling() || !slices.ContainsFunc(cmds, func(cmd rueidis.Completed) bool { return !cmd.IsReadOnly() })
+	return !r.routes.demand.Journaling() || !slices.ContainsFunc(cmds, func(cmd rueidis.Completed) bool { return !cmd.IsReadOnly() })
 }
 
 // successor returns the session that serves in place of one that was replaced or lost after a call
@@ -135,7 +142,7 @@ func (r *remote) doOn(ctx bound, s *session, alone bool, cmds []rueidis.Complete
 		if ctx.caller.Err() != nil {
 			return nil, outcome{class: rediserr.Canceled, err: ctx.caller.Err()}
 		}
-		r.stats.bulkheadRefused.Add(1)
+		r.stats.BulkheadRefused.Add(1)
 		// Nothing was sent, and the calls that hold the slots report their own outcomes.
 		return nil, outcome{class: rediserr.Down, err: err}
 	}
@@ -188,7 +195,7 @@ func (r *remote) unanswered(ctx bound, s *session, completed uint64, err error) 
 			s.link.report(s, rediserr.Down, errBudget)
 		}
 	case rediserr.GaveUp(err):
-		r.stats.timeouts.Add(1)
+		r.stats.Timeouts.Add(1)
 		o.err = errBudget
 		s.link.report(s, rediserr.Down, errBudget)
 	default:
@@ -313,8 +320,11 @@ type item struct {
 	asking  bool
 	outcome outcome // of the last try
 
-	change *change   // set for a write
-	errand *remoteOp // set for the drop-in client
+	payload     any  // the caller's; batch does not read it
+	size        int  // bytes to send beside the key, approximately
+	reads       bool // the reply contains a value
+	stays       bool // a redirection is the answer, and is not followed
+	transaction bool // the replies are those of a transaction
 }
 
 // commands appends the commands of an item. A call has a stride: the fixed number of commands for
@@ -482,7 +492,7 @@ func (r *remote) part(ctx bound, items []item, indexes []int, stride int, build 
 				}
 				at = r.reply(s, it.telling(itemReplies))
 				at.asked = asking
-				if at.class == rediserr.Redirect && it.errand != nil && it.errand.stays {
+				if at.class == rediserr.Redirect && it.stays {
 					at.class = rediserr.Command // the answer of the node that was asked
 				}
 			default:
@@ -532,7 +542,7 @@ func pipelineEnd(s *session, items []item, index func(int) int, from, n int) int
 	known := int(s.valueSize.Load())
 	for i := from; i < most; i++ {
 		it := &items[index(i)]
-		if it.reads() {
+		if it.reads {
 			// A batch of several pipelines begins with a small one, because its values may differ
 			// in size from those of the batch before.
 			if reads++; reads > firstReads && (known == 0 || from == 0 && n > keysAtOnce) {
@@ -540,42 +550,18 @@ func pipelineEnd(s *session, items []item, index func(int) int, from, n int) int
 			}
 			bytes += known
 		}
-		if bytes += it.sent(); bytes > pipelineBytes && i > from {
+		if bytes += len(it.key) + it.size; bytes > pipelineBytes && i > from {
 			return i
 		}
 	}
 	return most
 }
 
-// reads reports whether the reply to the item contains a value.
-func (it *item) reads() bool {
-	if it.errand == nil {
-		return it.change == nil
-	}
-	return it.errand.job == jobRead || it.errand.job == jobPass
-}
-
-// sent returns the approximate number of bytes that are sent for the item.
-func (it *item) sent() int {
-	size := len(it.key)
-	if it.change != nil {
-		size += len(it.change.value)
-	}
-	if it.errand != nil {
-		for i := range it.errand.passed {
-			for _, arg := range it.errand.passed[i].args {
-				size += len(arg)
-			}
-		}
-	}
-	return size
-}
-
 // sizes adds up the values that a pipeline has read.
 type sizes struct{ values, bytes int }
 
 func (z *sizes) add(it *item, reply rueidis.RedisResult) {
-	if !it.reads() {
+	if !it.reads {
 		return
 	}
 	z.values++
@@ -600,7 +586,7 @@ func (s *session) sized(z sizes, items int, o outcome) {
 // telling returns the reply that decides the outcome of the item. That is the first reply, except
 // that in a transaction a redirection other than ASK decides, because then no command was run.
 func (it *item) telling(replies []rueidis.RedisResult) rueidis.RedisResult {
-	if it.errand == nil || len(it.errand.passed) < 2 {
+	if !it.transaction {
 		return replies[0]
 	}
 	for _, reply := range replies {

@@ -60,17 +60,17 @@ const (
 	replayPause = 100 * time.Millisecond
 )
 
-// wake has the replayer look for intents to replay. It does not block.
-func (r *replayer) wake() {
+// Wake has the replayer look for intents to replay. It does not block.
+func (r *replayer) Wake() {
 	select {
 	case r.kick <- struct{}{}:
 	default:
 	}
 }
 
-// run replays whenever there is something to replay and Redis takes it. It returns when ctx
+// Run replays whenever there is something to replay and Redis takes it. It returns when ctx
 // ends.
-func (r *replayer) run(ctx context.Context) {
+func (r *replayer) Run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	timer.Stop()
@@ -117,18 +117,6 @@ func (r *replayer) jitter(ctx context.Context) bool {
 		}
 	}
 	return true
-}
-
-// sleep waits for d. It returns false if ctx ends before.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
 }
 
 // replayLanes is the number of pipelines under way at once. While Redis runs one, the
@@ -280,7 +268,7 @@ func (r *replayer) replay(ctx context.Context, s *session, tasks []journal.Task)
 	_, _ = r.journal.Swept(ctx)
 	round, ok = r.pass(ctx, s, tasks, false)
 	if again, _ := r.journal.Swept(ctx); again || round.Superseded+round.Held+round.Rejected > 0 {
-		r.wake() // another writer's value is deleted by the next round
+		r.Wake() // another writer's value is deleted by the next round
 	}
 	return round, ok
 }
@@ -387,7 +375,7 @@ func (p *pass) decided(t *journal.Task, v verdict) {
 		now := p.clock.Now()
 		if t.MayFindNothing(p.session.server, now) {
 			p.journal.Resolve(*t, journal.FoundAgain, p.session.id, p.session.server, now)
-			p.wake()
+			p.Wake()
 			return
 		}
 		fallthrough

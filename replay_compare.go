@@ -36,7 +36,7 @@ func (r *replayer) compare(ctx context.Context, s *session) {
 		}
 		cancel()
 		if deletes {
-			r.wake()
+			r.Wake()
 		}
 		if len(sets) < journal.CompareMost {
 			return

@@ -135,6 +135,19 @@ var replayDigest = func() string {
 	return hex.EncodeToString(sum[:])
 }()
 
+// replayCheck is the run of the script that finds out whether the server runs it. It changes
+// nothing.
+var replayCheck = script{
+	Text: replayScript, Digest: replayDigest, Args: []string{"redelete", "", "0", ""},
+	Check: func(reply rueidis.RedisResult) error {
+		verdicts, err := reply.ToArray()
+		if err != nil || len(verdicts) != 1 {
+			return rediserr.ErrNonsense
+		}
+		return readAnswer(verdicts[0]).err
+	},
+}
+
 // Redis serves no other client while a script runs, so one script has few keys and few
 // bytes. It also stops by itself after it has read half a megabyte, because the values in
 // Redis may be larger than those to be written.

@@ -100,7 +100,7 @@ func TestOutOfMemoryASetWaitsAndADeleteDoesNot(t *testing.T) {
 		journal.Write{Key: "theirs", Value: []byte("v"), Deadline: clock.Never, Seq: 1, Expected: journal.HoldingNothing(session.server)},
 		journal.Write{Key: "deleted", Del: true, Deadline: clock.Never, Seq: 1},
 	)
-	r.c.routes.seedLink.replayer.replay(context.Background(), session, tasks)
+	replayerOf(r.c.routes.seedLink).replay(context.Background(), session, tasks)
 	// The replayer itself may have come by and taken some.
 	redistest.WaitFor(t, time.Minute, "the delete", func() bool { return r.held("deleted") == "" })
 	for key, want := range map[string]string{"set": "", "set with a TTL": "", "theirs": "v0"} {
@@ -161,7 +161,7 @@ func (r *replayed) saidLongAgo() {
 	k.since -= int64(scriptsAfter)
 	k.asked -= int64(scriptsAfter)
 	k.Unlock()
-	r.c.routes.seedLink.replayer.wake()
+	r.c.routes.seedLink.replayer.Wake()
 }
 
 // What takes a script for something else says nothing about scripts: a set is held,
@@ -184,7 +184,7 @@ func TestAnAnswerThatMakesNoSenseIsNoVerdict(t *testing.T) {
 			})
 			r := newReplayed(t, l.Addr(), nil)
 			r.queued("k", 0)
-			r.c.routes.seedLink.replayer.wake()
+			r.c.routes.seedLink.replayer.Wake()
 			redistest.WaitFor(t, time.Minute, "it to be held", func() bool { return r.c.Health().HeldKeys == 1 })
 			r.saidLongAgo()
 			r.drain()
@@ -205,7 +205,7 @@ func TestWithoutScriptsAServerThatIsToBeAskedIsAsked(t *testing.T) {
 	r := newReplayed(t, s.Addr(), s.MustDo, func(o *Options) { o.Redis.Username, o.Redis.Password = "app", "pw" })
 	r.do("SET", "k", "v0")
 	tasks := []journal.Task{{Key: "k", Intent: journal.Intent{Del: true, Deadline: clock.Never}}}
-	if round, ok := r.c.routes.seedLink.replayer.pass(context.Background(), r.session(), tasks, true); !ok || round.Replayed != 1 {
+	if round, ok := replayerOf(r.c.routes.seedLink).pass(context.Background(), r.session(), tasks, true); !ok || round.Replayed != 1 {
 		t.Errorf("%+v, %v", round, ok)
 	}
 	if got := r.held("k"); got != "" {
@@ -249,7 +249,7 @@ func TestAChainOfAsksEndsWithTheSecond(t *testing.T) {
 	r := newReplayed(t, a, nil, func(o *Options) { o.Mode = ModeCluster })
 	l := r.c.routes.link(r.c.routes.of("k"))
 	r.queued("k", 0)
-	l.replayer.wake()
+	l.replayer.Wake()
 	redistest.WaitFor(t, time.Minute, "two rounds", func() bool { return asked.Load() >= 4 })
 	for began := time.Now(); time.Since(began) < 500*time.Millisecond; {
 		runtime.Gosched()

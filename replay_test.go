@@ -89,7 +89,7 @@ func (r *replayed) replay(tasks ...journal.Task) Replay {
 			ours = append(ours, t)
 		}
 	}
-	round, ok := r.c.routes.seedLink.replayer.replay(context.Background(), r.session(), tasks)
+	round, ok := replayerOf(r.c.routes.seedLink).replay(context.Background(), r.session(), tasks)
 	if !ok {
 		r.t.Fatalf("redis did not answer: %v", r.c.Health().LastError)
 	}
@@ -467,7 +467,7 @@ func TestWithoutScriptsAReplayDeletes(t *testing.T) {
 				r.c.journal.Put(h, w)
 				tasks = append(tasks, r.c.journal.TakeOne(h, w.Key)...)
 			}
-			round, ok := r.c.routes.seedLink.replayer.replay(context.Background(), r.session(), tasks)
+			round, ok := replayerOf(r.c.routes.seedLink).replay(context.Background(), r.session(), tasks)
 			written := tt.loads && round.Replayed == 3
 			if !ok || round.Superseded != 0 || round.Held+round.Rejected != 0 || !written && round.Replayed != 1 {
 				t.Errorf("%+v, %v", round, ok)
@@ -510,7 +510,7 @@ func TestAnEntryThatRedisRefusesIsHeldAndHoldsUpNobody(t *testing.T) {
 		r.c.journal.Put(h, journal.Write{Key: key, Value: []byte("v"), Deadline: clock.Never, Seq: 1})
 		tasks = append(tasks, r.c.journal.TakeOne(h, key)...)
 	}
-	round, ok := r.c.routes.seedLink.replayer.replay(context.Background(), r.session(), tasks)
+	round, ok := replayerOf(r.c.routes.seedLink).replay(context.Background(), r.session(), tasks)
 	if want := (Replay{Replayed: 2, Held: 1}); round != want || !ok {
 		t.Errorf("%+v, %v; want %+v", round, ok, want)
 	}
@@ -547,7 +547,7 @@ func TestAReplayThatMeetsAReplicaKeepsItsEntries(t *testing.T) {
 	h := r.c.local.Hash("k")
 	r.c.journal.Put(h, journal.Write{Key: "k", Value: []byte("v"), Deadline: clock.Never, Seq: 1})
 	tasks := r.c.journal.TakeOne(h, "k")
-	round, ok := r.c.routes.seedLink.replayer.replay(context.Background(), s, tasks)
+	round, ok := replayerOf(r.c.routes.seedLink).replay(context.Background(), s, tasks)
 	if ok || round != (Replay{}) {
 		t.Errorf("%+v, %v; want nothing done", round, ok)
 	}
@@ -728,12 +728,12 @@ func TestWhatACallersReplayLeavesUndoneIsDoneByTheReplayer(t *testing.T) {
 	abandoned := r.c.journal.TakeOne(r.queued("abandoned", 0), "abandoned")
 	ambiguous := r.c.journal.TakeOne(r.queued("ambiguous", 1<<40), "ambiguous")
 	r.queued("other", 0)
-	r.c.routes.seedLink.replayer.wake()
+	r.c.routes.seedLink.replayer.Wake()
 	redistest.WaitFor(t, time.Minute, "the replayer to pass by", func() bool { return r.do("GET", "other") == "v" })
 	redistest.WaitFor(t, time.Minute, "the replayer to settle that", func() bool { return !r.c.journal.Holds(r.c.local.Hash("other"), "other") })
 
-	r.c.routes.seedLink.replayer.replay(gone, r.session(), abandoned)
-	r.c.routes.seedLink.replayer.replay(context.Background(), r.session(), ambiguous)
+	replayerOf(r.c.routes.seedLink).replay(gone, r.session(), abandoned)
+	replayerOf(r.c.routes.seedLink).replay(context.Background(), r.session(), ambiguous)
 	limit := time.Now().Add(journal.LateAfter + 2*time.Second)
 	for r.c.Health().JournalKeys > 0 && time.Now().Before(limit) {
 		runtime.Gosched()
@@ -757,7 +757,7 @@ func TestASetThatIsRefusedForLongBecomesADelete(t *testing.T) {
 		o.Hooks.OnDrop = func(d Drop) { drops <- d }
 	})
 	r.queued("theirs", 0)
-	r.c.routes.seedLink.replayer.wake()
+	r.c.routes.seedLink.replayer.Wake()
 	redistest.WaitFor(t, time.Minute, "it to be held", func() bool { return r.c.Health().HeldKeys == 1 })
 	if keys := r.c.journal.ExpireHeld(r.c.clock.Now() - int64(journal.HeldSets)); len(keys) != 0 {
 		t.Errorf("it is given up at once: %q", keys)
@@ -798,7 +798,7 @@ func TestACommandOfTheScriptsThatFewEntriesNeedHoldsUpThose(t *testing.T) {
 	r := newReplayed(t, s.Addr(), s.MustDo, func(o *Options) { o.Redis.Username, o.Redis.Password = "app", "pw" })
 	r.queued("k", 0)
 	r.queued("other", 0)
-	r.c.routes.seedLink.replayer.wake()
+	r.c.routes.seedLink.replayer.Wake()
 	r.drain()
 	if h := r.c.Health(); h.HeldKeys != 1 || len(h.Lacks) != 0 || r.do("GET", "other") != "v" {
 		t.Errorf("%+v", h)

@@ -14,6 +14,11 @@ import (
 // link. In a cluster there is one link for each master, and the seed link searches for the cluster
 // while no node of it serves.
 type routes struct {
+	cfg      *linkConfig
+	watcher  watcher
+	demand   demand
+	sessions atomic.Uint64 // numbers the sessions of all links
+
 	seedLink *link
 	one      slot // for all keys, outside a cluster
 	cluster  atomic.Pointer[cluster]
@@ -47,9 +52,14 @@ func (r *routes) link(s *slot) *link {
 func (r *routes) deliver(key string) {
 	l := r.link(r.of(key))
 	if l.gate.Load() != nil {
-		l.replayer.wake()
+		l.replayer.Wake()
 	}
 	l.use()
+}
+
+// isolated reports whether a write of the key may not be sent in company.
+func (r *routes) isolated(key string, del bool) bool {
+	return r.link(r.of(key)).treat(key, del) != sendInCompany
 }
 
 // hurry lets replays start without their random wait until deadline: writes accepted during the
@@ -97,7 +107,7 @@ func (r *routes) use() {
 // wake makes every replayer check the journal.
 func (r *routes) wake() {
 	for _, l := range r.links() {
-		l.replayer.wake()
+		l.replayer.Wake()
 	}
 }
 
@@ -135,34 +145,25 @@ func (r *routes) follow(s *session, err error) (next *session, asking bool) {
 
 // noteUp closes ready when all of Redis is up for the first time.
 func (r *routes) noteUp() {
-	if r.health().State == Up {
+	if r.health().State == linkUp {
 		r.once.Do(func() { close(r.ready) })
 	}
 }
 
-// opens counts how often a circuit has opened.
-func (r *routes) opens() uint64 {
-	n := r.seedLink.breaker.opens.Load()
-	if c := r.cluster.Load(); c != nil {
-		n += c.opens()
-	}
-	return n
-}
-
 // severity orders states: the state of a cluster is the worst of its shards' states.
-var severity = [...]int{Up: 0, ReadOnly: 1, Connecting: 2, Down: 3, Closed: 4}
+var severity = [...]int{linkUp: 0, linkReadOnly: 1, linkConnecting: 2, linkDown: 3, linkClosed: 4}
 
-func (r *routes) health() Health {
+func (r *routes) health() linkHealth {
 	c := r.cluster.Load()
 	if c == nil {
 		return r.seedLink.health()
 	}
-	whole := Health{Writable: true, Tracking: true}
+	whole := linkHealth{Writable: true, Tracking: true}
 	covered := 0
 	for i, l := range c.masters() {
 		h := l.health()
 		covered += int(l.slots.Load())
-		whole.Shards = append(whole.Shards, ShardHealth{
+		whole.Shards = append(whole.Shards, linkHealth{
 			Addr: l.addr, Slots: int(l.slots.Load()), State: h.State, Writable: h.Writable,
 			Tracking: h.Tracking, Since: h.Since, LastError: h.LastError,
 		})
@@ -186,7 +187,7 @@ func (r *routes) health() Health {
 		}
 	}
 	if covered < slotCount {
-		whole.State, whole.Writable, whole.Tracking = Down, false, false
+		whole.State, whole.Writable, whole.Tracking = linkDown, false, false
 		whole.LastError = fmt.Errorf("holdfast: %d hash slots of the cluster have no master", slotCount-covered)
 	}
 	return whole
@@ -201,17 +202,21 @@ func later(a, b time.Time) time.Time {
 
 // seeds returns the addresses of the options in turn, without those of nodes that have a link.
 type seeds struct {
-	addrs   []string
-	next    int
-	routes  *routes
-	limit   time.Duration // for resolving a name
-	resolve bool          // names are resolved by DNS, not by a dial function
+	routes *routes
+	next   int
+}
+
+func (s *seeds) disbelieve() {}
+func (s *seeds) close()      {}
+
+func (s *seeds) fits(ctx context.Context, to *session, mode string) error {
+	return s.routes.settleMode(ctx, to, mode)
 }
 
 func (s *seeds) where(ctx context.Context, _ bool) (string, error) {
-	c := s.routes.cluster.Load()
-	for range s.addrs {
-		addr := s.addrs[s.next%len(s.addrs)]
+	c, addrs := s.routes.cluster.Load(), s.routes.cfg.Redis.InitAddress
+	for range addrs {
+		addr := addrs[s.next%len(addrs)]
 		s.next++
 		if c == nil || !c.knows(addr) && !s.knownByNumber(ctx, c, addr) {
 			return addr, nil
@@ -221,13 +226,13 @@ func (s *seeds) where(ctx context.Context, _ bool) (string, error) {
 }
 
 // knownByNumber reports whether addr has a name of a node that the cluster calls by its IP address.
-// Otherwise such a node would be dialled twice as often. It blocks for at most limit.
+// Otherwise such a node would be dialled twice as often. It blocks for at most Dialer.Timeout.
 func (s *seeds) knownByNumber(ctx context.Context, c *cluster, addr string) bool {
 	host, port, err := net.SplitHostPort(addr)
-	if err != nil || !s.resolve {
+	if err != nil || s.routes.cfg.Redis.DialCtxFn != nil { // the dial function resolves names
 		return false
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.limit)
+	ctx, cancel := context.WithTimeout(ctx, s.routes.cfg.Redis.Dialer.Timeout)
 	defer cancel()
 	numbers, _ := net.DefaultResolver.LookupHost(ctx, host)
 	for _, n := range numbers {

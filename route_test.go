@@ -66,22 +66,14 @@ func TestARedirectionOutsideAClusterLosesNoWrite(t *testing.T) {
 // A use that was noted while there was nothing to do was the last that was heard of
 // the link: whoever came later found it noted already and let the supervisor sleep.
 func TestAUseWhileThereIsNothingToDoHidesNoLaterOne(t *testing.T) {
-	o := Options{}.withDefaults()
-	var st counters
 	var needless atomic.Bool
 	var asked atomic.Int64
-	env := linkEnv{
-		clock: clock.Start(), stats: &st, notify: newNotifier(o, &st), sessions: new(atomic.Uint64),
-		where: func(context.Context, bool) (string, error) { asked.Add(1); return "", errAllKnown },
-		leave: func() {}, disbelieve: func() {}, needless: needless.Load,
-		wanted: func() bool { return false }, hits: func() uint64 { return 0 },
-		domains: func(func(*local.EpochScope)) {}, changed: func(StateChange) {},
-		probeKey: func(string) string { return "p" },
-	}
+	r := newLinkRig(t)
+	r.find.server = func() (string, error) { asked.Add(1); return "", errAllKnown }
+	r.keys.none = needless.Load
 	for range 20 {
 		needless.Store(true)
-		l := newLink(o, env)
-		l.replayer = &replayer{kick: make(chan struct{}, 1)}
+		l := r.open()
 		ctx, cancel := context.WithCancel(context.Background())
 		var wg sync.WaitGroup
 		wg.Go(func() { l.supervise(ctx) })

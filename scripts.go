@@ -7,7 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
@@ -62,25 +61,22 @@ func (s *session) scriptsAwaited() bool { return scriptState(s.scripts.Load()) =
 // the probe's key, which it only reads. An error is about the connection or the whole
 // server. It blocks at most until ctx ends.
 func (s *session) askScripts(ctx context.Context) error {
-	key := s.link.probeKey("")
+	key := s.link.keys.probeKey("")
 	if key == "" {
 		return nil // a node without slots: nothing is replayed there
 	}
-	b := s.client.B()
+	b, check := s.client.B(), &s.link.cfg.Script
 	ticket := s.tickets.Add(1)
 	replies := s.client.DoMulti(ctx,
-		b.ScriptLoad().Script(replayScript).Build(),
-		b.Evalsha().Sha1(replayDigest).Numkeys(1).Key(key).Arg("redelete", "", "0", "").Build())
+		b.ScriptLoad().Script(check.Text).Build(),
+		b.Evalsha().Sha1(check.Digest).Numkeys(1).Key(key).Arg(check.Args...).Build())
 	if err := replies[1].NonRedisError(); err != nil && !rueidis.IsRedisNil(err) {
 		return err
 	}
 	s.answered(ticket)
 	err := replies[1].Error()
 	if err == nil || rueidis.IsRedisNil(err) {
-		err = rediserr.ErrNonsense
-		if verdicts, shape := replies[1].ToArray(); shape == nil && len(verdicts) == 1 {
-			err = readAnswer(verdicts[0]).err
-		}
+		err = check.Check(replies[1])
 	}
 	if load := replies[0].Error(); load != nil && err != nil && strings.HasPrefix(err.Error(), "NOSCRIPT") {
 		err = load // it is more specific
@@ -93,9 +89,7 @@ func (s *session) askScripts(ctx context.Context) error {
 	case away(err):
 		return err
 	default: // another error, or a reply without sense: judged when a replay meets it
-		s.link.scripting.Lock()
-		s.link.scripting.asked = s.link.clock.Now()
-		s.link.scripting.Unlock()
+		s.scriptAsked()
 	}
 	return nil
 }
@@ -147,42 +141,26 @@ func (s *session) tellScripts() {
 	}
 	if !k.logged && k.why != nil {
 		k.logged = true
-		s.link.notify.scriptless(s.addr, k.why)
+		s.link.watcher.Scriptless(s.addr, k.why)
 	}
 }
 
 var errMinimal = errors.New("holdfast: the server hangs up at commands that it does not know")
 
-// askAgain asks a server that did not run the script when it was last asked, if that is
-// due. It blocks for at most the replay's timeout.
-func (r *replayer) askAgain(ctx context.Context, s *session) {
-	if now := r.clock.Now(); !s.scriptsAwaited() || now < r.nextAsk(s) {
-		return
-	}
-	if s.manner == mannerMinimal {
-		s.noteScripts(errMinimal, true)
-		return
-	}
-	bounded, cancel := context.WithTimeout(ctx, r.timeout)
-	defer cancel()
-	if err := s.askScripts(bounded); err != nil {
-		s.link.askProbe() // the server has another problem
-		k := &s.link.scripting
-		k.Lock()
-		k.asked = r.clock.Now()
-		k.Unlock()
-	}
+// scriptAsked records that the server was asked now, and gave no answer about the script.
+func (s *session) scriptAsked() {
+	k := &s.link.scripting
+	k.Lock()
+	k.asked = s.link.clock.Now()
+	k.Unlock()
 }
 
-// nextAsk returns when the server is to be asked again, or never.
-func (r *replayer) nextAsk(s *session) int64 {
-	if !s.scriptsAwaited() || r.journal.Queued.Load() == 0 {
-		return clock.Never
-	}
+// scriptAskedAt returns when the server was last asked.
+func (s *session) scriptAskedAt() int64 {
 	k := &s.link.scripting
 	k.Lock()
 	defer k.Unlock()
-	return k.asked + int64(r.pauses.Max)
+	return k.asked
 }
 
 // noScripts reports whether an error means that the server does not run the script, now or

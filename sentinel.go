@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
-	"github.com/holdfast-cache/holdfast/internal/group"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
@@ -20,6 +19,7 @@ import (
 //
 // Only the supervisor uses it.
 type sentinels struct {
+	routes  *routes
 	life    context.Context
 	addrs   []string
 	option  rueidis.ClientOption
@@ -39,17 +39,18 @@ type sentinels struct {
 	}
 }
 
-func newSentinels(life context.Context, o Options, clk clock.Clock, workers *group.Group, dials func()) *sentinels {
+func newSentinels(r *routes) *sentinels {
+	o := r.cfg
 	option, s := o.Redis, o.Redis.Sentinel
 	option.Username, option.Password, option.ClientName = s.Username, s.Password, s.ClientName
 	option.AuthCredentialsFn = nil
 	option.Dialer, option.TLSConfig = s.Dialer, s.TLSConfig
 	option.SelectDB, option.ClientNoEvict, option.ClientNoTouch = 0, false, false
 	return &sentinels{
-		life: life, addrs: o.Redis.InitAddress, option: option, name: s.MasterSet,
-		timeout: o.Timeout, every: s.TopologyRefreshInterval, clock: clk, dials: dials,
+		routes: r, life: o.Life, addrs: o.Redis.InitAddress, option: option, name: s.MasterSet,
+		timeout: o.Timeout, every: s.TopologyRefreshInterval, clock: o.Clock, dials: func() { o.Stats.Dials.Add(1) },
 		// A sentinel is no master, so its own address is not exempt from the predicate.
-		allow:   allowed{ask: o.AllowAddress, workers: workers},
+		allow:   allowed{ask: o.AllowAddress, workers: o.Workers},
 		manners: make([]introduction, len(o.Redis.InitAddress)),
 	}
 }
@@ -154,6 +155,10 @@ func (s *sentinels) dial(ctx context.Context) error {
 		s.pipe = p
 	}
 	return err
+}
+
+func (s *sentinels) fits(ctx context.Context, to *session, mode string) error {
+	return s.routes.settleMode(ctx, to, mode)
 }
 
 // close closes the connection to the current sentinel.

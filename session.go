@@ -247,9 +247,9 @@ func (b *bulkhead) abandon(ticket uint64) {
 // If it fails, how says whether the server refused the manner of the introduction.
 func (l *link) openSession(life context.Context, addr string, m manner, bare bool) (s *session, how turnedAway, err error) {
 	// Not the named result: callbacks of the connection may run after the return.
-	next := &session{pipe: &pipe{}, link: l, manner: m, bare: bare, life: life, id: l.sessions.Add(1)}
+	next := &session{pipe: &pipe{}, link: l, manner: m, bare: bare, life: life, id: l.routes.sessions.Add(1)}
 	next.freed = make(chan struct{}, bulkheadSlots)
-	option := l.opts.connection()
+	option := l.cfg.connection()
 	if bare {
 		option.SelectDB, option.ClientName, option.ClientSetInfo = 0, "", rueidis.DisableClientSetInfo
 	}
@@ -258,13 +258,13 @@ func (l *link) openSession(life context.Context, addr string, m manner, bare boo
 		option:      option,
 		manner:      m,
 		credentials: &l.credentials,
-		attempt:     func() { l.stats.dials.Add(1) },
+		attempt:     func() { l.stats.Dials.Add(1) },
 		hearing:     &hearing{clock: l.clock, told: next.hears},
 		lost:        func() { l.lostSession(next) },
 		invalidated: func(keys []rueidis.RedisMessage) { l.invalidated(next, keys) },
 	})
 	if err == nil && !bare {
-		limit := l.opts.Redis.Dialer.Timeout
+		limit := l.cfg.Redis.Dialer.Timeout
 		ask, done := context.WithTimeout(life, limit)
 		err = unanswered(next.greet(ask), limit)
 		done()
@@ -343,7 +343,7 @@ func (s *session) greet(ctx context.Context) error {
 	if s.manner != mannerMinimal {
 		info = ask("INFO", "server")
 	}
-	track := s.link.opts.Tracking.command()
+	track := s.link.cfg.Tracking.command()
 	if three && track != nil {
 		tracking = ask(track...)
 	}
@@ -369,7 +369,7 @@ func (s *session) greet(ctx context.Context) error {
 		s.server = told["run_id"]
 		mode = cmp.Or(mode, told["redis_mode"], told["server_mode"]) // server_mode is Valkey's name
 	}
-	if err := s.link.fits(ctx, s, mode); err != nil {
+	if err := s.link.locator.fits(ctx, s, mode); err != nil {
 		return err
 	}
 	if err := s.greetScripts(ctx); err != nil {
@@ -398,7 +398,7 @@ func (s *session) greetAgain(ctx context.Context) error {
 		return nil
 	}
 	s.trackingErr = nil
-	limit := s.link.opts.Redis.Dialer.Timeout
+	limit := s.link.cfg.Redis.Dialer.Timeout
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	return unanswered(s.greet(limited), limit)

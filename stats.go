@@ -67,6 +67,8 @@ type Stats struct {
 // the call guard counts it on its way out. A counter is added with three lines of this file
 // (a field of Stats, one here and a row of statTable) and the line that counts.
 type counters struct {
+	linkCounters
+
 	// batchHits counts the LocalHits that the call guard does not: those of calls of many
 	// keys, and of reads that found a fresh copy on a second look.
 	batchHits atomic.Uint64
@@ -80,13 +82,13 @@ type counters struct {
 
 	undecodable, loads, loadsShared, loadErrors, earlyRefreshes, leaseWaits atomic.Uint64
 
-	dials, timeouts, bulkheadRefused, isolated, hooksDropped atomic.Uint64
+	breakerOpens, hooksDropped atomic.Uint64
 
 	journaled, restored, replayed, superseded, downgraded atomic.Uint64
 
 	refused, rejected, held, discarded atomic.Uint64
 
-	fillsDiscarded, invalidations, streamLosses atomic.Uint64
+	fillsDiscarded atomic.Uint64
 }
 
 // statSource is the source of a snapshot: the counters, and the numbers that other parts keep.
@@ -94,7 +96,6 @@ type statSource struct {
 	*counters
 
 	guardHits    uint64 // local hits that the call guard counted
-	breakerOpens uint64
 	localEvicted uint64
 	localDropped uint64
 
@@ -148,15 +149,15 @@ var statTable = [...]statRow{
 		func(r *statSource) uint64 { return r.leaseWaits.Load() }},
 
 	{"BreakerOpens", "opens", false, "Changes of the circuit from closed to open.",
-		func(r *statSource) uint64 { return r.breakerOpens }},
+		func(r *statSource) uint64 { return r.breakerOpens.Load() }},
 	{"DialAttempts", "dials", false, "Attempts to connect to Redis or a sentinel.",
-		func(r *statSource) uint64 { return r.dials.Load() }},
+		func(r *statSource) uint64 { return r.Dials.Load() }},
 	{"Timeouts", "calls", false, "Calls that used up Options.Timeout.",
-		func(r *statSource) uint64 { return r.timeouts.Load() }},
+		func(r *statSource) uint64 { return r.Timeouts.Load() }},
 	{"BulkheadRefused", "calls", false, "Calls refused because too many were in flight.",
-		func(r *statSource) uint64 { return r.bulkheadRefused.Load() }},
+		func(r *statSource) uint64 { return r.BulkheadRefused.Load() }},
 	{"Isolated", "commands", false, "Commands isolated because the connection broke under each alone.",
-		func(r *statSource) uint64 { return r.isolated.Load() }},
+		func(r *statSource) uint64 { return r.Isolated.Load() }},
 	{"HooksDropped", "events", false, "Hook calls and log lines dropped: 256 were waiting already.",
 		func(r *statSource) uint64 { return r.hooksDropped.Load() }},
 
@@ -197,9 +198,9 @@ var statTable = [...]statRow{
 		func(r *statSource) uint64 { return r.fillsDiscarded.Load() }},
 
 	{"Invalidations", "keys", false, "Keys that a server reported as changed.",
-		func(r *statSource) uint64 { return r.invalidations.Load() }},
+		func(r *statSource) uint64 { return r.Invalidations.Load() }},
 	{"StreamLosses", "losses", false, "Losses of an invalidation stream: copies became suspect.",
-		func(r *statSource) uint64 { return r.streamLosses.Load() }},
+		func(r *statSource) uint64 { return r.StreamLosses.Load() }},
 }
 
 // gaugeValue is a gauge that changes while it is read, and may be below zero for a moment.

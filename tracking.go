@@ -17,12 +17,19 @@ import (
 // an invalidation may be the echo of our own write, and it invalidates only a copy that was read
 // since; see local.Invalidate. In prefix mode the server has no such table, and NOLOOP is safe.
 
+// trackedKeys are the keys of which the server reports changes: those that were read, or those that
+// begin with one of the prefixes, or none.
+type trackedKeys struct {
+	Reads    bool
+	Prefixes []string
+}
+
 // command returns the command that enables tracking, or nil if it is off.
-func (t TrackingOptions) command() []string {
-	switch t.Mode {
-	case TrackReads:
+func (t *trackedKeys) command() []string {
+	switch {
+	case t.Reads:
 		return []string{"CLIENT", "TRACKING", "ON"}
-	case TrackPrefixes:
+	case len(t.Prefixes) > 0:
 		cmd := []string{"CLIENT", "TRACKING", "ON", "BCAST", "NOLOOP"}
 		for _, p := range t.Prefixes {
 			cmd = append(cmd, "PREFIX", p)
@@ -33,8 +40,8 @@ func (t TrackingOptions) command() []string {
 }
 
 // covers reports whether a tracking server sends invalidations for key.
-func (t *TrackingOptions) covers(key string) bool {
-	if t.Mode == TrackReads {
+func (t *trackedKeys) covers(key string) bool {
+	if t.Reads {
 		return true
 	}
 	for _, p := range t.Prefixes {
@@ -47,7 +54,7 @@ func (t *TrackingOptions) covers(key string) bool {
 
 // tracks reports whether the server sends invalidations for key on this session.
 func (s *session) tracks(key string) bool {
-	return s.tracked && s.link.opts.Tracking.covers(key)
+	return s.tracked && s.link.cfg.Tracking.covers(key)
 }
 
 // invalidated handles an invalidation on the goroutine that reads the connection. keys is nil for a
@@ -67,18 +74,18 @@ func (l *link) invalidated(s *session, keys []rueidis.RedisMessage) {
 			l.suspectFlush(s)
 			l.interrupt()
 			if l.gate.Load() == s {
-				l.emptied()
+				l.emptiedHere()
 			}
-			l.listeners.onInvalidation(nil)
+			l.watcher.Changed(nil)
 		}
 		return
 	}
-	l.stats.invalidations.Add(uint64(len(keys)))
+	l.stats.Invalidations.Add(uint64(len(keys)))
 	serving := l.gate.Load() == s
 	for i := range keys {
 		if key, err := keys[i].ToString(); err == nil {
-			l.onInvalidation(key, serving)
+			l.watcher.Invalidated(key, serving)
 		}
 	}
-	l.listeners.onInvalidation(keys)
+	l.watcher.Changed(keys)
 }

@@ -182,7 +182,7 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 			toSave = toSave.Or(saved)
 			continue
 		}
-		send = append(send, item{key: w.key, session: s, change: w})
+		send = append(send, item{key: w.key, session: s, payload: w, size: len(w.value)})
 	}
 	if len(send) > 0 {
 		toSave = toSave.Or(c.send(ctx, op, send, now, &errs))
@@ -226,10 +226,10 @@ func (c *Cache) aim(ctx context.Context, w *change, now int64) *session {
 			return s
 		}
 		switch {
-		case w.link.moment.Load() != nil && (waited || w.link.undecided()):
+		case w.link.awaited() && (waited || w.link.undecided()):
 			w.plainUntil = clock.After(now, c.opts.Timeout)
 			return nil
-		case !waited && c.awaitKey(ctx, now, false, w.key):
+		case !waited && c.remote.awaitKey(ctx, now, false, w.key):
 			waited = true
 		case !c.moved(w):
 			return nil
@@ -326,7 +326,7 @@ const earlierServer = "earlier"
 // for.
 func (c *Cache) send(ctx context.Context, op string, items []item, now int64, errs *errorList) (toSave journal.Saving) {
 	items = slices.DeleteFunc(items, func(it item) bool {
-		w := it.change
+		w := changeOf(&it)
 		if w.flight != nil {
 			var begun bool
 			w.old, w.seq, begun = c.local.BeginUnless(w.hash, w.entry, &w.flight.SupersededDuringStore)
@@ -342,25 +342,28 @@ func (c *Cache) send(ctx context.Context, op string, items []item, now int64, er
 	bounded, cancel := c.remote.bound(ctx, now)
 	defer cancel()
 	for i := range items {
-		if w := items[i].change; w.flight == nil {
+		if w := changeOf(&items[i]); w.flight == nil {
 			c.supersede(bounded, w)
 		}
 	}
 	stride := 1
-	if items[0].change.del && c.voids() {
+	if changeOf(&items[0]).del && c.voids() {
 		stride = 2
 	}
 	build := func(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed {
-		return c.writeCommands(b, it.change, cmds)
+		return c.writeCommands(b, changeOf(it), cmds)
 	}
 	c.remote.batch(bounded, items, stride, build, func(i int, replies []rueidis.RedisResult, o outcome) {
-		w := items[i].change
+		w := changeOf(&items[i])
 		saved, err := c.written(w, now, replies, o)
 		toSave = toSave.Or(saved)
 		errs.add(op, w.key, err)
 	})
 	return toSave
 }
+
+// changeOf returns the change that an item of send is for.
+func changeOf(it *item) *change { return it.payload.(*change) }
 
 // voids reports whether a delete also removes the key's lease: another process may be loading
 // the previous value.

@@ -1,0 +1,132 @@
+package holdfast
+
+import (
+	"crypto/rand"
+
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/journal"
+	"github.com/holdfast-cache/holdfast/internal/keyhash"
+	"github.com/holdfast-cache/holdfast/internal/local"
+	"github.com/redis/rueidis"
+)
+
+// connect starts the links to Redis, the replay and the journal's goroutines.
+func (c *Cache) connect() {
+	o := c.dialled
+	c.routes = newRoutes(&linkConfig{
+		Topology:     topology(o.mode()),
+		Timeout:      o.Timeout,
+		MinBackoff:   o.Breaker.MinBackoff,
+		MaxBackoff:   o.Breaker.MaxBackoff,
+		Redis:        o.Redis,
+		AllowAddress: o.AllowAddress,
+		Silence:      o.silence(),
+		ProbeKey:     o.Breaker.ProbePrefix + rand.Text(),
+		FirstSession: journal.EarlierProcess,
+		Tracking:     trackedKeys{Reads: o.Tracking.Mode == TrackReads, Prefixes: o.Tracking.Prefixes},
+		Script:       replayCheck,
+		NewBreaker: func(opened func()) circuitBreaker {
+			return newOpenBreaker(o.Breaker.Failures, opened, &c.stats.breakerOpens)
+		},
+		NewReplayer: func(l *link, owns func(string) bool) linkReplayer { return c.newReplayer(l, owns) },
+		Clock:       c.clock,
+		Stats:       &c.stats.linkCounters,
+		Life:        c.life,
+		Workers:     &c.workers,
+		Closed:      c.inflight.Closed.Load,
+	}, &linkEvents{c}, &linkDemand{c})
+	c.remote = newRemote(c.routes)
+	c.journal.Poison = c.routes.isolated
+	if c.journal.File != nil {
+		c.keeper.Spawn("journal", func() { c.journal.Keep(c.stop) })
+		c.keeper.Spawn("sweeper", func() { c.journal.Tidy(c.life, c.routes.wake) })
+	}
+	c.routes.start()
+}
+
+// newReplayer returns the replayer of a link.
+func (c *Cache) newReplayer(l *link, owns func(key string) bool) *replayer {
+	return &replayer{
+		journal: c.journal,
+		link:    l,
+		routes:  l.routes,
+		owns:    owns,
+		clock:   c.clock,
+		stats:   &c.stats,
+		notify:  c.notify,
+		hash:    c.local.Hash,
+		settled: c.local.OnReplayed,
+		doubt:   func(h keyhash.Hash) { c.local.Suspect(h, local.SameEnd) },
+		forget:  func(h keyhash.Hash) { c.local.Put(h, nil) },
+		timeout: max(c.opts.Timeout, replayTimeout),
+		maxHeld: journal.HeldSets,
+		pauses:  clock.Backoff{Min: replayPause, Max: c.opts.Breaker.MaxBackoff},
+		share:   c.opts.Timeout / 8,
+		rule:    c.opts.Journal.OnConflict,
+		pace:    newPace(c.opts.Journal.MaxRate, replayMost),
+		kick:    make(chan struct{}, 1),
+	}
+}
+
+// replayerOf returns the replayer of a link.
+func replayerOf(l *link) *replayer { return l.replayer.(*replayer) }
+
+// linkEvents is the watcher of the links of a Cache.
+type linkEvents struct{ c *Cache }
+
+// Invalidated handles an invalidation of key, which may also be the echo of our own write. The local copy
+// is invalidated, and a set of the key that waits in the journal is compared with the value in
+// Redis. An invalidation over a session that no longer serves (serving is false) may be older than
+// that value, so it causes no comparison.
+func (e *linkEvents) Invalidated(key string, serving bool) {
+	c := e.c
+	h, now := c.local.Hash(key), c.clock.Now()
+	// Flights first: a load that is storing puts its entry in place and then checks whether its
+	// flight was invalidated. If it was not, local.Invalidate runs later and finds the entry.
+	c.flights.Invalidate(h)
+	c.local.Invalidate(h, now)
+	if serving && c.opts.Journal.OnConflict == ConflictDelete && c.journal.Invalidated(h, key, now) {
+		c.routes.link(c.routes.of(key)).replayer.Wake()
+	}
+}
+
+func (e *linkEvents) Changed(keys []rueidis.RedisMessage) { e.c.listeners.onInvalidation(keys) }
+
+func (e *linkEvents) Emptied(owns func(key string) bool) (replay bool) {
+	c := e.c
+	return c.opts.Journal.OnConflict == ConflictDelete && c.journal.InvalidatedAll(c.clock.Now(), owns)
+}
+
+func (e *linkEvents) StateChanged(s linkChange) {
+	e.c.notify.stateChange(StateChange{From: State(s.From), To: State(s.To), Shard: s.Shard, At: s.At, Err: s.Err})
+}
+
+func (e *linkEvents) Untracked(addr, why string) {
+	e.c.notify.untracked(addr, why, e.c.opts.Tracking.UntrackedTTL)
+}
+
+func (e *linkEvents) Scriptless(addr string, why error) { e.c.notify.scriptless(addr, why) }
+func (e *linkEvents) Isolated(key, addr string)         { e.c.notify.isolated(key, addr) }
+
+// linkDemand is the demand of a Cache for Redis.
+type linkDemand struct{ c *Cache }
+
+func (d *linkDemand) Wanted() bool     { return d.c.journal.Keys.Load() > 0 || d.c.listeners.any() }
+func (d *linkDemand) Hits() uint64     { return d.c.inflight.Hits() + d.c.stats.localAnswers() }
+func (d *linkDemand) Journaling() bool { return d.c.journal.Keys.Load() != 0 }
+func (d *linkDemand) Copies() int64    { return d.c.local.Len() - d.c.journal.Keys.Load() }
+
+// healthOf returns what the links know of Redis.
+func healthOf(h linkHealth) Health {
+	whole := Health{
+		State: State(h.State), Writable: h.Writable, Tracking: h.Tracking, Lacks: h.Lacks,
+		Since: h.Since, ProbedAt: h.ProbedAt, LastError: h.LastError,
+	}
+	for _, s := range h.Shards {
+		whole.Shards = append(whole.Shards, ShardHealth{
+			Addr: s.Addr, Slots: s.Slots, State: State(s.State), Writable: s.Writable,
+			Tracking: s.Tracking, Since: s.Since, LastError: s.LastError,
+		})
+	}
+	return whole
+}
