@@ -357,7 +357,7 @@ func BenchmarkInvalidated(b *testing.B) {
 	for name, from := range map[string]int{"known": 0, "unknown": n} {
 		b.Run(name, func(b *testing.B) {
 			versus(b, 1,
-				func(_, i int) { c.routes.seedLink.watcher.Invalidated(keys[from+i&(n-1)], true) },
+				func(_, i int) { c.routes.SeedLink.Watcher.Invalidated(keys[from+i&(n-1)], true) },
 				func(_, i int) { raw.Get(keys[from+i&(n-1)]) })
 		})
 	}
@@ -509,7 +509,7 @@ func benchDrain(b *testing.B, server *redistest.Server, addr string, rate int, a
 	for i := 0; b.Loop(); i++ {
 		away()
 		redistest.WaitFor(b, time.Minute, "the outage", func() bool {
-			c.routes.use()
+			c.routes.Use()
 			return c.Health().State != Up
 		})
 		value := append(make([]byte, 96), fmt.Sprintf("%04d", i)...)

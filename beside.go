@@ -3,6 +3,8 @@ package holdfast
 import (
 	"context"
 	"fmt"
+
+	"github.com/holdfast-cache/holdfast/internal/link"
 )
 
 // This file has the calls for a program that uses another client of the same Redis beside
@@ -31,20 +33,20 @@ func (c *Cache) Deliver(ctx context.Context, keys ...string) error {
 	if c.routes == nil {
 		return ErrUnavailable
 	}
-	bounded, cancel := c.remote.bound(ctx, c.clock.Now())
+	bounded, cancel := c.remote.Bound(ctx, c.clock.Now())
 	defer cancel()
 	return c.deliverNow(bounded, keys)
 }
 
 // deliverNow is Deliver for a call that is counted in.
-func (c *Cache) deliverNow(ctx bound, keys []string) error {
+func (c *Cache) deliverNow(ctx link.Bound, keys []string) error {
 	for _, key := range keys {
 		h := c.local.Hash(key)
 		if c.journal.Holds(h, key) {
 			if _, err := c.writerAfterReplay(ctx, h, key); err != nil {
 				return err
 			}
-		} else if l, _ := c.remote.awaitLink(ctx.caller, ctx.began, true, func() *link { return c.routes.link(c.routes.of(key)) }); l.reader() == nil {
+		} else if l, _ := c.remote.AwaitLink(ctx.Caller, ctx.Began, true, func() *link.Link { return c.routes.Link(c.routes.Of(key)) }); l.Reader() == nil {
 			return ErrUnavailable
 		}
 	}
@@ -68,14 +70,14 @@ func (c *Cache) Available(ctx context.Context) error {
 		return ErrUnavailable
 	}
 	began := c.clock.Now()
-	bounded, cancel := c.remote.bound(ctx, began)
+	bounded, cancel := c.remote.Bound(ctx, began)
 	defer cancel()
 	for again := true; again; { // the first attempt may find a cluster
 		again = false
-		for _, l := range c.routes.links() {
-			_, waited := c.remote.awaitLink(ctx, began, true, func() *link { return l })
+		for _, l := range c.routes.Links() {
+			_, waited := c.remote.AwaitLink(ctx, began, true, func() *link.Link { return l })
 			again = again || waited && bounded.Err() == nil
-			if l.reader() == nil && !again {
+			if l.Reader() == nil && !again {
 				return ErrUnavailable
 			}
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/inflight"
 	"github.com/holdfast-cache/holdfast/internal/journal"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
 )
@@ -42,8 +43,8 @@ type Cache struct {
 	flights   *flight.Table[Entry]
 	loadSlots chan struct{} // one element per running load; nil: no bound
 	holder    string        // prefix of the token of each lease of this Cache
-	routes    *routes       // nil without Redis
-	remote    *remote
+	routes    *link.Routes  // nil without Redis
+	remote    *link.Remote
 	dropIn    dropIn
 
 	listeners listeners
@@ -152,7 +153,7 @@ func (c *Cache) read(ctx context.Context, op string, h keyhash.Hash, key string,
 		return c.fallback(e, now)
 	}
 	s, t := c.readerOf(h, key)
-	if s == nil && c.remote.awaitKey(ctx, now, false, key) {
+	if s == nil && c.remote.AwaitKey(ctx, now, false, key) {
 		if s, t = c.readerOf(h, key); s == nil {
 			e = c.local.Get(h) // our own write may have replaced it
 		}
@@ -160,49 +161,49 @@ func (c *Cache) read(ctx context.Context, op string, h keyhash.Hash, key string,
 	if s == nil {
 		return c.fallback(e, now)
 	}
-	bounded, cancel := c.remote.bound(ctx, now)
+	bounded, cancel := c.remote.Bound(ctx, now)
 	defer cancel()
-	v, o := c.remote.get(bounded, s, key)
+	v, o := c.remote.Get(bounded, s, key)
 	return c.readOutcome(op, h, key, now, t, v, o)
 }
 
 // readerOf returns the session for reading the key, or nil, and the token with which its
 // answer may fill the local tier.
-func (c *Cache) readerOf(h keyhash.Hash, key string) (*session, local.Token) {
-	place := c.routes.of(key)
-	t := c.local.Token(h, &place.domain)
-	return c.routes.link(place).reader(), t
+func (c *Cache) readerOf(h keyhash.Hash, key string) (*link.Session, local.Token) {
+	place := c.routes.Of(key)
+	t := c.local.Token(h, &place.Domain)
+	return c.routes.Link(place).Reader(), t
 }
 
 // readOutcome turns the outcome of a read, which may be no reply, into an answer.
-func (c *Cache) readOutcome(op string, h keyhash.Hash, key string, now int64, t local.Token, v remoteValue, o outcome) (Entry, error) {
-	switch o.class {
+func (c *Cache) readOutcome(op string, h keyhash.Hash, key string, now int64, t local.Token, v link.RemoteValue, o link.Outcome) (Entry, error) {
+	switch o.Class {
 	case rediserr.OK:
 	case rediserr.Command:
-		return Entry{}, &Error{Op: op, Key: key, Tier: Remote, Err: o.err}
+		return Entry{}, &Error{Op: op, Key: key, Tier: Remote, Err: o.Err}
 	case rediserr.Canceled:
-		return Entry{}, o.err
+		return Entry{}, o.Err
 	default:
 		// Get the copy again: our own write may have replaced it since the call began.
 		return c.fallback(c.local.Get(h), c.clock.Now())
 	}
-	if !v.found {
+	if !v.Found {
 		c.local.Forget(h, t, now)
 		return Entry{Tier: Remote}, ErrMiss
 	}
-	if v.open {
-		v.ttl = max(c.opts.Tracking.UntrackedTTL, time.Nanosecond)
+	if v.Open {
+		v.Ttl = max(c.opts.Tracking.UntrackedTTL, time.Nanosecond)
 	}
-	k := local.Freshness{Confirmed: now, Expires: clock.After(now, v.ttl), Scope: t.Scope, Epoch: t.Epoch}
+	k := local.Freshness{Confirmed: now, Expires: clock.After(now, v.Ttl), Scope: t.Scope, Epoch: t.Epoch}
 	// A replica's master may have a newer value. A server that imports a slot does not
 	// report the changes that the slot's owner makes.
-	if !o.session.replica.Load() && !o.asked {
-		k.Fresh = c.freshUntil(now, k.Expires, o.session.tracks(key))
+	if !o.Session.Replica.Load() && !o.Asked {
+		k.Fresh = c.freshUntil(now, k.Expires, o.Session.Tracks(key))
 	}
-	if !c.local.Fill(h, key, v.bytes, t, k) {
+	if !c.local.Fill(h, key, v.Bytes, t, k) {
 		c.stats.fillsDiscarded.Add(1)
 	}
-	return Entry{Value: v.bytes, Tier: Remote, TTL: v.ttl}, nil
+	return Entry{Value: v.Bytes, Tier: Remote, TTL: v.Ttl}, nil
 }
 
 // freshUntil returns the time until which a copy is fresh; told says whether the server

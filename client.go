@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/redis/rueidis"
 )
@@ -18,7 +19,7 @@ import (
 type client struct {
 	*dropIn
 	c      *Cache
-	only   *link // a view of Nodes: its commands go to this link, past the tiers; else nil
+	only   *link.Link // a view of Nodes: its commands go to this link, past the tiers; else nil
 	closed atomic.Bool
 
 	listener *listener // set by NewClient; nil for none
@@ -103,7 +104,7 @@ func newBuilder() rueidis.Builder {
 		ForceSingleClient: true,
 		DisableCache:      true,
 		DialCtxFn: func(context.Context, string, *net.Dialer, *tls.Config) (net.Conn, error) {
-			return nil, errNoPermit
+			return nil, link.ErrNoPermit
 		},
 	})
 	b := unconnected.B()
@@ -288,7 +289,7 @@ func failed(turns []commandState, err error) []rueidis.RedisResult {
 // replayed, and where a command may write, the local copies of its keys are dropped. The caller has
 // entered the call gate. before blocks for at most the rest of the call's budget. It returns
 // ErrUnavailable or the error of the context; on an error nothing may be sent.
-func (cl *client) before(ctx bound, args [][]string) error {
+func (cl *client) before(ctx link.Bound, args [][]string) error {
 	if cl.c.routes == nil {
 		return ErrUnavailable
 	}
@@ -324,14 +325,14 @@ func (cl *client) Nodes() map[string]rueidis.Client {
 	nodes := map[string]rueidis.Client{}
 	switch router := cl.c.routes; {
 	case router == nil:
-	case router.cluster.Load() != nil:
-		for _, l := range router.cluster.Load().masters() {
-			nodes[l.addr] = &client{dropIn: cl.dropIn, c: cl.c, only: l}
+	case router.Cluster.Load() != nil:
+		for _, l := range router.Cluster.Load().Masters() {
+			nodes[l.Addr] = &client{dropIn: cl.dropIn, c: cl.c, only: l}
 		}
 	default:
 		addr := cl.c.opts.Redis.InitAddress[0]
-		if s := router.seedLink.gate.Load(); s != nil {
-			addr = s.addr
+		if s := router.SeedLink.Gate.Load(); s != nil {
+			addr = s.Addr
 		}
 		nodes[addr] = &client{dropIn: cl.dropIn, c: cl.c}
 	}
@@ -343,13 +344,13 @@ func (cl *client) Nodes() map[string]rueidis.Client {
 // options may be a node of a cluster. If Redis was not reached yet, the answer is standalone.
 func (cl *client) Mode() rueidis.ClientMode {
 	c := cl.c
-	if c.opts.mode() == ModeAuto && c.routes != nil && c.routes.cluster.Load() == nil {
-		c.remote.awaitLink(context.Background(), c.clock.Now(), true, func() *link { return c.routes.seedLink })
+	if c.opts.mode() == ModeAuto && c.routes != nil && c.routes.Cluster.Load() == nil {
+		c.remote.AwaitLink(context.Background(), c.clock.Now(), true, func() *link.Link { return c.routes.SeedLink })
 	}
 	switch {
 	case c.opts.mode() == ModeSentinel:
 		return rueidis.ClientModeSentinel
-	case c.opts.mode() == ModeCluster, c.routes != nil && c.routes.cluster.Load() != nil:
+	case c.opts.mode() == ModeCluster, c.routes != nil && c.routes.Cluster.Load() != nil:
 		return rueidis.ClientModeCluster
 	}
 	return rueidis.ClientModeStandalone

@@ -25,7 +25,7 @@ func BenchmarkClientHit(b *testing.B) {
 				time.Sleep(time.Millisecond)
 			}
 			cl := c.Client()
-			plain, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{c.routes.seedLink.gate.Load().addr}})
+			plain, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{c.routes.SeedLink.Gate.Load().Addr}})
 			if err != nil {
 				b.Fatal(err)
 			}

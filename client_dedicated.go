@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
@@ -16,12 +17,12 @@ type dedicated struct {
 	cl      *client
 	listens bool // it will subscribe, so rueidis must send PINGs
 	patient bool // its commands are not bounded by the budget
-	link    *link
+	link    *link.Link
 	asking  bool
 
 	mu struct {
 		sync.Mutex
-		conn     *ownConn
+		conn     *link.Conn
 		dialling chan struct{} // closed when the present dial ends; nil while there is none
 		released bool
 		running  int
@@ -140,7 +141,7 @@ func (d *dedicated) DoMulti(ctx context.Context, multi ...rueidis.Completed) []r
 	}
 	args, err := argsOf(multi)
 	if err != nil {
-		return failures(len(multi), err)
+		return link.Failures(len(multi), err)
 	}
 	if d.toBusy(ctx, args) {
 		return d.cl.DoMulti(ctx, multi...)
@@ -167,34 +168,34 @@ func (d *dedicated) toBusy(ctx context.Context, args [][]string) bool {
 		return false
 	}
 	d.cl.awaitOwn(ctx, args)
-	return slices.ContainsFunc(d.cl.c.routes.links(), func(l *link) bool { return l.busy.Load() != nil })
+	return slices.ContainsFunc(d.cl.c.routes.Links(), func(l *link.Link) bool { return l.Busy.Load() != nil })
 }
 
 // run sends the commands in one pipeline.
 func (d *dedicated) run(ctx context.Context, cmds []rueidis.Completed, args [][]string) []rueidis.RedisResult {
 	conn, keys, err := d.begin(ctx, cmds, args)
 	if err != nil {
-		return failures(len(cmds), err)
+		return link.Failures(len(cmds), err)
 	}
 	ok := false
 	defer func() { d.end(conn, keys, ok) }()
-	waiting, cancel := ctx, context.CancelFunc(noCancel)
+	waiting, cancel := ctx, context.CancelFunc(link.NoCancel)
 	bounded := !d.patient
 	for i := range cmds {
 		bounded = bounded && !blocks(&cmds[i], args[i])
 	}
 	if bounded {
-		waiting, cancel = d.cl.c.remote.budget.of(ctx, d.cl.c.clock.Now())
+		waiting, cancel = d.cl.c.remote.Budget.Of(ctx, d.cl.c.clock.Now())
 	}
 	defer cancel()
-	replies := conn.do(waiting, d.asking, cmds)
+	replies := conn.Do(waiting, d.asking, cmds)
 	ok = true
 	for i := range replies {
 		if err := replies[i].NonRedisError(); err != nil {
 			replies[i] = rueidis.NewErrorResult(worded(ctx, conn, args[i][0], err))
-			ok = ok && misuse(err)
+			ok = ok && link.Misuse(err)
 		} else if err := replies[i].Error(); err != nil {
-			conn.learn(err)
+			conn.Learn(err)
 			d.refused(args[i], err)
 		}
 	}
@@ -203,7 +204,7 @@ func (d *dedicated) run(ctx context.Context, cmds []rueidis.Completed, args [][]
 
 // begin prepares the connection, the keys and the state for the commands. keys holds the arguments
 // of all commands that may take effect, including those that an EXEC runs.
-func (d *dedicated) begin(ctx context.Context, cmds []rueidis.Completed, args [][]string) (conn *ownConn, keys [][]string, err error) {
+func (d *dedicated) begin(ctx context.Context, cmds []rueidis.Completed, args [][]string) (conn *link.Conn, keys [][]string, err error) {
 	guard, open := d.cl.c.inflight.Enter()
 	defer guard.Leave()
 	if err := d.cl.usable(ctx, open); err != nil {
@@ -259,8 +260,8 @@ func ends(args []string) bool {
 }
 
 // worded returns the error of a command without a reply.
-func worded(ctx context.Context, conn *ownConn, name string, err error) error {
-	err, named := conn.worded(ctx, err)
+func worded(ctx context.Context, conn *link.Conn, name string, err error) error {
+	err, named := conn.Worded(ctx, err)
 	if named {
 		err = &Error{Op: strings.ToLower(name), Tier: Remote, Err: err}
 	}
@@ -268,9 +269,9 @@ func worded(ctx context.Context, conn *ownConn, name string, err error) error {
 }
 
 // end is called when the commands have their replies, or will get none.
-func (d *dedicated) end(conn *ownConn, keys [][]string, ok bool) {
+func (d *dedicated) end(conn *link.Conn, keys [][]string, ok bool) {
 	if !ok {
-		conn.close(unavailable{errUnanswered})
+		conn.Close(link.Unavailable{Cause: errUnanswered})
 	}
 	guard, open := d.cl.c.inflight.Enter()
 	if open {
@@ -296,18 +297,18 @@ func (d *dedicated) refused(args []string, err error) {
 }
 
 // at returns the session beside which the connection was dialled, nil before the dial.
-func (d *dedicated) at() *session {
+func (d *dedicated) at() *link.Session {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.mu.conn == nil {
 		return nil
 	}
-	return d.mu.conn.session
+	return d.mu.conn.Session
 }
 
 // connection returns the connection, and dials it if there is none yet. The caller has entered the
 // call gate.
-func (d *dedicated) connection(ctx context.Context, args [][]string) (*ownConn, error) {
+func (d *dedicated) connection(ctx context.Context, args [][]string) (*link.Conn, error) {
 	for {
 		d.mu.Lock()
 		switch {
@@ -332,7 +333,7 @@ func (d *dedicated) connection(ctx context.Context, args [][]string) (*ownConn, 
 }
 
 // dialLocked is called with the lock held and returns without it.
-func (d *dedicated) dialLocked(ctx context.Context, args [][]string) (*ownConn, error) {
+func (d *dedicated) dialLocked(ctx context.Context, args [][]string) (*link.Conn, error) {
 	done := make(chan struct{})
 	d.mu.dialling = done
 	fresh := d.listens || d.mu.hooks != nil || strings.HasSuffix(upper(args[0][0]), "SUBSCRIBE")
@@ -341,7 +342,7 @@ func (d *dedicated) dialLocked(ctx context.Context, args [][]string) (*ownConn, 
 	if l == nil {
 		l = d.cl.awaitOwn(ctx, args)
 	}
-	conn, err := l.owned.acquire(ctx, fresh)
+	conn, err := l.Owned.Acquire(ctx, fresh)
 	d.mu.Lock()
 	d.mu.dialling = nil
 	hooks := d.mu.hooks
@@ -356,7 +357,7 @@ func (d *dedicated) dialLocked(ctx context.Context, args [][]string) (*ownConn, 
 	defer close(done)
 	switch {
 	case err == nil && released:
-		l.owned.release(conn, !fresh)
+		l.Owned.Release(conn, !fresh)
 		return nil, rueidis.ErrDedicatedClientRecycled
 	case err == nil:
 		return conn, nil
@@ -391,13 +392,13 @@ func (d *dedicated) Receive(ctx context.Context, subscribe rueidis.Completed, fn
 		return err
 	}
 	defer d.end(conn, keys, true)
-	err = conn.dedicated.Receive(ctx, subscribe, fn)
+	err = conn.Dedicated.Receive(ctx, subscribe, fn)
 	if err == nil || ctx.Err() != nil && rediserr.GaveUp(err) {
 		return err
 	}
 	var refused *rueidis.RedisError
-	if errors.As(err, &refused) && !isUnavailable(err) {
-		conn.learn(err)
+	if errors.As(err, &refused) && !link.IsUnavailable(err) {
+		conn.Learn(err)
 		return err
 	}
 	return worded(ctx, conn, args[0][0], err)
@@ -425,10 +426,10 @@ func (d *dedicated) part(cause error) {
 		return
 	}
 	if cause != nil {
-		conn.close(cause)
+		conn.Close(cause)
 	} else if !clean {
-		_ = conn.dedicated.SetPubSubHooks(rueidis.PubSubHooks{}) // ends the hooks without an error
-		conn.close(rueidis.ErrDedicatedClientRecycled)
+		_ = conn.Dedicated.SetPubSubHooks(rueidis.PubSubHooks{}) // ends the hooks without an error
+		conn.Close(rueidis.ErrDedicatedClientRecycled)
 	}
-	conn.owned.release(conn, clean)
+	conn.Owned.Release(conn, clean)
 }

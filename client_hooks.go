@@ -1,12 +1,15 @@
 package holdfast
 
-import "github.com/redis/rueidis"
+import (
+	"github.com/holdfast-cache/holdfast/internal/link"
+	"github.com/redis/rueidis"
+)
 
 // SetPubSubHooks implements rueidis.DedicatedClient. Hooks that are set before the first command
 // take effect with the connection that the command dials.
 func (d *dedicated) SetPubSubHooks(hooks rueidis.PubSubHooks) <-chan error {
 	return d.setHooks(hooks.OnMessage == nil && hooks.OnSubscription == nil, &pendingHooks{hooks: hooks},
-		func(conn *ownConn) <-chan error { return conn.dedicated.SetPubSubHooks(hooks) })
+		func(conn *link.Conn) <-chan error { return conn.Dedicated.SetPubSubHooks(hooks) })
 }
 
 // SetOnInvalidations implements rueidis.DedicatedClient.
@@ -19,11 +22,11 @@ func (d *dedicated) SetOnInvalidations(fn func([]rueidis.RedisMessage)) <-chan e
 	d.mu.Unlock()
 	none := fn == nil && next.hooks.OnMessage == nil && next.hooks.OnSubscription == nil
 	return d.setHooks(none, next,
-		func(conn *ownConn) <-chan error { return conn.dedicated.SetOnInvalidations(fn) })
+		func(conn *link.Conn) <-chan error { return conn.Dedicated.SetOnInvalidations(fn) })
 }
 
 // setHooks sets the hooks now, or as soon as there is a connection.
-func (d *dedicated) setHooks(none bool, next *pendingHooks, set func(*ownConn) <-chan error) <-chan error {
+func (d *dedicated) setHooks(none bool, next *pendingHooks, set func(*link.Conn) <-chan error) <-chan error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.mu.released {
@@ -69,16 +72,16 @@ func (h *pendingHooks) fail(err error) {
 }
 
 // install passes the hooks to the connection. The caller has entered the call gate.
-func (h *pendingHooks) install(conn *ownConn) {
+func (h *pendingHooks) install(conn *link.Conn) {
 	if h == nil {
 		return
 	}
 	var told <-chan error
 	if h.hooks.OnMessage != nil || h.hooks.OnSubscription != nil {
-		told = conn.dedicated.SetPubSubHooks(h.hooks)
+		told = conn.Dedicated.SetPubSubHooks(h.hooks)
 	}
 	if h.onInvalidations != nil {
-		told = conn.dedicated.SetOnInvalidations(h.onInvalidations)
+		told = conn.Dedicated.SetOnInvalidations(h.onInvalidations)
 	}
 	// The goroutine ends with the connection at the latest.
 	if !h.cl.c.workers.Spawn("hooks", func() {

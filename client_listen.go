@@ -46,7 +46,7 @@ func (c *Cache) NewClient(option rueidis.ClientOption) (rueidis.Client, error) {
 		cl.listener.end()
 		return nil, ErrClosed
 	}
-	c.routes.use()
+	c.routes.Use()
 	return cl, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
@@ -85,7 +86,7 @@ func (cl *client) stream(ctx context.Context, cmds []rueidis.Completed, send fun
 		return rueidis.NewErrorResultStream(err)
 	}
 	defer cl.after(args)
-	return cl.awaitOwn(ctx, args).owned.stream(ctx, send)
+	return cl.awaitOwn(ctx, args).Owned.Stream(ctx, send)
 }
 
 // ownDo runs commands that block on a dedicated connection, for as long as their own timeouts say,
@@ -93,12 +94,12 @@ func (cl *client) stream(ctx context.Context, cmds []rueidis.Completed, send fun
 func (cl *client) ownDo(ctx context.Context, cmds ...rueidis.Completed) []rueidis.RedisResult {
 	args, err := argsOf(cmds)
 	if err != nil {
-		return failures(len(cmds), err)
+		return link.Failures(len(cmds), err)
 	}
 	replies := make([]rueidis.RedisResult, 0, len(cmds))
 	for len(cmds) > 0 {
 		n := len(cmds)
-		if cl.c.routes != nil && cl.c.routes.cluster.Load() != nil && cl.only == nil {
+		if cl.c.routes != nil && cl.c.routes.Cluster.Load() != nil && cl.only == nil {
 			first := cl.awaitOwn(ctx, args[:1])
 			n = 1
 			for n < len(cmds) && (cl.follows(args[n], first)) {
@@ -112,9 +113,9 @@ func (cl *client) ownDo(ctx context.Context, cmds ...rueidis.Completed) []rueidi
 }
 
 // follows reports whether a command may go to the same link as the commands before it.
-func (cl *client) follows(args []string, l *link) bool {
+func (cl *client) follows(args []string, l *link.Link) bool {
 	key, ok := ownKey(args)
-	return !ok || cl.c.routes.link(cl.c.routes.of(key)) == l
+	return !ok || cl.c.routes.Link(cl.c.routes.Of(key)) == l
 }
 
 // ownRun is ownDo for commands of one server. It follows a redirection of the first command.
@@ -122,8 +123,8 @@ func (cl *client) ownRun(ctx context.Context, cmds []rueidis.Completed, args [][
 	d := &dedicated{cl: cl, patient: true}
 	defer func() { d.release() }()
 	hops := 0
-	if cl.c.routes != nil && cl.c.routes.cluster.Load() != nil {
-		hops = cl.c.remote.hops
+	if cl.c.routes != nil && cl.c.routes.Cluster.Load() != nil {
+		hops = cl.c.remote.Hops
 	}
 	for ; ; hops-- {
 		replies := d.run(ctx, cmds, args)
@@ -131,12 +132,12 @@ func (cl *client) ownRun(ctx context.Context, cmds []rueidis.Completed, args [][
 		if rediserr.Classify(ctx, err) != rediserr.Redirect || hops <= 0 || d.at() == nil {
 			return replies
 		}
-		next, asking := cl.c.routes.follow(d.at(), err)
+		next, asking := cl.c.routes.Follow(d.at(), err)
 		if next == nil {
 			return replies
 		}
 		d.release()
-		d = &dedicated{cl: cl, patient: true, link: next.link, asking: asking}
+		d = &dedicated{cl: cl, patient: true, link: next.Link, asking: asking}
 		cmds = cl.again(cmds, args)
 	}
 }
@@ -172,29 +173,29 @@ func (cl *client) usable(ctx context.Context, open bool) error {
 
 // readyOwn is client.before with a budget of its own.
 func (cl *client) readyOwn(ctx context.Context, args [][]string) error {
-	bounded, cancel := cl.c.remote.bound(ctx, cl.c.clock.Now())
+	bounded, cancel := cl.c.remote.Bound(ctx, cl.c.clock.Now())
 	defer cancel()
 	return cl.before(bounded, args)
 }
 
 // ownLink returns the link for the commands: the one of the first key, or, without a key, one that
 // serves.
-func (cl *client) ownLink(args [][]string) *link {
+func (cl *client) ownLink(args [][]string) *link.Link {
 	if cl.only != nil {
 		return cl.only
 	}
 	r := cl.c.routes
 	for _, a := range args {
 		if key, ok := ownKey(a); ok {
-			return r.link(r.of(key))
+			return r.Link(r.Of(key))
 		}
 	}
-	return r.any()
+	return r.Any()
 }
 
 // awaitOwn is ownLink for calls that may wait for a connection attempt; see moment.
-func (cl *client) awaitOwn(ctx context.Context, args [][]string) *link {
-	l, _ := cl.c.remote.awaitLink(ctx, cl.c.clock.Now(), true, func() *link { return cl.ownLink(args) })
+func (cl *client) awaitOwn(ctx context.Context, args [][]string) *link.Link {
+	l, _ := cl.c.remote.AwaitLink(ctx, cl.c.clock.Now(), true, func() *link.Link { return cl.ownLink(args) })
 	return l
 }
 

@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
@@ -64,16 +65,16 @@ func (r *pipelineCall) pass(first, n int) {
 		e.hides = e.hides || p.where == keysAnywhere && !p.reads
 	}
 	killsScript := n == 1 && allowedBusy(turns[0].args)
-	e.link, _ = r.c.remote.awaitLink(r.ctx, r.now, true, func() *link { return r.link(e.key, homed, killsScript) })
-	s := e.link.reader()
+	e.link, _ = r.c.remote.AwaitLink(r.ctx, r.now, true, func() *link.Link { return r.link(e.key, homed, killsScript) })
+	s := e.link.Reader()
 	if homed && !reads {
-		s = e.link.writer(false)
+		s = e.link.Writer(false)
 	}
 	if s == nil && n == 1 && allowedBusy(turns[0].args) {
-		s = e.link.busy.Load()
+		s = e.link.Busy.Load()
 	}
 	if s == nil {
-		fail(e.link.why())
+		fail(e.link.Why())
 		return
 	}
 	for i := range e.passed {
@@ -110,20 +111,20 @@ func copied(args []string) []string {
 
 // link returns the link that a command is sent to. A command that ends a script goes to a server
 // that runs one.
-func (r *pipelineCall) link(home string, homed, killsScript bool) *link {
+func (r *pipelineCall) link(home string, homed, killsScript bool) *link.Link {
 	router := r.c.routes
 	switch {
 	case r.cl.only != nil:
 		return r.cl.only
 	case homed:
-		return router.link(router.of(home))
+		return router.Link(router.Of(home))
 	}
-	for _, l := range router.links() {
-		if killsScript && l.busy.Load() != nil {
+	for _, l := range router.Links() {
+		if killsScript && l.Busy.Load() != nil {
 			return l
 		}
 	}
-	return router.any()
+	return router.Any()
 }
 
 func (r *pipelineCall) occupyAll(p *passed) {
@@ -161,7 +162,7 @@ func (r *pipelineCall) transaction(first int) {
 }
 
 // ready prepares a command for sending; see client.before.
-func (cl *client) ready(ctx bound, p *passed) error {
+func (cl *client) ready(ctx link.Bound, p *passed) error {
 	c := cl.c
 	if len(p.keys) > 0 {
 		if err := c.deliverNow(ctx, p.keys); err != nil {
@@ -183,17 +184,17 @@ func (cl *client) ready(ctx bound, p *passed) error {
 
 // over is called once a command was sent, answered or not. l is the link that it was sent to, nil
 // if it is not known.
-func (cl *client) over(p *passed, l *link) {
+func (cl *client) over(p *passed, l *link.Link) {
 	switch {
 	case p.reads:
 	case p.verb != verbFlush && p.verb != verbUnsettle:
 		cl.c.invalidate(p.keys)
 	case p.swapsOthers(cl.c.opts.Redis.SelectDB):
 	case l != nil:
-		l.suspect()
+		l.Suspect()
 	default:
-		for _, l := range cl.c.routes.links() {
-			l.suspect()
+		for _, l := range cl.c.routes.Links() {
+			l.Suspect()
 		}
 	}
 }
@@ -201,16 +202,16 @@ func (cl *client) over(p *passed, l *link) {
 // emptied is called when Redis has acknowledged a flush. All copies of its keys are invalid, and
 // the journaled sets of its keys become deletes, except for later writes of the same call.
 func (r *pipelineCall) emptied(e *remoteOp) {
-	e.link.keys.scopes((*local.EpochScope).Flush)
+	e.link.Keys.Scopes((*local.EpochScope).Flush)
 	spare := map[string]uint64{}
 	for _, w := range r.writes[e.at:] {
 		spare[w.key] = w.seq
 	}
-	keys, saved := r.c.journal.Flushed(e.link.keys.owns, spare)
+	keys, saved := r.c.journal.Flushed(e.link.Keys.Owns, spare)
 	r.kept = r.kept.Or(saved)
 	for _, key := range keys {
 		r.c.downgraded(key)
-		r.c.routes.deliver(key)
+		r.c.routes.Deliver(key)
 	}
 }
 
@@ -230,8 +231,8 @@ func (e *remoteOp) passCommands(b rueidis.Builder, cmds []rueidis.Completed) []r
 			size = max(size, len(arg))
 		}
 		cmd := p.cmd
-		if p.used || size >= keptSize {
-			cmd = kept(b.Arbitrary(p.args...).Build(), size)
+		if p.used || size >= link.KeptSize {
+			cmd = link.Kept(b.Arbitrary(p.args...).Build(), size)
 		}
 		p.used = true
 		cmds = append(cmds, cmd)
@@ -243,13 +244,13 @@ func (e *remoteOp) passCommands(b rueidis.Builder, cmds []rueidis.Completed) []r
 	return cmds
 }
 
-func (r *pipelineCall) hasPassed(e *remoteOp, replies []rueidis.RedisResult, o outcome) {
+func (r *pipelineCall) hasPassed(e *remoteOp, replies []rueidis.RedisResult, o link.Outcome) {
 	op := strings.ToLower(e.turn.name)
 	if e.hides && r.c.opts.Tracking.Mode == TrackPrefixes {
-		// With NOLOOP the server does not report them, see trackedKeys.command.
-		e.link.keys.scopes((*local.EpochScope).Suspect)
-		if o.session != nil && o.session.link != e.link {
-			o.session.link.keys.scopes((*local.EpochScope).Suspect)
+		// With NOLOOP the server does not report them, see TrackedKeys.command.
+		e.link.Keys.Scopes((*local.EpochScope).Suspect)
+		if o.Session != nil && o.Session.Link != e.link {
+			o.Session.Link.Keys.Scopes((*local.EpochScope).Suspect)
 		}
 	}
 	for i := range e.passed {
@@ -260,14 +261,14 @@ func (r *pipelineCall) hasPassed(e *remoteOp, replies []rueidis.RedisResult, o o
 			st.fail(e.key, r.c.asError(op, e.key, o))
 		case replies[i].NonRedisError() != nil:
 			// The connection was lost within a transaction.
-			st.fail(e.key, unavailable{replies[i].NonRedisError()})
+			st.fail(e.key, link.Unavailable{Cause: replies[i].NonRedisError()})
 		default:
 			if p.verb == verbFlush && len(e.passed) == 1 && replies[i].Error() == nil && !p.swapsOthers(r.c.opts.Redis.SelectDB) {
 				r.emptied(e)
 			}
 			err := replies[i].Error()
 			if len(e.passed) == 1 && rediserr.Classify(r.ctx, err) == rediserr.Busy && !allowedBusy(p.args) {
-				st.fail(e.key, unavailable{err})
+				st.fail(e.key, link.Unavailable{Cause: err})
 			}
 			st.decide(replies[i])
 		}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
@@ -39,7 +40,7 @@ func (r *pipelineCall) read(st *commandState, at int, key string) {
 		return
 	}
 	s, t := c.readerOf(h, key)
-	if s == nil && c.remote.awaitKey(r.ctx, r.now, false, key) {
+	if s == nil && c.remote.AwaitKey(r.ctx, r.now, false, key) {
 		s, t = c.readerOf(h, key)
 	}
 	if s == nil {
@@ -68,21 +69,21 @@ func (r *pipelineCall) fallback(st *commandState, at int, e *local.Entry) {
 	r.found(st, at, standIn, e)
 }
 
-func (r *pipelineCall) hasRead(e *remoteOp, replies []rueidis.RedisResult, o outcome) {
+func (r *pipelineCall) hasRead(e *remoteOp, replies []rueidis.RedisResult, o link.Outcome) {
 	st, c := e.turn, r.c
-	v, o := readValue(replies, o)
-	switch o.class {
+	v, o := link.ReadValue(replies, o)
+	switch o.Class {
 	case rediserr.OK:
 	case rediserr.Canceled:
-		c.counted(Entry{}, o.err)
-		st.decide(rueidis.NewErrorResult(o.err))
+		c.counted(Entry{}, o.Err)
+		st.decide(rueidis.NewErrorResult(o.Err))
 		return
 	case rediserr.Command:
-		if st.verb == verbMget && strings.HasPrefix(o.err.Error(), "WRONGTYPE") {
+		if st.verb == verbMget && strings.HasPrefix(o.Err.Error(), "WRONGTYPE") {
 			r.missed(st, e.at) // MGET has no errors of single keys
 			return
 		}
-		c.counted(Entry{}, o.err)
+		c.counted(Entry{}, o.Err)
 		st.decide(replies[0])
 		return
 	default:
@@ -190,11 +191,11 @@ func (r *pipelineCall) ask(st *commandState, h keyhash.Hash, key string, known f
 		st.fail("", err)
 		return
 	}
-	var s *session
+	var s *link.Session
 	if c.routes != nil {
-		if s = c.routes.link(c.routes.of(key)).reader(); s == nil {
-			c.remote.awaitKey(r.ctx, r.now, true, key)
-			s = c.routes.link(c.routes.of(key)).reader()
+		if s = c.routes.Link(c.routes.Of(key)).Reader(); s == nil {
+			c.remote.AwaitKey(r.ctx, r.now, true, key)
+			s = c.routes.Link(c.routes.Of(key)).Reader()
 		}
 	}
 	if s == nil {
@@ -225,9 +226,9 @@ func (r *pipelineCall) askedNobody(st *commandState, key string, ttl time.Durati
 	}
 }
 
-func (r *pipelineCall) hasAsked(e *remoteOp, replies []rueidis.RedisResult, o outcome) {
+func (r *pipelineCall) hasAsked(e *remoteOp, replies []rueidis.RedisResult, o link.Outcome) {
 	st := e.turn
-	switch o.class {
+	switch o.Class {
 	case rediserr.OK, rediserr.Command:
 		if n, err := replies[0].AsInt64(); err == nil && st.verb == verbExists {
 			st.sum += n
@@ -235,7 +236,7 @@ func (r *pipelineCall) hasAsked(e *remoteOp, replies []rueidis.RedisResult, o ou
 		}
 		st.decide(replies[0])
 	case rediserr.Canceled:
-		st.decide(rueidis.NewErrorResult(o.err))
+		st.decide(rueidis.NewErrorResult(o.Err))
 	default:
 		var ttl time.Duration
 		fromJournal, live, journaled := r.c.journaled(e.hash, e.key, r.now)
@@ -247,7 +248,7 @@ func (r *pipelineCall) hasAsked(e *remoteOp, replies []rueidis.RedisResult, o ou
 			ttl, err = r.c.knownTTL(r.c.local.Get(e.hash), r.now)
 		}
 		if err == ErrUnavailable {
-			err = unavailable{o.err}
+			err = link.Unavailable{Cause: o.Err}
 		}
 		r.askedNobody(st, e.key, ttl, err)
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/journal"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/redis/rueidis"
 )
@@ -25,12 +26,12 @@ type pipelineCall struct {
 	ctx context.Context
 	now int64
 
-	began  int64 // start of the budget: now, or later in a large batch
-	limit  bound // of the call; made for its first remote operation
+	began  int64      // start of the budget: now, or later in a large batch
+	limit  link.Bound // of the call; made for its first remote operation
 	cancel context.CancelFunc
 
 	turns   []commandState
-	items   []item
+	items   []link.Item
 	writes  []*change
 	busy    map[string]bool // keys that a remote operation may change
 	flushes bool            // one of the commands empties a database
@@ -38,7 +39,7 @@ type pipelineCall struct {
 	kept    journal.Saving
 
 	// Storage for a call of a single command, allocated together with the call.
-	oneItem   [1]item
+	oneItem   [1]link.Item
 	oneOp     remoteOp
 	onePassed [1]passed
 	oneChange [1]*change
@@ -87,7 +88,7 @@ type remoteOp struct {
 	// that it does not name, as a script may.
 	first  int
 	passed []passed
-	link   *link
+	link   *link.Link
 	stays  bool
 	hides  bool
 }
@@ -106,7 +107,7 @@ const (
 func (r *pipelineCall) all() {
 	r.items, r.writes = r.oneItem[:0], r.oneChange[:0]
 	for i, bounded := 0, 0; i < len(r.turns); {
-		if i-bounded >= keysAtOnce {
+		if i-bounded >= link.KeysAtOnce {
 			bounded = i
 			r.unbound() // local processing time of many commands is not charged to Redis
 		}
@@ -119,7 +120,7 @@ func (r *pipelineCall) all() {
 		r.c.journal.BeginFlush()
 	}
 	if len(r.items) > 0 {
-		r.c.remote.batch(r.bounded(), r.items, 0, r.build, r.ran)
+		r.c.remote.Batch(r.bounded(), r.items, 0, r.build, r.ran)
 	}
 	if r.flushes {
 		r.c.journal.EndFlush()
@@ -139,9 +140,9 @@ func (r *pipelineCall) all() {
 	}
 }
 
-func (r *pipelineCall) bounded() bound {
+func (r *pipelineCall) bounded() link.Bound {
 	if r.cancel == nil {
-		r.limit, r.cancel = r.c.remote.bound(r.ctx, r.began)
+		r.limit, r.cancel = r.c.remote.Bound(r.ctx, r.began)
 	}
 	return r.limit
 }
@@ -260,7 +261,7 @@ func (r *pipelineCall) store(st *commandState) bool {
 			// GETDEL returns the value that Redis holds and removes it. In the first moments it
 			// waits for the connection attempt: otherwise a value that was just written, to be read
 			// once, would be lost.
-			r.c.remote.awaitKey(r.ctx, r.now, true, args[1])
+			r.c.remote.AwaitKey(r.ctx, r.now, true, args[1])
 		}
 		r.write(st, r.deleting(args))
 		return true
@@ -351,10 +352,10 @@ func (r *pipelineCall) occupy(key string) {
 	r.busy[key] = true
 }
 
-func (r *pipelineCall) add(e *remoteOp, s *session) {
-	r.items = append(r.items, item{
-		key: e.key, session: s, payload: e, size: e.size(), stays: e.stays,
-		reads: e.job == jobRead || e.job == jobPass, transaction: len(e.passed) > 1,
+func (r *pipelineCall) add(e *remoteOp, s *link.Session) {
+	r.items = append(r.items, link.Item{
+		Key: e.key, Session: s, Payload: e, Size: e.size(), Stays: e.stays,
+		Reads: e.job == jobRead || e.job == jobPass, Transaction: len(e.passed) > 1,
 	})
 }
 
@@ -372,11 +373,11 @@ func (e *remoteOp) size() (n int) {
 }
 
 // build appends the commands of a remote operation.
-func (r *pipelineCall) build(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed {
-	e := it.payload.(*remoteOp)
+func (r *pipelineCall) build(b rueidis.Builder, it *link.Item, cmds []rueidis.Completed) []rueidis.Completed {
+	e := it.Payload.(*remoteOp)
 	switch e.job {
 	case jobRead:
-		return readCommands(b, it, cmds)
+		return link.ReadCommands(b, it, cmds)
 	case jobWrite:
 		return r.c.writeCommands(b, e.change, cmds)
 	case jobAsk:
@@ -391,8 +392,8 @@ func (r *pipelineCall) build(b rueidis.Builder, it *item, cmds []rueidis.Complet
 }
 
 // ran handles the outcome of a remote operation.
-func (r *pipelineCall) ran(i int, replies []rueidis.RedisResult, o outcome) {
-	e := r.items[i].payload.(*remoteOp)
+func (r *pipelineCall) ran(i int, replies []rueidis.RedisResult, o link.Outcome) {
+	e := r.items[i].Payload.(*remoteOp)
 	switch e.job {
 	case jobRead:
 		r.hasRead(e, replies, o)

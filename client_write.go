@@ -8,6 +8,7 @@ import (
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
@@ -68,19 +69,19 @@ func (c *Cache) standing(h keyhash.Hash, key string, now int64) (data []byte, ok
 	return e.Bytes(), true
 }
 
-func (r *pipelineCall) hasWritten(e *remoteOp, replies []rueidis.RedisResult, o outcome) {
+func (r *pipelineCall) hasWritten(e *remoteOp, replies []rueidis.RedisResult, o link.Outcome) {
 	st := e.turn
 	saved, err := r.c.written(e.change, r.now, replies, o)
 	r.kept = r.kept.Or(saved)
 	switch {
-	case o.class == rediserr.OK && st.verb == verbDel:
+	case o.Class == rediserr.OK && st.verb == verbDel:
 		n, err := replies[0].AsInt64()
 		if err != nil {
 			st.decide(replies[0])
 		}
 		st.sum += n
-	case o.class == rediserr.OK && st.verb == verbMset:
-	case o.class == rediserr.OK, o.class == rediserr.Command:
+	case o.Class == rediserr.OK && st.verb == verbMset:
+	case o.Class == rediserr.OK, o.Class == rediserr.Command:
 		st.decide(replies[0])
 	case err != nil:
 		st.fail(e.key, err)
@@ -167,7 +168,7 @@ func (r *pipelineCall) parseSet(args []string) (*change, bool) {
 		}
 		w := r.setting(key, text, 0)
 		w.deadline = deadline
-		w.verbatim = []string{"SET", w.key, viewString(w.value), "KEEPTTL"}
+		w.verbatim = []string{"SET", w.key, link.ViewString(w.value), "KEEPTTL"}
 		return w, true
 	case len(args) == 5 && (option == "EX" || option == "PX"):
 		ttl, ok := lifetime(args[4], unitOf(option))
@@ -181,7 +182,7 @@ func (r *pipelineCall) parseSet(args []string) (*change, bool) {
 			return nil, false
 		}
 		w := r.setting(key, text, ttl)
-		w.verbatim = []string{"SET", w.key, viewString(w.value), option, strings.Clone(args[4])}
+		w.verbatim = []string{"SET", w.key, link.ViewString(w.value), option, strings.Clone(args[4])}
 		if ttl <= 0 {
 			w.del, w.value, w.deadline = true, nil, clock.Never // Redis deletes a key whose expiry is past
 		}
@@ -207,8 +208,8 @@ func (c *Cache) knownEnd(ctx context.Context, key string, now int64) (deadline i
 	e = c.local.Get(h)
 	down := c.routes == nil
 	if !down {
-		l, _ := c.remote.awaitLink(ctx, now, true, func() *link { return c.routes.link(c.routes.of(key)) })
-		down = l.reader() == nil
+		l, _ := c.remote.AwaitLink(ctx, now, true, func() *link.Link { return c.routes.Link(c.routes.Of(key)) })
+		down = l.Reader() == nil
 	}
 	if !down || e == nil || now >= e.Expires.Load() || !servable(e, now, c.routes != nil, c.opts.Outage) {
 		return clock.Never, c.routes == nil
@@ -317,9 +318,9 @@ func (r *pipelineCall) touchJournal(st *commandState, h keyhash.Hash, key string
 	return true
 }
 
-func (r *pipelineCall) hasTouched(e *remoteOp, replies []rueidis.RedisResult, o outcome) {
+func (r *pipelineCall) hasTouched(e *remoteOp, replies []rueidis.RedisResult, o link.Outcome) {
 	st, tier := e.turn, r.c.local
-	if o.class == rediserr.OK {
+	if o.Class == rediserr.OK {
 		tier.Retime(e.hash, e.change.entry, e.deadline)
 		st.decide(replies[0])
 		return
@@ -327,9 +328,9 @@ func (r *pipelineCall) hasTouched(e *remoteOp, replies []rueidis.RedisResult, o 
 	// The command may have run and changed the expiry.
 	tier.Suspect(e.hash, func(old int64) int64 { return min(old, e.deadline) })
 	switch {
-	case o.class == rediserr.Command:
+	case o.Class == rediserr.Command:
 		st.decide(replies[0])
-	case o.class != rediserr.Canceled && r.touchJournal(st, e.hash, e.key, e.deadline):
+	case o.Class != rediserr.Canceled && r.touchJournal(st, e.hash, e.key, e.deadline):
 	default:
 		st.fail(e.key, r.c.asError(strings.ToLower(st.name), e.key, o))
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/group"
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/redis/rueidis"
 )
 
@@ -39,7 +40,7 @@ func (c *Cache) deliver() error {
 	tick := time.NewTicker(deliverTick)
 	defer tick.Stop()
 	for {
-		inFlight := !c.inflight.Drained() && c.clock.Now()-began < int64(c.opts.Timeout) && slices.ContainsFunc(c.routes.links(), (*link).hopeful)
+		inFlight := !c.inflight.Drained() && c.clock.Now()-began < int64(c.opts.Timeout) && slices.ContainsFunc(c.routes.Links(), (*link.Link).Hopeful)
 		idle := c.journal.Drained()
 		switch {
 		case inFlight:
@@ -61,9 +62,9 @@ func (c *Cache) deliver() error {
 
 // deliverableBy reports whether a write of the key may reach Redis soon.
 func (c *Cache) deliverableBy(key string, del bool) bool {
-	l := c.routes.link(c.routes.of(key))
-	s := l.gate.Load()
-	return l.hopeful() && (s == nil || s.takes(del))
+	l := c.routes.Link(c.routes.Of(key))
+	s := l.Gate.Load()
+	return l.Hopeful() && (s == nil || s.Takes(del))
 }
 
 // UndeliveredError is the error of Close and Shutdown if the journal still held writes.
@@ -92,7 +93,7 @@ func (c *Cache) lost(why error, shutdown bool) error {
 		why = errHeld
 	}
 	if why == nil {
-		why = c.routes.health().LastError
+		why = c.routes.Health().LastError
 	}
 	if why == nil {
 		why = errUndelivered

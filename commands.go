@@ -6,6 +6,7 @@ import (
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
@@ -73,17 +74,17 @@ func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte,
 
 // readMany is read for the keys of a batch that are not journaled.
 func (c *Cache) readMany(ctx context.Context, op string, keys []string, now int64, each func(i int, e Entry, err error)) error {
-	items := make([]item, 0, len(keys))
+	items := make([]link.Item, 0, len(keys))
 	tokens := make([]local.Token, 0, len(keys))
 	at := make([]int, 0, len(keys))
 	for i, key := range keys {
 		if c.routes != nil {
 			s, t := c.readerOf(c.local.Hash(key), key)
-			if s == nil && c.remote.awaitKey(ctx, now, false, key) {
+			if s == nil && c.remote.AwaitKey(ctx, now, false, key) {
 				s, t = c.readerOf(c.local.Hash(key), key)
 			}
 			if s != nil {
-				items, tokens, at = append(items, item{key: key, session: s, reads: true}), append(tokens, t), append(at, i)
+				items, tokens, at = append(items, link.Item{Key: key, Session: s, Reads: true}), append(tokens, t), append(at, i)
 				continue
 			}
 		}
@@ -93,11 +94,11 @@ func (c *Cache) readMany(ctx context.Context, op string, keys []string, now int6
 	if len(items) == 0 {
 		return nil
 	}
-	bounded, cancel := c.remote.bound(ctx, now)
+	bounded, cancel := c.remote.Bound(ctx, now)
 	defer cancel()
-	c.remote.batch(bounded, items, 2, readCommands, func(i int, replies []rueidis.RedisResult, o outcome) {
-		key := items[i].key
-		v, o := readValue(replies, o)
+	c.remote.Batch(bounded, items, 2, link.ReadCommands, func(i int, replies []rueidis.RedisResult, o link.Outcome) {
+		key := items[i].Key
+		v, o := link.ReadValue(replies, o)
 		e, err := c.readOutcome(op, c.local.Hash(key), key, now, tokens[i], v, o)
 		each(at[i], e, err)
 	})
@@ -131,37 +132,37 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 		defer c.invalidateFlight(&w)
 		return c.local.Add(h, c.entryOf(&w, now, &c.local.StandaloneScope, w.deadline), now), nil
 	}
-	bounded, cancel := c.remote.bound(ctx, now)
+	bounded, cancel := c.remote.Bound(ctx, now)
 	defer cancel()
 	s, err := c.writerAfterReplay(bounded, h, key)
 	if err != nil {
 		return false, err
 	}
-	w.entry = c.entryOf(&w, now, &c.routes.of(key).domain, 0)
+	w.entry = c.entryOf(&w, now, &c.routes.Of(key).Domain, 0)
 	// Until Redis has decided, the present value of the key stands.
 	c.invalidateFlight(&w)
 	w.old, w.seq = c.local.Hold(h)
 	c.supersede(bounded, &w)
 	defer c.invalidateFlight(&w)
-	replies, o := c.remote.one(bounded, s, key, 1, func(b rueidis.Builder, _ *item, cmds []rueidis.Completed) []rueidis.Completed {
-		set := b.Set().Key(key).Value(viewString(w.value)).Nx()
+	replies, o := c.remote.One(bounded, s, key, 1, func(b rueidis.Builder, _ *link.Item, cmds []rueidis.Completed) []rueidis.Completed {
+		set := b.Set().Key(key).Value(link.ViewString(w.value)).Nx()
 		if ttl > 0 {
-			return append(cmds, kept(set.PxMilliseconds(ttl.Milliseconds()).Build(), len(value)))
+			return append(cmds, link.Kept(set.PxMilliseconds(ttl.Milliseconds()).Build(), len(value)))
 		}
-		return append(cmds, kept(set.Build(), len(value)))
+		return append(cmds, link.Kept(set.Build(), len(value)))
 	})
-	added := o.class == rediserr.OK && !rueidis.IsRedisNil(replies[0].Error())
+	added := o.Class == rediserr.OK && !rueidis.IsRedisNil(replies[0].Error())
 	if added {
 		c.local.EndAs(h, w.entry, c.freshUntilAfterWrite(&w, now, o))
 	} else {
 		defer c.local.End(h, true, local.KeepFreshness) // after the write is journaled
 	}
-	if o.unknown {
+	if o.Unknown {
 		// The command may run late, even after a Delete that was acknowledged. The caller is told
 		// that the value was not stored, so a compensating delete is journaled.
-		w.del, w.compensate, w.value, w.link = true, w.value, nil, s.link
+		w.del, w.compensate, w.value, w.link = true, w.value, nil, s.Link
 		w.expected = w.baseOf()
-		saved, err := c.remember(&w, o.session.id)
+		saved, err := c.remember(&w, o.Session.Id)
 		saveErr := c.durable(ctx, now, saved)
 		if err != nil {
 			return false, &Error{Op: "add", Key: key, Err: err}
@@ -175,62 +176,62 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 
 // writerAfterReplay returns the session that may decide on a key now. A journaled key is replayed first,
 // within the budget. The error is ErrUnavailable or the context's own.
-func (c *Cache) writerAfterReplay(ctx bound, h keyhash.Hash, key string) (*session, error) {
-	l, _ := c.remote.awaitLink(ctx.caller, ctx.began, true, func() *link { return c.routes.link(c.routes.of(key)) })
-	s := l.writer(false)
+func (c *Cache) writerAfterReplay(ctx link.Bound, h keyhash.Hash, key string) (*link.Session, error) {
+	l, _ := c.remote.AwaitLink(ctx.Caller, ctx.Began, true, func() *link.Link { return c.routes.Link(c.routes.Of(key)) })
+	s := l.Writer(false)
 	if s == nil {
-		if err := ctx.caller.Err(); err != nil {
+		if err := ctx.Caller.Err(); err != nil {
 			return nil, err
 		}
-		return nil, l.why()
+		return nil, l.Why()
 	}
 	if !c.journal.Holds(h, key) {
 		return s, nil
 	}
-	if l.treat(key, false) != sendInCompany || l.treat(key, true) != sendInCompany {
+	if l.Treat(key, false) != link.SendInCompany || l.Treat(key, true) != link.SendInCompany {
 		return nil, ErrUnavailable // the replay sends it alone
 	}
 	// It takes a slot of the bulkhead, like all commands of callers.
-	ticket, err := s.acquire(ctx)
+	ticket, err := s.Acquire(ctx)
 	if err != nil {
-		return nil, c.asError("replay", key, unsent(ctx))
+		return nil, c.asError("replay", key, link.Unsent(ctx))
 	}
 	for range 3 { // an expiry during the replay takes one more round, and so does a conflict
 		tasks := c.journal.TakeOne(h, key)
 		if tasks == nil {
-			if again, _ := c.journal.Sweep(ctx, ctx.began); again { // the replay may be done with it
-				c.routes.wake()
+			if again, _ := c.journal.Sweep(ctx, ctx.Began); again { // the replay may be done with it
+				c.routes.Wake()
 			}
 			break
 		}
 		replayerOf(l).replay(ctx, s, tasks)
 	}
 	if ctx.Err() != nil {
-		s.abandon(ticket)
+		s.Abandon(ticket)
 	} else {
-		s.release()
+		s.Release()
 	}
-	if err := ctx.caller.Err(); err != nil {
+	if err := ctx.Caller.Err(); err != nil {
 		return nil, err
 	}
 	if c.journal.Holds(h, key) {
-		l.replayer.Wake()
+		l.Replayer.Wake()
 		return nil, ErrUnavailable
 	}
 	return s, nil
 }
 
 // asError returns the error of a command that only Redis can answer.
-func (c *Cache) asError(op, key string, o outcome) error {
-	switch o.class {
+func (c *Cache) asError(op, key string, o link.Outcome) error {
+	switch o.Class {
 	case rediserr.OK:
 		return nil
 	case rediserr.Command:
-		return &Error{Op: op, Key: key, Tier: Remote, Err: o.err}
+		return &Error{Op: op, Key: key, Tier: Remote, Err: o.Err}
 	case rediserr.Canceled:
-		return o.err
+		return o.Err
 	default:
-		return &Error{Op: op, Key: key, Tier: Remote, Err: unavailable{o.err}}
+		return &Error{Op: op, Key: key, Tier: Remote, Err: link.Unavailable{Cause: o.Err}}
 	}
 }
 
@@ -261,19 +262,19 @@ func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
 	if c.routes == nil {
 		return c.knownTTL(e, now)
 	}
-	s := c.routes.link(c.routes.of(key)).reader()
-	if s == nil && c.remote.awaitKey(ctx, now, true, key) {
-		s, e = c.routes.link(c.routes.of(key)).reader(), c.local.Get(h)
+	s := c.routes.Link(c.routes.Of(key)).Reader()
+	if s == nil && c.remote.AwaitKey(ctx, now, true, key) {
+		s, e = c.routes.Link(c.routes.Of(key)).Reader(), c.local.Get(h)
 	}
 	if s == nil {
 		return c.knownTTL(e, now)
 	}
-	bounded, cancel := c.remote.bound(ctx, now)
+	bounded, cancel := c.remote.Bound(ctx, now)
 	defer cancel()
-	replies, o := c.remote.one(bounded, s, key, 1, func(b rueidis.Builder, _ *item, cmds []rueidis.Completed) []rueidis.Completed {
+	replies, o := c.remote.One(bounded, s, key, 1, func(b rueidis.Builder, _ *link.Item, cmds []rueidis.Completed) []rueidis.Completed {
 		return append(cmds, b.Pttl().Key(key).Build())
 	})
-	switch o.class {
+	switch o.Class {
 	case rediserr.OK:
 	case rediserr.Down, rediserr.WriteRefused, rediserr.Busy, rediserr.Unknown:
 		return c.knownTTL(e, now)
@@ -288,7 +289,7 @@ func (c *Cache) TTL(ctx context.Context, key string) (time.Duration, error) {
 	case ms == -1:
 		return 0, nil
 	default:
-		return max(millis(ms), time.Nanosecond), nil
+		return max(link.Millis(ms), time.Nanosecond), nil
 	}
 }
 
@@ -337,7 +338,7 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 			return c.durable(ctx, now, saved)
 		}
 	}
-	bounded, cancel := c.remote.bound(ctx, now)
+	bounded, cancel := c.remote.Bound(ctx, now)
 	defer cancel()
 	s, err := c.writerAfterReplay(bounded, h, key)
 	if err != nil {
@@ -350,7 +351,7 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 	w := change{hash: h}
 	c.supersede(bounded, &w)
 	defer c.invalidateFlight(&w)
-	replies, o := c.remote.one(bounded, s, key, 2, func(b rueidis.Builder, _ *item, cmds []rueidis.Completed) []rueidis.Completed {
+	replies, o := c.remote.One(bounded, s, key, 2, func(b rueidis.Builder, _ *link.Item, cmds []rueidis.Completed) []rueidis.Completed {
 		if ttl > 0 {
 			cmds = append(cmds, b.Pexpire().Key(key).Milliseconds(ttl.Milliseconds()).Build())
 		} else {
@@ -358,13 +359,13 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 		}
 		return append(cmds, b.Exists().Key(key).Build())
 	})
-	if o.class != rediserr.OK {
+	if o.Class != rediserr.OK {
 		// The command may have run and changed the expiry.
 		c.local.Suspect(h, func(old int64) int64 { return min(old, deadline) })
 		return c.asError("touch", key, o)
 	}
 	n, err := replies[1].AsInt64()
-	s.lacks.note(lackExists, err != nil)
+	s.Lacks.Note(link.LackExists, err != nil)
 	if err != nil && ttl > 0 {
 		n, err = replies[0].AsInt64() // PEXPIRE reports whether the key exists; PERSIST does not
 	}

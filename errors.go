@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/holdfast-cache/holdfast/internal/group"
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
 )
 
@@ -18,7 +19,7 @@ var (
 	// ErrUnavailable: only Redis can answer, and Redis is away or did not answer in time. In
 	// the latter case a command may have run, unless its method says otherwise. Try again
 	// later, or do without.
-	ErrUnavailable = errUnavailable
+	ErrUnavailable = link.ErrUnavailable
 
 	// ErrClosed: the Cache was closed. Make a new one.
 	ErrClosed = group.ErrClosed

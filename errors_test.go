@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/alicebob/miniredis/v2"
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/redis/rueidis"
 )
 
@@ -44,8 +45,8 @@ func TestAnErrorTellsOperationAndKeyAndWrapsItsCause(t *testing.T) {
 		{&Error{Op: "set", Key: "k", Err: ErrInvalidTTL}, "holdfast: set k: invalid ttl: it must be zero or positive", ErrInvalidTTL},
 		{&Error{Op: "set", Key: "k", Tier: Remote, Err: readonly}, "holdfast: set k: READONLY You can't write against a read only replica.", readonly},
 		{
-			&Error{Op: "add", Key: "k", Tier: Remote, Err: unavailable{errBudget}},
-			"holdfast: add k: " + strings.TrimPrefix(ErrUnavailable.Error(), "holdfast: ") + ": " + errBudget.Error(),
+			&Error{Op: "add", Key: "k", Tier: Remote, Err: link.Unavailable{Cause: link.ErrBudget}},
+			"holdfast: add k: " + strings.TrimPrefix(ErrUnavailable.Error(), "holdfast: ") + ": " + link.ErrBudget.Error(),
 			ErrUnavailable,
 		},
 	} {
@@ -104,7 +105,7 @@ func TestALongOrBinaryKeyIsShownShortAndAsValidText(t *testing.T) {
 
 func TestUnavailableNamesItsCauseAndIsErrUnavailable(t *testing.T) {
 	cause := fmt.Errorf("dial: %w", syscall.ECONNREFUSED)
-	err := error(unavailable{cause})
+	err := error(link.Unavailable{Cause: cause})
 	if !errors.Is(err, ErrUnavailable) || !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("%v is not ErrUnavailable with its cause", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/redis/rueidis"
@@ -26,12 +27,12 @@ func TestALargeBatchWaitsForItsTurnWhileOthersAreAnswered(t *testing.T) {
 	if err := c.WaitReady(ctx); err != nil {
 		t.Fatal(err)
 	}
-	s := c.routes.seedLink.gate.Load()
-	items := make([]item, 3*keysAtOnce)
+	s := c.routes.SeedLink.Gate.Load()
+	items := make([]link.Item, 3*link.KeysAtOnce)
 	for i := range items {
-		items[i] = item{key: fmt.Sprint("key", i), session: s}
+		items[i] = link.Item{Key: fmt.Sprint("key", i), Session: s}
 	}
-	bounded, done := c.remote.bound(ctx, c.clock.Now())
+	bounded, done := c.remote.Bound(ctx, c.clock.Now())
 	defer done()
 	full, freed := make(chan struct{}), make(chan struct{})
 	go func() { // others have all slots for four budgets, and are answered
@@ -39,20 +40,20 @@ func TestALargeBatchWaitsForItsTurnWhileOthersAreAnswered(t *testing.T) {
 		<-full
 		for range 40 {
 			clock.Sleep(ctx, c.opts.Timeout/10)
-			s.completed.Add(1)
+			s.Completed.Add(1)
 		}
-		for range bulkheadSlots {
-			s.release()
+		for range link.BulkheadSlots {
+			s.Release()
 		}
 	}()
 	answered := 0
-	c.remote.batch(bounded, items, 2, readCommands, func(i int, _ []rueidis.RedisResult, o outcome) {
-		if o.class == rediserr.OK {
+	c.remote.Batch(bounded, items, 2, link.ReadCommands, func(i int, _ []rueidis.RedisResult, o link.Outcome) {
+		if o.Class == rediserr.OK {
 			answered++
 		}
 		if i == 0 {
-			for range bulkheadSlots {
-				if _, err := s.acquire(ctx); err != nil {
+			for range link.BulkheadSlots {
+				if _, err := s.Acquire(ctx); err != nil {
 					t.Error(err)
 				}
 			}

@@ -13,6 +13,7 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/flight"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
@@ -74,22 +75,22 @@ func leaseName(key string, inCluster bool) string {
 	}
 	// A brace without a partner would break the tag. Such keys are rare, so a tag of the
 	// same slot is searched for each time.
-	wantSlot := slotOf(key)
+	wantSlot := link.SlotOf(key)
 	for i := 0; ; i++ {
-		if tag := strconv.Itoa(i); slotOf(tag) == wantSlot {
+		if tag := strconv.Itoa(i); link.SlotOf(tag) == wantSlot {
 			return leasePrefix + "{" + tag + "}" + key
 		}
 	}
 }
 
 func (c *Cache) leaseName(key string) string {
-	return leaseName(key, c.routes.cluster.Load() != nil)
+	return leaseName(key, c.routes.Cluster.Load() != nil)
 }
 
 // command builds leaseScript.
 func (l *lease) command(b rueidis.Builder, key, op, expects string, val []byte, ttl time.Duration) rueidis.Completed {
 	return b.Eval().Script(leaseScript).Numkeys(2).Key(key, l.name).
-		Arg(l.token, op, expects, viewString(val), strconv.FormatInt(ttl.Milliseconds(), 10)).Build()
+		Arg(l.token, op, expects, link.ViewString(val), strconv.FormatInt(ttl.Milliseconds(), 10)).Build()
 }
 
 // leased is the result of waiting for a lease.
@@ -119,7 +120,7 @@ func (c *Cache) lease(ctx context.Context, r *request, it *loadItem) (*lease, le
 			return nil, loadFreely
 		}
 		// Before the server is asked, so that no break of the stream is missed.
-		broken := c.routes.link(c.routes.of(it.key)).stream()
+		broken := c.routes.Link(c.routes.Of(it.key)).Stream()
 		a := c.askLease(ctx, r, it, l)
 		switch {
 		case a.found:
@@ -193,7 +194,7 @@ type leaseAnswer struct {
 // askLease tries to take the lease, and reads its remaining time and the key: the last holder
 // may have stored the key since it was last read.
 func (c *Cache) askLease(ctx context.Context, r *request, it *loadItem, l *lease) (a leaseAnswer) {
-	s := c.routes.link(c.routes.of(it.key)).writer(false)
+	s := c.routes.Link(c.routes.Of(it.key)).Writer(false)
 	if s == nil {
 		return a
 	}
@@ -205,9 +206,9 @@ func (c *Cache) askLease(ctx context.Context, r *request, it *loadItem, l *lease
 	now := c.clock.Now()
 	c.flights.Arm(it.f)
 	t := c.local.Token(it.h, c.domainOf(it.key))
-	bounded, cancel := c.remote.bound(ctx, now)
+	bounded, cancel := c.remote.Bound(ctx, now)
 	defer cancel()
-	replies, o := c.remote.one(bounded, s, it.key, 5, func(b rueidis.Builder, _ *item, cmds []rueidis.Completed) []rueidis.Completed {
+	replies, o := c.remote.One(bounded, s, it.key, 5, func(b rueidis.Builder, _ *link.Item, cmds []rueidis.Completed) []rueidis.Completed {
 		return append(cmds,
 			b.Set().Key(l.name).Value(l.token).Nx().Px(r.o.Lease).Build(),
 			b.Pttl().Key(l.name).Build(),
@@ -215,10 +216,10 @@ func (c *Cache) askLease(ctx context.Context, r *request, it *loadItem, l *lease
 			b.Get().Key(it.key).Build(),
 			b.Pttl().Key(it.key).Build())
 	})
-	if o.class == rediserr.OK || o.class == rediserr.Command {
-		s.lacks.note(lackLeases, o.class == rediserr.Command)
+	if o.Class == rediserr.OK || o.Class == rediserr.Command {
+		s.Lacks.Note(link.LackLeases, o.Class == rediserr.Command)
 	}
-	if o.class != rediserr.OK {
+	if o.Class != rediserr.OK {
 		return a
 	}
 	a.answered = true
@@ -228,11 +229,11 @@ func (c *Cache) askLease(ctx context.Context, r *request, it *loadItem, l *lease
 		a.ours = strings.HasPrefix(holder, c.holder)
 	}
 	ms, _ := replies[1].AsInt64()
-	a.wait = max(millis(ms), time.Millisecond)
-	if !s.tracks(l.name) {
+	a.wait = max(link.Millis(ms), time.Millisecond)
+	if !s.Tracks(l.name) {
 		a.wait = min(a.wait, max(r.o.Lease/10, time.Millisecond))
 	}
-	if val, got := readValue(replies[3:], o); !r.early && got.class == rediserr.OK && val.found {
+	if val, got := link.ReadValue(replies[3:], o); !r.early && got.Class == rediserr.OK && val.Found {
 		e, _ := c.readOutcome(r.op, it.h, it.key, now, t, val, got)
 		if r.usable.of(it.key, e.Value, v) {
 			if a.held {
@@ -257,17 +258,17 @@ func (c *Cache) giveBack(key string, l *lease) {
 		return
 	}
 	l.spent = true
-	s := c.routes.link(c.routes.of(key)).writer(false)
+	s := c.routes.Link(c.routes.Of(key)).Writer(false)
 	if s == nil {
 		return // the lease expires by itself
 	}
-	bounded, cancel := c.remote.bound(context.Background(), c.clock.Now())
+	bounded, cancel := c.remote.Bound(context.Background(), c.clock.Now())
 	defer cancel()
-	_, o := c.remote.one(bounded, s, key, 1, func(b rueidis.Builder, _ *item, cmds []rueidis.Completed) []rueidis.Completed {
+	_, o := c.remote.One(bounded, s, key, 1, func(b rueidis.Builder, _ *link.Item, cmds []rueidis.Completed) []rueidis.Completed {
 		return append(cmds, l.command(b, key, "release", "", nil, 0))
 	})
-	if o.class == rediserr.Command && !l.outlived(c.clock.Now()) {
-		c.remote.one(bounded, s, key, 1, func(b rueidis.Builder, _ *item, cmds []rueidis.Completed) []rueidis.Completed {
+	if o.Class == rediserr.Command && !l.outlived(c.clock.Now()) {
+		c.remote.One(bounded, s, key, 1, func(b rueidis.Builder, _ *link.Item, cmds []rueidis.Completed) []rueidis.Completed {
 			return append(cmds, b.Del().Key(l.name).Build())
 		})
 	}
@@ -280,7 +281,7 @@ func (l *lease) outlived(now int64) bool { return l == nil || now >= l.until }
 // withoutScripts reports whether a write failed because the server runs no scripts.
 func withoutScripts(err error) bool {
 	var re *rueidis.RedisError
-	return errors.As(err, &re) && noScripts(re)
+	return errors.As(err, &re) && link.NoScripts(re)
 }
 
 // storeScript stores ARGV[2] for ARGV[3] ms (0 for no expiry) in KEYS[1], if that holds a
@@ -306,13 +307,13 @@ func (w *change) loadedCommand(b rueidis.Builder) rueidis.Completed {
 		cmd = w.lease.command(b, w.key, "store", w.expects, w.value, w.ttl)
 	case w.expects != "":
 		cmd = b.Eval().Script(storeScript).Numkeys(1).Key(w.key).
-			Arg(w.expects, viewString(w.value), strconv.FormatInt(w.ttl.Milliseconds(), 10)).Build()
+			Arg(w.expects, link.ViewString(w.value), strconv.FormatInt(w.ttl.Milliseconds(), 10)).Build()
 	case w.ttl > 0:
-		cmd = b.Set().Key(w.key).Value(viewString(w.value)).Nx().PxMilliseconds(w.ttl.Milliseconds()).Build()
+		cmd = b.Set().Key(w.key).Value(link.ViewString(w.value)).Nx().PxMilliseconds(w.ttl.Milliseconds()).Build()
 	default:
-		cmd = b.Set().Key(w.key).Value(viewString(w.value)).Nx().Build()
+		cmd = b.Set().Key(w.key).Value(link.ViewString(w.value)).Nx().Build()
 	}
-	return kept(cmd, len(w.value))
+	return link.Kept(cmd, len(w.value))
 }
 
 // scripted reports whether loadedCommand builds a script for the change.

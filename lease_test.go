@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/flight"
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/redis/rueidis"
 )
@@ -18,8 +19,8 @@ func TestALeaseIsInTheSlotOfItsKey(t *testing.T) {
 	seen := map[string]bool{}
 	for _, key := range []string{"k", "user:7", "{a}b", "x{a}b", "{}", "a}b", "}", "", "{", "{a", "a{}b", "{}{a}", "b{a}{c}", "\xff}\x00"} {
 		name := leaseName(key, true)
-		if slotOf(name) != slotOf(key) {
-			t.Errorf("%q: the lease %q is in slot %d, the key in %d", key, name, slotOf(name), slotOf(key))
+		if link.SlotOf(name) != link.SlotOf(key) {
+			t.Errorf("%q: the lease %q is in slot %d, the key in %d", key, name, link.SlotOf(name), link.SlotOf(key))
 		}
 		if seen[name] {
 			t.Errorf("%q shares its lease %q", key, name)

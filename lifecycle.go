@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
@@ -19,7 +20,7 @@ func (c *Cache) Health() Health {
 	if c.inflight.Closed.Load() {
 		h := Health{State: Closed}
 		if c.routes != nil {
-			h = healthOf(c.routes.health())
+			h = healthOf(c.routes.Health())
 			h.State, h.Writable, h.Tracking = Closed, false, false
 		}
 		return h
@@ -27,7 +28,7 @@ func (c *Cache) Health() Health {
 	if c.routes == nil {
 		return Health{State: Up, Writable: true, Since: c.clock.Base.Add(time.Hour)}
 	}
-	h := healthOf(c.routes.health())
+	h := healthOf(c.routes.Health())
 	h.JournalKeys = int(c.journal.Keys.Load())
 	h.HeldKeys = int(c.journal.Held.N.Load())
 	if since := c.journal.HeldSince(); since != 0 {
@@ -52,30 +53,30 @@ func (c *Cache) Check(ctx context.Context) error {
 	if c.routes == nil {
 		return nil
 	}
-	bounded, cancel := c.remote.bound(ctx, c.clock.Now())
+	bounded, cancel := c.remote.Bound(ctx, c.clock.Now())
 	defer cancel()
 	c.makeSure(bounded)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	var errs errorList
-	var items []item
-	for _, l := range c.routes.links() {
-		if s := l.reader(); s != nil {
-			items = append(items, item{key: l.keys.probeKey(""), session: s})
+	var items []link.Item
+	for _, l := range c.routes.Links() {
+		if s := l.Reader(); s != nil {
+			items = append(items, link.Item{Key: l.Keys.ProbeKey(""), Session: s})
 		} else {
 			errs.errs = append(errs.errs, unreachable(l))
 		}
 	}
 	if len(items) > 0 {
-		bounded, cancel := c.remote.bound(ctx, c.clock.Now())
+		bounded, cancel := c.remote.Bound(ctx, c.clock.Now())
 		defer cancel()
-		build := func(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed {
-			return probeCommands(b, it.key, cmds)
+		build := func(b rueidis.Builder, it *link.Item, cmds []rueidis.Completed) []rueidis.Completed {
+			return link.ProbeCommands(b, it.Key, cmds)
 		}
-		c.remote.batch(bounded, items, 0, build, func(_ int, replies []rueidis.RedisResult, o outcome) {
-			if o.class == rediserr.OK && len(replies) > 1 {
-				o.class, o.err = probed(context.Background(), replies)
+		c.remote.Batch(bounded, items, 0, build, func(_ int, replies []rueidis.RedisResult, o link.Outcome) {
+			if o.Class == rediserr.OK && len(replies) > 1 {
+				o.Class, o.Err = link.Probed(context.Background(), replies)
 			}
 			if err := c.asError("check", "", o); err != nil {
 				errs.errs = append(errs.errs, err)
@@ -86,8 +87,8 @@ func (c *Cache) Check(ctx context.Context) error {
 }
 
 // unreachable is the error of a Check that needs this link.
-func unreachable(l *link) error {
-	if err := l.why(); err != ErrUnavailable {
+func unreachable(l *link.Link) error {
+	if err := l.Why(); err != ErrUnavailable {
 		return &Error{Op: "check", Tier: Remote, Err: err}
 	}
 	return ErrUnavailable
@@ -95,17 +96,17 @@ func unreachable(l *link) error {
 
 // makeSure causes an attempt to connect on every link without a session, or joins the attempt
 // in progress, and waits for the results until ctx ends.
-func (c *Cache) makeSure(ctx bound) {
-	looked := map[*link]bool{}
+func (c *Cache) makeSure(ctx link.Bound) {
+	looked := map[*link.Link]bool{}
 	for { // again, because the first attempt may find a cluster
-		var attempts []*moment
-		for _, l := range c.routes.links() {
-			if l.gate.Load() != nil || looked[l] {
+		var attempts []*link.Moment
+		for _, l := range c.routes.Links() {
+			if l.Gate.Load() != nil || looked[l] {
 				continue
 			}
 			looked[l] = true
-			l.use()
-			if m := l.forced(); m != nil {
+			l.Use()
+			if m := l.Forced(); m != nil {
 				attempts = append(attempts, m)
 			}
 		}
@@ -114,7 +115,7 @@ func (c *Cache) makeSure(ctx bound) {
 		}
 		for _, m := range attempts {
 			select {
-			case <-m.decided:
+			case <-m.Decided:
 			case <-ctx.Done():
 				return
 			}
@@ -132,16 +133,16 @@ func (c *Cache) WaitReady(ctx context.Context) error {
 	if c.routes == nil {
 		return enterable(ctx, !c.inflight.Closed.Load())
 	}
-	c.routes.waiting.Add(1)
-	defer c.routes.waiting.Add(-1)
-	c.routes.look()
+	c.routes.Waiting.Add(1)
+	defer c.routes.Waiting.Add(-1)
+	c.routes.Look()
 	select {
 	case <-c.stop:
 		return ErrClosed
 	default:
 	}
 	select {
-	case <-c.routes.ready:
+	case <-c.routes.Ready:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
@@ -168,7 +169,7 @@ func (c *Cache) drain(ctx context.Context) error {
 		if idle == nil {
 			return c.swept(ctx) // the file forgets them, too, should the process die now
 		}
-		c.routes.use()
+		c.routes.Use()
 		select {
 		case <-idle:
 		case <-ctx.Done():
@@ -184,7 +185,7 @@ func (c *Cache) drain(ctx context.Context) error {
 func (c *Cache) swept(ctx context.Context) error {
 	again, err := c.journal.Swept(ctx)
 	if again {
-		c.routes.wake()
+		c.routes.Wake()
 	}
 	return err
 }

@@ -322,7 +322,7 @@ func (c *Cache) domainOf(key string) *local.EpochScope {
 	if c.routes == nil {
 		return &c.local.StandaloneScope
 	}
-	return &c.routes.of(key).domain
+	return &c.routes.Of(key).Domain
 }
 
 // begin starts the load of the request on a goroutine of its own. The caller is counted

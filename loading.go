@@ -13,6 +13,7 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/inflight"
 	"github.com/holdfast-cache/holdfast/internal/journal"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/local"
 )
 
@@ -311,7 +312,7 @@ func (c *Cache) keepLoaded(r *request, items []*loadItem, l *lease) {
 // the local tier has a value all the same.
 func (c *Cache) putUngiven(w *change, now int64) {
 	w.grace |= local.NotInRedis
-	w.entry = c.entryOf(w, now, &w.place.domain, local.Unconfirmed)
+	w.entry = c.entryOf(w, now, &w.place.Domain, local.Unconfirmed)
 	if c.putSuperseding(context.Background(), w, now) && !w.del {
 		c.journal.AllowLocalValue(w.hash, w.key, now)
 	}
@@ -320,18 +321,18 @@ func (c *Cache) putUngiven(w *change, now int64) {
 // takeBack ends a store that Redis did not acknowledge. The copy stays, suspect. If the
 // command may have run, or may run late, the journal gets an intent that compensates for it:
 // others may have deleted the key since.
-func (c *Cache) takeBack(w *change, now int64, o outcome) (saved journal.Saving) {
-	if o.unknown {
+func (c *Cache) takeBack(w *change, now int64, o link.Outcome) (saved journal.Saving) {
+	if o.Unknown {
 		compensation := *w
 		compensation.expected = w.baseOf()
 		if !w.del {
 			compensation.value, compensation.del, compensation.compensate = nil, true, w.value
 		}
-		saved, _ = c.remember(&compensation, o.session.id)
+		saved, _ = c.remember(&compensation, o.Session.Id)
 	}
 	w.grace |= local.NotInRedis
-	c.local.EndAs(w.hash, c.entryOf(w, now, &w.place.domain, now), local.Unconfirmed)
-	if o.unknown && !w.del {
+	c.local.EndAs(w.hash, c.entryOf(w, now, &w.place.Domain, now), local.Unconfirmed)
+	if o.Unknown && !w.del {
 		c.journal.AllowLocalValue(w.hash, w.key, now)
 	}
 	return saved
@@ -382,7 +383,7 @@ func (c *Cache) destination(it *loadItem) destination {
 	d := it.token.Scope
 	unbroken := it.answered && d.Epoch.Load() == it.token.Epoch
 	flushed := int32(it.token.Epoch-d.Floor.Load()) < 0
-	writable := c.routes.link(c.routes.of(it.key)).writer(false) != nil
+	writable := c.routes.Link(c.routes.Of(it.key)).Writer(false) != nil
 	dest := whereTo(true, c.journal.Holds(it.h, it.key), flushed, unbroken, writable)
 	if it.refused && dest == localUnconfirmed {
 		return localBriefly
@@ -396,8 +397,8 @@ func (c *Cache) destination(it *loadItem) destination {
 func (c *Cache) keepLocally(it *loadItem, w *change, d destination) {
 	now := c.clock.Now()
 	t := local.Freshness{Confirmed: now, Fresh: local.Unconfirmed, Expires: clock.After(now, w.ttl), Scope: it.token.Scope, Epoch: it.token.Epoch}
-	if s := c.routes.link(c.routes.of(it.key)).reader(); s != nil && d != localUnconfirmed {
-		t.Fresh = c.freshUntil(now, t.Expires, d == localOnly && s.tracks(it.key) && !s.replica.Load())
+	if s := c.routes.Link(c.routes.Of(it.key)).Reader(); s != nil && d != localUnconfirmed {
+		t.Fresh = c.freshUntil(now, t.Expires, d == localOnly && s.Tracks(it.key) && !s.Replica.Load())
 	}
 	e := local.NewEntry(it.key, w.value, t)
 	e.SetStaleIfError(w.grace | local.NotInRedis)
@@ -407,7 +408,7 @@ func (c *Cache) keepLocally(it *loadItem, w *change, d destination) {
 // keepFenced is keepLocally for a journaled key.
 func (c *Cache) keepFenced(it *loadItem, w *change) {
 	now := c.clock.Now()
-	w.hash, w.deadline, w.place = it.h, clock.After(now, w.ttl), c.routes.of(it.key)
+	w.hash, w.deadline, w.place = it.h, clock.After(now, w.ttl), c.routes.Of(it.key)
 	c.putUngiven(w, now)
 }
 
@@ -433,8 +434,8 @@ func (c *Cache) keepAbsence(r *request, it *loadItem) {
 	freshEnd, confirmed := clock.After(now, r.o.NotFoundTTL), int64(0)
 	if c.routes != nil && it.answered { // then it is a copy of Redis' answer, too
 		confirmed = now
-		s := c.routes.link(c.routes.of(it.key)).reader()
-		freshEnd = c.freshUntil(now, freshEnd, s != nil && s.tracks(it.key) && !s.replica.Load())
+		s := c.routes.Link(c.routes.Of(it.key)).Reader()
+		freshEnd = c.freshUntil(now, freshEnd, s != nil && s.Tracks(it.key) && !s.Replica.Load())
 	}
 	c.storeIfNotInvalidated(it, local.NewEntry(it.key, nil, local.Freshness{
 		Confirmed: confirmed, Fresh: local.Absence(freshEnd), Expires: local.Invalidated,

@@ -23,7 +23,7 @@ func TestACallThatFoundNoSessionLooksAgainWhereThereIsOneByNow(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, first := range []bool{true, false} {
-		if !c.remote.awaitKey(ctx, c.clock.Now(), first, "k") {
+		if !c.remote.AwaitKey(ctx, c.clock.Now(), first, "k") {
 			t.Error("it does not look again")
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/redis/rueidis"
@@ -23,8 +24,8 @@ func TestTheLinksLastErrorIsNoVerdictAboutAConnectionOfACaller(t *testing.T) {
 		return cl.Do(ctx, cl.B().Arbitrary("EVAL", "return redis.error_reply('READONLY in a script')", "0").Build()).Error()
 	}
 	for name, last := range map[string]func(context.Context, *Cache) error{
-		"a lost connection": func(context.Context, *Cache) error { return errNoPermit },
-		"no answer":         func(context.Context, *Cache) error { return unanswered(context.DeadlineExceeded, time.Second) },
+		"a lost connection": func(context.Context, *Cache) error { return link.ErrNoPermit },
+		"no answer":         func(context.Context, *Cache) error { return link.Unanswered(context.DeadlineExceeded, time.Second) },
 		"a closed client":   func(context.Context, *Cache) error { return fmt.Errorf("probe: %w", rueidis.ErrClosing) },
 		"a refusal":         refusal,
 	} {
@@ -49,10 +50,10 @@ func TestTheLinksLastErrorIsNoVerdictAboutAConnectionOfACaller(t *testing.T) {
 			redistest.WaitFor(t, 20*time.Second, "both to wait", func() bool {
 				return strings.Contains(server.MustDo("PUBSUB", "NUMSUB", channel), "1") && strings.Contains(server.MustDo("INFO", "clients"), "blocked_clients:1")
 			})
-			l := c.routes.seedLink
+			l := c.routes.SeedLink
 			timeouts, cause := c.Stats().Timeouts, last(ctx, c)
-			l.setError(cause)
-			l.breaker.Trip()
+			l.SetError(cause)
+			l.Breaker.Trip()
 			for op, end := range ends {
 				err := <-end
 				var e *Error
@@ -88,7 +89,7 @@ func TestALostSessionEndsTheConnectionsOfCallersBeforeTheStateIsDown(t *testing.
 	if err := c.WaitReady(ctx); err != nil {
 		t.Fatal(err)
 	}
-	cl, l := c.Client(), c.routes.seedLink
+	cl, l := c.Client(), c.routes.SeedLink
 	receive := func(ctx context.Context, channel string) error {
 		return cl.Receive(ctx, cl.B().Subscribe().Channel(channel).Build(), func(rueidis.PubSubMessage) {})
 	}
@@ -100,11 +101,11 @@ func TestALostSessionEndsTheConnectionsOfCallersBeforeTheStateIsDown(t *testing.
 	ended := make(chan error, 1)
 	go func() { ended <- receive(ctx, "first") }()
 	subscribed("first")
-	l.used.Store(false)
-	l.quiet.Store(true) // as after MaxBackoff without a call
-	s := l.gate.Load()
+	l.Used.Store(false)
+	l.Quiet.Store(true) // as after MaxBackoff without a call
+	s := l.Gate.Load()
 	proxy.SetMode(redistest.Hang)
-	s.dialer.connection().Close()
+	s.Dialer.Connection().Close()
 	if err := <-ended; !errors.Is(err, ErrUnavailable) {
 		t.Errorf("%v; want ErrUnavailable", err)
 	}

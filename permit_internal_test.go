@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/redis/rueidis"
 )
@@ -24,15 +25,15 @@ func TestASessionIsNotDialledAgainByACall(t *testing.T) {
 	if err := c.WaitReady(ctx); err != nil {
 		t.Fatal(err)
 	}
-	s := c.routes.seedLink.gate.Load()
-	s.dialer.connection().Close()
+	s := c.routes.SeedLink.Gate.Load()
+	s.Dialer.Connection().Close()
 	for range 10 {
-		err = s.client.Do(ctx, s.client.B().Ping().Build()).Error()
+		err = s.Client.Do(ctx, s.Client.B().Ping().Build()).Error()
 		if err == nil {
 			t.Fatal("a lost session was dialled again")
 		}
 	}
-	if !errors.Is(err, errNoPermit) {
+	if !errors.Is(err, link.ErrNoPermit) {
 		t.Errorf("a lost session says %v", err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/journal"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/redis/rueidis"
 )
@@ -13,8 +14,8 @@ import (
 // connect starts the links to Redis, the replay and the journal's goroutines.
 func (c *Cache) connect() {
 	o := c.dialled
-	c.routes = newRoutes(&linkConfig{
-		Topology:     topology(o.mode()),
+	c.routes = link.New(&link.Config{
+		Topology:     link.Topology(o.mode()),
 		Timeout:      o.Timeout,
 		MinBackoff:   o.Breaker.MinBackoff,
 		MaxBackoff:   o.Breaker.MaxBackoff,
@@ -23,33 +24,33 @@ func (c *Cache) connect() {
 		Silence:      o.silence(),
 		ProbeKey:     o.Breaker.ProbePrefix + rand.Text(),
 		FirstSession: journal.EarlierProcess,
-		Tracking:     trackedKeys{Reads: o.Tracking.Mode == TrackReads, Prefixes: o.Tracking.Prefixes},
+		Tracking:     link.TrackedKeys{Reads: o.Tracking.Mode == TrackReads, Prefixes: o.Tracking.Prefixes},
 		Script:       replayCheck,
-		NewBreaker: func(opened func()) circuitBreaker {
+		NewBreaker: func(opened func()) link.Breaker {
 			return newOpenBreaker(o.Breaker.Failures, opened, &c.stats.breakerOpens)
 		},
-		NewReplayer: func(l *link, owns func(string) bool) linkReplayer { return c.newReplayer(l, owns) },
+		NewReplayer: func(l *link.Link, owns func(string) bool) link.Replayer { return c.newReplayer(l, owns) },
 		Clock:       c.clock,
-		Stats:       &c.stats.linkCounters,
+		Stats:       &c.stats.Counters,
 		Life:        c.life,
 		Workers:     &c.workers,
 		Closed:      c.inflight.Closed.Load,
 	}, &linkEvents{c}, &linkDemand{c})
-	c.remote = newRemote(c.routes)
-	c.journal.Poison = c.routes.isolated
+	c.remote = link.NewRemote(c.routes)
+	c.journal.Poison = c.routes.Isolated
 	if c.journal.File != nil {
 		c.keeper.Spawn("journal", func() { c.journal.Keep(c.stop) })
-		c.keeper.Spawn("sweeper", func() { c.journal.Tidy(c.life, c.routes.wake) })
+		c.keeper.Spawn("sweeper", func() { c.journal.Tidy(c.life, c.routes.Wake) })
 	}
-	c.routes.start()
+	c.routes.Start()
 }
 
 // newReplayer returns the replayer of a link.
-func (c *Cache) newReplayer(l *link, owns func(key string) bool) *replayer {
+func (c *Cache) newReplayer(l *link.Link, owns func(key string) bool) *replayer {
 	return &replayer{
 		journal: c.journal,
 		link:    l,
-		routes:  l.routes,
+		routes:  l.Routes,
 		owns:    owns,
 		clock:   c.clock,
 		stats:   &c.stats,
@@ -69,7 +70,7 @@ func (c *Cache) newReplayer(l *link, owns func(key string) bool) *replayer {
 }
 
 // replayerOf returns the replayer of a link.
-func replayerOf(l *link) *replayer { return l.replayer.(*replayer) }
+func replayerOf(l *link.Link) *replayer { return l.Replayer.(*replayer) }
 
 // linkEvents is the watcher of the links of a Cache.
 type linkEvents struct{ c *Cache }
@@ -86,7 +87,7 @@ func (e *linkEvents) Invalidated(key string, serving bool) {
 	c.flights.Invalidate(h)
 	c.local.Invalidate(h, now)
 	if serving && c.opts.Journal.OnConflict == ConflictDelete && c.journal.Invalidated(h, key, now) {
-		c.routes.link(c.routes.of(key)).replayer.Wake()
+		c.routes.Link(c.routes.Of(key)).Replayer.Wake()
 	}
 }
 
@@ -97,7 +98,7 @@ func (e *linkEvents) Emptied(owns func(key string) bool) (replay bool) {
 	return c.opts.Journal.OnConflict == ConflictDelete && c.journal.InvalidatedAll(c.clock.Now(), owns)
 }
 
-func (e *linkEvents) StateChanged(s linkChange) {
+func (e *linkEvents) StateChanged(s link.Change) {
 	e.c.notify.stateChange(StateChange{From: State(s.From), To: State(s.To), Shard: s.Shard, At: s.At, Err: s.Err})
 }
 
@@ -117,7 +118,7 @@ func (d *linkDemand) Journaling() bool { return d.c.journal.Keys.Load() != 0 }
 func (d *linkDemand) Copies() int64    { return d.c.local.Len() - d.c.journal.Keys.Load() }
 
 // healthOf returns what the links know of Redis.
-func healthOf(h linkHealth) Health {
+func healthOf(h link.Health) Health {
 	whole := Health{
 		State: State(h.State), Writable: h.Writable, Tracking: h.Tracking, Lacks: h.Lacks,
 		Since: h.Since, ProbedAt: h.ProbedAt, LastError: h.LastError,

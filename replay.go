@@ -12,6 +12,7 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/group"
 	"github.com/holdfast-cache/holdfast/internal/journal"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
@@ -20,8 +21,8 @@ import (
 // own.
 type replayer struct {
 	journal *journal.Journal
-	link    *link
-	routes  *routes
+	link    *link.Link
+	routes  *link.Routes
 	owns    func(key string) bool // reports whether a key is the link's
 	clock   clock.Clock
 	stats   *counters
@@ -84,8 +85,8 @@ func (r *replayer) Run(ctx context.Context) {
 			}
 		case <-timer.C:
 		}
-		s := r.link.gate.Load()
-		if s != nil && (s.writable.Load() || s.deletable.Load()) && !r.drain(ctx, s) {
+		s := r.link.Gate.Load()
+		if s != nil && (s.Writable.Load() || s.Deletable.Load()) && !r.drain(ctx, s) {
 			timer.Reset(max(replayPause, r.pauses.Next()))
 			continue
 		}
@@ -93,10 +94,10 @@ func (r *replayer) Run(ctx context.Context) {
 		if s != nil {
 			r.compare(ctx, s)
 		}
-		if s == nil || !s.writable.Load() {
+		if s == nil || !s.Writable.Load() {
 			continue // the replayer is woken when Redis takes writes again
 		}
-		if next := min(r.journal.NextCheck(r.owns), r.journal.NextCanary(), r.nextAsk(s), r.link.suspects.nextTrial()); next != clock.Never {
+		if next := min(r.journal.NextCheck(r.owns), r.journal.NextCanary(), r.nextAsk(s), r.link.Suspects.NextTrial()); next != clock.Never {
 			timer.Reset(max(replayPause, time.Duration(next-r.clock.Now())))
 		}
 	}
@@ -107,7 +108,7 @@ func (r *replayer) Run(ctx context.Context) {
 func (r *replayer) jitter(ctx context.Context) bool {
 	t := time.NewTimer(time.Duration(rand.Int64N(int64(replayJitter))))
 	defer t.Stop()
-	for r.clock.Now() >= r.routes.urgent.Load() {
+	for r.clock.Now() >= r.routes.Urgent.Load() {
 		select {
 		case <-ctx.Done():
 			return false
@@ -126,7 +127,7 @@ const replayLanes = 2
 // draining is one replay of the journal on one session.
 type draining struct {
 	*replayer
-	session *session
+	session *link.Session
 
 	mu struct {
 		sync.Mutex
@@ -136,7 +137,7 @@ type draining struct {
 }
 
 // drain replays until nothing is left. It returns false if Redis stopped answering.
-func (r *replayer) drain(ctx context.Context, s *session) bool {
+func (r *replayer) drain(ctx context.Context, s *link.Session) bool {
 	r.askAgain(ctx, s)
 	r.expireHeld()
 	d := &draining{replayer: r, session: s}
@@ -160,7 +161,7 @@ func (r *replayer) drain(ctx context.Context, s *session) bool {
 func (d *draining) lane(ctx context.Context) {
 	s := d.session
 	want := func(key string, del bool) bool {
-		return (del || s.writable.Load() && !s.scriptsAwaited()) && d.owns(key) && d.link.treat(key, del) != sendNot
+		return (del || s.Writable.Load() && !s.ScriptsAwaited()) && d.owns(key) && d.link.Treat(key, del) != link.SendNot
 	}
 	quickest := time.Duration(clock.Never) // the time that does not depend on the batch
 	for size := replayFirst; ; {
@@ -201,16 +202,16 @@ func (d *draining) lane(ctx context.Context) {
 func (d *draining) enter(ctx context.Context, tasks []journal.Task) (leave func(), ok bool) {
 	s := d.session
 	if !tasks[0].Isolated {
-		leave, ok = s.leaveReplay, s.enterReplay(ctx)
+		leave, ok = s.LeaveReplay, s.EnterReplay(ctx)
 	} else {
 		ctx, cancel := context.WithTimeout(ctx, d.timeout)
 		defer cancel()
-		_, err := s.enterAlone(ctx)
-		leave, ok = func() { s.leaveAlone(0) }, err == nil
+		_, err := s.EnterAlone(ctx)
+		leave, ok = func() { s.LeaveAlone(0) }, err == nil
 	}
 	if !ok {
 		for i := range tasks {
-			d.journal.Resolve(tasks[i], journal.FoundUnsent, s.id, s.server, d.clock.Now())
+			d.journal.Resolve(tasks[i], journal.FoundUnsent, s.Id, s.Server, d.clock.Now())
 		}
 	}
 	return leave, ok
@@ -227,10 +228,10 @@ func (d *draining) await(ctx context.Context, keys int) bool {
 	defer t.Stop()
 	select {
 	case <-t.C:
-		if d.link.gate.Load() == d.session {
+		if d.link.Gate.Load() == d.session {
 			return true
 		}
-	case <-d.session.dialer.life.Done():
+	case <-d.session.Dialer.Life.Done():
 	case <-ctx.Done():
 	}
 	d.pace.refund(keys)
@@ -262,7 +263,7 @@ func nextBatch(size int, took, limit time.Duration) int {
 // replay sends the tasks in one pipeline and resolves each. It blocks for at most the
 // replayer's timeout and one second for each megabyte of values. A second try after ASK, the
 // probe of judge and the disk take time of their own. Only the journal waits for replay.
-func (r *replayer) replay(ctx context.Context, s *session, tasks []journal.Task) (round Replay, ok bool) {
+func (r *replayer) replay(ctx context.Context, s *link.Session, tasks []journal.Task) (round Replay, ok bool) {
 	// The file must have the tasks that are sent, or the next process would take our own
 	// value for another writer's. It must also have the results of the round before.
 	_, _ = r.journal.Swept(ctx)
@@ -277,32 +278,32 @@ func (r *replayer) replay(ctx context.Context, s *session, tasks []journal.Task)
 type pass struct {
 	*replayer
 	parent  context.Context // the context of the whole replay
-	session *session
+	session *link.Session
 	asking  bool // the server is importing the slots of the keys, so each command needs ASKING
 	dead    bool // the connection had ended before
 
 	round   Replay
 	failed  bool
-	plain   []journal.Task              // tasks for which the server does not run the script
-	against []refusedTask               // tasks that Redis refuses, for a reason not yet known
-	asked   map[*session][]journal.Task // tasks that were redirected by ASK
+	plain   []journal.Task                   // tasks for which the server does not run the script
+	against []refusedTask                    // tasks that Redis refuses, for a reason not yet known
+	asked   map[*link.Session][]journal.Task // tasks that were redirected by ASK
 }
 
 // pass tries the tasks once on the session, and those that it redirects by ASK once on the
 // server that it names. ok is false if tasks must wait.
-func (r *replayer) pass(parent context.Context, s *session, tasks []journal.Task, asking bool) (round Replay, ok bool) {
+func (r *replayer) pass(parent context.Context, s *link.Session, tasks []journal.Task, asking bool) (round Replay, ok bool) {
 	limit := r.timeout
 	for i := range tasks {
 		limit += time.Duration(len(tasks[i].Value)) * time.Microsecond
 	}
 	ctx, cancel := context.WithTimeout(parent, limit)
 	defer cancel()
-	p := &pass{replayer: r, parent: parent, session: s, asking: asking, dead: s.lost.Load()}
+	p := &pass{replayer: r, parent: parent, session: s, asking: asking, dead: s.Lost.Load()}
 	now := r.clock.Now()
 	for i := range tasks {
 		tasks[i].SentAt = now
 	}
-	if s.scriptless() {
+	if s.Scriptless() {
 		p.plain = tasks
 	} else {
 		for i, a := range r.send(ctx, s, tasks, asking) {
@@ -330,29 +331,29 @@ func (r *Replay) add(more Replay) {
 
 // conclude processes the answer to a task.
 func (p *pass) conclude(t *journal.Task, a answer) {
-	if _, refused := rueidis.IsRedisErr(a.err); (a.err == nil || refused) && p.link.suspects.any() {
-		p.link.suspects.clear(p.link.suspects.write(t.Key, t.Del))
+	if _, refused := rueidis.IsRedisErr(a.err); (a.err == nil || refused) && p.link.Suspects.Any() {
+		p.link.Suspects.Clear(p.link.Suspects.Write(t.Key, t.Del))
 	}
 	switch c := rediserr.Classify(context.Background(), a.err); {
 	case c == rediserr.OK:
 		p.decided(t, a.verdict)
-	case noScripts(a.err) && !withinScript(a.err) && !t.Del:
-		p.session.noteScripts(a.err, false)
+	case link.NoScripts(a.err) && !link.WithinScript(a.err) && !t.Del:
+		p.session.NoteScripts(a.err, false)
 		p.await(t)
-	case noScripts(a.err) && t.Del:
+	case link.NoScripts(a.err) && t.Del:
 		p.plain = append(p.plain, *t)
 	case (c == rediserr.Command || c == rediserr.Unknown) && t.Del && !t.Compensate:
 		p.plain = append(p.plain, *t) // perhaps only the script is refused
 	case c == rediserr.Command || c == rediserr.Unknown:
 		p.refused(t, c, a.err)
 	case c == rediserr.Redirect:
-		next, ask := p.routes.follow(p.session, a.err)
+		next, ask := p.routes.Follow(p.session, a.err)
 		if !ask || p.asking || next == nil {
 			p.postpone(t, c, a.err)
 			return
 		}
 		if p.asked == nil {
-			p.asked = map[*session][]journal.Task{}
+			p.asked = map[*link.Session][]journal.Task{}
 		}
 		p.asked[next] = append(p.asked[next], *t)
 	default:
@@ -373,8 +374,8 @@ func (p *pass) decided(t *journal.Task, v verdict) {
 		// doing: the previous value may have expired on the way. If so, the task is sent
 		// once more, and by then absence is no conflict.
 		now := p.clock.Now()
-		if t.MayFindNothing(p.session.server, now) {
-			p.journal.Resolve(*t, journal.FoundAgain, p.session.id, p.session.server, now)
+		if t.MayFindNothing(p.session.Server, now) {
+			p.journal.Resolve(*t, journal.FoundAgain, p.session.Id, p.session.Server, now)
 			p.Wake()
 			return
 		}
@@ -407,7 +408,7 @@ func (v verdict) found() journal.Found {
 
 // await keeps a set in the journal until it is certain whether the server runs scripts.
 func (p *pass) await(t *journal.Task) {
-	p.journal.Resolve(*t, journal.FoundUnsent, p.session.id, p.session.server, p.clock.Now())
+	p.journal.Resolve(*t, journal.FoundUnsent, p.session.Id, p.session.Server, p.clock.Now())
 }
 
 // refusedTask is a task with the error by which Redis refused it, and its class.
@@ -438,14 +439,14 @@ func (p *pass) judge() {
 	if len(p.against) == 0 {
 		return
 	}
-	why := p.session.link.judge(p.parent, p.session)
+	why := p.session.Link.Judge(p.parent, p.session)
 	for i := range p.against {
 		if r := &p.against[i]; why != nil || !p.hold(r) {
 			p.postpone(&r.Task, r.class, r.err)
 		}
 	}
 	if why != nil {
-		p.session.link.report(p.session, rediserr.Unknown, why)
+		p.session.Link.Report(p.session, rediserr.Unknown, why)
 	}
 }
 
@@ -454,7 +455,7 @@ func (p *pass) hold(r *refusedTask) bool {
 	reason := p.journal.Refusal(refusalOf(r.err, r.Key), r.class == rediserr.Command)
 	var ran uint64
 	if errors.Is(r.err, rediserr.ErrNonsense) {
-		ran = p.session.id
+		ran = p.session.Id
 	}
 	again, news, ok := p.journal.Hold(&r.Task, reason, ran, p.clock.Now())
 	if !ok {
@@ -499,23 +500,23 @@ func (p *pass) postpone(t *journal.Task, c rediserr.Class, err error) {
 	} else if errors.Is(err, rediserr.ErrNonsense) {
 		// A reply, but the command may have run.
 	} else if rediserr.GaveUp(err) {
-		err = errBudget
+		err = link.ErrBudget
 	} else if p.dead {
 		what = journal.FoundUnsent // the connection had ended before; the error is the cause of that
-	} else if !errors.Is(err, errNoPermit) && !errors.Is(err, rueidis.ErrClosing) {
+	} else if !errors.Is(err, link.ErrNoPermit) && !errors.Is(err, rueidis.ErrClosing) {
 		what = journal.FoundCut // the connection was lost after the sending
 	}
 	if what == journal.FoundCut {
-		p.link.blame(s, []uint64{p.link.suspects.write(t.Key, t.Del)}, t.Isolated, t.Key)
+		p.link.Blame(s, []uint64{p.link.Suspects.Write(t.Key, t.Del)}, t.Isolated, t.Key)
 	}
-	p.journal.Resolve(*t, what, s.id, s.server, p.clock.Now())
+	p.journal.Resolve(*t, what, s.Id, s.Server, p.clock.Now())
 	if what == journal.FoundCut && t.Isolated && t.Disconnects > journal.PoisonDisconnects && !t.Del {
 		p.rejected(t)
 		p.journal.GiveUp(t)
 	}
-	s.link.report(s, c, err)
+	s.Link.Report(s, c, err)
 	if !p.owns(t.Key) {
-		p.routes.deliver(t.Key) // the key has moved; its new owner was woken before
+		p.routes.Deliver(t.Key) // the key has moved; its new owner was woken before
 	}
 }
 
@@ -523,7 +524,7 @@ func (p *pass) postpone(t *journal.Task, c rediserr.Class, err error) {
 // a delete, which is always safe. That holds under ConflictKeep, too: another client's
 // value may be deleted, but no older value of our own stays.
 func (p *pass) deletePlainly(ctx context.Context) {
-	b := p.session.client.B()
+	b := p.session.Client.B()
 	cmds := make([]rueidis.Completed, len(p.plain))
 	for i := range p.plain {
 		cmds[i] = b.Del().Key(p.plain[i].Key).Build()
@@ -564,8 +565,8 @@ func (p *pass) resolve(t *journal.Task, what journal.Found) {
 	default:
 		p.forget(t.Hash)
 	}
-	p.journal.Resolve(*t, what, p.session.id, p.session.server, p.clock.Now())
+	p.journal.Resolve(*t, what, p.session.Id, p.session.Server, p.clock.Now())
 	if t.Canary != nil {
-		p.routes.wake() // the entries held with it are queued again
+		p.routes.Wake() // the entries held with it are queued again
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/holdfast-cache/holdfast/internal/journal"
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/redis/rueidis"
 )
 
@@ -11,14 +12,14 @@ import (
 // them. The reads make the server track the keys again. A set whose read gets no answer is
 // compared by the replay. compare blocks for at most the replay's timeout for each
 // CompareMost keys.
-func (r *replayer) compare(ctx context.Context, s *session) {
+func (r *replayer) compare(ctx context.Context, s *link.Session) {
 	for {
 		sets := r.journal.Uncompared(r.hash, r.owns)
 		if len(sets) == 0 {
 			return
 		}
 		bounded, cancel := context.WithTimeout(ctx, r.timeout)
-		b := s.client.B()
+		b := s.Client.B()
 		cmds := make([]rueidis.Completed, len(sets))
 		for i := range sets {
 			cmds[i] = b.Get().Key(sets[i].Key).Build()
@@ -29,7 +30,7 @@ func (r *replayer) compare(ctx context.Context, s *session) {
 			switch absent := rueidis.IsRedisNil(err); {
 			case err != nil && !absent:
 				continue
-			case r.journal.Compared(sets[i], current, !absent, s.server):
+			case r.journal.Compared(sets[i], current, !absent, s.Server):
 				r.journal.Downgraded(sets[i].Key)
 				deletes = true
 			}

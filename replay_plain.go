@@ -6,6 +6,7 @@ import (
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/journal"
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/redis/rueidis"
 )
 
@@ -17,11 +18,11 @@ import (
 //
 // A task is sent so only once. If it gets no answer, it may run late, and only the script
 // can decide on the key afterwards.
-func (r *replayer) sendPlain(ctx context.Context, s *session, tasks []journal.Task, asking bool, out []answer) (others []int) {
+func (r *replayer) sendPlain(ctx context.Context, s *link.Session, tasks []journal.Task, asking bool, out []answer) (others []int) {
 	var cmds []rueidis.Completed
 	var plain []int
-	now, b := r.clock.Now(), s.client.B()
-	from := max(r.link.plainFrom.Load(), r.routes.seedLink.plainFrom.Load())
+	now, b := r.clock.Now(), s.Client.B()
+	from := max(r.link.PlainFrom.Load(), r.routes.SeedLink.PlainFrom.Load())
 	others = make([]int, 0, len(tasks))
 	for i := range tasks {
 		t := &tasks[i]
@@ -36,7 +37,7 @@ func (r *replayer) sendPlain(ctx context.Context, s *session, tasks []journal.Ta
 			if ttl > 0 {
 				ttl = max(ttl, time.Millisecond)
 			}
-			cmds = append(cmds, setCommand(b, t.Key, t.Value, ttl))
+			cmds = append(cmds, link.SetCommand(b, t.Key, t.Value, ttl))
 		}
 		plain = append(plain, i)
 	}

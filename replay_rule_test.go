@@ -56,7 +56,7 @@ func TestAConflictEndsByTheRule(t *testing.T) {
 
 func endsByTheRule(t *testing.T, r *replayed) {
 	rule := r.c.opts.Journal.OnConflict
-	now, here := r.c.clock.Now(), r.session().server
+	now, here := r.c.clock.Now(), r.session().Server
 	unknown := journal.Intent{}
 	known := journal.Intent{Expected: journal.Holding([]byte("v0"), clock.Never, here)}
 	ended := journal.Intent{Expected: journal.Holding([]byte("v0"), now-1, here)}
@@ -228,7 +228,7 @@ func TestWhatEndsOnTheWayOfAReplayIsExpectedToBeAbsent(t *testing.T) {
 			s := redistest.Start(t)
 			p := redistest.NewProxy(t, s.Addr())
 			r := newReplayed(t, p.Addr(), s.MustDo, func(o *Options) { o.Journal.OnConflict = rule })
-			here := r.session().server
+			here := r.session().Server
 			r.replay(journal.Task{Key: "first", Intent: journal.Intent{Value: []byte("v"), Deadline: clock.Never, Seq: 1}}) // it has the script now
 			p.SetLatency(way)                                                                                               // of the answer
 			now := r.c.clock.Now()

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/holdfast-cache/holdfast/internal/journal"
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
@@ -137,7 +138,7 @@ var replayDigest = func() string {
 
 // replayCheck is the run of the script that finds out whether the server runs it. It changes
 // nothing.
-var replayCheck = script{
+var replayCheck = link.Script{
 	Text: replayScript, Digest: replayDigest, Args: []string{"redelete", "", "0", ""},
 	Check: func(reply rueidis.RedisResult) error {
 		verdicts, err := reply.ToArray()
@@ -202,9 +203,9 @@ func okReply(reply rueidis.RedisResult) error {
 // run for that reason are sent once more: others may have been redirected. Tasks that the
 // script did not reach, or that were refused together, are sent again in scripts of their
 // own, because one of them may be the cause.
-func (r *replayer) send(ctx context.Context, s *session, tasks []journal.Task, asking bool) []answer {
+func (r *replayer) send(ctx context.Context, s *link.Session, tasks []journal.Task, asking bool) []answer {
 	perScript := scriptKeys
-	if r.routes.cluster.Load() != nil {
+	if r.routes.Cluster.Load() != nil {
 		// The keys of a script must be of one slot, and even those may be on different
 		// nodes while the slot moves.
 		perScript = 1
@@ -224,7 +225,7 @@ func (r *replayer) send(ctx context.Context, s *session, tasks []journal.Task, a
 // scripts is a set of tasks on their way to a server, and the server's answers.
 type scripts struct {
 	*replayer
-	session *session
+	session *link.Session
 	asking  bool
 	tasks   []journal.Task
 	answers []answer
@@ -245,10 +246,10 @@ func (p *scripts) send(ctx context.Context, at []int, perScript int) (alone []in
 // refused the command, the answer NOSCRIPT stays. After another error the tasks get that
 // error, and are sent in a later round.
 func (p *scripts) load(ctx context.Context, missing []int) bool {
-	if p.session.manner == mannerMinimal {
+	if p.session.Manner == link.MannerMinimal {
 		return false // the server would close the connection
 	}
-	load := p.session.client.B().ScriptLoad().Script(replayScript).Build()
+	load := p.session.Client.B().ScriptLoad().Script(replayScript).Build()
 	err := p.do(ctx, p.session, []rueidis.Completed{load}, false)[0].Error()
 	if err == nil {
 		return true
@@ -314,17 +315,17 @@ func readAnswer(m rueidis.RedisMessage) answer {
 }
 
 // do sends the commands in one pipeline. It needs no slot of the bulkhead.
-func (r *replayer) do(ctx context.Context, s *session, cmds []rueidis.Completed, asking bool) []rueidis.RedisResult {
-	ticket := s.tickets.Add(1)
+func (r *replayer) do(ctx context.Context, s *link.Session, cmds []rueidis.Completed, asking bool) []rueidis.RedisResult {
+	ticket := s.Tickets.Add(1)
 	if asking {
-		cmds = withAsking(s.client.B(), cmds)
+		cmds = link.WithAsking(s.Client.B(), cmds)
 	}
-	replies := s.client.DoMulti(ctx, cmds...)
+	replies := s.Client.DoMulti(ctx, cmds...)
 	if asking {
-		replies = withoutAsking(replies)
+		replies = link.WithoutAsking(replies)
 	}
 	if replies[len(replies)-1].NonRedisError() == nil {
-		s.answered(ticket)
+		s.Answered(ticket)
 	}
 	return replies
 }
@@ -335,16 +336,16 @@ func (p *scripts) commands(at []int, perScript int) (cmds []rueidis.Completed, b
 	n := (len(at) + perScript - 1) / perScript
 	cmds, bounds = make([]rueidis.Completed, 0, n), make([]int, 0, n)
 	keys, args := make([]string, 0, perScript), make([]string, 0, 4*perScript)
-	now, b, bytes := p.clock.Now(), p.session.client.B(), 0
+	now, b, bytes := p.clock.Now(), p.session.Client.B(), 0
 	for i, j := range at {
 		t := &p.tasks[j]
 		t.SentAt = now // a task that is sent again was not done before
 		op, v, ttl := t.Operation(now, journal.ConflictRule(p.rule))
 		keys = append(keys, t.Key)
-		args = append(args, op, viewString(v), strconv.FormatInt(ttl.Milliseconds(), 10), t.ExpectedStates(p.session.server, now))
+		args = append(args, op, link.ViewString(v), strconv.FormatInt(ttl.Milliseconds(), 10), t.ExpectedStates(p.session.Server, now))
 		bytes += len(t.Key) + len(v)
 		if len(keys) == perScript || bytes >= scriptBytes || i == len(at)-1 {
-			cmds = append(cmds, kept(b.Evalsha().Sha1(replayDigest).Numkeys(int64(len(keys))).Key(keys...).Arg(args...).Build(), bytes))
+			cmds = append(cmds, link.Kept(b.Evalsha().Sha1(replayDigest).Numkeys(int64(len(keys))).Key(keys...).Arg(args...).Build(), bytes))
 			bounds = append(bounds, i+1)
 			keys, args, bytes = keys[:0], args[:0], 0
 		}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/journal"
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 )
@@ -36,7 +37,7 @@ func TestAScriptThatHasSeenEnoughLeavesTheRestToOthers(t *testing.T) {
 		for i := range 6 {
 			k := journal.Task{Key: fmt.Sprint("big", i), Intent: journal.Intent{Value: []byte("v"), Deadline: clock.Never}}
 			if r.do("SET", k.Key, big); i%3 != 0 {
-				k.Expected = journal.Holding([]byte(big), clock.Never, r.session().server)
+				k.Expected = journal.Holding([]byte(big), clock.Never, r.session().Server)
 			}
 			tasks = append(tasks, k)
 		}
@@ -97,10 +98,10 @@ func TestOutOfMemoryASetWaitsAndADeleteDoesNot(t *testing.T) {
 	tasks := r.journaled(
 		journal.Write{Key: "set", Value: []byte("v"), Deadline: clock.Never, Seq: 1},
 		journal.Write{Key: "set with a TTL", Value: []byte("v"), Deadline: clock.After(r.c.clock.Now(), time.Hour), Seq: 1},
-		journal.Write{Key: "theirs", Value: []byte("v"), Deadline: clock.Never, Seq: 1, Expected: journal.HoldingNothing(session.server)},
+		journal.Write{Key: "theirs", Value: []byte("v"), Deadline: clock.Never, Seq: 1, Expected: journal.HoldingNothing(session.Server)},
 		journal.Write{Key: "deleted", Del: true, Deadline: clock.Never, Seq: 1},
 	)
-	replayerOf(r.c.routes.seedLink).replay(context.Background(), session, tasks)
+	replayerOf(r.c.routes.SeedLink).replay(context.Background(), session, tasks)
 	// The replayer itself may have come by and taken some.
 	redistest.WaitFor(t, time.Minute, "the delete", func() bool { return r.held("deleted") == "" })
 	for key, want := range map[string]string{"set": "", "set with a TTL": "", "theirs": "v0"} {
@@ -137,10 +138,10 @@ func TestARefusalInsideAScriptIsReadWhateverTheVersion(t *testing.T) {
 		servers(t, func(t *testing.T, r *replayed) {
 			script := "local sha1hex = redis.sha1hex\n" +
 				"local redis = {sha1hex = sha1hex, pcall = function() return {err = ARGV[#ARGV]} end}\n" + replayScript
-			b := r.session().client.B()
+			b := r.session().Client.B()
 			cmd := b.Eval().Script(script).Numkeys(5).Key("a", "b", "c", "d", "e").Arg(
 				"set", "v", "0", "", "keep", "v", "0", "", "overwrite", "v", "0", "", "delete", "", "0", "", "reset", "v", "0", "", tt.err).Build()
-			answers, err := r.session().client.Do(context.Background(), cmd).ToArray()
+			answers, err := r.session().Client.Do(context.Background(), cmd).ToArray()
 			if err != nil || len(answers) != 5 {
 				t.Fatalf("%d answers, %v", len(answers), err)
 			}
@@ -156,12 +157,12 @@ func TestARefusalInsideAScriptIsReadWhateverTheVersion(t *testing.T) {
 
 // saidLongAgo has it that the server said as long ago as matters that it runs no scripts.
 func (r *replayed) saidLongAgo() {
-	k := &r.c.routes.seedLink.scripting
+	k := &r.c.routes.SeedLink.Scripting
 	k.Lock()
-	k.since -= int64(scriptsAfter)
-	k.asked -= int64(scriptsAfter)
+	k.Since -= int64(link.ScriptsAfter)
+	k.Asked -= int64(link.ScriptsAfter)
 	k.Unlock()
-	r.c.routes.seedLink.replayer.Wake()
+	r.c.routes.SeedLink.Replayer.Wake()
 }
 
 // What takes a script for something else says nothing about scripts: a set is held,
@@ -184,11 +185,11 @@ func TestAnAnswerThatMakesNoSenseIsNoVerdict(t *testing.T) {
 			})
 			r := newReplayed(t, l.Addr(), nil)
 			r.queued("k", 0)
-			r.c.routes.seedLink.replayer.Wake()
+			r.c.routes.SeedLink.Replayer.Wake()
 			redistest.WaitFor(t, time.Minute, "it to be held", func() bool { return r.c.Health().HeldKeys == 1 })
 			r.saidLongAgo()
 			r.drain()
-			if got := r.c.Health(); got.JournalKeys != 1 || slices.Contains(got.Lacks, "scripts") || r.session().scriptless() {
+			if got := r.c.Health(); got.JournalKeys != 1 || slices.Contains(got.Lacks, "scripts") || r.session().Scriptless() {
 				t.Errorf("%+v", got)
 			}
 			if len(deleted) != 0 {
@@ -205,7 +206,7 @@ func TestWithoutScriptsAServerThatIsToBeAskedIsAsked(t *testing.T) {
 	r := newReplayed(t, s.Addr(), s.MustDo, func(o *Options) { o.Redis.Username, o.Redis.Password = "app", "pw" })
 	r.do("SET", "k", "v0")
 	tasks := []journal.Task{{Key: "k", Intent: journal.Intent{Del: true, Deadline: clock.Never}}}
-	if round, ok := replayerOf(r.c.routes.seedLink).pass(context.Background(), r.session(), tasks, true); !ok || round.Replayed != 1 {
+	if round, ok := replayerOf(r.c.routes.SeedLink).pass(context.Background(), r.session(), tasks, true); !ok || round.Replayed != 1 {
 		t.Errorf("%+v, %v", round, ok)
 	}
 	if got := r.held("k"); got != "" {
@@ -238,7 +239,7 @@ func TestAChainOfAsksEndsWithTheSecond(t *testing.T) {
 			return fmt.Sprintf("*1\r\n*3\r\n:0\r\n:16383\r\n*2\r\n$%d\r\n%s\r\n:%s\r\n", len(host), host, port), true
 		case cmd[0] == "EVALSHA" && cmd[3] == "k" && !well.Load():
 			asked.Add(1)
-			return fmt.Sprintf("-ASK %d %s\r\n", slotOf("k"), *addr.Load()), true
+			return fmt.Sprintf("-ASK %d %s\r\n", link.SlotOf("k"), *addr.Load()), true
 		case cmd[0] == "EVALSHA":
 			return "*1\r\n:1\r\n", true
 		}
@@ -247,9 +248,9 @@ func TestAChainOfAsksEndsWithTheSecond(t *testing.T) {
 	a := f.Addr()
 	addr.Store(&a)
 	r := newReplayed(t, a, nil, func(o *Options) { o.Mode = ModeCluster })
-	l := r.c.routes.link(r.c.routes.of("k"))
+	l := r.c.routes.Link(r.c.routes.Of("k"))
 	r.queued("k", 0)
-	l.replayer.Wake()
+	l.Replayer.Wake()
 	redistest.WaitFor(t, time.Minute, "two rounds", func() bool { return asked.Load() >= 4 })
 	for began := time.Now(); time.Since(began) < 500*time.Millisecond; {
 		runtime.Gosched()

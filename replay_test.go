@@ -16,6 +16,7 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/journal"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/redis/rueidis"
 	"go.uber.org/goleak"
@@ -55,7 +56,7 @@ func newReplayed(t *testing.T, addr string, do func(args ...string) string, set 
 func (r *replayed) up() {
 	r.t.Helper()
 	redistest.WaitFor(r.t, time.Minute, "up", func() bool {
-		r.c.routes.seedLink.use()
+		r.c.routes.SeedLink.Use()
 		return r.c.Health().State == Up
 	})
 }
@@ -69,9 +70,9 @@ func (r *replayed) drain() {
 	}
 }
 
-func (r *replayed) session() *session {
+func (r *replayed) session() *link.Session {
 	r.t.Helper()
-	s := r.c.routes.seedLink.gate.Load()
+	s := r.c.routes.SeedLink.Gate.Load()
 	if s == nil {
 		r.t.Fatalf("the gate is closed: %+v", r.c.Health())
 	}
@@ -89,7 +90,7 @@ func (r *replayed) replay(tasks ...journal.Task) Replay {
 			ours = append(ours, t)
 		}
 	}
-	round, ok := replayerOf(r.c.routes.seedLink).replay(context.Background(), r.session(), tasks)
+	round, ok := replayerOf(r.c.routes.SeedLink).replay(context.Background(), r.session(), tasks)
 	if !ok {
 		r.t.Fatalf("redis did not answer: %v", r.c.Health().LastError)
 	}
@@ -174,7 +175,7 @@ func TestAReplayDecidesByWhatRedisHoldsAndWhatWasKnown(t *testing.T) {
 	)
 	servers(t, func(t *testing.T, r *replayed) {
 		now := r.c.clock.Now()
-		here := r.session().server
+		here := r.session().Server
 		unknown := journal.Intent{}
 		known := journal.Intent{Expected: journal.Holding([]byte("v0"), clock.Never, here)}
 		expiring := journal.Intent{Expected: journal.Holding([]byte("v0"), clock.After(now, time.Hour), here)}
@@ -329,7 +330,7 @@ func b2i(b bool) int {
 
 func TestAPipelineOfTasksSettlesEachForItself(t *testing.T) {
 	servers(t, func(t *testing.T, r *replayed) {
-		here := r.session().server
+		here := r.session().Server
 		r.do("SET", "theirs", "x")
 		r.do("RPUSH", "list", "x")
 		var tasks []journal.Task
@@ -451,7 +452,7 @@ func TestWithoutScriptsAReplayDeletes(t *testing.T) {
 				t.Errorf("the greeting has told of no lack: %q", lacks)
 			}
 			r.saidLongAgo()
-			if err := r.session().askScripts(context.Background()); err != nil {
+			if err := r.session().AskScripts(context.Background()); err != nil {
 				t.Fatal(err)
 			}
 			for _, key := range []string{"set", "deleted", "untouched"} {
@@ -467,7 +468,7 @@ func TestWithoutScriptsAReplayDeletes(t *testing.T) {
 				r.c.journal.Put(h, w)
 				tasks = append(tasks, r.c.journal.TakeOne(h, w.Key)...)
 			}
-			round, ok := replayerOf(r.c.routes.seedLink).replay(context.Background(), r.session(), tasks)
+			round, ok := replayerOf(r.c.routes.SeedLink).replay(context.Background(), r.session(), tasks)
 			written := tt.loads && round.Replayed == 3
 			if !ok || round.Superseded != 0 || round.Held+round.Rejected != 0 || !written && round.Replayed != 1 {
 				t.Errorf("%+v, %v", round, ok)
@@ -510,7 +511,7 @@ func TestAnEntryThatRedisRefusesIsHeldAndHoldsUpNobody(t *testing.T) {
 		r.c.journal.Put(h, journal.Write{Key: key, Value: []byte("v"), Deadline: clock.Never, Seq: 1})
 		tasks = append(tasks, r.c.journal.TakeOne(h, key)...)
 	}
-	round, ok := replayerOf(r.c.routes.seedLink).replay(context.Background(), r.session(), tasks)
+	round, ok := replayerOf(r.c.routes.SeedLink).replay(context.Background(), r.session(), tasks)
 	if want := (Replay{Replayed: 2, Held: 1}); round != want || !ok {
 		t.Errorf("%+v, %v; want %+v", round, ok, want)
 	}
@@ -547,7 +548,7 @@ func TestAReplayThatMeetsAReplicaKeepsItsEntries(t *testing.T) {
 	h := r.c.local.Hash("k")
 	r.c.journal.Put(h, journal.Write{Key: "k", Value: []byte("v"), Deadline: clock.Never, Seq: 1})
 	tasks := r.c.journal.TakeOne(h, "k")
-	round, ok := replayerOf(r.c.routes.seedLink).replay(context.Background(), s, tasks)
+	round, ok := replayerOf(r.c.routes.SeedLink).replay(context.Background(), s, tasks)
 	if ok || round != (Replay{}) {
 		t.Errorf("%+v, %v; want nothing done", round, ok)
 	}
@@ -623,7 +624,7 @@ func TestWhatARestartLostIsWrittenAgainAndWhatSomebodyDeletedIsNot(t *testing.T)
 // found and undone, and a foreign value that came after it stays.
 func TestALateRunOfOurOwnWriteIsUndoneByTheSecondCheck(t *testing.T) {
 	servers(t, func(t *testing.T, r *replayed) {
-		here := r.session().server
+		here := r.session().Server
 		var tasks []journal.Task
 		for _, key := range []string{"late", "foreign"} {
 			r.do("SET", key, "v0")
@@ -728,12 +729,12 @@ func TestWhatACallersReplayLeavesUndoneIsDoneByTheReplayer(t *testing.T) {
 	abandoned := r.c.journal.TakeOne(r.queued("abandoned", 0), "abandoned")
 	ambiguous := r.c.journal.TakeOne(r.queued("ambiguous", 1<<40), "ambiguous")
 	r.queued("other", 0)
-	r.c.routes.seedLink.replayer.Wake()
+	r.c.routes.SeedLink.Replayer.Wake()
 	redistest.WaitFor(t, time.Minute, "the replayer to pass by", func() bool { return r.do("GET", "other") == "v" })
 	redistest.WaitFor(t, time.Minute, "the replayer to settle that", func() bool { return !r.c.journal.Holds(r.c.local.Hash("other"), "other") })
 
-	replayerOf(r.c.routes.seedLink).replay(gone, r.session(), abandoned)
-	replayerOf(r.c.routes.seedLink).replay(context.Background(), r.session(), ambiguous)
+	replayerOf(r.c.routes.SeedLink).replay(gone, r.session(), abandoned)
+	replayerOf(r.c.routes.SeedLink).replay(context.Background(), r.session(), ambiguous)
 	limit := time.Now().Add(journal.LateAfter + 2*time.Second)
 	for r.c.Health().JournalKeys > 0 && time.Now().Before(limit) {
 		runtime.Gosched()
@@ -757,7 +758,7 @@ func TestASetThatIsRefusedForLongBecomesADelete(t *testing.T) {
 		o.Hooks.OnDrop = func(d Drop) { drops <- d }
 	})
 	r.queued("theirs", 0)
-	r.c.routes.seedLink.replayer.Wake()
+	r.c.routes.SeedLink.Replayer.Wake()
 	redistest.WaitFor(t, time.Minute, "it to be held", func() bool { return r.c.Health().HeldKeys == 1 })
 	if keys := r.c.journal.ExpireHeld(r.c.clock.Now() - int64(journal.HeldSets)); len(keys) != 0 {
 		t.Errorf("it is given up at once: %q", keys)
@@ -798,7 +799,7 @@ func TestACommandOfTheScriptsThatFewEntriesNeedHoldsUpThose(t *testing.T) {
 	r := newReplayed(t, s.Addr(), s.MustDo, func(o *Options) { o.Redis.Username, o.Redis.Password = "app", "pw" })
 	r.queued("k", 0)
 	r.queued("other", 0)
-	r.c.routes.seedLink.replayer.Wake()
+	r.c.routes.SeedLink.Replayer.Wake()
 	r.drain()
 	if h := r.c.Health(); h.HeldKeys != 1 || len(h.Lacks) != 0 || r.do("GET", "other") != "v" {
 		t.Errorf("%+v", h)

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/redis/rueidis"
 )
@@ -81,7 +82,7 @@ func TestAProbeWhoseKeyIsOnItsWayIsMadeWithAnother(t *testing.T) {
 		case cmd[0] == "SET":
 			one, _ := first.LoadOrStore("key", cmd[1])
 			if one == cmd[1] {
-				return fmt.Sprintf("-ASK %d 127.0.0.1:1\r\n", slotOf(cmd[1])), true
+				return fmt.Sprintf("-ASK %d 127.0.0.1:1\r\n", link.SlotOf(cmd[1])), true
 			}
 		}
 		return "+OK\r\n", true

@@ -1,6 +1,10 @@
 package holdfast
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/holdfast-cache/holdfast/internal/link"
+)
 
 func TestStatesHaveTheirLowerCaseNames(t *testing.T) {
 	for s, want := range map[State]string{
@@ -15,15 +19,15 @@ func TestStatesHaveTheirLowerCaseNames(t *testing.T) {
 
 // The links have states and topologies of their own, which a Cache shows as these.
 func TestStatesAndModesAreThoseOfTheLinks(t *testing.T) {
-	for from, to := range map[linkState]State{
-		linkConnecting: Connecting, linkUp: Up, linkReadOnly: ReadOnly, linkDown: Down, linkClosed: Closed,
+	for from, to := range map[link.State]State{
+		link.Connecting: Connecting, link.Up: Up, link.ReadOnly: ReadOnly, link.Down: Down, link.Closed: Closed,
 	} {
 		if State(from) != to {
 			t.Errorf("state %d of a link is %v, want %v", from, State(from), to)
 		}
 	}
 	for _, m := range []Mode{ModeAuto, ModeStandalone, ModeSentinel, ModeCluster} {
-		if got := topology(m).String(); got != m.String() {
+		if got := link.Topology(m).String(); got != m.String() {
 			t.Errorf("%v is %q for the links", m, got)
 		}
 	}

@@ -4,6 +4,8 @@ import (
 	"iter"
 	"reflect"
 	"sync/atomic"
+
+	"github.com/holdfast-cache/holdfast/internal/link"
 )
 
 // Stats is a snapshot of a Cache's counters since New, and of its gauges, which show the
@@ -67,7 +69,7 @@ type Stats struct {
 // the call guard counts it on its way out. A counter is added with three lines of this file
 // (a field of Stats, one here and a row of statTable) and the line that counts.
 type counters struct {
-	linkCounters
+	link.Counters
 
 	// batchHits counts the LocalHits that the call guard does not: those of calls of many
 	// keys, and of reads that found a fresh copy on a second look.

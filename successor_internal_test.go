@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/redis/rueidis"
@@ -29,26 +30,26 @@ func TestACallWhoseSessionWasReplacedBeforeItSentAnythingIsAnsweredByTheNext(t *
 	if err := c.WaitReady(ctx); err != nil {
 		t.Fatal(err)
 	}
-	l := c.routes.seedLink
-	replaced := func() *session {
-		old := l.gate.Load()
+	l := c.routes.SeedLink
+	replaced := func() *link.Session {
+		old := l.Gate.Load()
 		redistest.WaitFor(t, time.Minute, "another session", func() bool {
-			now := l.gate.Load()
-			return now != nil && now != old && old.lost.Load()
+			now := l.Gate.Load()
+			return now != nil && now != old && old.Lost.Load()
 		})
 		return old
 	}
 	s.MustDo("REPLICAOF", "127.0.0.1", strings.TrimPrefix(redistest.FreeAddr(t), "127.0.0.1:"))
 	old := replaced()
-	bounded, cancel := c.remote.bound(ctx, c.clock.Now())
+	bounded, cancel := c.remote.Bound(ctx, c.clock.Now())
 	defer cancel()
-	if v, out := c.remote.get(bounded, old, "k"); out.class != rediserr.OK || string(v.bytes) != "one" || out.session == old {
+	if v, out := c.remote.Get(bounded, old, "k"); out.Class != rediserr.OK || string(v.Bytes) != "one" || out.Session == old {
 		t.Errorf("get: %+v, %+v", v, out)
 	}
 	old = replaced()
 	n := 0
-	c.remote.batch(bounded, []item{{key: "k", session: old}, {key: "k2", session: old}}, 2, readCommands, func(i int, replies []rueidis.RedisResult, out outcome) {
-		if v, out := readValue(replies, out); out.class == rediserr.OK && string(v.bytes) == []string{"one", "two"}[i] {
+	c.remote.Batch(bounded, []link.Item{{Key: "k", Session: old}, {Key: "k2", Session: old}}, 2, link.ReadCommands, func(i int, replies []rueidis.RedisResult, out link.Outcome) {
+		if v, out := link.ReadValue(replies, out); out.Class == rediserr.OK && string(v.Bytes) == []string{"one", "two"}[i] {
 			n++
 		} else {
 			t.Errorf("item %d: %+v, %+v", i, v, out)
@@ -59,10 +60,10 @@ func TestACallWhoseSessionWasReplacedBeforeItSentAnythingIsAnsweredByTheNext(t *
 	}
 	// A write finds out what the server says of writes.
 	old = replaced()
-	_, out := c.remote.one(bounded, old, "k", 1, func(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed {
-		return append(cmds, setCommand(b, it.key, []byte("three"), 0))
+	_, out := c.remote.One(bounded, old, "k", 1, func(b rueidis.Builder, it *link.Item, cmds []rueidis.Completed) []rueidis.Completed {
+		return append(cmds, link.SetCommand(b, it.Key, []byte("three"), 0))
 	})
-	if out.class != rediserr.WriteRefused || out.unknown {
+	if out.Class != rediserr.WriteRefused || out.Unknown {
 		t.Errorf("set: %+v", out)
 	}
 }

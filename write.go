@@ -10,6 +10,7 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/flight"
 	"github.com/holdfast-cache/holdfast/internal/journal"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
@@ -120,8 +121,8 @@ type change struct {
 	grace   local.StaleIfError
 
 	hash     keyhash.Hash
-	place    *slot
-	link     *link
+	place    *link.Slot
+	link     *link.Link
 	entry    *local.Entry // the new local entry; nil for a delete
 	deadline int64
 	seq      uint64
@@ -168,7 +169,7 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 		return nil
 	}
 	var errs errorList
-	var send []item
+	var send []link.Item
 	var toSave journal.Saving
 	for i := range ws {
 		w := &ws[i]
@@ -182,7 +183,7 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 			toSave = toSave.Or(saved)
 			continue
 		}
-		send = append(send, item{key: w.key, session: s, payload: w, size: len(w.value)})
+		send = append(send, link.Item{Key: w.key, Session: s, Payload: w, Size: len(w.value)})
 	}
 	if len(send) > 0 {
 		toSave = toSave.Or(c.send(ctx, op, send, now, &errs))
@@ -203,7 +204,7 @@ func (c *Cache) durable(ctx context.Context, began int64, p journal.Saving) erro
 	err := c.journal.Durable(ctx, began, p)
 	if p.Leaves {
 		if again, _ := c.journal.Sweep(ctx, began); again {
-			c.routes.wake()
+			c.routes.Wake()
 		}
 	}
 	return err
@@ -212,24 +213,24 @@ func (c *Cache) durable(ctx context.Context, began int64, p journal.Saving) erro
 // aim gives the change its entry and returns the session that takes it, or nil if the write
 // belongs in the journal. During the link's first attempt it does not wait; for another
 // attempt it waits as moment says. If the attempt is not decided then, it sets PlainUntil.
-func (c *Cache) aim(ctx context.Context, w *change, now int64) *session {
+func (c *Cache) aim(ctx context.Context, w *change, now int64) *link.Session {
 	for waited := false; ; {
-		w.place = c.routes.of(w.key)
+		w.place = c.routes.Of(w.key)
 		// While the write is in flight, its entry is fresh for as long as the caller waits.
 		// The freshness after that is decided by written.
-		w.entry = c.entryOf(w, now, &w.place.domain, clock.After(now, c.opts.Timeout))
-		w.link = c.routes.link(w.place)
-		if s := w.link.writer(w.del); s != nil {
+		w.entry = c.entryOf(w, now, &w.place.Domain, clock.After(now, c.opts.Timeout))
+		w.link = c.routes.Link(w.place)
+		if s := w.link.Writer(w.del); s != nil {
 			if c.journal.Holds(w.hash, w.key) {
 				return nil
 			}
 			return s
 		}
 		switch {
-		case w.link.awaited() && (waited || w.link.undecided()):
+		case w.link.Awaited() && (waited || w.link.Undecided()):
 			w.plainUntil = clock.After(now, c.opts.Timeout)
 			return nil
-		case !waited && c.remote.awaitKey(ctx, now, false, w.key):
+		case !waited && c.remote.AwaitKey(ctx, now, false, w.key):
 			waited = true
 		case !c.moved(w):
 			return nil
@@ -240,8 +241,8 @@ func (c *Cache) aim(ctx context.Context, w *change, now int64) *session {
 // moved reports whether a change without a session has one by now, or has another link: an
 // attempt was decided between two looks.
 func (c *Cache) moved(w *change) bool {
-	s := w.link.gate.Load()
-	return c.routes.link(c.routes.of(w.key)) != w.link || s != nil && s.takes(w.del)
+	s := w.link.Gate.Load()
+	return c.routes.Link(c.routes.Of(w.key)) != w.link || s != nil && s.Takes(w.del)
 }
 
 // entryOf returns the local entry for a change, nil for a delete.
@@ -274,7 +275,7 @@ func (c *Cache) keep(ctx context.Context, w *change, now int64) (journal.Saving,
 func (c *Cache) remember(w *change, sentOn uint64) (journal.Saving, error) {
 	c.stats.journaled.Add(1)
 	if w.plainUntil != 0 {
-		c.routes.hurry(w.plainUntil)
+		c.routes.Hurry(w.plainUntil)
 	}
 	decision, saved := c.journal.Put(w.hash, w.intent(sentOn))
 	switch decision {
@@ -285,11 +286,11 @@ func (c *Cache) remember(w *change, sentOn uint64) (journal.Saving, error) {
 		c.notify.drop(w.key, DropRefused)
 		c.local.Put(w.hash, nil)
 		if sentOn != 0 {
-			c.routes.deliver(w.key)
+			c.routes.Deliver(w.key)
 		}
 		return saved, ErrJournalFull
 	}
-	c.routes.deliver(w.key)
+	c.routes.Deliver(w.key)
 	return saved, nil
 }
 
@@ -307,7 +308,7 @@ func (w *change) baseOf() journal.Expected {
 	if w.old == nil || w.old.Fresh.Load() < local.KeepFreshness || w.old.StaleIfError()&local.NotInRedis != 0 {
 		return journal.Expected{}
 	}
-	server := w.link.server()
+	server := w.link.Server()
 	if w.old.OfEarlierServer() {
 		server = earlierServer
 	}
@@ -324,8 +325,8 @@ const earlierServer = "earlier"
 
 // send writes the items to Redis. It returns the journal records that the caller must wait
 // for.
-func (c *Cache) send(ctx context.Context, op string, items []item, now int64, errs *errorList) (toSave journal.Saving) {
-	items = slices.DeleteFunc(items, func(it item) bool {
+func (c *Cache) send(ctx context.Context, op string, items []link.Item, now int64, errs *errorList) (toSave journal.Saving) {
+	items = slices.DeleteFunc(items, func(it link.Item) bool {
 		w := changeOf(&it)
 		if w.flight != nil {
 			var begun bool
@@ -339,7 +340,7 @@ func (c *Cache) send(ctx context.Context, op string, items []item, now int64, er
 	if len(items) == 0 {
 		return
 	}
-	bounded, cancel := c.remote.bound(ctx, now)
+	bounded, cancel := c.remote.Bound(ctx, now)
 	defer cancel()
 	for i := range items {
 		if w := changeOf(&items[i]); w.flight == nil {
@@ -350,10 +351,10 @@ func (c *Cache) send(ctx context.Context, op string, items []item, now int64, er
 	if changeOf(&items[0]).del && c.voids() {
 		stride = 2
 	}
-	build := func(b rueidis.Builder, it *item, cmds []rueidis.Completed) []rueidis.Completed {
+	build := func(b rueidis.Builder, it *link.Item, cmds []rueidis.Completed) []rueidis.Completed {
 		return c.writeCommands(b, changeOf(it), cmds)
 	}
-	c.remote.batch(bounded, items, stride, build, func(i int, replies []rueidis.RedisResult, o outcome) {
+	c.remote.Batch(bounded, items, stride, build, func(i int, replies []rueidis.RedisResult, o link.Outcome) {
 		w := changeOf(&items[i])
 		saved, err := c.written(w, now, replies, o)
 		toSave = toSave.Or(saved)
@@ -363,7 +364,7 @@ func (c *Cache) send(ctx context.Context, op string, items []item, now int64, er
 }
 
 // changeOf returns the change that an item of send is for.
-func changeOf(it *item) *change { return it.payload.(*change) }
+func changeOf(it *link.Item) *change { return it.Payload.(*change) }
 
 // voids reports whether a delete also removes the key's lease: another process may be loading
 // the previous value.
@@ -375,9 +376,9 @@ func (c *Cache) writeCommands(b rueidis.Builder, w *change, cmds []rueidis.Compl
 	case w.flight != nil && !w.del && !w.blindly:
 		return append(cmds, w.loadedCommand(b))
 	case w.verbatim != nil:
-		cmds = append(cmds, kept(b.Arbitrary(w.verbatim...).Build(), len(w.value)))
+		cmds = append(cmds, link.Kept(b.Arbitrary(w.verbatim...).Build(), len(w.value)))
 	case !w.del:
-		return append(cmds, setCommand(b, w.key, w.value, w.ttl))
+		return append(cmds, link.SetCommand(b, w.key, w.value, w.ttl))
 	default:
 		cmds = append(cmds, b.Del().Key(w.key).Build())
 	}
@@ -389,25 +390,25 @@ func (c *Cache) writeCommands(b rueidis.Builder, w *change, cmds []rueidis.Compl
 }
 
 // written handles the outcome of a change that was sent. The error is for the caller.
-func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o outcome) (journal.Saving, error) {
+func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o link.Outcome) (journal.Saving, error) {
 	if w.lease != nil {
-		w.lease.spent = o.class == rediserr.OK
+		w.lease.spent = o.Class == rediserr.OK
 	}
-	if w.scripted() && (o.class == rediserr.OK || rediserr.RefusesCommand(o.err)) {
-		o.session.lacks.note(lackScripts, o.class != rediserr.OK)
+	if w.scripted() && (o.Class == rediserr.OK || rediserr.RefusesCommand(o.Err)) {
+		o.Session.Lacks.Note(link.LackScripts, o.Class != rediserr.OK)
 	}
-	if w.flight != nil && !w.del && !w.blindly && o.class == rediserr.OK && !wasStored(replies[0]) {
+	if w.flight != nil && !w.del && !w.blindly && o.Class == rediserr.OK && !wasStored(replies[0]) {
 		c.local.End(w.hash, false, local.Unconfirmed) // the key has changed since the load began
 		return journal.Saving{}, nil
 	}
-	switch o.class {
+	switch o.Class {
 	case rediserr.OK:
 		// Before the local tier ends the write: a load that began beside it can store
 		// nothing before that, nor afterwards.
 		c.invalidateFlight(w)
-		again, saved := c.journal.Superseded(w.hash, w.intent(0), o.session.id, o.session.server)
+		again, saved := c.journal.Superseded(w.hash, w.intent(0), o.Session.Id, o.Session.Server)
 		if again {
-			c.routes.deliver(w.key)
+			c.routes.Deliver(w.key)
 		}
 		c.local.End(w.hash, true, c.freshUntilAfterWrite(w, now, o))
 		return saved, nil
@@ -416,41 +417,41 @@ func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o o
 			// A loaded value that Redis refuses is kept locally all the same.
 			w.grace |= local.NotInRedis
 			fresh := c.freshUntil(now, w.deadline, false)
-			c.local.EndAs(w.hash, c.entryOf(w, now, &w.place.domain, fresh), fresh)
-			return journal.Saving{}, o.err
+			c.local.EndAs(w.hash, c.entryOf(w, now, &w.place.Domain, fresh), fresh)
+			return journal.Saving{}, o.Err
 		}
 		if w.flight != nil {
 			c.local.End(w.hash, false, local.Unconfirmed)
 		} else {
 			c.local.EndRefused(w.hash, w.old)
 		}
-		return journal.Saving{}, o.err
+		return journal.Saving{}, o.Err
 	}
 	if w.flight != nil {
-		w.again = o.tryAgain()
+		w.again = o.TryAgain()
 		return c.takeBack(w, now, o), nil
 	}
 	// Journaled before the local tier ends the write, so that every reader finds it in one
 	// of the two.
 	w.expected = w.baseOf()
 	var sentOn uint64
-	if o.unknown {
-		sentOn = o.session.id
+	if o.Unknown {
+		sentOn = o.Session.Id
 	}
 	saved, err := c.remember(w, sentOn)
 	c.invalidateFlight(w)
 	c.local.End(w.hash, err == nil, local.Unconfirmed)
-	if o.class == rediserr.Canceled {
-		err = o.err
+	if o.Class == rediserr.Canceled {
+		err = o.Err
 	}
 	return saved, err
 }
 
 // freshUntilAfterWrite returns the end of the freshness of an acknowledged write's copy. It is
 // Unconfirmed if the copy must be read first, because the server announces only changes of keys that were read.
-func (c *Cache) freshUntilAfterWrite(w *change, now int64, o outcome) int64 {
-	told := o.session.tracks(w.key)
-	if w.del || o.asked || told && c.opts.Tracking.Mode == TrackReads {
+func (c *Cache) freshUntilAfterWrite(w *change, now int64, o link.Outcome) int64 {
+	told := o.Session.Tracks(w.key)
+	if w.del || o.Asked || told && c.opts.Tracking.Mode == TrackReads {
 		return local.Unconfirmed
 	}
 	return c.freshUntil(now, w.deadline, told)

@@ -1,6 +1,10 @@
 package holdfast
 
-import "context"
+import (
+	"context"
+
+	"github.com/holdfast-cache/holdfast/internal/link"
+)
 
 // A write of ours supersedes a load of its key that began before it. No lock covers both, for
 // a load may take any time:
@@ -27,9 +31,9 @@ func (c *Cache) putSuperseding(ctx context.Context, w *change, now int64) (done 
 	if c.routes == nil {
 		return true // local only: there is no other order than the local tier's
 	}
-	cancel := noCancel
+	cancel := link.NoCancel
 	if c.flights.N.Load() != 0 {
-		ctx, cancel = c.remote.budget.of(ctx, now)
+		ctx, cancel = c.remote.Budget.Of(ctx, now)
 	}
 	defer cancel()
 	if c.supersede(ctx, w) {

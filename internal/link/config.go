@@ -1,0 +1,192 @@
+package link
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/group"
+	"github.com/holdfast-cache/holdfast/internal/local"
+	"github.com/redis/rueidis"
+)
+
+// Config is what the links of a Cache need to know. The fields up to AllowAddress are the
+// options of the same names.
+type Config struct {
+	Topology     Topology
+	Timeout      time.Duration
+	MinBackoff   time.Duration
+	MaxBackoff   time.Duration
+	Redis        rueidis.ClientOption
+	AllowAddress func(addr string) bool
+
+	// Silence is how long a tracking server may be silent until no copy is fresh.
+	Silence time.Duration
+	// ProbeKey is the key of the write probe.
+	ProbeKey string
+	// FirstSession is the number before that of the first session.
+	FirstSession uint64
+
+	Tracking TrackedKeys
+	Script   Script
+
+	// NewBreaker makes the circuit breaker of a link, with an open circuit. opened is called
+	// whenever the circuit opens, under the breaker's lock; it does not block.
+	NewBreaker func(opened func()) Breaker
+	// NewReplayer makes the replayer of a link, which replays the journaled writes of the keys for
+	// which owns returns true.
+	NewReplayer func(l *Link, owns func(key string) bool) Replayer
+
+	Clock   clock.Clock
+	Stats   *Counters
+	Life    context.Context // ends with the Cache
+	Workers *group.Group    // the goroutines of the links
+	Closed  func() bool     // reports whether the Cache is closed
+}
+
+// Counters count what happens on the links.
+type Counters struct {
+	Dials           atomic.Uint64 // attempts to connect to Redis or a sentinel
+	Timeouts        atomic.Uint64 // calls that used up the budget
+	BulkheadRefused atomic.Uint64 // calls refused because too many were in flight
+	Isolated        atomic.Uint64 // commands isolated
+	Invalidations   atomic.Uint64 // keys that a server reported as changed
+	StreamLosses    atomic.Uint64 // losses of an invalidation stream
+}
+
+// Watcher hears what the links learn of their servers. Its methods do not block and are safe from
+// any goroutine: most run on the goroutine that reads the connection.
+type Watcher interface {
+	// Invalidated handles an invalidation of key. serving: it came over the session that serves.
+	Invalidated(key string, serving bool)
+	// Changed passes on the keys of an invalidation as they came; nil: any key may have changed.
+	Changed(keys []rueidis.RedisMessage)
+	// Emptied handles a flush of the keys for which owns returns true. It reports whether the
+	// replayer must look at the journal.
+	Emptied(owns func(key string) bool) (replay bool)
+	// StateChanged handles a change of state. From and To are equal for a first attempt that failed
+	// for a new cause.
+	StateChanged(Change)
+	// Untracked: the server at addr does not report changes. Scriptless: it does not run the
+	// replay's script. Isolated: it closes the connection at commands of the key.
+	Untracked(addr, why string)
+	Scriptless(addr string, why error)
+	Isolated(key, addr string)
+}
+
+// Demand says how much Redis is needed. Its methods do not block and are safe from any goroutine.
+type Demand interface {
+	// Wanted reports that Redis is needed without a call: for the journal or a listener.
+	Wanted() bool
+	// Hits counts the answers of the local tier. They are uses of Redis, too: they are fresh only
+	// because the links receive invalidations.
+	Hits() uint64
+	// Journaling reports whether the journal holds any key.
+	Journaling() bool
+	// Copies is a lower bound for the number of local copies of keys in the server's database.
+	Copies() int64
+}
+
+// Replayer replays the journaled writes of a link's keys.
+type Replayer interface {
+	Run(ctx context.Context) // until ctx ends
+	Wake()                   // looks for writes to replay; does not block
+}
+
+// Breaker decides whether the gate may be open.
+type Breaker interface {
+	Success()                           // a call was answered
+	Failure(err error)                  // a call was not answered, or refused to be served
+	Trip()                              // opens a closed circuit at once
+	Probe() (done func(error), ok bool) // asks for the one attempt that may close the circuit
+	WhileClosed(f func()) (closed bool) // runs f if the circuit is closed, and keeps it closed meanwhile
+}
+
+// locator finds the server of a link. Only the supervisor calls it; where and fits may block.
+type locator interface {
+	// where returns the address of the server. It may ask the network for it, and may take longer
+	// while no session serves.
+	where(ctx context.Context, serving bool) (addr string, err error)
+	// disbelieve reports that the server named by where is no master or is unreachable.
+	disbelieve()
+	// fits checks whether a server of this mode may be used. It may send commands to it.
+	fits(ctx context.Context, s *Session, mode string) error
+	// close closes the connections that where holds open.
+	close()
+}
+
+// keyspace is the part of the keys that a link serves. Its methods do not block and are safe from
+// any goroutine.
+type keyspace interface {
+	// empty reports that the link has nothing to do, even if Redis is needed.
+	empty() bool
+	Owns(key string) bool
+	// ProbeKey returns a key that the server accepts: last if it is still accepted, and "" for a
+	// node without slots.
+	ProbeKey(last string) string
+	// Scopes calls each for the epoch scopes of the keys.
+	Scopes(each func(*local.EpochScope))
+	// wanted, hits and copies are those of demand, as far as they say something about this link.
+	wanted() bool
+	hits() uint64
+	copies() int64
+	// changed handles a change of the link's state.
+	changed(Change)
+}
+
+// State is the state of a link; see link.
+type State uint8
+
+const (
+	Connecting State = iota
+	Up
+	ReadOnly
+	Down
+	Closed
+)
+
+// Change is a change of state.
+type Change struct {
+	From, To State
+	Shard    string // the node's address in a cluster
+	At       time.Time
+	Err      error // nil for Up and Closed
+}
+
+// Health is the last known state of a server, or of a cluster with its Shards.
+type Health struct {
+	State     State
+	Writable  bool
+	Tracking  bool
+	Since     time.Time
+	ProbedAt  time.Time
+	LastError error
+	Lacks     []string
+
+	Addr   string
+	Slots  int
+	Shards []Health
+}
+
+// Topology says how the servers are found.
+type Topology uint8
+
+const (
+	Auto Topology = iota // the server says whether it is a cluster's node
+	Standalone
+	Sentinel
+	ClusterOnly
+)
+
+func (t Topology) String() string {
+	return [...]string{"auto", "standalone", "sentinel", "cluster"}[t]
+}
+
+// Script is the script whose permission the greeting checks.
+type Script struct {
+	Text, Digest string
+	Args         []string // with which it does nothing
+	// Check returns the error of the reply to such a run.
+	Check func(rueidis.RedisResult) error
+}

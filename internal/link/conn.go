@@ -1,0 +1,369 @@
+package link
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"reflect"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/resp"
+	"github.com/redis/rueidis"
+)
+
+// ErrNoPermit is the result of a dial that rueidis attempts on a caller's behalf.
+var ErrNoPermit = errors.New("holdfast: the connection was lost; only the supervisor dials")
+
+// dialer is the DialCtxFn of one session. It has one permit. rueidis redials on the caller's
+// goroutine, without a back-off, whenever a command finds the connection gone. Here such a dial
+// fails at once, and the supervisor opens another session when its schedule says so.
+type dialer struct {
+	user    func(context.Context, string, *net.Dialer, *tls.Config) (net.Conn, error)
+	Life    context.Context // ends with the session
+	permit  atomic.Bool
+	attempt func()      // counts a dial
+	lost    func(error) // called when the connection has closed, for any reason
+
+	// own is set for a caller's dedicated connection, which may subscribe. It maps the errors of
+	// its reads and writes. keepAlive is its TCP keep-alive instead of rueidis' PING.
+	own       func(error) error
+	keepAlive time.Duration
+
+	hearing     *hearing // of a session; nil for a dedicated connection
+	plain       bool     // no HELLO: see manner.go
+	credentials *credentials
+
+	// late is set when the handshake was cut short by its time limit.
+	late  atomic.Bool
+	watch *time.Timer // written before dial returns, stopped by shaken
+
+	mu struct {
+		sync.Mutex
+		conn   *wire
+		closed bool
+		secure bool     // the connection uses TLS
+		step   string   // the step before the first command
+		sent   []string // names of the commands sent, until settled
+		words  string   // the server's last words before a write failed
+	}
+}
+
+func (d *dialer) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (net.Conn, error) {
+	if !d.permit.CompareAndSwap(true, false) {
+		return nil, ErrNoPermit
+	}
+	auth, err := d.credentials.login(d.Life, addr)
+	if err != nil {
+		return nil, err
+	}
+	d.attempt()
+	// rueidis passes a background context, so the limit and the cancellation are set here.
+	ctx, cancel := context.WithTimeout(ctx, nd.Timeout)
+	defer cancel()
+	stop := context.AfterFunc(d.Life, cancel)
+	defer stop()
+	raw, err := d.connect(ctx, addr, d.patient(nd), cfg)
+	if err != nil {
+		return nil, err
+	}
+	guard := resp.Guard
+	if d.own != nil {
+		guard = resp.GuardPubSub
+	}
+	lost := func(cause error) { d.lost(auth.lost(cause)) }
+	conn := &wire{Conn: guard(raw, resp.DefaultLimits, lost), own: d.own, login: auth, plain: d.plain, hearing: d.hearing}
+	conn.shaking.Store(d)
+	d.mu.Lock()
+	closed := d.mu.closed
+	d.mu.conn = conn
+	d.mu.Unlock()
+	if closed {
+		conn.Close()
+		return nil, net.ErrClosed
+	}
+	// rueidis limits the handshake too, but then waits another second to say goodbye to a server
+	// that does not answer.
+	d.watch = time.AfterFunc(nd.Timeout, func() {
+		d.late.Store(true)
+		conn.Close()
+	})
+	return conn, nil
+}
+
+// patient returns the dialer with keepAlive, if it is set.
+func (d *dialer) patient(nd *net.Dialer) *net.Dialer {
+	if d.keepAlive == 0 {
+		return nd
+	}
+	other := *nd
+	other.KeepAlive = d.keepAlive
+	return &other
+}
+
+// Connection returns the dialled connection, nil before the dial has succeeded.
+func (d *dialer) Connection() *wire {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.mu.conn
+}
+
+// ended reports that the connection has ended, even before lost was called.
+func (d *dialer) ended() bool {
+	conn := d.Connection()
+	return conn == nil || conn.Ended()
+}
+
+// shaken notes that the handshake is over, successful or not.
+func (d *dialer) shaken() {
+	if d.watch != nil {
+		d.watch.Stop()
+	}
+}
+
+func (d *dialer) connect(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (net.Conn, error) {
+	d.began(stepDial, cfg != nil)
+	if d.user != nil {
+		return d.connectByUser(ctx, addr, nd, cfg)
+	}
+	conn, err := nd.DialContext(ctx, "tcp", addr)
+	if err != nil || cfg == nil {
+		return conn, err
+	}
+	// A DialCtxFn replaces rueidis' TLS as well. This is tls.Dialer in two steps, so that an error
+	// names the step that failed.
+	d.began(stepTLS, true)
+	if cfg.ServerName == "" {
+		cfg = cfg.Clone()
+		cfg.ServerName = addr
+		if host, _, err := net.SplitHostPort(addr); err == nil {
+			cfg.ServerName = host
+		}
+	}
+	secure := tls.Client(conn, cfg)
+	if err := secure.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return secure, nil
+}
+
+// connectByUser calls the user's dial function.
+func (d *dialer) connectByUser(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (net.Conn, error) {
+	conn, err := d.user(ctx, addr, nd, cfg)
+	if err != nil {
+		return nil, err
+	}
+	if v := reflect.ValueOf(conn); !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
+		return nil, errNoConn // a nil connection would make rueidis panic
+	}
+	return userConn{conn}, nil
+}
+
+// userConn guards a user's connection whose methods may panic, as they do if it wraps nil. They run
+// on rueidis' goroutines, where no caller could recover.
+type userConn struct{ net.Conn }
+
+func (c userConn) Read(p []byte) (n int, err error) {
+	defer connPanicked(&err)
+	return c.Conn.Read(p)
+}
+
+func (c userConn) Write(p []byte) (n int, err error) {
+	defer connPanicked(&err)
+	return c.Conn.Write(p)
+}
+
+// Close closes the connection below TLS first; see resp.Conn.Close.
+func (c userConn) Close() (err error) {
+	defer connPanicked(&err)
+	if t, ok := c.Conn.(interface{ NetConn() net.Conn }); ok {
+		_ = t.NetConn().Close()
+	}
+	return c.Conn.Close()
+}
+
+func (c userConn) SetDeadline(t time.Time) (err error) {
+	defer connPanicked(&err)
+	return c.Conn.SetDeadline(t)
+}
+
+func (c userConn) SetReadDeadline(t time.Time) (err error) {
+	defer connPanicked(&err)
+	return c.Conn.SetReadDeadline(t)
+}
+
+func (c userConn) SetWriteDeadline(t time.Time) (err error) {
+	defer connPanicked(&err)
+	return c.Conn.SetWriteDeadline(t)
+}
+
+func (c userConn) RemoteAddr() (addr net.Addr) {
+	defer func() { _ = recover() }()
+	return c.Conn.RemoteAddr()
+}
+
+func (c userConn) LocalAddr() (addr net.Addr) {
+	defer func() { _ = recover() }()
+	return c.Conn.LocalAddr()
+}
+
+func connPanicked(err *error) {
+	if r := recover(); r != nil {
+		*err = fmt.Errorf("holdfast: the connection of Redis.DialCtxFn panicked: %.200v", r)
+	}
+}
+
+var errNoConn = errors.New("holdfast: Redis.DialCtxFn returned neither a connection nor an error")
+
+// wire is the guarded connection. Its writer yields the processor before a write. rueidis flushes
+// as soon as it finds no further command: of forty callers that were answered at once, the first
+// two pay for a system call of 10 us each, and the others after them. Two yields let the goroutines
+// that are ready add their commands, so one write carries five times as many.
+//
+// If no goroutine is ready, a yield costs next to nothing. If it took longer than yieldTooLong,
+// there is none for yieldHurry: beside goroutines that compute rather than wait, the writer would
+// queue behind all of them.
+type wire struct {
+	*resp.Conn
+	own     func(error) error
+	hearing *hearing
+	hurried time.Time              // no yield before this time
+	shaking atomic.Pointer[dialer] // records the commands sent; nil once settled
+
+	// For the handshake, which a single goroutine performs before all others.
+	login *login
+	plain bool // leave out the HELLO
+	first byte // first byte received: the type of the first reply
+}
+
+const (
+	yieldTooLong = 5 * time.Millisecond
+	yieldHurry   = time.Second
+)
+
+func (w *wire) Read(p []byte) (int, error) {
+	if w.hearing != nil {
+		w.hearing.reads(w.Conn.Replies())
+	}
+	n, err := w.Conn.Read(p)
+	if w.first == 0 && n > 0 {
+		w.first = p[0]
+	}
+	if err != nil && w.own != nil {
+		err = w.own(err)
+	}
+	return n, err
+}
+
+func (w *wire) Write(p []byte) (int, error) {
+	if w.plain {
+		w.plain = false
+		if _, err := w.Write(withoutHello(p)); err != nil {
+			return 0, err
+		}
+		return len(p), nil
+	}
+	if d := w.shaking.Load(); d != nil {
+		if !w.Conn.Ended() { // else it is the PING that rueidis sends when it closes
+			d.sends(p)
+		}
+		n, err := w.Conn.Write(p)
+		if err != nil {
+			d.lastWords(w)
+			if w.own != nil {
+				err = w.own(err)
+			}
+		}
+		return n, err
+	}
+	if w.own != nil {
+		n, err := w.Conn.Write(p) // no other caller uses it, so no yield
+		if err != nil {
+			err = w.own(err)
+		}
+		return n, err
+	}
+	began := time.Now()
+	if w.hearing != nil {
+		w.hearing.sends(w.Conn.Requests(), began)
+	}
+	if began.After(w.hurried) {
+		runtime.Gosched()
+		runtime.Gosched()
+		if now := time.Now(); now.Sub(began) > yieldTooLong {
+			w.hurried = now.Add(yieldHurry)
+		}
+	}
+	return w.Conn.Write(p)
+}
+
+// RemoteAddr returns the login if the connection has one: rueidis passes it to AuthCredentialsFn.
+func (w *wire) RemoteAddr() net.Addr {
+	if w.login != nil {
+		return w.login
+	}
+	return w.Conn.RemoteAddr()
+}
+
+// speaksRESP3 reports that HELLO was answered with a map, so the connection speaks RESP3.
+func (w *wire) speaksRESP3() bool { return w.first == '%' }
+
+// close ends the connection; one that is still being dialled is closed once it stands. Everything
+// that waits on it fails at once, including a handshake.
+func (d *dialer) close() {
+	d.permit.Store(false)
+	d.mu.Lock()
+	d.mu.closed = true
+	conn := d.mu.conn
+	d.mu.Unlock()
+	if conn != nil {
+		conn.Close()
+	}
+}
+
+// connection returns the configuration of a connection to Redis. rueidis gives up a connection
+// whose PING is not answered within ConnWriteTimeout. That must not happen before the end of the
+// budget of a call sent by then, nor of a call sent within one budget after it, because the server
+// may have fallen silent just before. So ConnWriteTimeout is at least twice Timeout.
+func (c *Config) connection() rueidis.ClientOption {
+	o := c.Redis
+	o.ConnWriteTimeout = max(o.ConnWriteTimeout, time.Duration(clock.Saturated(int64(c.Timeout), int64(c.Timeout))))
+	return o
+}
+
+// clientOption returns the rueidis configuration of one pipe.
+func clientOption(pl plan, d *dialer) rueidis.ClientOption {
+	o := pl.option
+	if pl.manner != mannerFull {
+		o = withoutCourtesies(o)
+	}
+	o.TLSConfig = nodeTLS(pl.option, pl.addr)
+	o.InitAddress = []string{pl.addr}
+	o.Sentinel = rueidis.SentinelOption{}
+	o.DialCtxFn = d.dial
+	if o.AuthCredentialsFn != nil {
+		o.AuthCredentialsFn = d.credentials.answer
+	}
+	o.OnInvalidations = pl.invalidated
+	// Without it rueidis detects a cluster by trying cluster commands, and takes miniredis for one.
+	o.ForceSingleClient = true
+	// One wire: replies then arrive in the order in which the writes were sent. More wires gain
+	// nothing on loopback and lose the order.
+	o.PipelineMultiplex = -1
+	// Without it a call whose context ends closes the connection of all calls.
+	o.AlwaysPipelining = true
+	// A retry would outlive the budget; without a permit it would spin.
+	o.DisableRetry = true
+	// Without it rueidis dials another connection for a pipeline of 2,000 commands.
+	o.BlockingPipeline = -1
+	// The local tier is the cache. Tracking is enabled after the handshake: rueidis treats every
+	// failure of it as a server that cannot track.
+	o.DisableCache = true
+	return o
+}

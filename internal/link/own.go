@@ -1,0 +1,546 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/group"
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
+	"github.com/redis/rueidis"
+)
+
+// dedicatedPool holds the dedicated connections of one link, beside its session: for transactions,
+// subscriptions, streams and commands that block. They are dialled on demand, and only while the
+// link's session serves: no connection is dialled to a Redis that the supervisor does not hold to
+// be there. They end with the period in which the session serves, so that no caller waits for a
+// server that has fallen silent.
+//
+// After a failed dial no other is made until its back-off has passed; callers that come meanwhile
+// get an error at once. Each connection and each dial takes a slot, and few dials run at once.
+// Connections without state are kept idle for the next caller, for a limited time.
+type dedicatedPool struct {
+	link *Link
+
+	slots chan struct{} // one token for each connection and each dial
+	turns chan struct{} // one token for each running dial
+	idle  chan *Conn    // idle connections; some may have ended
+	using atomic.Int64  // connections in use, not counting streams
+
+	mu struct {
+		sync.Mutex
+		due     int64 // no dial before this time
+		backoff clock.Backoff
+		cause   error // the error of the last failed dial
+
+		streams *streaming
+	}
+}
+
+const (
+	ownSlots = 1024 // default of BlockingPoolSize
+	ownDials = 8    // dials that run at once
+	ownIdle  = 1024 // most idle connections
+	// ownKept is how long an idle connection is kept, unless BlockingPoolCleanup is set.
+	ownKept = 10 * time.Second
+	// ownRing is the scale of rueidis' ring for one of these connections. Half the ring may be
+	// waiting, as with a session's bulkhead.
+	ownRing   = 6
+	ownWaits  = 1 << ownRing / 2
+	ownBuffer = 16 << 10
+)
+
+var (
+	errOwnFull  = errors.New("holdfast: too many connections are in use already: raise Redis.BlockingPoolSize")
+	errOwnLate  = errors.New("holdfast: no connection within Redis.Dialer.Timeout")
+	errNoPubSub = errors.New("holdfast: the server does not speak RESP3: nobody can subscribe to it here, and that will not change by itself")
+	errNoHello  = errors.New("holdfast: the server hung up at HELLO, so the connection speaks RESP2, over which nobody can subscribe here")
+)
+
+func newOwned(l *Link) *dedicatedPool {
+	n := l.cfg.Redis.BlockingPoolSize
+	if n <= 0 {
+		n = ownSlots
+	}
+	o := &dedicatedPool{
+		link:  l,
+		slots: make(chan struct{}, n),
+		turns: make(chan struct{}, ownDials),
+		idle:  make(chan *Conn, min(n, ownIdle)),
+	}
+	o.mu.backoff = clock.Backoff{Min: l.cfg.MinBackoff, Max: l.cfg.MaxBackoff}
+	return o
+}
+
+// inUse reports whether a caller has a connection. The supervisor does not sleep then.
+func (o *dedicatedPool) inUse() bool { return o.using.Load() > 0 }
+
+// Conn is a dedicated connection.
+type Conn struct {
+	Owned     *dedicatedPool
+	Session   *Session
+	period    *servingCtx
+	dialer    *dialer
+	Dedicated rueidis.DedicatedClient
+
+	state atomic.Int32          // connTaken, connIdle or connEnded
+	timer *time.Timer           // ends an idle connection
+	cause atomic.Pointer[error] // the reason, if this side closed it
+	waits chan struct{}         // one token for each command under way
+}
+
+const (
+	connTaken int32 = iota
+	connIdle
+	connEnded
+)
+
+// ended reports whether the connection is lost.
+func (c *Conn) ended() bool { return c.dialer.ended() || c.period.Err() != nil }
+
+// Close ends the connection. Calls that wait on it get cause as their error.
+func (c *Conn) Close(cause error) {
+	c.cause.CompareAndSwap(nil, &cause)
+	c.dialer.close()
+}
+
+// failed returns the error for reads and writes of the connection.
+func (c *Conn) failed(err error) error {
+	if cause := c.cause.Load(); cause != nil {
+		return *cause
+	}
+	return c.Owned.failed(c.period, err)
+}
+
+// failed turns an error of a connection into the error for its caller.
+func (o *dedicatedPool) failed(p *servingCtx, err error) error {
+	var u Unavailable
+	switch {
+	case o.link.cfg.Closed():
+		return group.ErrClosed
+	case errors.As(err, &u):
+		return err
+	case p.Err() == nil:
+		return Unavailable{err}
+	}
+	cause := context.Cause(p)
+	if last := o.link.health().LastError; last != nil && (cause == errTripped || rediserr.GaveUp(cause)) {
+		cause = last
+	}
+	return Unavailable{cause}
+}
+
+// Acquire returns a connection, either an idle one or a new one. It blocks for at most Dialer.Timeout
+// until it may dial, and then for as long as connect takes; less if ctx or the period ends. With
+// fresh set it returns a new connection on which rueidis sends PINGs. The caller has entered the
+// call gate.
+func (o *dedicatedPool) Acquire(ctx context.Context, fresh bool) (*Conn, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	s := o.link.Reader()
+	if s == nil {
+		return nil, o.link.Why()
+	}
+	p := s.period.Load()
+	if p == nil {
+		return nil, o.link.Why()
+	}
+	o.using.Add(1)
+	conn, err := o.acquireFrom(ctx, s, p, fresh)
+	if err != nil {
+		o.using.Add(-1)
+	}
+	return conn, err
+}
+
+func (o *dedicatedPool) acquireFrom(ctx context.Context, s *Session, p *servingCtx, fresh bool) (*Conn, error) {
+	if !fresh {
+		if conn := o.fromIdle(p); conn != nil {
+			return conn, nil
+		}
+	}
+	g := &dialSlot{owned: o, period: p}
+	limit := time.NewTimer(o.link.cfg.Redis.Dialer.Timeout)
+	defer limit.Stop()
+	idle := o.idle
+	if fresh {
+		idle = nil
+	}
+	for {
+		conn, err := g.wait(ctx, limit.C, idle)
+		if err != nil {
+			return nil, err
+		}
+		if conn == nil {
+			break
+		}
+		if conn.wake(p) {
+			return conn, nil
+		}
+	}
+	// The dial runs on its own goroutine: the caller's context can end the wait for a dial that
+	// hangs, and the next caller can use the connection that the dial brings.
+	d := &ownDial{fresh: fresh, done: make(chan struct{})}
+	if !o.link.cfg.Workers.Spawn("dial", func() { d.run(g, s) }) {
+		<-o.turns
+		<-o.slots
+		return nil, group.ErrClosed
+	}
+	select {
+	case <-d.done:
+	case <-ctx.Done():
+		return nil, d.leave(ctx.Err())
+	case <-p.Done():
+		return nil, d.leave(o.failed(p, errConnClosed))
+	}
+	if d.err != nil {
+		return nil, Unavailable{d.err}
+	}
+	return d.conn, nil
+}
+
+// fromIdle returns an idle connection, nil if there is none.
+func (o *dedicatedPool) fromIdle(p *servingCtx) *Conn {
+	for {
+		select {
+		case conn := <-o.idle:
+			if conn.wake(p) {
+				return conn
+			}
+		default:
+			return nil
+		}
+	}
+}
+
+// wake takes an idle connection into use. It returns false if the connection is not usable.
+func (c *Conn) wake(p *servingCtx) bool {
+	if !c.state.CompareAndSwap(connIdle, connTaken) {
+		return false
+	}
+	c.timer.Stop()
+	if c.period != p || c.ended() {
+		c.Close(errConnClosed)
+		return false
+	}
+	return true
+}
+
+// Release returns a connection. A clean connection is kept for the next caller, any other is closed.
+func (o *dedicatedPool) Release(c *Conn, clean bool) {
+	o.using.Add(-1)
+	o.keep(c, clean)
+}
+
+func (o *dedicatedPool) keep(c *Conn, clean bool) {
+	if !clean || c.ended() || o.link.cfg.Closed() {
+		c.Close(errConnClosed)
+		return
+	}
+	idleFor := o.kept()
+	c.state.Store(connIdle)
+	if c.timer == nil {
+		c.timer = time.AfterFunc(idleFor, func() {
+			if c.state.CompareAndSwap(connIdle, connEnded) {
+				c.Close(errConnClosed)
+				o.sweep()
+			}
+		})
+	} else {
+		c.timer.Reset(idleFor)
+	}
+	select {
+	case o.idle <- c:
+	default:
+		if c.state.CompareAndSwap(connIdle, connEnded) {
+			c.timer.Stop()
+			c.Close(errConnClosed)
+		}
+	}
+}
+
+// sweep removes connections that ended while they were idle. It checks the oldest first and stops
+// at a live one.
+func (o *dedicatedPool) sweep() {
+	for {
+		select {
+		case c := <-o.idle:
+			if c.state.Load() == connEnded {
+				continue
+			}
+			select {
+			case o.idle <- c:
+			default: // its timer closes it
+			}
+		default:
+		}
+		return
+	}
+}
+
+func (o *dedicatedPool) kept() time.Duration {
+	if d := o.link.cfg.Redis.BlockingPoolCleanup; d > 0 {
+		return d
+	}
+	return ownKept
+}
+
+// dialSlot is the right to dial. It consists of a slot, which is held as long as the connection, and a
+// turn, which is held until the dial ends.
+type dialSlot struct {
+	owned  *dedicatedPool
+	period *servingCtx
+}
+
+// wait waits for the grant, or for an idle connection.
+func (g *dialSlot) wait(ctx context.Context, limit <-chan time.Time, idle <-chan *Conn) (*Conn, error) {
+	o, full := g.owned, errOwnFull
+	if err := o.resting(); err != nil {
+		return nil, err
+	}
+	slots, turns := o.slots, (chan struct{})(nil)
+	for {
+		select {
+		case slots <- struct{}{}:
+			slots, turns, full = nil, o.turns, errOwnLate
+			continue
+		case turns <- struct{}{}:
+			// Another dial may have failed meanwhile.
+			err := o.resting()
+			if err != nil {
+				<-o.turns
+				<-o.slots
+			}
+			return nil, err
+		case conn := <-idle:
+			if slots == nil {
+				<-o.slots
+			}
+			return conn, nil
+		case <-ctx.Done():
+			full = ctx.Err()
+		case <-g.period.Done():
+			full = o.failed(g.period, errConnClosed)
+		case <-limit:
+			full = Unavailable{full}
+		}
+		if slots == nil {
+			<-o.slots
+		}
+		return nil, full
+	}
+}
+
+// resting returns the error of the last dial while its back-off lasts, nil otherwise.
+func (o *dedicatedPool) resting() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.mu.due != 0 && o.link.clock.Now() < o.mu.due {
+		return Unavailable{o.mu.cause}
+	}
+	return nil
+}
+
+// dialled records the result of a dial.
+func (o *dedicatedPool) dialled(err error) {
+	<-o.turns
+	if errors.Is(err, context.Canceled) {
+		return // its caller has left; that says nothing about Redis
+	}
+	now := o.link.clock.Now()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if err == nil {
+		o.mu.due = 0
+		o.mu.backoff.Reset()
+		return
+	}
+	if now < o.mu.due {
+		return // it ran beside a dial that failed and was counted
+	}
+	if o.mu.backoff.Tries == 0 {
+		o.mu.backoff.Tries = 1 // the first try of a schedule has no wait
+	}
+	o.mu.due, o.mu.cause = now+int64(o.mu.backoff.Next()), err
+}
+
+// ownDial is a dial that its caller may abandon.
+type ownDial struct {
+	fresh   bool
+	conn    *Conn
+	err     error
+	done    chan struct{}
+	decided atomic.Bool // the caller has left, or takes the result
+}
+
+func (d *ownDial) run(g *dialSlot, s *Session) {
+	o := g.owned
+	d.conn, d.err = o.connect(g.period, s, d.fresh)
+	o.dialled(d.err)
+	if !d.decided.CompareAndSwap(false, true) && d.err == nil {
+		o.keep(d.conn, !d.fresh)
+	}
+	close(d.done)
+}
+
+// leave is called when the caller stops waiting.
+func (d *ownDial) leave(why error) error {
+	if !d.decided.CompareAndSwap(false, true) {
+		<-d.done // it is done just now
+		if d.err == nil {
+			d.conn.Owned.keep(d.conn, !d.fresh)
+		}
+	}
+	return why
+}
+
+// connect makes one dial and one handshake. It blocks for at most twice Dialer.Timeout, after the
+// call of Redis.AuthCredentialsFn (ten seconds at most); less if the period ends.
+func (o *dedicatedPool) connect(p *servingCtx, s *Session, pings bool) (conn *Conn, err error) {
+	conn = &Conn{Owned: o, Session: s, period: p, waits: make(chan struct{}, ownWaits)}
+	d := &dialer{
+		user: o.link.cfg.Redis.DialCtxFn, Life: p,
+		attempt: func() { o.link.stats.Dials.Add(1) },
+		own:     conn.failed,
+
+		plain: s.Manner != mannerFull, credentials: &o.link.credentials,
+	}
+	stop := context.AfterFunc(p, d.close)
+	free := sync.OnceFunc(func() { stop(); <-o.slots })
+	d.lost = func(error) { free() }
+	conn.dialer = d
+	defer func() {
+		// As in pipe.dial: rueidis may panic on the replies of a handshake.
+		if r := recover(); r != nil {
+			err = fmt.Errorf("the handshake made no sense: %v", r)
+		}
+		d.shaken()
+		if err != nil {
+			d.close()
+			free()
+			conn, err = nil, fmt.Errorf("holdfast: another connection to %s: %w", s.Addr, d.explain(err))
+			return
+		}
+		d.settled()
+	}()
+	// rueidis.NewClient would dial the client's single wire at once, so there is no permit yet.
+	// With ForceSingleClient it returns the client although that dial fails. The permit is for the
+	// dedicated wire.
+	rc, err := rueidis.NewClient(o.option(s, d, pings))
+	if rc == nil {
+		return nil, err
+	}
+	d.permit.Store(true)
+	conn.Dedicated, _ = rc.Dedicate()
+	d.shaken()
+	if d.late.Load() {
+		return nil, Unanswered(context.DeadlineExceeded, o.link.cfg.Redis.Dialer.Timeout)
+	}
+	if d.ended() {
+		// A command on a dead wire returns the reason.
+		err = conn.Dedicated.Do(context.Background(), rc.B().Ping().Build()).NonRedisError()
+		if err == nil {
+			err = errConnClosed
+		}
+		return nil, Unanswered(err, o.link.cfg.Redis.Dialer.Timeout)
+	}
+	return conn, nil
+}
+
+// option returns the rueidis configuration of a dedicated connection.
+func (o *dedicatedPool) option(s *Session, d *dialer, pings bool) rueidis.ClientOption {
+	option := clientOption(plan{addr: s.Addr, option: o.link.cfg.connection(), manner: s.Manner}, d)
+	option.RingScaleEachConn = ownRing
+	if option.ReadBufferEachConn == 0 {
+		option.ReadBufferEachConn = ownBuffer
+	}
+	if option.WriteBufferEachConn == 0 {
+		option.WriteBufferEachConn = ownBuffer
+	}
+	if !pings {
+		// A PING after MULTI would be queued and answered within EXEC's reply. A PING after a
+		// blocking command would get no answer in time, and the connection would be given up. Only
+		// subscriptions need the PING: the other connections are monitored by TCP keep-alive and by
+		// the session.
+		d.keepAlive, option.Dialer.KeepAlive = option.Dialer.KeepAlive, -1
+	}
+	return option
+}
+
+// Do sends the commands in one pipeline and waits until ctx or the period ends.
+func (c *Conn) Do(ctx context.Context, asking bool, cmds []rueidis.Completed) []rueidis.RedisResult {
+	// A caller that finds rueidis' ring full is blocked regardless of its context.
+	select {
+	case c.waits <- struct{}{}:
+		defer func() { <-c.waits }()
+	case <-ctx.Done():
+		return Failures(len(cmds), ctx.Err())
+	case <-c.period.Done():
+		return Failures(len(cmds), c.failed(errConnClosed))
+	}
+	if asking {
+		return WithoutAsking(c.Dedicated.DoMulti(ctx, WithAsking(c.Dedicated.B(), cmds)...))
+	}
+	return c.Dedicated.DoMulti(ctx, cmds...)
+}
+
+// Failures returns n replies with the error.
+func Failures(n int, err error) []rueidis.RedisResult {
+	replies := make([]rueidis.RedisResult, n)
+	for i := range replies {
+		replies[i] = rueidis.NewErrorResult(err)
+	}
+	return replies
+}
+
+// Worded turns the error of a command without a reply into the error for its caller. named reports
+// whether the caller is to hear the name of the command with it.
+func (c *Conn) Worded(ctx context.Context, err error) (worded error, named bool) {
+	switch {
+	case rediserr.GaveUp(err) && ctx.Err() != nil:
+		return ctx.Err(), false
+	case IsUnavailable(err):
+		err = c.failed(err)
+	case errors.Is(err, group.ErrClosed):
+		return group.ErrClosed, false
+	case Misuse(err), errors.Is(err, rueidis.ErrClosing), errors.Is(err, rueidis.ErrDedicatedClientRecycled):
+		return err, false
+	case errors.Is(err, ErrNoPermit): // in RESP2 rueidis wants a second connection for it
+		err = errNoPubSub
+		if c.Session.Manner == MannerMinimal {
+			err = Unavailable{errNoHello} // a hang-up is no answer, and another session asks again
+		}
+	case rediserr.GaveUp(err):
+		c.Owned.link.stats.Timeouts.Add(1)
+		err = Unavailable{ErrBudget}
+	default:
+		err = c.failed(err)
+	}
+	return err, true
+}
+
+// IsUnavailable reports whether failed has made the error. Its cause may then be the last error of
+// the link, which says nothing about this connection or about what the server answered on it.
+func IsUnavailable(err error) bool { return errors.Is(err, ErrUnavailable) }
+
+// Misuse reports whether rueidis refused to send a command.
+func Misuse(err error) bool {
+	return errors.Is(err, rueidis.ErrRESP2PubSubMixed) || errors.Is(err, rueidis.ErrBlockingPubSubMixed)
+}
+
+// Learn reports an error reply of Redis to the link if it says something about the server.
+func (c *Conn) Learn(err error) {
+	switch rediserr.Classify(context.Background(), err) {
+	case rediserr.WriteRefused:
+		c.Owned.link.Report(c.Session, rediserr.WriteRefused, err)
+	case rediserr.Busy, rediserr.Unknown:
+		c.Owned.link.Report(c.Session, rediserr.Classify(context.Background(), err), err)
+	case rediserr.Redirect:
+		c.Owned.link.Routes.Follow(c.Session, err)
+	}
+}

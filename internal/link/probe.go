@@ -1,0 +1,109 @@
+package link
+
+import (
+	"context"
+	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
+	"github.com/redis/rueidis"
+)
+
+// A probe is a small write and a small read in one pipeline. The write alone would not
+// distinguish a server that takes no writes from one that answers nothing.
+//
+//	               | read: answered | read: refused     | read: no reply
+//	write: done    | healthy        | down, by the read | down
+//	write: refused | read-only      | down              | down
+//
+// A BUSY to either means that the server is busy. A redirection means that the map of the
+// cluster is out of date. A read that is refused for a missing permission on the key counts
+// as answered.
+//
+// PING is no probe: a read-only replica and a server that cannot save answer PONG.
+
+// ProbeCommands appends the commands of a probe. The write has XX and its key never exists,
+// so it leaves nothing behind. Redis still refuses it for READONLY, MISCONF, OOM,
+// NOREPLICAS, CLUSTERDOWN and a missing permission, because it checks these before it looks
+// for the key. A cluster node without slots gets only a PING.
+func ProbeCommands(b rueidis.Builder, key string, cmds []rueidis.Completed) []rueidis.Completed {
+	if key == "" {
+		return append(cmds, b.Ping().Build())
+	}
+	return append(cmds,
+		b.Set().Key(key).Value("1").Xx().Px(10*time.Second).Build(),
+		b.Get().Key(key).Build())
+}
+
+// probe sends a probe and returns its result, as probed does. It needs no slot of the
+// bulkhead, so a full bulkhead cannot hide that the server is back. Its answer frees the
+// slots of abandoned calls. probe blocks at most until ctx ends.
+func (s *Session) probe(ctx context.Context, key string) (rediserr.Class, error) {
+	ticket := s.Tickets.Add(1)
+	replies := s.Client.DoMulti(ctx, ProbeCommands(s.Client.B(), key, nil)...)
+	if replies[len(replies)-1].NonRedisError() == nil {
+		s.Answered(ticket)
+	}
+	return Probed(ctx, replies)
+}
+
+// Probed evaluates the replies by the table above. The class is OK, WriteRefused,
+// Busy or Redirect, or for a server that is not usable Down, Unknown or
+// Canceled.
+func Probed(ctx context.Context, replies []rueidis.RedisResult) (rediserr.Class, error) {
+	writeErr := replies[0].Error()
+	w := rediserr.Classify(ctx, writeErr)
+	if len(replies) == 1 {
+		if w == rediserr.Command {
+			w = rediserr.WriteRefused // PING is refused; nothing is known of other commands
+		}
+		return w, writeErr
+	}
+	readErr := replies[1].Error()
+	r := rediserr.Classify(ctx, readErr)
+	readable := r == rediserr.OK || r == rediserr.Command
+	switch {
+	case w == rediserr.Redirect, w == rediserr.Busy, w == rediserr.Canceled, replies[0].NonRedisError() != nil:
+		return w, writeErr
+	case w == rediserr.OK && readable:
+		return rediserr.OK, nil
+	case w != rediserr.OK && readable:
+		return rediserr.WriteRefused, writeErr
+	default:
+		return r, readErr
+	}
+}
+
+// Judge probes the session now, for a caller that got an unknown error text. It returns nil
+// if the probe succeeds: then the text is about the caller's command alone. Otherwise the
+// text is about the server or the way to it, and judge returns the error of the probe, to
+// be classified like any other error of the session. It has then asked the supervisor for a
+// probe of its own.
+//
+// judge is safe from any goroutine, also for a session that does not serve any more. It
+// blocks for at most Options.Timeout, and does not report to the breaker. Each call sends a
+// probe, so a caller with many such texts calls it once for all of them.
+func (l *Link) Judge(ctx context.Context, s *Session) error {
+	bounded, cancel := context.WithTimeout(ctx, l.cfg.Timeout)
+	defer cancel()
+	c, err := s.probe(bounded, l.Keys.ProbeKey(""))
+	switch {
+	case c == rediserr.OK:
+		return nil
+	case rediserr.GaveUp(err) && ctx.Err() != nil:
+		return ctx.Err()
+	case rediserr.GaveUp(err):
+		err = ErrBudget
+	}
+	l.AskProbe()
+	return err
+}
+
+// AskProbe asks the supervisor to probe the serving session: at once, or as soon as
+// Breaker.MinBackoff has passed since the last such probe. Many calls cause one probe.
+// AskProbe does not block and is safe from any goroutine. While no session serves it does
+// nothing, because the supervisor follows its schedule then.
+func (l *Link) AskProbe() {
+	if l.Gate.Load() != nil && !l.asked.Swap(true) {
+		l.look()
+	}
+}
