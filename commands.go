@@ -204,7 +204,7 @@ func (c *Cache) writerAfterReplay(ctx link.Bound, h keyhash.Hash, key string) (*
 			}
 			break
 		}
-		replayerOf(l).replay(ctx, s, tasks)
+		replayerOf(l).Replay(ctx, s, tasks)
 	}
 	if ctx.Err() != nil {
 		s.Abandon(ticket)

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
+	"github.com/holdfast-cache/holdfast/internal/replay"
 )
 
 // Some lines of the log, and OnHold, ran unnamed: Close did not say what it waited for.
@@ -53,19 +54,19 @@ func TestARefusalIsShownAsEveryTextOfAServerIs(t *testing.T) {
 		{"ERR \x1b[31m \"no\"", "", `ERR \x1b[#m "no"`},
 		{"ERR é", "", "ERR é"},
 	} {
-		if got := refusalOf(errors.New(tt.text), tt.key); got != tt.want {
+		if got := replay.Refusal(errors.New(tt.text), tt.key); got != tt.want {
 			t.Errorf("%q of %q is %q, want %q", tt.text, tt.key, got, tt.want)
 		}
 	}
-	long := refusalOf(errors.New("ERR "+strings.Repeat("\x1b\u009b\u202e", 20_000)), "k")
+	long := replay.Refusal(errors.New("ERR "+strings.Repeat("\x1b\u009b\u202e", 20_000)), "k")
 	if len(long) > rediserr.MaxServerText+3 {
 		t.Errorf("%d bytes", len(long))
 	}
 	// Keys of any length make no other refusal of a long text.
 	tail := strings.Repeat(" and so on", 100)
-	a := refusalOf(fmt.Errorf("ERR key %s%s", "short", tail), "short")
+	a := replay.Refusal(fmt.Errorf("ERR key %s%s", "short", tail), "short")
 	key := strings.Repeat("long", 5000)
-	b := refusalOf(fmt.Errorf("ERR key %s%s", key, tail), key)
+	b := replay.Refusal(fmt.Errorf("ERR key %s%s", key, tail), key)
 	if a != b {
 		t.Errorf("%q\n%q", a, b)
 	}

@@ -2,12 +2,13 @@ package holdfast
 
 import (
 	"crypto/rand"
+	"time"
 
-	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/journal"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
 	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/local"
+	"github.com/holdfast-cache/holdfast/internal/replay"
 	"github.com/redis/rueidis"
 )
 
@@ -25,7 +26,7 @@ func (c *Cache) connect() {
 		ProbeKey:     o.Breaker.ProbePrefix + rand.Text(),
 		FirstSession: journal.EarlierProcess,
 		Tracking:     link.TrackedKeys{Reads: o.Tracking.Mode == TrackReads, Prefixes: o.Tracking.Prefixes},
-		Script:       replayCheck,
+		Script:       replay.Check,
 		NewBreaker: func(opened func()) link.Breaker {
 			return newOpenBreaker(o.Breaker.Failures, opened, &c.stats.breakerOpens)
 		},
@@ -45,32 +46,17 @@ func (c *Cache) connect() {
 	c.routes.Start()
 }
 
-// newReplayer returns the replayer of a link.
-func (c *Cache) newReplayer(l *link.Link, owns func(key string) bool) *replayer {
-	return &replayer{
-		journal: c.journal,
-		link:    l,
-		routes:  l.Routes,
-		owns:    owns,
-		clock:   c.clock,
-		stats:   &c.stats,
-		notify:  c.notify,
-		hash:    c.local.Hash,
-		settled: c.local.OnReplayed,
-		doubt:   func(h keyhash.Hash) { c.local.Suspect(h, local.SameEnd) },
-		forget:  func(h keyhash.Hash) { c.local.Put(h, nil) },
-		timeout: max(c.opts.Timeout, replayTimeout),
-		maxHeld: journal.HeldSets,
-		pauses:  clock.Backoff{Min: replayPause, Max: c.opts.Breaker.MaxBackoff},
-		share:   c.opts.Timeout / 8,
-		rule:    c.opts.Journal.OnConflict,
-		pace:    newPace(c.opts.Journal.MaxRate, replayMost),
-		kick:    make(chan struct{}, 1),
-	}
+// New returns the replayer of a link.
+func (c *Cache) newReplayer(l *link.Link, owns func(key string) bool) *replay.Replayer {
+	return replay.New(&replay.Config{
+		Journal: c.journal, Clock: c.clock, Watcher: &replayEvents{c}, Copies: &replayCopies{c.local},
+		Timeout: c.opts.Timeout, MaxBackoff: c.opts.Breaker.MaxBackoff, MaxRate: c.opts.Journal.MaxRate,
+		Rule: journal.ConflictRule(c.opts.Journal.OnConflict),
+	}, l, owns)
 }
 
 // replayerOf returns the replayer of a link.
-func replayerOf(l *link.Link) *replayer { return l.Replayer.(*replayer) }
+func replayerOf(l *link.Link) *replay.Replayer { return l.Replayer.(*replay.Replayer) }
 
 // linkEvents is the watcher of the links of a Cache.
 type linkEvents struct{ c *Cache }
@@ -131,3 +117,34 @@ func healthOf(h link.Health) Health {
 	}
 	return whole
 }
+
+// replayEvents is the watcher of the replays of a Cache.
+type replayEvents struct{ c *Cache }
+
+func (e *replayEvents) Replayed()                   { e.c.stats.replayed.Add(1) }
+func (e *replayEvents) Finished(total replay.Total) { e.c.notify.replay(Replay(total)) }
+
+func (e *replayEvents) Superseded(key string) {
+	e.c.stats.superseded.Add(1)
+	e.c.notify.drop(key, DropSuperseded)
+}
+
+func (e *replayEvents) Rejected(key string) {
+	e.c.stats.rejected.Add(1)
+	e.c.notify.drop(key, DropRejected)
+}
+
+func (e *replayEvents) Held(w replay.Held, again, first bool) {
+	if !again {
+		e.c.stats.held.Add(1)
+	}
+	if first {
+		e.c.notify.held(HeldWrite{Key: w.Key, Delete: w.Del, Bytes: w.Bytes, Since: time.Now(), Refusal: w.Refusal})
+	}
+}
+
+// replayCopies are the local copies of a Cache as its replays change them.
+type replayCopies struct{ *local.Tier }
+
+func (t *replayCopies) Doubt(h keyhash.Hash)  { t.Suspect(h, local.SameEnd) }
+func (t *replayCopies) Forget(h keyhash.Hash) { t.Put(h, nil) }

@@ -10,6 +10,7 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/journal"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
+	"github.com/holdfast-cache/holdfast/internal/replay"
 	"github.com/redis/rueidis"
 )
 
@@ -145,7 +146,7 @@ func endsByTheRule(t *testing.T, r *replayed) {
 		k := journal.Task{Intent: tt.what, Check: tt.check, Key: key}
 		k.Expected, k.PossibleLateWrites, k.Seq = tt.known.Expected, tt.known.PossibleLateWrites, 1
 		round, want := r.replay(k), tt.rules[rule]
-		if round != (Replay{Replayed: b2i(want.says == saysDone), Superseded: b2i(want.says == saysSuperseded)}) {
+		if round != (replay.Total{Replayed: b2i(want.says == saysDone), Superseded: b2i(want.says == saysSuperseded)}) {
 			t.Errorf("%s, redis held %q: %+v", tt.name, tt.holds, round)
 		}
 		if got := r.held(key); got != want.want {

@@ -15,6 +15,7 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
+	"github.com/holdfast-cache/holdfast/internal/replay"
 )
 
 // journaled puts writes in the journal and takes them as the replayer would, if that
@@ -41,7 +42,7 @@ func TestAScriptThatHasSeenEnoughLeavesTheRestToOthers(t *testing.T) {
 			}
 			tasks = append(tasks, k)
 		}
-		if got, want := r.replay(tasks...), (Replay{Replayed: 4, Superseded: 2}); got != want {
+		if got, want := r.replay(tasks...), (replay.Total{Replayed: 4, Superseded: 2}); got != want {
 			t.Errorf("%+v; want %+v", got, want)
 		}
 		for i, k := range tasks {
@@ -74,7 +75,7 @@ func TestAPoisonEntryHoldsUpNobody(t *testing.T) {
 		}
 		tasks = append(tasks, journal.Task{Key: key, Intent: journal.Intent{Value: []byte("v"), Deadline: clock.Never}})
 	}
-	if got, want := r.replay(tasks...), (Replay{Replayed: 988, Superseded: 10, Held: 2}); got != want {
+	if got, want := r.replay(tasks...), (replay.Total{Replayed: 988, Superseded: 10, Held: 2}); got != want {
 		t.Errorf("%+v; want %+v", got, want)
 	}
 	if got := s.MustDo("DBSIZE"); got != "998" && got != "999" { // and the probe's key
@@ -101,7 +102,7 @@ func TestOutOfMemoryASetWaitsAndADeleteDoesNot(t *testing.T) {
 		journal.Write{Key: "theirs", Value: []byte("v"), Deadline: clock.Never, Seq: 1, Expected: journal.HoldingNothing(session.Server)},
 		journal.Write{Key: "deleted", Del: true, Deadline: clock.Never, Seq: 1},
 	)
-	replayerOf(r.c.routes.SeedLink).replay(context.Background(), session, tasks)
+	replayerOf(r.c.routes.SeedLink).Replay(context.Background(), session, tasks)
 	// The replayer itself may have come by and taken some.
 	redistest.WaitFor(t, time.Minute, "the delete", func() bool { return r.held("deleted") == "" })
 	for key, want := range map[string]string{"set": "", "set with a TTL": "", "theirs": "v0"} {
@@ -137,7 +138,7 @@ func TestARefusalInsideAScriptIsReadWhateverTheVersion(t *testing.T) {
 	} {
 		servers(t, func(t *testing.T, r *replayed) {
 			script := "local sha1hex = redis.sha1hex\n" +
-				"local redis = {sha1hex = sha1hex, pcall = function() return {err = ARGV[#ARGV]} end}\n" + replayScript
+				"local redis = {sha1hex = sha1hex, pcall = function() return {err = ARGV[#ARGV]} end}\n" + replay.Script
 			b := r.session().Client.B()
 			cmd := b.Eval().Script(script).Numkeys(5).Key("a", "b", "c", "d", "e").Arg(
 				"set", "v", "0", "", "keep", "v", "0", "", "overwrite", "v", "0", "", "delete", "", "0", "", "reset", "v", "0", "", tt.err).Build()
@@ -146,8 +147,8 @@ func TestARefusalInsideAScriptIsReadWhateverTheVersion(t *testing.T) {
 				t.Fatalf("%d answers, %v", len(answers), err)
 			}
 			for i, m := range answers {
-				a := readAnswer(m)
-				if got := rediserr.Classify(context.Background(), a.err); got != tt.want {
+				a := replay.ReadAnswer(m)
+				if got := rediserr.Classify(context.Background(), a.Err); got != tt.want {
 					t.Errorf("%s: answer %d is %+v, of class %v, want %v", tt.err, i, a, got, tt.want)
 				}
 			}
@@ -206,7 +207,7 @@ func TestWithoutScriptsAServerThatIsToBeAskedIsAsked(t *testing.T) {
 	r := newReplayed(t, s.Addr(), s.MustDo, func(o *Options) { o.Redis.Username, o.Redis.Password = "app", "pw" })
 	r.do("SET", "k", "v0")
 	tasks := []journal.Task{{Key: "k", Intent: journal.Intent{Del: true, Deadline: clock.Never}}}
-	if round, ok := replayerOf(r.c.routes.SeedLink).pass(context.Background(), r.session(), tasks, true); !ok || round.Replayed != 1 {
+	if round, ok := replayerOf(r.c.routes.SeedLink).Pass(context.Background(), r.session(), tasks, true); !ok || round.Replayed != 1 {
 		t.Errorf("%+v, %v", round, ok)
 	}
 	if got := r.held("k"); got != "" {

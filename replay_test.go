@@ -18,6 +18,7 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
 	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
+	"github.com/holdfast-cache/holdfast/internal/replay"
 	"github.com/redis/rueidis"
 	"go.uber.org/goleak"
 )
@@ -81,7 +82,7 @@ func (r *replayed) session() *link.Session {
 
 // replay hands the tasks to the replayer and returns what it made of them, once
 // those on which it found a conflict were deleted by the round after.
-func (r *replayed) replay(tasks ...journal.Task) Replay {
+func (r *replayed) replay(tasks ...journal.Task) replay.Total {
 	r.t.Helper()
 	var ours []*journal.Task
 	for i := range tasks {
@@ -90,7 +91,7 @@ func (r *replayed) replay(tasks ...journal.Task) Replay {
 			ours = append(ours, t)
 		}
 	}
-	round, ok := replayerOf(r.c.routes.SeedLink).replay(context.Background(), r.session(), tasks)
+	round, ok := replayerOf(r.c.routes.SeedLink).Replay(context.Background(), r.session(), tasks)
 	if !ok {
 		r.t.Fatalf("redis did not answer: %v", r.c.Health().LastError)
 	}
@@ -337,7 +338,7 @@ func TestAPipelineOfTasksSettlesEachForItself(t *testing.T) {
 		for _, key := range []string{"a", "theirs", "b", "list", "c"} {
 			tasks = append(tasks, journal.Task{Key: key, Intent: journal.Intent{Value: []byte("v:" + key), Deadline: clock.Never, Expected: journal.HoldingNothing(here)}})
 		}
-		if got, want := r.replay(tasks...), (Replay{Replayed: 3, Superseded: 2}); got != want {
+		if got, want := r.replay(tasks...), (replay.Total{Replayed: 3, Superseded: 2}); got != want {
 			t.Errorf("%+v, want %+v", got, want)
 		}
 		for key, want := range map[string]string{"a": "v:a", "b": "v:b", "c": "v:c", "theirs": nothing} {
@@ -407,7 +408,7 @@ func TestAServerThatForgotTheScriptIsGivenItAgain(t *testing.T) {
 			for j := range 3 {
 				tasks = append(tasks, journal.Task{Key: fmt.Sprint(i, j), Intent: journal.Intent{Value: []byte("v"), Deadline: clock.Never}})
 			}
-			if got, want := r.replay(tasks...), (Replay{Replayed: 3}); got != want {
+			if got, want := r.replay(tasks...), (replay.Total{Replayed: 3}); got != want {
 				t.Errorf("round %d: %+v, want %+v", i, got, want)
 			}
 			for j := range 3 {
@@ -468,7 +469,7 @@ func TestWithoutScriptsAReplayDeletes(t *testing.T) {
 				r.c.journal.Put(h, w)
 				tasks = append(tasks, r.c.journal.TakeOne(h, w.Key)...)
 			}
-			round, ok := replayerOf(r.c.routes.SeedLink).replay(context.Background(), r.session(), tasks)
+			round, ok := replayerOf(r.c.routes.SeedLink).Replay(context.Background(), r.session(), tasks)
 			written := tt.loads && round.Replayed == 3
 			if !ok || round.Superseded != 0 || round.Held+round.Rejected != 0 || !written && round.Replayed != 1 {
 				t.Errorf("%+v, %v", round, ok)
@@ -511,8 +512,8 @@ func TestAnEntryThatRedisRefusesIsHeldAndHoldsUpNobody(t *testing.T) {
 		r.c.journal.Put(h, journal.Write{Key: key, Value: []byte("v"), Deadline: clock.Never, Seq: 1})
 		tasks = append(tasks, r.c.journal.TakeOne(h, key)...)
 	}
-	round, ok := replayerOf(r.c.routes.SeedLink).replay(context.Background(), r.session(), tasks)
-	if want := (Replay{Replayed: 2, Held: 1}); round != want || !ok {
+	round, ok := replayerOf(r.c.routes.SeedLink).Replay(context.Background(), r.session(), tasks)
+	if want := (replay.Total{Replayed: 2, Held: 1}); round != want || !ok {
 		t.Errorf("%+v, %v; want %+v", round, ok, want)
 	}
 	r.drain() // is not held up by that
@@ -548,8 +549,8 @@ func TestAReplayThatMeetsAReplicaKeepsItsEntries(t *testing.T) {
 	h := r.c.local.Hash("k")
 	r.c.journal.Put(h, journal.Write{Key: "k", Value: []byte("v"), Deadline: clock.Never, Seq: 1})
 	tasks := r.c.journal.TakeOne(h, "k")
-	round, ok := replayerOf(r.c.routes.SeedLink).replay(context.Background(), s, tasks)
-	if ok || round != (Replay{}) {
+	round, ok := replayerOf(r.c.routes.SeedLink).Replay(context.Background(), s, tasks)
+	if ok || round != (replay.Total{}) {
 		t.Errorf("%+v, %v; want nothing done", round, ok)
 	}
 	if !r.c.journal.Holds(h, "k") || r.c.Stats().Rejected != 0 {
@@ -635,7 +636,7 @@ func TestALateRunOfOurOwnWriteIsUndoneByTheSecondCheck(t *testing.T) {
 			r.c.journal.Put(h, w)
 			tasks = append(tasks, r.c.journal.TakeOne(h, key)...)
 		}
-		if got, want := r.replay(tasks...), (Replay{Replayed: 2}); got != want {
+		if got, want := r.replay(tasks...), (replay.Total{Replayed: 2}); got != want {
 			t.Fatalf("%+v, want %+v", got, want)
 		}
 		if n := r.c.Health().JournalKeys; n != 2 {
@@ -651,7 +652,7 @@ func TestALateRunOfOurOwnWriteIsUndoneByTheSecondCheck(t *testing.T) {
 		if len(checks) != 2 || !checks[0].Check || !checks[1].Check {
 			t.Fatalf("checks: %+v", checks)
 		}
-		if got := r.replay(checks...); got != (Replay{}) {
+		if got := r.replay(checks...); got != (replay.Total{}) {
 			t.Errorf("a second check counts as %+v", got)
 		}
 		if late, foreign := r.do("GET", "late"), r.do("GET", "foreign"); late != "v2" || foreign != "new!" {
@@ -672,11 +673,11 @@ func TestAPipelineGrowsWhileItIsQuickAndShrinksWhereItIsNot(t *testing.T) {
 		{8, share / 2, 8},
 		{8, share, 8},
 		{32, share + 1, 16},
-		{replayFirst, time.Hour, replayFirst},
-		{replayMost, 0, replayMost},
-		{replayMost - 1, 0, replayMost},
+		{replay.FirstBatch, time.Hour, replay.FirstBatch},
+		{replay.MostKeys, 0, replay.MostKeys},
+		{replay.MostKeys - 1, 0, replay.MostKeys},
 	} {
-		if got := nextBatch(tt.batch, tt.took, share); got != tt.want {
+		if got := replay.NextBatch(tt.batch, tt.took, share); got != tt.want {
 			t.Errorf("%d took %v: %d follow, want %d", tt.batch, tt.took, got, tt.want)
 		}
 	}
@@ -733,8 +734,8 @@ func TestWhatACallersReplayLeavesUndoneIsDoneByTheReplayer(t *testing.T) {
 	redistest.WaitFor(t, time.Minute, "the replayer to pass by", func() bool { return r.do("GET", "other") == "v" })
 	redistest.WaitFor(t, time.Minute, "the replayer to settle that", func() bool { return !r.c.journal.Holds(r.c.local.Hash("other"), "other") })
 
-	replayerOf(r.c.routes.SeedLink).replay(gone, r.session(), abandoned)
-	replayerOf(r.c.routes.SeedLink).replay(context.Background(), r.session(), ambiguous)
+	replayerOf(r.c.routes.SeedLink).Replay(gone, r.session(), abandoned)
+	replayerOf(r.c.routes.SeedLink).Replay(context.Background(), r.session(), ambiguous)
 	limit := time.Now().Add(journal.LateAfter + 2*time.Second)
 	for r.c.Health().JournalKeys > 0 && time.Now().Before(limit) {
 		runtime.Gosched()

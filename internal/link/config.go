@@ -34,7 +34,7 @@ type Config struct {
 	// NewBreaker makes the circuit breaker of a link, with an open circuit. opened is called
 	// whenever the circuit opens, under the breaker's lock; it does not block.
 	NewBreaker func(opened func()) Breaker
-	// NewReplayer makes the replayer of a link, which replays the journaled writes of the keys for
+	// New makes the replayer of a link, which replays the journaled writes of the keys for
 	// which owns returns true.
 	NewReplayer func(l *Link, owns func(key string) bool) Replayer
 

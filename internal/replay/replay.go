@@ -1,4 +1,4 @@
-package holdfast
+package replay
 
 import (
 	"context"
@@ -17,52 +17,109 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// replayer sends the journaled writes of one link's keys to Redis, on a goroutine of its
+// Replayer sends the journaled writes of one link's keys to Redis, on a goroutine of its
 // own.
-type replayer struct {
+type Replayer struct {
 	journal *journal.Journal
 	link    *link.Link
 	routes  *link.Routes
 	owns    func(key string) bool // reports whether a key is the link's
 	clock   clock.Clock
-	stats   *counters
-	notify  *notifier
-	hash    func(string) keyhash.Hash
-	// settled is called for each set that Redis has, before it leaves the journal. A read
-	// must confirm the local copy before it is fresh again.
-	settled func(h keyhash.Hash)
-	// doubt is called where there was nothing to compensate.
-	doubt func(h keyhash.Hash)
-	// forget is called where Redis does not have the value of the local copy.
-	forget func(h keyhash.Hash)
+	watcher Watcher
+	copies  Copies
 
 	timeout time.Duration
 	maxHeld time.Duration // how long a set is held before it becomes a delete
 	pauses  clock.Backoff // after rounds that Redis did not answer
 	share   time.Duration // the target time of one pipeline: a share of a caller's timeout
-	rule    ConflictRule
+	rule    journal.ConflictRule
 	pace    pace
 	kick    chan struct{}
 }
 
+// Watcher hears of the results. Its methods do not block.
+type Watcher interface {
+	Replayed()             // Redis has a write
+	Superseded(key string) // another client wrote the key
+	Rejected(key string)   // Redis refuses the set for good; it becomes a delete
+	// Held: Redis refuses the write for itself, and it stays. first: no other write was refused for
+	// this reason before.
+	Held(w Held, again, first bool)
+	Finished(total Total) // a round has ended
+}
+
+// Held is a write that Redis refuses for itself.
+type Held struct {
+	Key     string
+	Del     bool
+	Bytes   int
+	Refusal string
+}
+
+// Total is the result of a round, in keys.
+type Total struct {
+	Replayed, Superseded, Held, Rejected, Left int
+}
+
+// Copies are the copies of the local tier, as far as a replay changes them.
+type Copies interface {
+	Hash(key string) keyhash.Hash
+	// OnReplayed is called for each set that Redis has, before it leaves the journal. A read must
+	// confirm the local copy before it is fresh again.
+	OnReplayed(h keyhash.Hash)
+	Doubt(h keyhash.Hash)  // there was nothing to compensate
+	Forget(h keyhash.Hash) // Redis does not have the value of the local copy
+}
+
 const (
-	// One pipeline begins with replayFirst intents and grows to replayMost where the server
+	// One pipeline begins with FirstBatch intents and grows to MostKeys where the server
 	// is quick. The commands of callers wait behind it. On a slow server a long pipeline
 	// would time them out, and open the circuit that has just closed.
-	replayFirst = 8
-	replayMost  = 256
-	replayBytes = 1 << 20
-	// replayJitter is the longest random wait before a replay, so that the clients of a
+	FirstBatch = 8
+	MostKeys   = 256
+	batchBytes = 1 << 20
+	// jitterMost is the longest random wait before a replay, so that the clients of a
 	// fleet do not start at the same moment when Redis comes back.
-	replayJitter = 50 * time.Millisecond
-	// replayTimeout is the least timeout of a pipeline.
-	replayTimeout = time.Second
-	// replayPause is the shortest wait after a round that Redis did not answer.
-	replayPause = 100 * time.Millisecond
+	jitterMost = 50 * time.Millisecond
+	// leastTimeout is the least timeout of a pipeline.
+	leastTimeout = time.Second
+	// leastPause is the shortest wait after a round that Redis did not answer.
+	leastPause = 100 * time.Millisecond
 )
 
+// Config is what the replayers of a Cache share.
+type Config struct {
+	Journal    *journal.Journal
+	Clock      clock.Clock
+	Watcher    Watcher
+	Copies     Copies
+	Timeout    time.Duration // of a caller's command
+	MaxBackoff time.Duration
+	MaxRate    int // keys a second
+	Rule       journal.ConflictRule
+}
+
+func New(c *Config, l *link.Link, owns func(key string) bool) *Replayer {
+	return &Replayer{
+		journal: c.Journal,
+		link:    l,
+		routes:  l.Routes,
+		owns:    owns,
+		clock:   c.Clock,
+		watcher: c.Watcher,
+		copies:  c.Copies,
+		timeout: max(c.Timeout, leastTimeout),
+		maxHeld: journal.HeldSets,
+		pauses:  clock.Backoff{Min: leastPause, Max: c.MaxBackoff},
+		share:   c.Timeout / 8,
+		rule:    c.Rule,
+		pace:    newPace(c.MaxRate, MostKeys),
+		kick:    make(chan struct{}, 1),
+	}
+}
+
 // Wake has the replayer look for intents to replay. It does not block.
-func (r *replayer) Wake() {
+func (r *Replayer) Wake() {
 	select {
 	case r.kick <- struct{}{}:
 	default:
@@ -71,7 +128,7 @@ func (r *replayer) Wake() {
 
 // Run replays whenever there is something to replay and Redis takes it. It returns when ctx
 // ends.
-func (r *replayer) Run(ctx context.Context) {
+func (r *Replayer) Run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	timer.Stop()
@@ -87,7 +144,7 @@ func (r *replayer) Run(ctx context.Context) {
 		}
 		s := r.link.Gate.Load()
 		if s != nil && (s.Writable.Load() || s.Deletable.Load()) && !r.drain(ctx, s) {
-			timer.Reset(max(replayPause, r.pauses.Next()))
+			timer.Reset(max(leastPause, r.pauses.Next()))
 			continue
 		}
 		r.pauses.Reset()
@@ -98,15 +155,15 @@ func (r *replayer) Run(ctx context.Context) {
 			continue // the replayer is woken when Redis takes writes again
 		}
 		if next := min(r.journal.NextCheck(r.owns), r.journal.NextCanary(), r.nextAsk(s), r.link.Suspects.NextTrial()); next != clock.Never {
-			timer.Reset(max(replayPause, time.Duration(next-r.clock.Now())))
+			timer.Reset(max(leastPause, time.Duration(next-r.clock.Now())))
 		}
 	}
 }
 
-// jitter waits for a random time of up to replayJitter, or not at all while a replay is
+// jitter waits for a random time of up to jitterMost, or not at all while a replay is
 // urgent. It returns false if ctx has ended.
-func (r *replayer) jitter(ctx context.Context) bool {
-	t := time.NewTimer(time.Duration(rand.Int64N(int64(replayJitter))))
+func (r *Replayer) jitter(ctx context.Context) bool {
+	t := time.NewTimer(time.Duration(rand.Int64N(int64(jitterMost))))
 	defer t.Stop()
 	for r.clock.Now() >= r.routes.Urgent.Load() {
 		select {
@@ -120,38 +177,38 @@ func (r *replayer) jitter(ctx context.Context) bool {
 	return true
 }
 
-// replayLanes is the number of pipelines under way at once. While Redis runs one, the
+// pipelines is the number of pipelines under way at once. While Redis runs one, the
 // results of the other are processed.
-const replayLanes = 2
+const pipelines = 2
 
 // draining is one replay of the journal on one session.
 type draining struct {
-	*replayer
+	*Replayer
 	session *link.Session
 
 	mu struct {
 		sync.Mutex
-		total  Replay
+		total  Total
 		failed bool
 	}
 }
 
 // drain replays until nothing is left. It returns false if Redis stopped answering.
-func (r *replayer) drain(ctx context.Context, s *link.Session) bool {
+func (r *Replayer) drain(ctx context.Context, s *link.Session) bool {
 	r.askAgain(ctx, s)
 	r.expireHeld()
-	d := &draining{replayer: r, session: s}
+	d := &draining{Replayer: r, session: s}
 	var lanes group.Group // a new group each time: after wait, a group starts nothing
-	for range replayLanes - 1 {
+	for range pipelines - 1 {
 		lanes.Spawn("replayer", func() { d.lane(ctx) })
 	}
 	d.lane(ctx)
 	lanes.Wait(clock.Never)
 	d.mu.Lock() // only for form: the lanes have ended
 	defer d.mu.Unlock()
-	if d.mu.total != (Replay{}) {
+	if d.mu.total != (Total{}) {
 		d.mu.total.Left = int(r.journal.Queued.Load())
-		r.notify.replay(d.mu.total)
+		r.watcher.Finished(d.mu.total)
 	}
 	return !d.mu.failed
 }
@@ -164,8 +221,8 @@ func (d *draining) lane(ctx context.Context) {
 		return (del || s.Writable.Load() && !s.ScriptsAwaited()) && d.owns(key) && d.link.Treat(key, del) != link.SendNot
 	}
 	quickest := time.Duration(clock.Never) // the time that does not depend on the batch
-	for size := replayFirst; ; {
-		if !d.note(Replay{}, true) {
+	for size := FirstBatch; ; {
+		if !d.note(Total{}, true) {
 			return
 		}
 		size = min(size, d.pace.most)
@@ -173,9 +230,9 @@ func (d *draining) lane(ctx context.Context) {
 			return
 		}
 		began := d.clock.Now()
-		tasks := d.journal.Canaries(began, d.hash, want)
+		tasks := d.journal.Canaries(began, d.copies.Hash, want)
 		if len(tasks) == 0 {
-			tasks = d.journal.Take(size, replayBytes, began, d.hash, want)
+			tasks = d.journal.Take(size, batchBytes, began, d.copies.Hash, want)
 		}
 		d.pace.refund(size - len(tasks))
 		if len(tasks) == 0 {
@@ -183,14 +240,14 @@ func (d *draining) lane(ctx context.Context) {
 		}
 		leave, ok := d.enter(ctx, tasks)
 		if !ok {
-			d.note(Replay{}, false)
+			d.note(Total{}, false)
 			return
 		}
-		round, ok := d.replay(ctx, s, tasks)
+		round, ok := d.Replay(ctx, s, tasks)
 		leave()
 		took := time.Duration(d.clock.Now() - began)
 		quickest = min(quickest, took)
-		size = nextBatch(size, took-quickest, d.share)
+		size = NextBatch(size, took-quickest, d.share)
 		if !d.note(round, ok) {
 			return
 		}
@@ -235,11 +292,11 @@ func (d *draining) await(ctx context.Context, keys int) bool {
 	case <-ctx.Done():
 	}
 	d.pace.refund(keys)
-	return d.note(Replay{}, false)
+	return d.note(Total{}, false)
 }
 
 // note adds the results of a round, and reports whether to go on.
-func (d *draining) note(round Replay, ok bool) bool {
+func (d *draining) note(round Total, ok bool) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.mu.total.add(round)
@@ -247,27 +304,27 @@ func (d *draining) note(round Replay, ok bool) bool {
 	return !d.mu.failed
 }
 
-// nextBatch chooses the next size so that a pipeline takes between half the limit and the
+// NextBatch chooses the next size so that a pipeline takes between half the limit and the
 // limit. took is the time beyond that of the quickest pipeline: the quickest one's time is
 // the network's, and a pipeline with a single key would take as long.
-func nextBatch(size int, took, limit time.Duration) int {
+func NextBatch(size int, took, limit time.Duration) int {
 	switch {
 	case took > limit:
-		return max(replayFirst, size/2)
+		return max(FirstBatch, size/2)
 	case took < limit/2:
-		return min(replayMost, size*2)
+		return min(MostKeys, size*2)
 	}
 	return size
 }
 
-// replay sends the tasks in one pipeline and resolves each. It blocks for at most the
+// Replay sends the tasks in one pipeline and resolves each. It blocks for at most the
 // replayer's timeout and one second for each megabyte of values. A second try after ASK, the
 // probe of judge and the disk take time of their own. Only the journal waits for replay.
-func (r *replayer) replay(ctx context.Context, s *link.Session, tasks []journal.Task) (round Replay, ok bool) {
+func (r *Replayer) Replay(ctx context.Context, s *link.Session, tasks []journal.Task) (round Total, ok bool) {
 	// The file must have the tasks that are sent, or the next process would take our own
 	// value for another writer's. It must also have the results of the round before.
 	_, _ = r.journal.Swept(ctx)
-	round, ok = r.pass(ctx, s, tasks, false)
+	round, ok = r.Pass(ctx, s, tasks, false)
 	if again, _ := r.journal.Swept(ctx); again || round.Superseded+round.Held+round.Rejected > 0 {
 		r.Wake() // another writer's value is deleted by the next round
 	}
@@ -276,29 +333,29 @@ func (r *replayer) replay(ctx context.Context, s *link.Session, tasks []journal.
 
 // pass is one try of some tasks on one session.
 type pass struct {
-	*replayer
+	*Replayer
 	parent  context.Context // the context of the whole replay
 	session *link.Session
 	asking  bool // the server is importing the slots of the keys, so each command needs ASKING
 	dead    bool // the connection had ended before
 
-	round   Replay
+	round   Total
 	failed  bool
 	plain   []journal.Task                   // tasks for which the server does not run the script
 	against []refusedTask                    // tasks that Redis refuses, for a reason not yet known
 	asked   map[*link.Session][]journal.Task // tasks that were redirected by ASK
 }
 
-// pass tries the tasks once on the session, and those that it redirects by ASK once on the
+// Pass tries the tasks once on the session, and those that it redirects by ASK once on the
 // server that it names. ok is false if tasks must wait.
-func (r *replayer) pass(parent context.Context, s *link.Session, tasks []journal.Task, asking bool) (round Replay, ok bool) {
+func (r *Replayer) Pass(parent context.Context, s *link.Session, tasks []journal.Task, asking bool) (round Total, ok bool) {
 	limit := r.timeout
 	for i := range tasks {
 		limit += time.Duration(len(tasks[i].Value)) * time.Microsecond
 	}
 	ctx, cancel := context.WithTimeout(parent, limit)
 	defer cancel()
-	p := &pass{replayer: r, parent: parent, session: s, asking: asking, dead: s.Lost.Load()}
+	p := &pass{Replayer: r, parent: parent, session: s, asking: asking, dead: s.Lost.Load()}
 	now := r.clock.Now()
 	for i := range tasks {
 		tasks[i].SentAt = now
@@ -315,14 +372,14 @@ func (r *replayer) pass(parent context.Context, s *link.Session, tasks []journal
 	}
 	p.judge()
 	for next, tasks := range p.asked {
-		more, answered := r.pass(parent, next, tasks, true)
+		more, answered := r.Pass(parent, next, tasks, true)
 		p.round.add(more)
 		p.failed = p.failed || !answered
 	}
 	return p.round, !p.failed
 }
 
-func (r *Replay) add(more Replay) {
+func (r *Total) add(more Total) {
 	r.Replayed += more.Replayed
 	r.Superseded += more.Superseded
 	r.Held += more.Held
@@ -331,25 +388,25 @@ func (r *Replay) add(more Replay) {
 
 // conclude processes the answer to a task.
 func (p *pass) conclude(t *journal.Task, a answer) {
-	if _, refused := rueidis.IsRedisErr(a.err); (a.err == nil || refused) && p.link.Suspects.Any() {
+	if _, refused := rueidis.IsRedisErr(a.Err); (a.Err == nil || refused) && p.link.Suspects.Any() {
 		p.link.Suspects.Clear(p.link.Suspects.Write(t.Key, t.Del))
 	}
-	switch c := rediserr.Classify(context.Background(), a.err); {
+	switch c := rediserr.Classify(context.Background(), a.Err); {
 	case c == rediserr.OK:
 		p.decided(t, a.verdict)
-	case link.NoScripts(a.err) && !link.WithinScript(a.err) && !t.Del:
-		p.session.NoteScripts(a.err, false)
+	case link.NoScripts(a.Err) && !link.WithinScript(a.Err) && !t.Del:
+		p.session.NoteScripts(a.Err, false)
 		p.await(t)
-	case link.NoScripts(a.err) && t.Del:
+	case link.NoScripts(a.Err) && t.Del:
 		p.plain = append(p.plain, *t)
 	case (c == rediserr.Command || c == rediserr.Unknown) && t.Del && !t.Compensate:
 		p.plain = append(p.plain, *t) // perhaps only the script is refused
 	case c == rediserr.Command || c == rediserr.Unknown:
-		p.refused(t, c, a.err)
+		p.refused(t, c, a.Err)
 	case c == rediserr.Redirect:
-		next, ask := p.routes.Follow(p.session, a.err)
+		next, ask := p.routes.Follow(p.session, a.Err)
 		if !ask || p.asking || next == nil {
-			p.postpone(t, c, a.err)
+			p.postpone(t, c, a.Err)
 			return
 		}
 		if p.asked == nil {
@@ -357,7 +414,7 @@ func (p *pass) conclude(t *journal.Task, a answer) {
 		}
 		p.asked[next] = append(p.asked[next], *t)
 	default:
-		p.postpone(t, c, a.err)
+		p.postpone(t, c, a.Err)
 	}
 }
 
@@ -367,7 +424,7 @@ func (p *pass) decided(t *journal.Task, v verdict) {
 	case verdictDone, verdictUndone:
 		if !t.Check && !t.WasSet {
 			p.round.Replayed++
-			p.stats.replayed.Add(1)
+			p.watcher.Replayed()
 		}
 	case verdictGone:
 		// When the task was sent, it was not known whether absence is another writer's
@@ -383,8 +440,7 @@ func (p *pass) decided(t *journal.Task, v verdict) {
 	default:
 		if !t.WasSet && !(t.Check && v != verdictTheirs) {
 			p.round.Superseded++
-			p.stats.superseded.Add(1)
-			p.notify.drop(t.Key, DropSuperseded)
+			p.watcher.Superseded(t.Key)
 		}
 	}
 	p.resolve(t, v.found())
@@ -452,7 +508,7 @@ func (p *pass) judge() {
 
 // hold holds a refused task. It returns false if too many are held already.
 func (p *pass) hold(r *refusedTask) bool {
-	reason := p.journal.Refusal(refusalOf(r.err, r.Key), r.class == rediserr.Command)
+	reason := p.journal.Refusal(Refusal(r.err, r.Key), r.class == rediserr.Command)
 	var ran uint64
 	if errors.Is(r.err, rediserr.ErrNonsense) {
 		ran = p.session.Id
@@ -463,27 +519,22 @@ func (p *pass) hold(r *refusedTask) bool {
 	}
 	if !again {
 		p.round.Held++
-		p.stats.held.Add(1)
 	}
-	if news {
-		p.notify.held(HeldWrite{Key: r.Key, Delete: r.Del, Bytes: len(r.Value), Since: time.Now(), Refusal: reason.Text})
-	}
+	p.watcher.Held(Held{Key: r.Key, Del: r.Del, Bytes: len(r.Value), Refusal: reason.Text}, again, news)
 	return true
 }
 
 // rejected reports a set that is given up and becomes a delete.
 func (p *pass) rejected(t *journal.Task) {
 	p.round.Rejected++
-	p.stats.rejected.Add(1)
-	p.notify.drop(t.Key, DropRejected)
+	p.watcher.Rejected(t.Key)
 }
 
 // expireHeld turns sets that Redis has refused for longer than maxHeld into deletes.
-func (r *replayer) expireHeld() {
+func (r *Replayer) expireHeld() {
 	for _, key := range r.journal.ExpireHeld(r.clock.Now() - int64(r.maxHeld)) {
-		r.forget(r.hash(key))
-		r.stats.rejected.Add(1)
-		r.notify.drop(key, DropRejected)
+		r.copies.Forget(r.copies.Hash(key))
+		r.watcher.Rejected(key)
 	}
 }
 
@@ -537,10 +588,9 @@ func (p *pass) deletePlainly(ctx context.Context) {
 			case t.WasSet:
 			case t.Del:
 				p.round.Replayed++
-				p.stats.replayed.Add(1)
+				p.watcher.Replayed()
 			default:
-				p.stats.downgraded.Add(1)
-				p.notify.drop(t.Key, DropDowngraded)
+				p.journal.Downgraded(t.Key)
 			}
 			p.resolve(t, journal.FoundNothing)
 		case rediserr.Command, rediserr.Unknown:
@@ -559,11 +609,11 @@ func (p *pass) resolve(t *journal.Task, what journal.Found) {
 	case !p.journal.Latest(t):
 		// The copy belongs to the later write.
 	case what == journal.FoundOurs && t.Compensate:
-		p.doubt(t.Hash)
+		p.copies.Doubt(t.Hash)
 	case what == journal.FoundOurs && !t.Del:
-		p.settled(t.Hash)
+		p.copies.OnReplayed(t.Hash)
 	default:
-		p.forget(t.Hash)
+		p.copies.Forget(t.Hash)
 	}
 	p.journal.Resolve(*t, what, p.session.Id, p.session.Server, p.clock.Now())
 	if t.Canary != nil {

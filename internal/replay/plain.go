@@ -1,4 +1,4 @@
-package holdfast
+package replay
 
 import (
 	"context"
@@ -18,7 +18,7 @@ import (
 //
 // A task is sent so only once. If it gets no answer, it may run late, and only the script
 // can decide on the key afterwards.
-func (r *replayer) sendPlain(ctx context.Context, s *link.Session, tasks []journal.Task, asking bool, out []answer) (others []int) {
+func (r *Replayer) sendPlain(ctx context.Context, s *link.Session, tasks []journal.Task, asking bool, out []answer) (others []int) {
 	var cmds []rueidis.Completed
 	var plain []int
 	now, b := r.clock.Now(), s.Client.B()
@@ -49,7 +49,7 @@ func (r *replayer) sendPlain(ctx context.Context, s *link.Session, tasks []journ
 		if tasks[plain[k]].Del {
 			what = numberReply
 		}
-		out[plain[k]] = answer{verdict: verdictDone, err: what(reply)}
+		out[plain[k]] = answer{verdict: verdictDone, Err: what(reply)}
 	}
 	return others
 }

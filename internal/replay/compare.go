@@ -1,4 +1,4 @@
-package holdfast
+package replay
 
 import (
 	"context"
@@ -12,9 +12,9 @@ import (
 // them. The reads make the server track the keys again. A set whose read gets no answer is
 // compared by the replay. compare blocks for at most the replay's timeout for each
 // CompareMost keys.
-func (r *replayer) compare(ctx context.Context, s *link.Session) {
+func (r *Replayer) compare(ctx context.Context, s *link.Session) {
 	for {
-		sets := r.journal.Uncompared(r.hash, r.owns)
+		sets := r.journal.Uncompared(r.copies.Hash, r.owns)
 		if len(sets) == 0 {
 			return
 		}

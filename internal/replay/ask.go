@@ -1,4 +1,4 @@
-package holdfast
+package replay
 
 import (
 	"context"
@@ -9,7 +9,7 @@ import (
 
 // askAgain asks a server that did not run the script when it was last asked, if that is
 // due. It blocks for at most the replay's timeout.
-func (r *replayer) askAgain(ctx context.Context, s *link.Session) {
+func (r *Replayer) askAgain(ctx context.Context, s *link.Session) {
 	if now := r.clock.Now(); !s.ScriptsAwaited() || now < r.nextAsk(s) {
 		return
 	}
@@ -26,7 +26,7 @@ func (r *replayer) askAgain(ctx context.Context, s *link.Session) {
 }
 
 // nextAsk returns when the server is to be asked again, or never.
-func (r *replayer) nextAsk(s *link.Session) int64 {
+func (r *Replayer) nextAsk(s *link.Session) int64 {
 	if !s.ScriptsAwaited() || r.journal.Queued.Load() == 0 {
 		return clock.Never
 	}

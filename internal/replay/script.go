@@ -1,4 +1,4 @@
-package holdfast
+package replay
 
 import (
 	"context"
@@ -13,7 +13,7 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// replayScript compares and writes inside Redis, where no other client can write in
+// Script compares and writes inside Redis, where no other client can write in
 // between. Each key of KEYS has four values in ARGV:
 //
 //	1  set, keep, overwrite: replay a set under ConflictDelete, ConflictKeep or
@@ -42,7 +42,7 @@ import (
 // twice as long as all the rest. GET is used where GETEX is missing (before 6.2) or not
 // permitted. GET is also used until the script has written a set, and deletes come last:
 // Redis checks for free memory before a write only while the script has written nothing.
-const replayScript = `
+const Script = `
 local DONE, UNDONE, GONE, LEFT, THEIRS, LATER = 1, 2, 3, 4, 5, 6
 local looked, wrote, getex, full = 0, false, true, nil
 
@@ -131,21 +131,21 @@ all(true)
 return answers
 `
 
-var replayDigest = func() string {
-	sum := sha1.Sum([]byte(replayScript))
+var scriptDigest = func() string {
+	sum := sha1.Sum([]byte(Script))
 	return hex.EncodeToString(sum[:])
 }()
 
-// replayCheck is the run of the script that finds out whether the server runs it. It changes
+// Check is the run of the script that finds out whether the server runs it. It changes
 // nothing.
-var replayCheck = link.Script{
-	Text: replayScript, Digest: replayDigest, Args: []string{"redelete", "", "0", ""},
+var Check = link.Script{
+	Text: Script, Digest: scriptDigest, Args: []string{"redelete", "", "0", ""},
 	Check: func(reply rueidis.RedisResult) error {
 		verdicts, err := reply.ToArray()
 		if err != nil || len(verdicts) != 1 {
 			return rediserr.ErrNonsense
 		}
-		return readAnswer(verdicts[0]).err
+		return ReadAnswer(verdicts[0]).Err
 	},
 }
 
@@ -172,7 +172,7 @@ const (
 // answer is the result of a task: the error, or the verdict if there is none.
 type answer struct {
 	verdict verdict
-	err     error
+	Err     error
 }
 
 // numberReply returns the error of a reply that must be a number.
@@ -203,7 +203,7 @@ func okReply(reply rueidis.RedisResult) error {
 // run for that reason are sent once more: others may have been redirected. Tasks that the
 // script did not reach, or that were refused together, are sent again in scripts of their
 // own, because one of them may be the cause.
-func (r *replayer) send(ctx context.Context, s *link.Session, tasks []journal.Task, asking bool) []answer {
+func (r *Replayer) send(ctx context.Context, s *link.Session, tasks []journal.Task, asking bool) []answer {
 	perScript := scriptKeys
 	if r.routes.Cluster.Load() != nil {
 		// The keys of a script must be of one slot, and even those may be on different
@@ -224,7 +224,7 @@ func (r *replayer) send(ctx context.Context, s *link.Session, tasks []journal.Ta
 
 // scripts is a set of tasks on their way to a server, and the server's answers.
 type scripts struct {
-	*replayer
+	*Replayer
 	session *link.Session
 	asking  bool
 	tasks   []journal.Task
@@ -249,14 +249,14 @@ func (p *scripts) load(ctx context.Context, missing []int) bool {
 	if p.session.Manner == link.MannerMinimal {
 		return false // the server would close the connection
 	}
-	load := p.session.Client.B().ScriptLoad().Script(replayScript).Build()
+	load := p.session.Client.B().ScriptLoad().Script(Script).Build()
 	err := p.do(ctx, p.session, []rueidis.Completed{load}, false)[0].Error()
 	if err == nil {
 		return true
 	}
 	if rediserr.Classify(context.Background(), err) != rediserr.Command {
 		for _, i := range missing {
-			p.answers[i] = answer{err: err}
+			p.answers[i] = answer{Err: err}
 		}
 	}
 	return false // after a refusal the answer NOSCRIPT stays
@@ -277,7 +277,7 @@ func (p *scripts) sendOnce(ctx context.Context, at []int, perScript int) (missin
 		}
 		if err != nil {
 			for _, j := range part {
-				p.answers[j] = answer{err: err}
+				p.answers[j] = answer{Err: err}
 			}
 			switch {
 			case strings.HasPrefix(err.Error(), "NOSCRIPT"):
@@ -288,7 +288,7 @@ func (p *scripts) sendOnce(ctx context.Context, at []int, perScript int) (missin
 			continue
 		}
 		for k, j := range part {
-			if p.answers[j] = readAnswer(verdicts[k]); p.answers[j].verdict == verdictLater {
+			if p.answers[j] = ReadAnswer(verdicts[k]); p.answers[j].verdict == verdictLater {
 				alone = append(alone, j)
 			}
 		}
@@ -302,20 +302,20 @@ func refusesSome(err error) bool {
 	return c == rediserr.Command || c == rediserr.Unknown
 }
 
-// readAnswer reads the script's result for one key.
-func readAnswer(m rueidis.RedisMessage) answer {
+// ReadAnswer reads the script's result for one key.
+func ReadAnswer(m rueidis.RedisMessage) answer {
 	if err := m.Error(); err != nil && !rueidis.IsRedisNil(err) {
-		return answer{err: err}
+		return answer{Err: err}
 	}
 	v, err := m.ToInt64()
 	if err != nil || v < int64(verdictDone) || v > int64(verdictLater) {
-		return answer{err: rediserr.ErrNonsense}
+		return answer{Err: rediserr.ErrNonsense}
 	}
 	return answer{verdict: verdict(v)}
 }
 
 // do sends the commands in one pipeline. It needs no slot of the bulkhead.
-func (r *replayer) do(ctx context.Context, s *link.Session, cmds []rueidis.Completed, asking bool) []rueidis.RedisResult {
+func (r *Replayer) do(ctx context.Context, s *link.Session, cmds []rueidis.Completed, asking bool) []rueidis.RedisResult {
 	ticket := s.Tickets.Add(1)
 	if asking {
 		cmds = link.WithAsking(s.Client.B(), cmds)
@@ -340,12 +340,12 @@ func (p *scripts) commands(at []int, perScript int) (cmds []rueidis.Completed, b
 	for i, j := range at {
 		t := &p.tasks[j]
 		t.SentAt = now // a task that is sent again was not done before
-		op, v, ttl := t.Operation(now, journal.ConflictRule(p.rule))
+		op, v, ttl := t.Operation(now, p.rule)
 		keys = append(keys, t.Key)
 		args = append(args, op, link.ViewString(v), strconv.FormatInt(ttl.Milliseconds(), 10), t.ExpectedStates(p.session.Server, now))
 		bytes += len(t.Key) + len(v)
 		if len(keys) == perScript || bytes >= scriptBytes || i == len(at)-1 {
-			cmds = append(cmds, link.Kept(b.Evalsha().Sha1(replayDigest).Numkeys(int64(len(keys))).Key(keys...).Arg(args...).Build(), bytes))
+			cmds = append(cmds, link.Kept(b.Evalsha().Sha1(scriptDigest).Numkeys(int64(len(keys))).Key(keys...).Arg(args...).Build(), bytes))
 			bounds = append(bounds, i+1)
 			keys, args, bytes = keys[:0], args[:0], 0
 		}
