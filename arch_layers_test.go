@@ -27,24 +27,16 @@ type layer struct {
 // and the drop-in interface stand on the core and do not know each other either.
 var layers = []layer{
 	{"api", nil, []string{
-		"allow.go", "doc.go", "entry.go", "errors.go", "health.go", "hooks.go", "journal.go", "local.go", "options.go", "stats.go",
+		"breaker.go", "doc.go", "entry.go", "errors.go", "health.go", "hooks.go", "journal.go", "local.go", "options.go", "stats.go", "user_code.go",
 	}},
-	{"link", []string{"api"}, []string{
-		"attempt.go", "breaker.go", "budget.go", "causes.go", "cluster.go", "conn.go", "credentials.go",
-		"emptied.go", "handshake.go", "hearing.go", "isolation.go", "lacks.go", "link.go", "manner.go",
-		"moment.go", "own.go", "own_stream.go", "probe.go", "remote.go", "route.go", "scripts.go",
-		"sentinel.go", "session.go", "slot.go", "tls.go", "tracking.go",
+	{"core", []string{"api"}, []string{
+		"beside.go", "cache.go", "closing.go", "commands.go", "held.go", "lease.go", "lifecycle.go", "listeners.go", "load.go",
+		"load_many.go", "loading.go", "open.go", "redis.go", "refresh.go", "request.go", "write.go", "write_vs_load.go",
 	}},
-	{"core", []string{"api", "link"}, []string{
-		"beside.go", "cache.go", "closing.go", "commands.go", "held.go", "invalidation.go", "lease.go", "lifecycle.go", "load.go",
-		"load_many.go", "loading.go", "open.go", "refresh.go", "replay.go", "replay_compare.go", "replay_pace.go",
-		"replay_plain.go", "replay_script.go", "request.go", "write.go",
-		"write_vs_load.go",
-	}},
-	{"typed", []string{"api", "link", "core"}, []string{
+	{"typed", []string{"api", "core"}, []string{
 		"codec.go", "typed.go", "typed_load.go", "typed_many.go",
 	}},
-	{"drop-in", []string{"api", "link", "core"}, []string{
+	{"drop-in", []string{"api", "core"}, []string{
 		"client.go", "client_dedicated.go", "client_hooks.go", "client_keys.go", "client_listen.go",
 		"client_own.go", "client_pass.go", "client_read.go", "client_reply.go", "client_run.go", "client_write.go",
 	}},
@@ -61,22 +53,30 @@ const (
 // library.
 var rooms = map[string][]string{
 	"internal/clock":        nil,
-	"internal/flight":       {modulePath + "/internal/keyhash"},
+	"internal/flight":       inRoom("keyhash"),
 	"internal/group":        nil,
 	"internal/house":        nil,
-	"internal/house/report": {modulePath + "/internal/house"},
+	"internal/house/report": inRoom("house"),
 	"internal/inflight":     nil,
-	"internal/journal": {
-		modulePath + "/internal/clock", modulePath + "/internal/keyhash", modulePath + "/internal/wal",
-	},
-	"internal/keyhash": nil,
-	"internal/local": {
-		"github.com/dgraph-io/ristretto/v2", modulePath + "/internal/clock", modulePath + "/internal/keyhash",
-	},
+	"internal/journal":      inRoom("clock", "keyhash", "wal"),
+	"internal/keyhash":      nil,
+	"internal/link": append(inRoom("clock", "group", "inflight", "local", "rediserr", "resp"),
+		"github.com/redis/rueidis"),
+	"internal/local":     append(inRoom("clock", "keyhash"), "github.com/dgraph-io/ristretto/v2"),
 	"internal/rediserr":  {"github.com/redis/rueidis"},
 	"internal/redistest": nil,
-	"internal/resp":      nil,
-	"internal/wal":       nil,
+	"internal/replay": append(inRoom("clock", "group", "journal", "keyhash", "link", "rediserr"),
+		"github.com/redis/rueidis"),
+	"internal/resp": nil,
+	"internal/wal":  nil,
+}
+
+// inRoom returns the import paths of packages under internal.
+func inRoom(names ...string) (paths []string) {
+	for _, name := range names {
+		paths = append(paths, modulePath+"/internal/"+name)
+	}
+	return paths
 }
 
 func TestInternalPackagesImportWhatTheirRoomAllows(t *testing.T) {

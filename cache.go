@@ -45,7 +45,7 @@ type Cache struct {
 	holder    string        // prefix of the token of each lease of this Cache
 	routes    *link.Routes  // nil without Redis
 	remote    *link.Remote
-	dropIn    dropIn
+	dropIn    atomic.Value // *dropIn, which the first call of Client makes
 
 	listeners listeners
 
@@ -54,7 +54,7 @@ type Cache struct {
 	// inside them; so the passwords are behind a second pointer.
 	dialled *Options
 
-	foreign  foreign       // user code that is running
+	userCode userCode      // user code that is running
 	shutting atomic.Bool   // a Shutdown is draining
 	closed   chan struct{} // closed at the end of Close
 }

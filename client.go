@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -27,7 +26,6 @@ type client struct {
 
 // dropIn is the state that all views of a Cache share.
 type dropIn struct {
-	once    sync.Once
 	builder rueidis.Builder
 	answers *answers
 }
@@ -90,10 +88,12 @@ type dropIn struct {
 // Redis' own errors are of type *rueidis.RedisError; all others are errors of this package. A value
 // in a reply may be shared: read it, do not write to its bytes.
 func (c *Cache) Client() rueidis.Client {
-	c.dropIn.once.Do(func() {
-		c.dropIn.builder, c.dropIn.answers = newBuilder(), newAnswers()
-	})
-	return &client{dropIn: &c.dropIn, c: c}
+	d, _ := c.dropIn.Load().(*dropIn)
+	if d == nil {
+		c.dropIn.CompareAndSwap(nil, &dropIn{builder: newBuilder(), answers: newAnswers()})
+		d = c.dropIn.Load().(*dropIn)
+	}
+	return &client{dropIn: d, c: c}
 }
 
 // newBuilder takes a Builder from a rueidis client that has no connection and cannot get one. There

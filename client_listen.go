@@ -1,7 +1,6 @@
 package holdfast
 
 import (
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -48,51 +47,6 @@ func (c *Cache) NewClient(option rueidis.ClientOption) (rueidis.Client, error) {
 	}
 	c.routes.Use()
 	return cl, nil
-}
-
-// listeners is the list of views that are called on invalidations. It is read without a lock,
-// because the reader is the goroutine that reads the connection.
-type listeners struct{ all atomic.Pointer[[]*listener] }
-
-func (ls *listeners) any() bool {
-	all := ls.all.Load()
-	return all != nil && len(*all) > 0
-}
-
-func (ls *listeners) add(l *listener) {
-	ls.change(func(all []*listener) []*listener { return append(all, l) })
-}
-
-func (ls *listeners) remove(l *listener) {
-	ls.change(func(all []*listener) []*listener {
-		return slices.DeleteFunc(all, func(other *listener) bool { return other == l })
-	})
-}
-
-// change replaces the list by the result of f, which gets a copy.
-func (ls *listeners) change(f func([]*listener) []*listener) {
-	for {
-		old := ls.all.Load()
-		var all []*listener
-		if old != nil {
-			all = slices.Clone(*old)
-		}
-		if all = f(all); ls.all.CompareAndSwap(old, &all) {
-			return
-		}
-	}
-}
-
-// onInvalidation passes on changed keys, nil for any key. It does not block.
-func (ls *listeners) onInvalidation(keys []rueidis.RedisMessage) {
-	if ls == nil {
-		return // a link made by a test
-	}
-	if all := ls.all.Load(); all != nil {
-		for _, l := range *all {
-			l.add(keys)
-		}
-	}
 }
 
 // listener is the OnInvalidations of one view, with the keys that are queued for it.

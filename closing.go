@@ -1,20 +1,14 @@
 package holdfast
 
 import (
-	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
-	"maps"
-	"net"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/group"
 	"github.com/holdfast-cache/holdfast/internal/link"
-	"github.com/redis/rueidis"
 )
 
 // deliverTick is the interval at which Close checks whether Redis may still take writes.
@@ -157,64 +151,9 @@ func (c *Cache) stuckLoaders() []string {
 
 // stuckWorkers names the code in which the workers are.
 func (c *Cache) stuckWorkers() []string {
-	names := c.foreign.names()
+	names := c.userCode.names()
 	if c.journal.File != nil && slices.Contains(c.workers.Members(), "replayer") {
 		names = append(names, "the disk of Journal.Dir")
 	}
 	return names
-}
-
-// foreign counts the user code that is running on goroutines of this package, by name.
-type foreign struct {
-	mu struct {
-		sync.Mutex
-		running map[string]int
-	}
-}
-
-func (f *foreign) enter(what string) (leave func()) {
-	f.add(what, 1)
-	return func() { f.add(what, -1) }
-}
-
-func (f *foreign) add(what string, n int) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.mu.running == nil {
-		f.mu.running = make(map[string]int)
-	}
-	if f.mu.running[what] += n; f.mu.running[what] == 0 {
-		delete(f.mu.running, what)
-	}
-}
-
-func (f *foreign) names() []string {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return slices.Sorted(maps.Keys(f.mu.running))
-}
-
-// watch wraps the functions of o that are user code, so that foreign knows when they run.
-// DialCtxFn runs on a goroutine of its own, of the workers' group: if it ends its goroutine
-// (runtime.Goexit), the supervisor's goroutine goes on.
-func (f *foreign) watch(o rueidis.ClientOption, workers *group.Group) rueidis.ClientOption {
-	if dial := o.DialCtxFn; dial != nil {
-		o.DialCtxFn = func(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (conn net.Conn, err error) {
-			const what = "Redis.DialCtxFn"
-			if died := workers.Call("dial", what, func() {
-				defer f.enter("the dial function (" + what + ")")()
-				conn, err = dial(ctx, addr, nd, cfg)
-			}); died != nil {
-				return nil, died
-			}
-			return conn, err
-		}
-	}
-	if ask := o.AuthCredentialsFn; ask != nil {
-		o.AuthCredentialsFn = func(ctx rueidis.AuthCredentialsContext) (rueidis.AuthCredentials, error) {
-			defer f.enter("Redis.AuthCredentialsFn")()
-			return ask(ctx)
-		}
-	}
-	return o
 }

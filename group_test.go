@@ -71,7 +71,7 @@ func TestAGroupSaysWhoDoesNotEnd(t *testing.T) {
 
 // What the machine has not let run is not blamed on hooks, of which there are none.
 func TestAStarvedCloseBlamesNoneOfTheUsersCode(t *testing.T) {
-	var f foreign
+	var f userCode
 	var g group.Group
 	var late stuck
 	hold := make(chan struct{})

@@ -3,31 +3,11 @@ package holdfast
 import (
 	"context"
 	"errors"
-	"fmt"
 	"iter"
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/journal"
 )
-
-// Held is a write of the journal that Redis refuses for itself. It waits until Redis
-// accepts it; see Cache.Held.
-type HeldWrite struct {
-	Key     string
-	Delete  bool      // a delete; false: a set
-	Bytes   int       // length of the value of a set; 0 for a delete
-	Since   time.Time // when Redis refused it first
-	Refusal string    // the error of Redis: printable and cut, without the key and numbers
-}
-
-// String describes the write in one line. A long key is cut.
-func (w HeldWrite) String() string {
-	what := fmt.Sprintf("set of %d bytes", w.Bytes)
-	if w.Delete {
-		what = "delete"
-	}
-	return fmt.Sprintf("%q: %s, held since %v: %s", shortKey(w.Key), what, w.Since.Format(time.RFC3339), w.Refusal)
-}
 
 // Held iterates over the writes of the journal that Redis refuses for themselves while a
 // probe succeeds. The replay tries them again by a back-off from BreakerOptions.MinBackoff

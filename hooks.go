@@ -97,13 +97,32 @@ func (r DropReason) String() string {
 	return fmt.Sprintf("drop(%d)", uint8(r))
 }
 
+// HeldWrite is a write of the journal that Redis refuses for itself. It waits until Redis
+// accepts it; see Cache.Held.
+type HeldWrite struct {
+	Key     string
+	Delete  bool      // a delete; false: a set
+	Bytes   int       // length of the value of a set; 0 for a delete
+	Since   time.Time // when Redis refused it first
+	Refusal string    // the error of Redis: printable and cut, without the key and numbers
+}
+
+// String describes the write in one line. A long key is cut.
+func (w HeldWrite) String() string {
+	what := fmt.Sprintf("set of %d bytes", w.Bytes)
+	if w.Delete {
+		what = "delete"
+	}
+	return fmt.Sprintf("%q: %s, held since %v: %s", shortKey(w.Key), what, w.Since.Format(time.RFC3339), w.Refusal)
+}
+
 // notifier runs the user's hooks and log handler on a goroutine of its own, so that neither
 // callers nor the supervisor wait for them.
 type notifier struct {
 	hooks   Hooks
 	log     *slog.Logger
 	events  chan func()
-	foreign foreign // the hook or handler that runs now
+	code    userCode // the hook or handler that runs now
 	stats   *counters
 	stopped chan struct{}
 }
@@ -161,12 +180,12 @@ const (
 
 // in runs a piece of the user's code under the name of its option.
 func (n *notifier) in(option string, f func()) {
-	defer n.foreign.enter(option)()
+	defer n.code.enter(option)()
 	f()
 }
 
 // running returns the names of the user's code that runs now.
-func (n *notifier) running() []string { return n.foreign.names() }
+func (n *notifier) running() []string { return n.code.names() }
 
 // logs passes a line to the log handler.
 func (n *notifier) logs(level slog.Level, text string, attrs ...slog.Attr) {

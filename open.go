@@ -35,7 +35,7 @@ func New(opts Options) (*Cache, error) {
 		journal: journal.New(opts.Journal.config()),
 		closed:  make(chan struct{}),
 	}
-	c.opts.Redis = c.foreign.watch(opts.Redis, &c.workers)
+	c.opts.Redis = c.userCode.watch(opts.Redis, &c.workers)
 	full := c.opts
 	c.dialled, c.opts = &full, c.opts.withoutPasswords()
 	c.flights, c.holder = flight.New[Entry](), rand.Text()
