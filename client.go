@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/dial"
 	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/redis/rueidis"
@@ -104,7 +105,7 @@ func newBuilder() rueidis.Builder {
 		ForceSingleClient: true,
 		DisableCache:      true,
 		DialCtxFn: func(context.Context, string, *net.Dialer, *tls.Config) (net.Conn, error) {
-			return nil, link.ErrNoPermit
+			return nil, dial.ErrNoPermit
 		},
 	})
 	b := unconnected.B()

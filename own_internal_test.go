@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/holdfast-cache/holdfast/internal/link"
+	"github.com/holdfast-cache/holdfast/internal/dial"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/redis/rueidis"
@@ -24,10 +24,12 @@ func TestTheLinksLastErrorIsNoVerdictAboutAConnectionOfACaller(t *testing.T) {
 		return cl.Do(ctx, cl.B().Arbitrary("EVAL", "return redis.error_reply('READONLY in a script')", "0").Build()).Error()
 	}
 	for name, last := range map[string]func(context.Context, *Cache) error{
-		"a lost connection": func(context.Context, *Cache) error { return link.ErrNoPermit },
-		"no answer":         func(context.Context, *Cache) error { return link.Unanswered(context.DeadlineExceeded, time.Second) },
-		"a closed client":   func(context.Context, *Cache) error { return fmt.Errorf("probe: %w", rueidis.ErrClosing) },
-		"a refusal":         refusal,
+		"a lost connection": func(context.Context, *Cache) error { return dial.ErrNoPermit },
+		"no answer": func(context.Context, *Cache) error {
+			return dial.Unanswered(context.DeadlineExceeded, time.Second)
+		},
+		"a closed client": func(context.Context, *Cache) error { return fmt.Errorf("probe: %w", rueidis.ErrClosing) },
+		"a refusal":       refusal,
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/holdfast-cache/holdfast/internal/link"
+	"github.com/holdfast-cache/holdfast/internal/dial"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/redis/rueidis"
 )
@@ -33,7 +33,7 @@ func TestASessionIsNotDialledAgainByACall(t *testing.T) {
 			t.Fatal("a lost session was dialled again")
 		}
 	}
-	if !errors.Is(err, link.ErrNoPermit) {
+	if !errors.Is(err, dial.ErrNoPermit) {
 		t.Errorf("a lost session says %v", err)
 	}
 }

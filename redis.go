@@ -30,13 +30,14 @@ func (c *Cache) connect() {
 		NewBreaker: func(opened func()) link.Breaker {
 			return newOpenBreaker(o.Breaker.Failures, opened, &c.stats.breakerOpens)
 		},
-		NewReplayer: func(l *link.Link, owns func(string) bool) link.Replayer { return c.newReplayer(l, owns) },
-		Clock:       c.clock,
-		Stats:       &c.stats.Counters,
-		Life:        c.life,
-		Workers:     &c.workers,
-		Closed:      c.inflight.Closed.Load,
-	}, &linkEvents{c}, &linkDemand{c})
+		Clock:   c.clock,
+		Stats:   &c.stats.Counters,
+		Life:    c.life,
+		Workers: &c.workers,
+		Closed:  c.inflight.Closed.Load,
+	}, &linkEvents{c}, &linkDemand{c}, func(l *link.Link, owns func(string) bool) link.Replayer {
+		return c.newReplayer(l, owns)
+	})
 	c.remote = link.NewRemote(c.routes)
 	c.journal.Poison = c.routes.Isolated
 	if c.journal.File != nil {

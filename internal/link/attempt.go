@@ -63,7 +63,7 @@ func (l *Link) attempt(ctx context.Context) time.Duration {
 	case rediserr.OK:
 		if l.served != next {
 			if err := next.greetAgain(ctx); err != nil {
-				next.close()
+				next.Close()
 				l.session = old
 				reported = l.unreached(err)
 				return l.schedule.Next()
@@ -136,7 +136,7 @@ func (l *Link) notBusy(why error) {
 // next attempt.
 func (l *Link) bared(s *Session, c rediserr.Class, err error) (again time.Duration) {
 	l.notBusy(errBusyOver)
-	s.close()
+	s.Close()
 	l.session, l.bare = nil, false
 	if c == rediserr.OK || c == rediserr.WriteRefused || c == rediserr.Redirect {
 		return 0 // the server answers: a full handshake will succeed now
@@ -171,12 +171,12 @@ func (l *Link) unanswered(next, old *Session, err error) (again time.Duration, r
 	reported = err
 	l.notBusy(err)
 	if old == nil && l.Gate.Load() == nil && rediserr.IsReply(err) && strings.HasPrefix(err.Error(), "NOAUTH") {
-		next.close() // the next session logs in again
+		next.Close() // the next session logs in again
 		l.session = nil
 	} else if old == nil {
 		l.session = next
 	} else {
-		next.close() // the old session continues
+		next.Close() // the old session continues
 		reported = nil
 	}
 	if next.Lost.Load() {
@@ -255,7 +255,7 @@ func (l *Link) replace(ctx context.Context, old, next *Session) {
 			break
 		}
 	}
-	old.close()
+	old.Close()
 }
 
 // serve opens the gate to the session if the breaker is closed.
@@ -302,4 +302,29 @@ func (l *Link) reportTrackingErr(s *Session) {
 		l.Watcher.Untracked(s.Addr, why)
 	}
 	l.trackingErr = why
+}
+
+// Judge probes the session now, for a caller that got an unknown error text. It returns nil
+// if the probe succeeds: then the text is about the caller's command alone. Otherwise the
+// text is about the server or the way to it, and judge returns the error of the probe, to
+// be classified like any other error of the session. It has then asked the supervisor for a
+// probe of its own.
+//
+// judge is safe from any goroutine, also for a session that does not serve any more. It
+// blocks for at most Options.Timeout, and does not report to the breaker. Each call sends a
+// probe, so a caller with many such texts calls it once for all of them.
+func (l *Link) Judge(ctx context.Context, s *Session) error {
+	bounded, cancel := context.WithTimeout(ctx, l.cfg.Timeout)
+	defer cancel()
+	c, err := s.probe(bounded, l.Keys.ProbeKey(""))
+	switch {
+	case c == rediserr.OK:
+		return nil
+	case rediserr.GaveUp(err) && ctx.Err() != nil:
+		return ctx.Err()
+	case rediserr.GaveUp(err):
+		err = ErrBudget
+	}
+	l.AskProbe()
+	return err
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/dial"
 	"github.com/holdfast-cache/holdfast/internal/local"
 )
 
@@ -48,8 +49,6 @@ const (
 	// strangers bounds the links to nodes named by a redirection but by no map: the targets of a
 	// migration, or inventions of a hostile server.
 	strangers = 16
-	// mostNodes bounds the number of links. Redis does not support larger clusters.
-	mostNodes = 1024
 )
 
 var (
@@ -274,7 +273,7 @@ func (c *cluster) ask(ctx context.Context) {
 
 // readMap asks the node for the cluster's map.
 func (s *Session) readMap(ctx context.Context) ([]slotRange, error) {
-	return readSlots(s.aside(ctx, s.Client.B().ClusterSlots().Build()), hostOf(s.Addr))
+	return readSlots(s.aside(ctx, s.Client.B().ClusterSlots().Build()), dial.HostOf(s.Addr))
 }
 
 // join makes c, which the seed link found, the cluster of the routes. If there is one already, only the map

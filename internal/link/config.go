@@ -7,7 +7,6 @@ import (
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/group"
-	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/redis/rueidis"
 )
 
@@ -34,9 +33,6 @@ type Config struct {
 	// NewBreaker makes the circuit breaker of a link, with an open circuit. opened is called
 	// whenever the circuit opens, under the breaker's lock; it does not block.
 	NewBreaker func(opened func()) Breaker
-	// New makes the replayer of a link, which replays the journaled writes of the keys for
-	// which owns returns true.
-	NewReplayer func(l *Link, owns func(key string) bool) Replayer
 
 	Clock   clock.Clock
 	Stats   *Counters
@@ -103,38 +99,6 @@ type Breaker interface {
 	WhileClosed(f func()) (closed bool) // runs f if the circuit is closed, and keeps it closed meanwhile
 }
 
-// locator finds the server of a link. Only the supervisor calls it; where and fits may block.
-type locator interface {
-	// where returns the address of the server. It may ask the network for it, and may take longer
-	// while no session serves.
-	where(ctx context.Context, serving bool) (addr string, err error)
-	// disbelieve reports that the server named by where is no master or is unreachable.
-	disbelieve()
-	// fits checks whether a server of this mode may be used. It may send commands to it.
-	fits(ctx context.Context, s *Session, mode string) error
-	// close closes the connections that where holds open.
-	close()
-}
-
-// keyspace is the part of the keys that a link serves. Its methods do not block and are safe from
-// any goroutine.
-type keyspace interface {
-	// empty reports that the link has nothing to do, even if Redis is needed.
-	empty() bool
-	Owns(key string) bool
-	// ProbeKey returns a key that the server accepts: last if it is still accepted, and "" for a
-	// node without slots.
-	ProbeKey(last string) string
-	// Scopes calls each for the epoch scopes of the keys.
-	Scopes(each func(*local.EpochScope))
-	// wanted, hits and copies are those of demand, as far as they say something about this link.
-	wanted() bool
-	hits() uint64
-	copies() int64
-	// changed handles a change of the link's state.
-	changed(Change)
-}
-
 // State is the state of a link; see link.
 type State uint8
 
@@ -181,6 +145,13 @@ const (
 
 func (t Topology) String() string {
 	return [...]string{"auto", "standalone", "sentinel", "cluster"}[t]
+}
+
+// TrackedKeys are the keys of which the server reports changes: those that were read, or those that
+// begin with one of the prefixes, or none.
+type TrackedKeys struct {
+	Reads    bool
+	Prefixes []string
 }
 
 // Script is the script whose permission the greeting checks.

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
-	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
 
@@ -329,69 +328,6 @@ func (l *Link) excuse(now int64) bool {
 	}
 	l.excuses = max(l.excuses, now) + each
 	return true
-}
-
-// unanswered records that commands with these ids got no answer on the session. If they were sent
-// alone, key is their key.
-func (s *Session) unanswered(ids []uint64, alone bool, key string, o Outcome) {
-	switch {
-	case o.lost:
-		s.Link.Blame(s, ids, alone, key)
-	case o.Unknown:
-		s.left.add(ids, alone, key)
-		if s.Lost.Load() {
-			s.Link.blameAbandoned(s)
-		}
-	}
-}
-
-// subject identifies the commands of a call to ask: either by name and key, or by the item and the
-// function that builds its commands.
-type subject struct {
-	name  string
-	key   string
-	it    *Item
-	build commands
-}
-
-func (w *subject) id(s *Session) uint64 {
-	if w.build == nil {
-		return s.Link.Suspects.named(w.key, w.name)
-	}
-	return s.Link.Suspects.id(w.it.Key, w.build(s.Client.B(), w.it, nil))
-}
-
-func (w *subject) named() string {
-	if w.build == nil {
-		return w.key
-	}
-	return w.it.Key
-}
-
-// ask is do for the commands of one key.
-func (r *Remote) ask(ctx Bound, s *Session, who subject, cmds ...rueidis.Completed) ([]rueidis.RedisResult, Outcome) {
-	var id [1]uint64
-	how := SendInCompany
-	if s.Link.Suspects.Any() {
-		id[0] = who.id(s)
-		if how = s.Link.Suspects.judge(id[0]); how == SendNot {
-			return nil, Outcome{Class: rediserr.Down, Err: errIsolated, Session: s}
-		}
-	}
-	replies, o := r.do(ctx, s, how == sendAlone, cmds...)
-	if o.Session != nil {
-		s = o.Session // do may have used another session
-	}
-	switch {
-	case o.Class == rediserr.OK && id[0] != 0:
-		s.Link.Suspects.Clear(id[:]...)
-	case o.Unknown:
-		if id[0] == 0 {
-			id[0] = who.id(s)
-		}
-		s.unanswered(id[:], how == sendAlone, who.named(), o)
-	}
-	return replies, o
 }
 
 // aloneLook is how often EnterAlone checks whether the other calls have ended.

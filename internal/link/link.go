@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/dial"
 	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
 )
@@ -49,7 +50,7 @@ type Link struct {
 	Replayer Replayer       // replays the journal's intents for this link
 	Owned    *dedicatedPool // dedicated connections of callers
 
-	credentials credentials
+	credentials dial.Credentials
 
 	// For a node of a cluster. The mutex of cluster guards mapped.
 	Addr   string
@@ -108,12 +109,44 @@ type Link struct {
 	keyCountsOf *Session  // the session that counted them
 	trackingErr string    // why the server does not track, as last logged
 
-	introduction introduction
+	introduction dial.Introduction
 
 	mu struct {
 		sync.Mutex
 		health Health
 	}
+}
+
+// locator finds the server of a link. Only the supervisor calls it; where and fits may block.
+type locator interface {
+	// where returns the address of the server. It may ask the network for it, and may take longer
+	// while no session serves.
+	where(ctx context.Context, serving bool) (addr string, err error)
+	// disbelieve reports that the server named by where is no master or is unreachable.
+	disbelieve()
+	// fits checks whether a server of this mode may be used. It may send commands to it.
+	fits(ctx context.Context, s *Session, mode string) error
+	// close closes the connections that where holds open.
+	close()
+}
+
+// keyspace is the part of the keys that a link serves. Its methods do not block and are safe from
+// any goroutine.
+type keyspace interface {
+	// empty reports that the link has nothing to do, even if Redis is needed.
+	empty() bool
+	Owns(key string) bool
+	// ProbeKey returns a key that the server accepts: last if it is still accepted, and "" for a
+	// node without slots.
+	ProbeKey(last string) string
+	// Scopes calls each for the epoch scopes of the keys.
+	Scopes(each func(*local.EpochScope))
+	// wanted, hits and copies are those of demand, as far as they say something about this link.
+	wanted() bool
+	hits() uint64
+	copies() int64
+	// changed handles a change of the link's state.
+	changed(Change)
 }
 
 // The errors of a link for its callers.
@@ -188,7 +221,7 @@ func newLink(r *Routes, find locator, keys keyspace) *Link {
 	}
 	l.moment.Store(newMoment(true, c.Timeout))
 	l.Owned = newOwned(l)
-	l.credentials.fn, l.credentials.workers = c.Redis.AuthCredentialsFn, c.Workers
+	l.credentials.Fn, l.credentials.Workers = c.Redis.AuthCredentialsFn, c.Workers
 	l.Suspects = newSuspects(c.Clock, c.MaxBackoff)
 	l.mu.health = Health{State: Connecting, Since: time.Now()}
 	l.Breaker = c.NewBreaker(l.shut)
@@ -265,7 +298,7 @@ func (l *Link) lostSession(s *Session) {
 		l.Suspect()
 	}
 	l.Busy.CompareAndSwap(s, nil)
-	s.endPeriod(*s.lostErr.Load())
+	s.endPeriod(*s.LostErr.Load())
 	l.blameAbandoned(s)
 	l.look()
 }
@@ -326,6 +359,16 @@ func (l *Link) Report(s *Session, c rediserr.Class, err error) {
 		l.Breaker.Failure(err)
 	case rediserr.Busy, rediserr.Unknown:
 		l.AskProbe()
+	}
+}
+
+// AskProbe asks the supervisor to probe the serving session: at once, or as soon as
+// Breaker.MinBackoff has passed since the last such probe. Many calls cause one probe.
+// AskProbe does not block and is safe from any goroutine. While no session serves it does
+// nothing, because the supervisor follows its schedule then.
+func (l *Link) AskProbe() {
+	if l.Gate.Load() != nil && !l.asked.Swap(true) {
+		l.look()
 	}
 }
 
@@ -586,7 +629,7 @@ func (l *Link) observe() bool {
 	}
 	var err error
 	if lost {
-		err = *s.lostErr.Load()
+		err = *s.LostErr.Load()
 		l.lostSession(s) // the goroutine that detected the loss may not have come to it
 		l.discard()
 	}
@@ -603,7 +646,7 @@ func (l *Link) observe() bool {
 // discard closes the session, if there is one.
 func (l *Link) discard() {
 	if l.session != nil {
-		l.session.close()
+		l.session.Close()
 		l.session = nil
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/holdfast-cache/holdfast/internal/dial"
 )
 
 // linkTable is the table of link.go, cell by cell. Where it has no answer, since
@@ -80,7 +82,7 @@ func TestTheTableAboveTheLinkIsTheOneItSteps(t *testing.T) {
 func TestADeposedMasterTakesNoWriteWhileTheNewOneIsDialled(t *testing.T) {
 	r := newLinkRig(t)
 	var l *Link
-	old := &Session{pipe: &pipe{Addr: "old:1"}}
+	old := &Session{Pipe: &dial.Pipe{Addr: "old:1"}}
 	old.Writable.Store(true)
 	tookWrites, dialled := false, false
 	r.cfg.Redis.DialCtxFn = func(context.Context, string, *net.Dialer, *tls.Config) (net.Conn, error) {

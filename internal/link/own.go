@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/dial"
 	"github.com/holdfast-cache/holdfast/internal/group"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
@@ -84,7 +85,7 @@ type Conn struct {
 	Owned     *dedicatedPool
 	Session   *Session
 	period    *servingCtx
-	dialer    *dialer
+	dialer    *dial.Dialer
 	Dedicated rueidis.DedicatedClient
 
 	state atomic.Int32          // connTaken, connIdle or connEnded
@@ -100,12 +101,12 @@ const (
 )
 
 // ended reports whether the connection is lost.
-func (c *Conn) ended() bool { return c.dialer.ended() || c.period.Err() != nil }
+func (c *Conn) ended() bool { return c.dialer.Ended() || c.period.Err() != nil }
 
 // Close ends the connection. Calls that wait on it get cause as their error.
 func (c *Conn) Close(cause error) {
 	c.cause.CompareAndSwap(nil, &cause)
-	c.dialer.close()
+	c.dialer.Close()
 }
 
 // failed returns the error for reads and writes of the connection.
@@ -196,7 +197,7 @@ func (o *dedicatedPool) acquireFrom(ctx context.Context, s *Session, p *servingC
 	case <-ctx.Done():
 		return nil, d.leave(ctx.Err())
 	case <-p.Done():
-		return nil, d.leave(o.failed(p, errConnClosed))
+		return nil, d.leave(o.failed(p, dial.ErrConnClosed))
 	}
 	if d.err != nil {
 		return nil, Unavailable{d.err}
@@ -225,7 +226,7 @@ func (c *Conn) wake(p *servingCtx) bool {
 	}
 	c.timer.Stop()
 	if c.period != p || c.ended() {
-		c.Close(errConnClosed)
+		c.Close(dial.ErrConnClosed)
 		return false
 	}
 	return true
@@ -239,7 +240,7 @@ func (o *dedicatedPool) Release(c *Conn, clean bool) {
 
 func (o *dedicatedPool) keep(c *Conn, clean bool) {
 	if !clean || c.ended() || o.link.cfg.Closed() {
-		c.Close(errConnClosed)
+		c.Close(dial.ErrConnClosed)
 		return
 	}
 	idleFor := o.kept()
@@ -247,7 +248,7 @@ func (o *dedicatedPool) keep(c *Conn, clean bool) {
 	if c.timer == nil {
 		c.timer = time.AfterFunc(idleFor, func() {
 			if c.state.CompareAndSwap(connIdle, connEnded) {
-				c.Close(errConnClosed)
+				c.Close(dial.ErrConnClosed)
 				o.sweep()
 			}
 		})
@@ -259,7 +260,7 @@ func (o *dedicatedPool) keep(c *Conn, clean bool) {
 	default:
 		if c.state.CompareAndSwap(connIdle, connEnded) {
 			c.timer.Stop()
-			c.Close(errConnClosed)
+			c.Close(dial.ErrConnClosed)
 		}
 	}
 }
@@ -325,7 +326,7 @@ func (g *dialSlot) wait(ctx context.Context, limit <-chan time.Time, idle <-chan
 		case <-ctx.Done():
 			full = ctx.Err()
 		case <-g.period.Done():
-			full = o.failed(g.period, errConnClosed)
+			full = o.failed(g.period, dial.ErrConnClosed)
 		case <-limit:
 			full = Unavailable{full}
 		}
@@ -403,30 +404,30 @@ func (d *ownDial) leave(why error) error {
 // call of Redis.AuthCredentialsFn (ten seconds at most); less if the period ends.
 func (o *dedicatedPool) connect(p *servingCtx, s *Session, pings bool) (conn *Conn, err error) {
 	conn = &Conn{Owned: o, Session: s, period: p, waits: make(chan struct{}, ownWaits)}
-	d := &dialer{
-		user: o.link.cfg.Redis.DialCtxFn, Life: p,
-		attempt: func() { o.link.stats.Dials.Add(1) },
-		own:     conn.failed,
+	d := &dial.Dialer{
+		User: o.link.cfg.Redis.DialCtxFn, Life: p,
+		Attempt: func() { o.link.stats.Dials.Add(1) },
+		Own:     conn.failed,
 
-		plain: s.Manner != mannerFull, credentials: &o.link.credentials,
+		Plain: s.Manner != dial.MannerFull, Credentials: &o.link.credentials,
 	}
-	stop := context.AfterFunc(p, d.close)
+	stop := context.AfterFunc(p, d.Close)
 	free := sync.OnceFunc(func() { stop(); <-o.slots })
-	d.lost = func(error) { free() }
+	d.Lost = func(error) { free() }
 	conn.dialer = d
 	defer func() {
-		// As in pipe.dial: rueidis may panic on the replies of a handshake.
+		// As in pipe.Dial: rueidis may panic on the replies of a handshake.
 		if r := recover(); r != nil {
 			err = fmt.Errorf("the handshake made no sense: %v", r)
 		}
-		d.shaken()
+		d.Shaken()
 		if err != nil {
-			d.close()
+			d.Close()
 			free()
-			conn, err = nil, fmt.Errorf("holdfast: another connection to %s: %w", s.Addr, d.explain(err))
+			conn, err = nil, fmt.Errorf("holdfast: another connection to %s: %w", s.Addr, d.Explain(err))
 			return
 		}
-		d.settled()
+		d.Settled()
 	}()
 	// rueidis.NewClient would dial the client's single wire at once, so there is no permit yet.
 	// With ForceSingleClient it returns the client although that dial fails. The permit is for the
@@ -435,26 +436,26 @@ func (o *dedicatedPool) connect(p *servingCtx, s *Session, pings bool) (conn *Co
 	if rc == nil {
 		return nil, err
 	}
-	d.permit.Store(true)
+	d.Permit.Store(true)
 	conn.Dedicated, _ = rc.Dedicate()
-	d.shaken()
-	if d.late.Load() {
-		return nil, Unanswered(context.DeadlineExceeded, o.link.cfg.Redis.Dialer.Timeout)
+	d.Shaken()
+	if d.Late.Load() {
+		return nil, dial.Unanswered(context.DeadlineExceeded, o.link.cfg.Redis.Dialer.Timeout)
 	}
-	if d.ended() {
+	if d.Ended() {
 		// A command on a dead wire returns the reason.
 		err = conn.Dedicated.Do(context.Background(), rc.B().Ping().Build()).NonRedisError()
 		if err == nil {
-			err = errConnClosed
+			err = dial.ErrConnClosed
 		}
-		return nil, Unanswered(err, o.link.cfg.Redis.Dialer.Timeout)
+		return nil, dial.Unanswered(err, o.link.cfg.Redis.Dialer.Timeout)
 	}
 	return conn, nil
 }
 
 // option returns the rueidis configuration of a dedicated connection.
-func (o *dedicatedPool) option(s *Session, d *dialer, pings bool) rueidis.ClientOption {
-	option := clientOption(plan{addr: s.Addr, option: o.link.cfg.connection(), manner: s.Manner}, d)
+func (o *dedicatedPool) option(s *Session, d *dial.Dialer, pings bool) rueidis.ClientOption {
+	option := dial.ClientOption(dial.Plan{Addr: s.Addr, Option: o.link.cfg.connection(), Manner: s.Manner}, d)
 	option.RingScaleEachConn = ownRing
 	if option.ReadBufferEachConn == 0 {
 		option.ReadBufferEachConn = ownBuffer
@@ -467,7 +468,7 @@ func (o *dedicatedPool) option(s *Session, d *dialer, pings bool) rueidis.Client
 		// blocking command would get no answer in time, and the connection would be given up. Only
 		// subscriptions need the PING: the other connections are monitored by TCP keep-alive and by
 		// the session.
-		d.keepAlive, option.Dialer.KeepAlive = option.Dialer.KeepAlive, -1
+		d.KeepAlive, option.Dialer.KeepAlive = option.Dialer.KeepAlive, -1
 	}
 	return option
 }
@@ -481,7 +482,7 @@ func (c *Conn) Do(ctx context.Context, asking bool, cmds []rueidis.Completed) []
 	case <-ctx.Done():
 		return Failures(len(cmds), ctx.Err())
 	case <-c.period.Done():
-		return Failures(len(cmds), c.failed(errConnClosed))
+		return Failures(len(cmds), c.failed(dial.ErrConnClosed))
 	}
 	if asking {
 		return WithoutAsking(c.Dedicated.DoMulti(ctx, WithAsking(c.Dedicated.B(), cmds)...))
@@ -510,9 +511,9 @@ func (c *Conn) Worded(ctx context.Context, err error) (worded error, named bool)
 		return group.ErrClosed, false
 	case Misuse(err), errors.Is(err, rueidis.ErrClosing), errors.Is(err, rueidis.ErrDedicatedClientRecycled):
 		return err, false
-	case errors.Is(err, ErrNoPermit): // in RESP2 rueidis wants a second connection for it
+	case errors.Is(err, dial.ErrNoPermit): // in RESP2 rueidis wants a second connection for it
 		err = errNoPubSub
-		if c.Session.Manner == MannerMinimal {
+		if c.Session.Manner == dial.MannerMinimal {
 			err = Unavailable{errNoHello} // a hang-up is no answer, and another session asks again
 		}
 	case rediserr.GaveUp(err):

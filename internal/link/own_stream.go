@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/dial"
 	"github.com/holdfast-cache/holdfast/internal/group"
 	"github.com/redis/rueidis"
 )
@@ -24,7 +25,7 @@ type streaming struct {
 // streamCall is the right of one call to dial. It is passed in the call's context.
 type streamCall struct {
 	grant  dialSlot
-	dialer *dialer // of the dial that the call made
+	dialer *dial.Dialer // of the dial that the call made
 	stop   func() bool
 	left   bool // the call ended before the dial
 }
@@ -64,13 +65,13 @@ func (o *dedicatedPool) streamsOf(s *Session, p *servingCtx) rueidis.Client {
 	if o.mu.streams != nil && o.mu.streams.period == p {
 		return o.mu.streams.client
 	}
-	d := &dialer{credentials: &o.link.credentials}
+	d := &dial.Dialer{Credentials: &o.link.credentials}
 	option := o.option(s, d, false)
-	keepAlive, plain := d.keepAlive, s.Manner != mannerFull
+	keepAlive, plain := d.KeepAlive, s.Manner != dial.MannerFull
 	option.DialCtxFn = func(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (net.Conn, error) {
 		sc, _ := ctx.Value(streamKey{}).(*streamCall)
 		if sc == nil {
-			return nil, ErrNoPermit
+			return nil, dial.ErrNoPermit
 		}
 		return sc.dial(ctx, addr, nd, cfg, keepAlive, plain)
 	}
@@ -95,16 +96,16 @@ func (o *dedicatedPool) streamBy(ctx context.Context, p *servingCtx, rc rueidis.
 	if sc.dialer != nil {
 		sc.stop()
 		if !sc.left {
-			sc.dialer.shaken()
+			sc.dialer.Shaken()
 		}
 		switch {
 		case err == nil:
-			sc.dialer.settled()
-			sc.dialer.streams()
+			sc.dialer.Settled()
+			sc.dialer.Streams()
 		case ctxErr != nil:
 			err = ctxErr
 		default:
-			err = sc.dialer.explain(err)
+			err = sc.dialer.Explain(err)
 		}
 		o.dialled(err)
 	}
@@ -128,26 +129,26 @@ func (sc *streamCall) dial(ctx context.Context, addr string, nd *net.Dialer, cfg
 	if _, err := sc.grant.wait(ctx, limit.C, nil); err != nil {
 		return nil, err
 	}
-	d := &dialer{
-		user: o.link.cfg.Redis.DialCtxFn, Life: p, keepAlive: keepAlive,
-		attempt: func() { o.link.stats.Dials.Add(1) },
-		own:     func(err error) error { return o.failed(p, err) },
+	d := &dial.Dialer{
+		User: o.link.cfg.Redis.DialCtxFn, Life: p, KeepAlive: keepAlive,
+		Attempt: func() { o.link.stats.Dials.Add(1) },
+		Own:     func(err error) error { return o.failed(p, err) },
 
-		plain: plain, credentials: &o.link.credentials,
+		Plain: plain, Credentials: &o.link.credentials,
 	}
-	stop := context.AfterFunc(p, d.close)
+	stop := context.AfterFunc(p, d.Close)
 	free := sync.OnceFunc(func() { stop(); <-o.slots })
-	d.lost = func(error) { free() }
-	d.permit.Store(true)
+	d.Lost = func(error) { free() }
+	d.Permit.Store(true)
 	// ctx also ends the handshake, which comes after this dial.
-	sc.dialer, sc.stop = d, context.AfterFunc(ctx, d.close)
+	sc.dialer, sc.stop = d, context.AfterFunc(ctx, d.Close)
 	type dialled struct {
 		conn net.Conn
 		err  error
 	}
 	done := make(chan dialled, 1)
 	spawned := o.link.cfg.Workers.Spawn("dial", func() {
-		conn, err := d.dial(ctx, addr, nd, cfg)
+		conn, err := d.Dial(ctx, addr, nd, cfg)
 		if err != nil {
 			free()
 		}
@@ -164,9 +165,9 @@ func (sc *streamCall) dial(ctx context.Context, addr string, nd *net.Dialer, cfg
 	case <-ctx.Done():
 		err = ctx.Err()
 	case <-p.Done():
-		err = o.failed(p, errConnClosed)
+		err = o.failed(p, dial.ErrConnClosed)
 	}
 	sc.left = true
-	d.close() // also a connection that the dial has yet to make
+	d.Close() // also a connection that the dial has yet to make
 	return nil, err
 }

@@ -72,38 +72,3 @@ func Probed(ctx context.Context, replies []rueidis.RedisResult) (rediserr.Class,
 		return r, readErr
 	}
 }
-
-// Judge probes the session now, for a caller that got an unknown error text. It returns nil
-// if the probe succeeds: then the text is about the caller's command alone. Otherwise the
-// text is about the server or the way to it, and judge returns the error of the probe, to
-// be classified like any other error of the session. It has then asked the supervisor for a
-// probe of its own.
-//
-// judge is safe from any goroutine, also for a session that does not serve any more. It
-// blocks for at most Options.Timeout, and does not report to the breaker. Each call sends a
-// probe, so a caller with many such texts calls it once for all of them.
-func (l *Link) Judge(ctx context.Context, s *Session) error {
-	bounded, cancel := context.WithTimeout(ctx, l.cfg.Timeout)
-	defer cancel()
-	c, err := s.probe(bounded, l.Keys.ProbeKey(""))
-	switch {
-	case c == rediserr.OK:
-		return nil
-	case rediserr.GaveUp(err) && ctx.Err() != nil:
-		return ctx.Err()
-	case rediserr.GaveUp(err):
-		err = ErrBudget
-	}
-	l.AskProbe()
-	return err
-}
-
-// AskProbe asks the supervisor to probe the serving session: at once, or as soon as
-// Breaker.MinBackoff has passed since the last such probe. Many calls cause one probe.
-// AskProbe does not block and is safe from any goroutine. While no session serves it does
-// nothing, because the supervisor follows its schedule then.
-func (l *Link) AskProbe() {
-	if l.Gate.Load() != nil && !l.asked.Swap(true) {
-		l.look()
-	}
-}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/dial"
 	"github.com/holdfast-cache/holdfast/internal/group"
 	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/redis/rueidis"
@@ -31,9 +32,8 @@ func newLinkRig(t *testing.T) *linkRig {
 	r.cfg = Config{
 		Timeout: 50 * time.Millisecond, MinBackoff: 100 * time.Millisecond, MaxBackoff: time.Second,
 		Clock: clock.Start(), Stats: &Counters{}, Life: t.Context(), Workers: &r.workers,
-		Closed:      func() bool { return false },
-		NewBreaker:  func(func()) Breaker { return &stubBreaker{} },
-		NewReplayer: func(*Link, func(string) bool) Replayer { return stubReplayer{} },
+		Closed:     func() bool { return false },
+		NewBreaker: func(func()) Breaker { return &stubBreaker{} },
 	}
 	r.cfg.Redis.Dialer.Timeout = time.Second
 	return r
@@ -41,6 +41,7 @@ func newLinkRig(t *testing.T) *linkRig {
 
 func (r *linkRig) open() *Link {
 	routes := &Routes{cfg: &r.cfg, watcher: &r.watcher, demand: stubDemand{}, Ready: make(chan struct{})}
+	routes.newReplayer = func(*Link, func(string) bool) Replayer { return stubReplayer{} }
 	r.link = routes.newLink(r.cfg.Life, &r.find, &r.keys)
 	return r.link
 }
@@ -126,7 +127,9 @@ func (b *stubBreaker) set(closed bool) {
 func testBuilder() rueidis.Builder {
 	c, _ := rueidis.NewClient(rueidis.ClientOption{
 		InitAddress: []string{"127.0.0.1:1"}, ForceSingleClient: true, DisableCache: true,
-		DialCtxFn: func(context.Context, string, *net.Dialer, *tls.Config) (net.Conn, error) { return nil, ErrNoPermit },
+		DialCtxFn: func(context.Context, string, *net.Dialer, *tls.Config) (net.Conn, error) {
+			return nil, dial.ErrNoPermit
+		},
 	})
 	return c.B()
 }

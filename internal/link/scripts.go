@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/dial"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
@@ -86,7 +87,7 @@ func (s *Session) AskScripts(ctx context.Context) error {
 		s.NoteScripts(nil, true)
 	case NoScripts(err):
 		s.NoteScripts(err, true)
-	case away(err):
+	case dial.Away(err):
 		return err
 	default: // another error, or a reply without sense: judged when a replay meets it
 		s.ScriptAsked()
@@ -198,7 +199,7 @@ func WithinScript(err error) bool {
 // greetScripts is AskScripts for a greeting. If the connection is lost over it, the next
 // greeting omits it: some servers close the connection at an unknown command.
 func (s *Session) greetScripts(ctx context.Context) error {
-	if s.Manner == MannerMinimal {
+	if s.Manner == dial.MannerMinimal {
 		s.NoteScripts(ErrMinimal, true) // the server would close the connection
 		return nil
 	}

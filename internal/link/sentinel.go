@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/dial"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
@@ -29,10 +30,10 @@ type sentinels struct {
 	clock   clock.Clock
 	dials   func()
 	allow   allowed
-	manners []introduction // one for each address
+	manners []dial.Introduction // one for each address
 
 	next int // index of the address to try next
-	pipe *pipe
+	pipe *dial.Pipe
 	last struct { // the last answer
 		addr string
 		at   int64
@@ -51,7 +52,7 @@ func newSentinels(r *Routes) *sentinels {
 		timeout: o.Timeout, every: s.TopologyRefreshInterval, clock: o.Clock, dials: func() { o.Stats.Dials.Add(1) },
 		// A sentinel is no master, so its own address is not exempt from the predicate.
 		allow:   allowed{ask: o.AllowAddress, workers: o.Workers},
-		manners: make([]introduction, len(o.Redis.InitAddress)),
+		manners: make([]dial.Introduction, len(o.Redis.InitAddress)),
 	}
 }
 
@@ -112,7 +113,7 @@ func (s *sentinels) ask(ctx context.Context) (string, error) {
 	case rueidis.IsRedisNil(err):
 		return fail(errors.New("it knows no such master set"))
 	case err != nil:
-		return fail(Unanswered(err, limit))
+		return fail(dial.Unanswered(err, limit))
 	case len(parts) != 2 || !isHost(parts[0]) || !isPort(parts[1]):
 		return fail(fmt.Errorf("the answer makes no sense: %s", rediserr.Printable(fmt.Sprintf("%.80q", parts))))
 	}
@@ -139,19 +140,19 @@ func (s *sentinels) disbelieve() {
 // question.
 func (s *sentinels) dial(ctx context.Context) error {
 	at := s.next % len(s.addrs)
-	m := s.manners[at].next()
-	p := &pipe{}
-	err := p.dial(s.life, plan{
-		addr: s.addrs[at], option: s.option, manner: m, within: ctx, attempt: s.dials, lost: func() {},
+	m := s.manners[at].Next()
+	p := &dial.Pipe{}
+	err := p.Dial(s.life, dial.Plan{
+		Addr: s.addrs[at], Option: s.option, Manner: m, Within: ctx, Attempt: s.dials, Lost: func() {},
 	})
 	switch {
-	case m == mannerFull && ctx.Err() == nil:
-		s.manners[at].note(p.turnedAway(err))
+	case m == dial.MannerFull && ctx.Err() == nil:
+		s.manners[at].Note(p.TurnedAway(err))
 	case err != nil:
-		s.manners[at] = introduction{}
+		s.manners[at] = dial.Introduction{}
 	}
 	if err == nil {
-		p.Dialer.settled()
+		p.Dialer.Settled()
 		s.pipe = p
 	}
 	return err
@@ -164,7 +165,7 @@ func (s *sentinels) fits(ctx context.Context, to *Session, mode string) error {
 // close closes the connection to the current sentinel.
 func (s *sentinels) close() {
 	if s.pipe != nil {
-		s.pipe.close()
+		s.pipe.Close()
 		s.pipe = nil
 	}
 }

@@ -9,109 +9,19 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/dial"
+	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
 	"github.com/redis/rueidis"
 )
 
-// pipe is one connection with its rueidis client. It is never dialled again: once the connection is
-// lost, every call that still holds the pipe fails in less than a microsecond.
-type pipe struct {
-	Client rueidis.Client
-	Addr   string
-	Dialer *dialer
-	end    context.CancelFunc
-
-	Lost    atomic.Bool
-	lostErr atomic.Pointer[error]
-	ended   atomic.Bool // closed by us before it was lost
-}
-
-// plan describes the pipe to open.
-type plan struct {
-	addr   string
-	option rueidis.ClientOption // as the user gave it
-	manner manner
-	// credentials provide the login, if option has an AuthCredentialsFn.
-	credentials *credentials
-
-	hearing *hearing        // nil for none
-	within  context.Context // bounds dial and handshake beside life; may be nil
-	attempt func()          // counts a dial
-	lost    func()          // called once when the connection ends, on any goroutine
-	// invalidated gets the keys that the server invalidates, nil for all keys. It runs on the
-	// goroutine that reads the connection.
-	invalidated func([]rueidis.RedisMessage)
-}
-
-// dial dials once and performs the handshake. After AuthCredentialsFn has returned (10 s at most)
-// it blocks for at most twice Dialer.Timeout, and less if life ends.
-func (p *pipe) dial(life context.Context, pl plan) (err error) {
-	ctx, cancel := context.WithCancel(life)
-	p.Addr, p.end = pl.addr, cancel
-	p.Dialer = &dialer{
-		user: pl.option.DialCtxFn, Life: ctx, attempt: pl.attempt, hearing: pl.hearing,
-		plain: pl.manner != mannerFull, credentials: pl.credentials,
-	}
-	p.Dialer.lost = func(cause error) {
-		if cause == nil {
-			cause = errConnClosed
-		}
-		p.lostErr.CompareAndSwap(nil, &cause)
-		p.Lost.Store(true)
-		pl.lost()
-	}
-	p.Dialer.permit.Store(true)
-	stop := context.AfterFunc(ctx, p.Dialer.close)
-	if pl.within != nil {
-		defer context.AfterFunc(pl.within, cancel)() // cancels a hanging dial, too
-	}
-	defer func() {
-		// rueidis parses the handshake's replies on this goroutine, and trusts their types.
-		if r := recover(); r != nil {
-			err = fmt.Errorf("the handshake made no sense: %v", r)
-		}
-		if err != nil {
-			stop()
-			p.close()
-		}
-	}()
-	p.Client, err = rueidis.NewClient(clientOption(pl, p.Dialer))
-	p.Dialer.shaken()
-	if p.Dialer.late.Load() {
-		err = context.DeadlineExceeded
-	}
-	return p.Dialer.explain(Unanswered(err, pl.option.Dialer.Timeout))
-}
-
-var errConnClosed = errors.New("holdfast: the connection was closed")
-
-// Unanswered makes the error of a timeout name the timeout.
-func Unanswered(err error, limit time.Duration) error {
-	if rediserr.GaveUp(err) {
-		return fmt.Errorf("no answer within %v: %w", limit, err)
-	}
-	return err
-}
-
-// close ends the pipe and everything that waits on it. The connection is closed first: rueidis
-// alone would wait a second for a server that does not answer.
-func (p *pipe) close() {
-	if !p.Lost.Load() {
-		p.ended.Store(true)
-	}
-	p.end()
-	p.Dialer.close()
-	if p.Client != nil {
-		p.Client.Close()
-	}
-}
-
 // Session is a pipe to the server of a link. The link's supervisor opens it, and it serves until
 // its connection is lost.
 type Session struct {
-	*pipe
+	*dial.Pipe
 	Link   *Link
-	Manner manner
+	Manner dial.Manner
 
 	// Server is the run id of the server process, or "" if unknown. A server that restarted,
 	// perhaps without its data, has another one.
@@ -245,43 +155,43 @@ func (b *bulkhead) Abandon(ticket uint64) {
 // openSession opens a session with the server at addr, with one dial. After AuthCredentialsFn has
 // returned (10 s at most) it blocks for at most three times Dialer.Timeout, and less if life ends.
 // If it fails, how says whether the server refused the manner of the introduction.
-func (l *Link) openSession(life context.Context, addr string, m manner, bare bool) (s *Session, how turnedAway, err error) {
+func (l *Link) openSession(life context.Context, addr string, m dial.Manner, bare bool) (s *Session, how dial.TurnedAway, err error) {
 	// Not the named result: callbacks of the connection may run after the return.
-	next := &Session{pipe: &pipe{}, Link: l, Manner: m, bare: bare, life: life, Id: l.Routes.sessions.Add(1)}
+	next := &Session{Pipe: &dial.Pipe{}, Link: l, Manner: m, bare: bare, life: life, Id: l.Routes.sessions.Add(1)}
 	next.freed = make(chan struct{}, BulkheadSlots)
 	option := l.cfg.connection()
 	if bare {
 		option.SelectDB, option.ClientName, option.ClientSetInfo = 0, "", rueidis.DisableClientSetInfo
 	}
-	err = next.dial(life, plan{
-		addr:        addr,
-		option:      option,
-		manner:      m,
-		credentials: &l.credentials,
-		attempt:     func() { l.stats.Dials.Add(1) },
-		hearing:     &hearing{clock: l.clock, told: next.hears},
-		lost:        func() { l.lostSession(next) },
-		invalidated: func(keys []rueidis.RedisMessage) { l.invalidated(next, keys) },
+	err = next.Dial(life, dial.Plan{
+		Addr:        addr,
+		Option:      option,
+		Manner:      m,
+		Credentials: &l.credentials,
+		Attempt:     func() { l.stats.Dials.Add(1) },
+		Hearing:     &dial.Hearing{Clock: l.clock, Told: next.hears},
+		Lost:        func() { l.lostSession(next) },
+		Invalidated: func(keys []rueidis.RedisMessage) { l.invalidated(next, keys) },
 	})
 	if err == nil && !bare {
 		limit := l.cfg.Redis.Dialer.Timeout
 		ask, done := context.WithTimeout(life, limit)
-		err = Unanswered(next.greet(ask), limit)
+		err = dial.Unanswered(next.greet(ask), limit)
 		done()
 		if err != nil {
-			err = fmt.Errorf("greeting: %w", next.Dialer.explain(err))
-			next.close()
+			err = fmt.Errorf("greeting: %w", next.Dialer.Explain(err))
+			next.Close()
 		}
 	}
-	next.Dialer.settled()
+	next.Dialer.Settled()
 	if err != nil {
-		return nil, next.turnedAway(err), fmt.Errorf("holdfast: connecting to %s: %w", addr, err)
+		return nil, next.TurnedAway(err), fmt.Errorf("holdfast: connecting to %s: %w", addr, err)
 	}
 	next.beginPeriod()
 	if next.Lost.Load() {
-		next.endPeriod(errConnClosed)
+		next.endPeriod(dial.ErrConnClosed)
 	}
-	return next, notTurnedAway, nil
+	return next, dial.NotTurnedAway, nil
 }
 
 // servingCtx is the context of the dedicated connections that callers have beside a session. It begins
@@ -310,10 +220,10 @@ func (s *Session) inherit(old *Session) {
 	}
 	if p := old.period.Swap(nil); p != nil {
 		if mine := s.period.Swap(p); mine != nil {
-			mine.end(errConnClosed)
+			mine.end(dial.ErrConnClosed)
 		}
 		if s.Lost.Load() {
-			s.endPeriod(errConnClosed)
+			s.endPeriod(dial.ErrConnClosed)
 		}
 	}
 }
@@ -330,7 +240,7 @@ func (s *Session) endPeriod(cause error) {
 // script, and enables tracking. The RESP version is known from the handshake: a HELLO without
 // arguments, which would return it, is an error in Redis 6.0.
 func (s *Session) greet(ctx context.Context) error {
-	b, three := s.Client.B(), s.Dialer.Connection().speaksRESP3()
+	b, three := s.Client.B(), s.Dialer.Connection().SpeaksRESP3()
 	var cmds []rueidis.Completed
 	ask := func(words ...string) (reply int) {
 		cmds = append(cmds, b.Arbitrary(words...).Build())
@@ -340,7 +250,7 @@ func (s *Session) greet(ctx context.Context) error {
 	if three {
 		hello = ask("HELLO", "3")
 	}
-	if s.Manner != MannerMinimal {
+	if s.Manner != dial.MannerMinimal {
 		info = ask("INFO", "server")
 	}
 	track := s.Link.cfg.Tracking.command()
@@ -355,7 +265,7 @@ func (s *Session) greet(ctx context.Context) error {
 		if i < 0 {
 			continue
 		}
-		if err := replies[i].Error(); err != nil && away(err) {
+		if err := replies[i].Error(); err != nil && dial.Away(err) {
 			return err
 		}
 	}
@@ -380,7 +290,7 @@ func (s *Session) greet(ctx context.Context) error {
 	case tracking < 0:
 		s.trackingErr = errNoRESP3
 	default:
-		if err := replies[tracking].Error(); err != nil && away(err) {
+		if err := replies[tracking].Error(); err != nil && dial.Away(err) {
 			return err // the server is busy or loading; this says nothing about tracking
 		} else if err != nil {
 			s.trackingErr = err
@@ -401,13 +311,7 @@ func (s *Session) greetAgain(ctx context.Context) error {
 	limit := s.Link.cfg.Redis.Dialer.Timeout
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	return Unanswered(s.greet(limited), limit)
-}
-
-// away reports that an error reply to a greeting is about the server's state.
-func away(err error) bool {
-	c := rediserr.Classify(context.Background(), err)
-	return c == rediserr.Down || c == rediserr.Busy
+	return dial.Unanswered(s.greet(limited), limit)
 }
 
 var errNoRESP3 = errors.New("holdfast: the server does not speak RESP3")
@@ -454,4 +358,81 @@ func (s *Session) refuse(err error) bool {
 	s.Replica.Store(strings.Contains(err.Error(), "READONLY"))
 	s.Deletable.Store(strings.HasPrefix(err.Error(), "OOM"))
 	return s.Writable.Swap(false)
+}
+
+// introduce opens a session in the next manner. It dials once, and in two cases a second time:
+// after a session without HELLO has connected, to learn whether the server accepts a full one by
+// now; and if the server is busy, because a caller may want to end its script.
+func (l *Link) introduce(life context.Context, addr string) (*Session, error) {
+	if l.bare {
+		return l.introduceBare(life, addr)
+	}
+	m := l.introduction.Next()
+	s, how, err := l.openSession(life, addr, m, false)
+	if isBusy(life, err) {
+		return l.introduceBare(life, addr)
+	}
+	if m == dial.MannerFull {
+		l.introduction.Note(how)
+		return s, err
+	}
+	if err != nil {
+		l.introduction = dial.Introduction{}
+		return nil, err
+	}
+	full, how, err := l.openSession(life, addr, dial.MannerFull, false)
+	if how != dial.NotTurnedAway {
+		l.introduction = dial.Introduction{Kept: m}
+		return s, nil
+	}
+	l.introduction = dial.Introduction{}
+	s.Close()
+	return full, err
+}
+
+// introduceBare opens a session to a busy server, which refuses most of a handshake. It sends only
+// commands that are allowed then.
+func (l *Link) introduceBare(life context.Context, addr string) (*Session, error) {
+	s, _, err := l.openSession(life, addr, dial.MannerFull, true)
+	l.bare = err == nil || isBusy(life, err)
+	return s, err
+}
+
+func isBusy(ctx context.Context, err error) bool {
+	return err != nil && rediserr.Classify(ctx, err) == rediserr.Busy
+}
+
+// hears notes that the server was alive at the given time.
+func (s *Session) hears(at int64) {
+	s.heard.Store(at)
+	l := s.Link
+	// Check the gate before the session's fields: a greeting may still be writing them.
+	if l.Gate.Load() == s && s.tracked && at+l.silence-l.heardUntil.Load() > l.silence/hearingStep {
+		l.hear(s)
+	}
+}
+
+// hearingStep limits how often the end of freshness is moved: only by steps of more than one
+// hearingStep-th of the silence. A link of a cluster has thousands of epoch scopes.
+const hearingStep = 16
+
+// hear extends the freshness of local copies to the last time the server was heard plus the
+// silence. Without tracking, freshness does not depend on the server.
+func (l *Link) hear(s *Session) {
+	end := int64(clock.Never)
+	if s.tracked {
+		end = s.heard.Load() + l.silence
+	}
+	l.heardUntil.Store(end)
+	l.Keys.Scopes(func(d *local.EpochScope) { d.Until.Store(end) })
+}
+
+// connection returns the configuration of a connection to Redis. rueidis gives up a connection
+// whose PING is not answered within ConnWriteTimeout. That must not happen before the end of the
+// budget of a call sent by then, nor of a call sent within one budget after it, because the server
+// may have fallen silent just before. So ConnWriteTimeout is at least twice Timeout.
+func (c *Config) connection() rueidis.ClientOption {
+	o := c.Redis
+	o.ConnWriteTimeout = max(o.ConnWriteTimeout, time.Duration(clock.Saturated(int64(c.Timeout), int64(c.Timeout))))
+	return o
 }

@@ -14,6 +14,9 @@ import (
 // slotCount is the number of hash slots of a cluster.
 const slotCount = 16384
 
+// mostNodes bounds the number of links. Redis does not support larger clusters.
+const mostNodes = 1024
+
 // SlotOf returns the hash slot of a key. If there is text between the first opening brace and the
 // next closing one, only that text is hashed.
 func SlotOf(key string) int {
@@ -158,10 +161,18 @@ func isPort(s string) bool {
 	return err == nil && n > 0
 }
 
-func hostOf(addr string) string {
-	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return addr
+// WithAsking puts ASKING before each command, because it holds for one command only.
+func WithAsking(b rueidis.Builder, cmds []rueidis.Completed) []rueidis.Completed {
+	all := make([]rueidis.Completed, 0, 2*len(cmds))
+	for _, cmd := range cmds {
+		all = append(all, b.Asking().Build(), cmd)
 	}
-	return host
+	return all
+}
+
+func WithoutAsking(replies []rueidis.RedisResult) []rueidis.RedisResult {
+	for i := range len(replies) / 2 {
+		replies[i] = replies[2*i+1]
+	}
+	return replies[:len(replies)/2]
 }

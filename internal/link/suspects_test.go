@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/dial"
 	"github.com/redis/rueidis"
 )
 
@@ -208,7 +209,7 @@ func TestWhoCannotBeAloneInTimeLetsTheOthersIn(t *testing.T) {
 // A call that gave up is under way until what was sent behind it is answered: a
 // connection that is lost later is lost under it.
 func TestACallThatGaveUpIsBlamedForALossThatComesLater(t *testing.T) {
-	s := &Session{pipe: &pipe{}, Link: newLinkRig(t).open()}
+	s := &Session{Pipe: &dial.Pipe{}, Link: newLinkRig(t).open()}
 	s.freed = make(chan struct{}, BulkheadSlots)
 	late := Outcome{Unknown: true}
 	for i := range uint64(2) {

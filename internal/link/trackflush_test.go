@@ -4,6 +4,7 @@ import (
 	"net"
 	"testing"
 
+	"github.com/holdfast-cache/holdfast/internal/dial"
 	"github.com/holdfast-cache/holdfast/internal/resp"
 )
 
@@ -15,8 +16,7 @@ func TestAFlushIsToldToTheJournalByTheSessionThatServesAlone(t *testing.T) {
 	ours, theirs := net.Pipe()
 	defer theirs.Close()
 	defer ours.Close()
-	s := &Session{pipe: &pipe{Dialer: &dialer{}}, Link: l}
-	s.Dialer.mu.conn = &wire{Conn: resp.Guard(ours, resp.DefaultLimits, nil)}
+	s := &Session{Pipe: &dial.Pipe{Dialer: dial.Opened(resp.Guard(ours, resp.DefaultLimits, nil))}, Link: l}
 	l.invalidated(s, nil)
 	if r.watcher.flushes != 0 {
 		t.Error("a session that does not serve was believed")
@@ -26,7 +26,7 @@ func TestAFlushIsToldToTheJournalByTheSessionThatServesAlone(t *testing.T) {
 	if r.watcher.flushes != 1 {
 		t.Errorf("the journal was told %d times, want once", r.watcher.flushes)
 	}
-	s.Dialer.mu.conn.Close() // rueidis says the end of a connection in the same words
+	s.Dialer.Connection().Close() // rueidis says the end of a connection in the same words
 	l.invalidated(s, nil)
 	if r.watcher.flushes != 1 {
 		t.Error("the end of a connection was taken for a flush")

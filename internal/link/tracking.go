@@ -17,13 +17,6 @@ import (
 // an invalidation may be the echo of our own write, and it invalidates only a copy that was read
 // since; see local.Invalidate. In prefix mode the server has no such table, and NOLOOP is safe.
 
-// TrackedKeys are the keys of which the server reports changes: those that were read, or those that
-// begin with one of the prefixes, or none.
-type TrackedKeys struct {
-	Reads    bool
-	Prefixes []string
-}
-
 // command returns the command that enables tracking, or nil if it is off.
 func (t *TrackedKeys) command() []string {
 	switch {
@@ -70,7 +63,7 @@ func (l *Link) invalidated(s *Session, keys []rueidis.RedisMessage) {
 	if keys == nil {
 		// Two goroutines of rueidis close the connection. The second one calls here while the first
 		// is still closing.
-		if !s.Dialer.ended() {
+		if !s.Dialer.Ended() {
 			l.suspectFlush(s)
 			l.interrupt()
 			if l.Gate.Load() == s {

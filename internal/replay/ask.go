@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/dial"
 	"github.com/holdfast-cache/holdfast/internal/link"
 )
 
@@ -13,7 +14,7 @@ func (r *Replayer) askAgain(ctx context.Context, s *link.Session) {
 	if now := r.clock.Now(); !s.ScriptsAwaited() || now < r.nextAsk(s) {
 		return
 	}
-	if s.Manner == link.MannerMinimal {
+	if s.Manner == dial.MannerMinimal {
 		s.NoteScripts(link.ErrMinimal, true)
 		return
 	}

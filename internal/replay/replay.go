@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/dial"
 	"github.com/holdfast-cache/holdfast/internal/group"
 	"github.com/holdfast-cache/holdfast/internal/journal"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
@@ -554,7 +555,7 @@ func (p *pass) postpone(t *journal.Task, c rediserr.Class, err error) {
 		err = link.ErrBudget
 	} else if p.dead {
 		what = journal.FoundUnsent // the connection had ended before; the error is the cause of that
-	} else if !errors.Is(err, link.ErrNoPermit) && !errors.Is(err, rueidis.ErrClosing) {
+	} else if !errors.Is(err, dial.ErrNoPermit) && !errors.Is(err, rueidis.ErrClosing) {
 		what = journal.FoundCut // the connection was lost after the sending
 	}
 	if what == journal.FoundCut {

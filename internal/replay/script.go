@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/holdfast-cache/holdfast/internal/dial"
 	"github.com/holdfast-cache/holdfast/internal/journal"
 	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
@@ -246,7 +247,7 @@ func (p *scripts) send(ctx context.Context, at []int, perScript int) (alone []in
 // refused the command, the answer NOSCRIPT stays. After another error the tasks get that
 // error, and are sent in a later round.
 func (p *scripts) load(ctx context.Context, missing []int) bool {
-	if p.session.Manner == link.MannerMinimal {
+	if p.session.Manner == dial.MannerMinimal {
 		return false // the server would close the connection
 	}
 	load := p.session.Client.B().ScriptLoad().Script(Script).Build()

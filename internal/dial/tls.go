@@ -1,4 +1,4 @@
-package link
+package dial
 
 import (
 	"crypto/tls"
@@ -15,10 +15,10 @@ import (
 // have a certificate for the name under which they were found.
 func nodeTLS(o rueidis.ClientOption, addr string) *tls.Config {
 	cfg := o.TLSConfig
-	if cfg == nil || cfg.ServerName == "" || len(o.InitAddress) == 0 || cfg.ServerName != hostOf(o.InitAddress[0]) {
+	if cfg == nil || cfg.ServerName == "" || len(o.InitAddress) == 0 || cfg.ServerName != HostOf(o.InitAddress[0]) {
 		return cfg
 	}
-	host := hostOf(addr)
+	host := HostOf(addr)
 	if host == cfg.ServerName {
 		return cfg
 	}
@@ -51,4 +51,13 @@ func verify(cfg *tls.Config, state tls.ConnectionState, names ...string) (err er
 		}
 	}
 	return err
+}
+
+// HostOf returns the host of an address, or the address if it has no port.
+func HostOf(addr string) string {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return addr
+	}
+	return host
 }

@@ -1,4 +1,4 @@
-package link
+package dial
 
 import (
 	"context"
@@ -18,12 +18,12 @@ import (
 // credentialsLimit is the time within which Redis.AuthCredentialsFn must return.
 const credentialsLimit = 10 * time.Second
 
-// credentials calls Redis.AuthCredentialsFn. rueidis would call it within the handshake, and so
+// Credentials calls Redis.AuthCredentialsFn. rueidis would call it within the handshake, and so
 // within Dialer.Timeout. Here it is called before the dial, with a limit of its own, and on a
 // separate goroutine, because it takes no context.
-type credentials struct {
-	fn      func(rueidis.AuthCredentialsContext) (rueidis.AuthCredentials, error)
-	workers *group.Group
+type Credentials struct {
+	Fn      func(rueidis.AuthCredentialsContext) (rueidis.AuthCredentials, error)
+	Workers *group.Group
 
 	mu struct {
 		sync.Mutex
@@ -49,8 +49,8 @@ type login struct {
 
 // login gets the credentials for a connection to addr. It blocks for at most credentialsLimit, and
 // less if life ends. It returns nil if there is no AuthCredentialsFn.
-func (c *credentials) login(life context.Context, addr string) (*login, error) {
-	if c == nil || c.fn == nil {
+func (c *Credentials) login(life context.Context, addr string) (*login, error) {
+	if c == nil || c.Fn == nil {
 		return nil, nil
 	}
 	first, err := c.ask(life, addr)
@@ -61,7 +61,7 @@ func (c *credentials) login(life context.Context, addr string) (*login, error) {
 }
 
 // answer is the AuthCredentialsFn that rueidis gets.
-func (c *credentials) answer(asked rueidis.AuthCredentialsContext) (rueidis.AuthCredentials, error) {
+func (c *Credentials) answer(asked rueidis.AuthCredentialsContext) (rueidis.AuthCredentials, error) {
 	l, ok := asked.Address.(*login)
 	if !ok {
 		return rueidis.AuthCredentials{}, errNoLogin
@@ -89,7 +89,7 @@ func (l *login) lost(cause error) error {
 	return cause
 }
 
-func (c *credentials) ask(ctx context.Context, addr string) (rueidis.AuthCredentials, error) {
+func (c *Credentials) ask(ctx context.Context, addr string) (rueidis.AuthCredentials, error) {
 	asking := c.call(addr)
 	limit := time.NewTimer(credentialsLimit)
 	defer limit.Stop()
@@ -104,7 +104,7 @@ func (c *credentials) ask(ctx context.Context, addr string) (rueidis.AuthCredent
 }
 
 // call returns the running call for the address, or starts one.
-func (c *credentials) call(addr string) *credentialsCall {
+func (c *Credentials) call(addr string) *credentialsCall {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if asking := c.mu.asking[addr]; asking != nil {
@@ -116,7 +116,7 @@ func (c *credentials) call(addr string) *credentialsCall {
 		c.mu.asking = make(map[string]*credentialsCall)
 	}
 	c.mu.asking[addr] = asking
-	if !c.workers.Spawn("credentials", func() {
+	if !c.Workers.Spawn("credentials", func() {
 		defer func() {
 			if r := recover(); r != nil {
 				asking.err = fmt.Errorf("holdfast: Redis.AuthCredentialsFn panicked: %.200v", r)
@@ -126,7 +126,7 @@ func (c *credentials) call(addr string) *credentialsCall {
 			c.mu.Unlock()
 			close(asking.done)
 		}()
-		got, err := c.fn(rueidis.AuthCredentialsContext{Address: dialledAddr(addr)})
+		got, err := c.Fn(rueidis.AuthCredentialsContext{Address: dialledAddr(addr)})
 		if err != nil {
 			if rediserr.GaveUp(err) {
 				err = errors.New(err.Error()) // else it would count as a silent server

@@ -1,4 +1,4 @@
-package link
+package dial
 
 import (
 	"fmt"
@@ -23,9 +23,9 @@ func TestAConnectionThatEndsBetweenTwoCommandsIsExplained(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, _ = io.Copy(io.Discard, conn)
-	d := &dialer{}
+	d := &Dialer{}
 	d.mu.conn, d.mu.sent = conn, []string{"HELLO"}
-	err := d.explain(fmt.Errorf("greeting: %w", ErrNoPermit))
+	err := d.Explain(fmt.Errorf("greeting: %w", ErrNoPermit))
 	if want := `HELLO: the server said "ERR server is shutting down" and hung up: EOF`; err.Error() != want {
 		t.Errorf("%q, want %q", err, want)
 	}

@@ -1,4 +1,4 @@
-package link
+package dial
 
 import (
 	"bytes"
@@ -11,13 +11,13 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// manner is the way in which a session introduces itself to a server.
-type manner uint8
+// Manner is the way in which a session introduces itself to a server.
+type Manner uint8
 
 const (
-	// mannerFull: HELLO 3. If the server answers "unknown command", rueidis speaks RESP2 on the
+	// MannerFull: HELLO 3. If the server answers "unknown command", rueidis speaks RESP2 on the
 	// same connection.
-	mannerFull manner = iota
+	MannerFull Manner = iota
 	// mannerPlain: RESP2 without HELLO and CLIENT, for a server that refuses HELLO with an error
 	// that rueidis does not know. rueidis would not connect to it.
 	mannerPlain
@@ -31,7 +31,7 @@ const (
 // away.
 const minimalAfter = 3
 
-// introduction chooses the manner of the next session from the results of the last ones. Only the
+// Introduction chooses the manner of the next session from the results of the last ones. Only the
 // supervisor uses it.
 //
 //	full: refused with an unknown error | plain is next
@@ -39,38 +39,38 @@ const minimalAfter = 3
 //	plain, minimal: connected           | full is tried once more, at once; if that is refused
 //	                                    | again, the manner is kept for the next session
 //	plain, minimal: failed              | full is next
-type introduction struct {
-	kept    manner
+type Introduction struct {
+	Kept    Manner
 	refused bool
 	hangUps int
 }
 
-func (i *introduction) next() manner {
+func (i *Introduction) Next() Manner {
 	switch {
-	case i.kept != mannerFull:
-		return i.kept
+	case i.Kept != MannerFull:
+		return i.Kept
 	case i.refused:
 		return mannerPlain
 	case i.hangUps >= minimalAfter:
 		return MannerMinimal
 	}
-	return mannerFull
+	return MannerFull
 }
 
-// turnedAway says how a server rejected a full introduction because of its manner, as far as that
+// TurnedAway says how a server rejected a full introduction because of its manner, as far as that
 // is known.
-type turnedAway uint8
+type TurnedAway uint8
 
 const (
-	notTurnedAway turnedAway = iota
+	NotTurnedAway TurnedAway = iota
 	turnedAwayInWords
 	turnedAwayByHangUp
 )
 
-// note records the result of a full introduction.
-func (i *introduction) note(how turnedAway) {
+// Note records the result of a full introduction.
+func (i *Introduction) Note(how TurnedAway) {
 	hangUps := i.hangUps + 1
-	*i = introduction{}
+	*i = Introduction{}
 	switch how {
 	case turnedAwayInWords:
 		i.refused = true
@@ -79,11 +79,11 @@ func (i *introduction) note(how turnedAway) {
 	}
 }
 
-// turnedAway classifies the error that ended an introduction.
-func (p *pipe) turnedAway(err error) turnedAway {
+// TurnedAway classifies the error that ended an introduction.
+func (p *Pipe) TurnedAway(err error) TurnedAway {
 	conn := p.Dialer.Connection()
 	if err == nil || conn == nil {
-		return notTurnedAway
+		return NotTurnedAway
 	}
 	if end := conn.Err(); errors.Is(end, io.EOF) || errors.Is(end, syscall.ECONNRESET) || errors.Is(end, syscall.EPIPE) {
 		return turnedAwayByHangUp
@@ -92,52 +92,16 @@ func (p *pipe) turnedAway(err error) turnedAway {
 	switch {
 	case rueidis.IsParseErr(err):
 		return turnedAwayInWords // the reply to HELLO was no map
-	case !errors.As(err, &re), away(err):
-		return notTurnedAway // the error is not about HELLO
+	case !errors.As(err, &re), Away(err):
+		return NotTurnedAway // the error is not about HELLO
 	}
 	return turnedAwayInWords
 }
 
-// introduce opens a session in the next manner. It dials once, and in two cases a second time:
-// after a session without HELLO has connected, to learn whether the server accepts a full one by
-// now; and if the server is busy, because a caller may want to end its script.
-func (l *Link) introduce(life context.Context, addr string) (*Session, error) {
-	if l.bare {
-		return l.introduceBare(life, addr)
-	}
-	m := l.introduction.next()
-	s, how, err := l.openSession(life, addr, m, false)
-	if isBusy(life, err) {
-		return l.introduceBare(life, addr)
-	}
-	if m == mannerFull {
-		l.introduction.note(how)
-		return s, err
-	}
-	if err != nil {
-		l.introduction = introduction{}
-		return nil, err
-	}
-	full, how, err := l.openSession(life, addr, mannerFull, false)
-	if how != notTurnedAway {
-		l.introduction = introduction{kept: m}
-		return s, nil
-	}
-	l.introduction = introduction{}
-	s.close()
-	return full, err
-}
-
-// introduceBare opens a session to a busy server, which refuses most of a handshake. It sends only
-// commands that are allowed then.
-func (l *Link) introduceBare(life context.Context, addr string) (*Session, error) {
-	s, _, err := l.openSession(life, addr, mannerFull, true)
-	l.bare = err == nil || isBusy(life, err)
-	return s, err
-}
-
-func isBusy(ctx context.Context, err error) bool {
-	return err != nil && rediserr.Classify(ctx, err) == rediserr.Busy
+// Away reports that an error reply to a greeting is about the server's state.
+func Away(err error) bool {
+	c := rediserr.Classify(context.Background(), err)
+	return c == rediserr.Down || c == rediserr.Busy
 }
 
 // rueidis sends HELLO 2 even when it is told to use RESP2, and fails if the server refuses it with

@@ -1,4 +1,4 @@
-package link
+package dial
 
 import (
 	"context"
@@ -12,7 +12,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/resp"
 	"github.com/redis/rueidis"
 )
@@ -20,27 +19,27 @@ import (
 // ErrNoPermit is the result of a dial that rueidis attempts on a caller's behalf.
 var ErrNoPermit = errors.New("holdfast: the connection was lost; only the supervisor dials")
 
-// dialer is the DialCtxFn of one session. It has one permit. rueidis redials on the caller's
+// Dialer is the DialCtxFn of one session. It has one permit. rueidis redials on the caller's
 // goroutine, without a back-off, whenever a command finds the connection gone. Here such a dial
 // fails at once, and the supervisor opens another session when its schedule says so.
-type dialer struct {
-	user    func(context.Context, string, *net.Dialer, *tls.Config) (net.Conn, error)
+type Dialer struct {
+	User    func(context.Context, string, *net.Dialer, *tls.Config) (net.Conn, error)
 	Life    context.Context // ends with the session
-	permit  atomic.Bool
-	attempt func()      // counts a dial
-	lost    func(error) // called when the connection has closed, for any reason
+	Permit  atomic.Bool
+	Attempt func()      // counts a dial
+	Lost    func(error) // called when the connection has closed, for any reason
 
-	// own is set for a caller's dedicated connection, which may subscribe. It maps the errors of
-	// its reads and writes. keepAlive is its TCP keep-alive instead of rueidis' PING.
-	own       func(error) error
-	keepAlive time.Duration
+	// Own is set for a caller's dedicated connection, which may subscribe. It maps the errors of
+	// its reads and writes. KeepAlive is its TCP keep-alive instead of rueidis' PING.
+	Own       func(error) error
+	KeepAlive time.Duration
 
-	hearing     *hearing // of a session; nil for a dedicated connection
-	plain       bool     // no HELLO: see manner.go
-	credentials *credentials
+	hearing     *Hearing // of a session; nil for a dedicated connection
+	Plain       bool     // no HELLO: see manner.go
+	Credentials *Credentials
 
-	// late is set when the handshake was cut short by its time limit.
-	late  atomic.Bool
+	// Late is set when the handshake was cut short by its time limit.
+	Late  atomic.Bool
 	watch *time.Timer // written before dial returns, stopped by shaken
 
 	mu struct {
@@ -54,15 +53,15 @@ type dialer struct {
 	}
 }
 
-func (d *dialer) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (net.Conn, error) {
-	if !d.permit.CompareAndSwap(true, false) {
+func (d *Dialer) Dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (net.Conn, error) {
+	if !d.Permit.CompareAndSwap(true, false) {
 		return nil, ErrNoPermit
 	}
-	auth, err := d.credentials.login(d.Life, addr)
+	auth, err := d.Credentials.login(d.Life, addr)
 	if err != nil {
 		return nil, err
 	}
-	d.attempt()
+	d.Attempt()
 	// rueidis passes a background context, so the limit and the cancellation are set here.
 	ctx, cancel := context.WithTimeout(ctx, nd.Timeout)
 	defer cancel()
@@ -73,11 +72,11 @@ func (d *dialer) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls
 		return nil, err
 	}
 	guard := resp.Guard
-	if d.own != nil {
+	if d.Own != nil {
 		guard = resp.GuardPubSub
 	}
-	lost := func(cause error) { d.lost(auth.lost(cause)) }
-	conn := &wire{Conn: guard(raw, resp.DefaultLimits, lost), own: d.own, login: auth, plain: d.plain, hearing: d.hearing}
+	lost := func(cause error) { d.Lost(auth.lost(cause)) }
+	conn := &wire{Conn: guard(raw, resp.DefaultLimits, lost), own: d.Own, login: auth, plain: d.Plain, hearing: d.hearing}
 	conn.shaking.Store(d)
 	d.mu.Lock()
 	closed := d.mu.closed
@@ -90,45 +89,45 @@ func (d *dialer) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls
 	// rueidis limits the handshake too, but then waits another second to say goodbye to a server
 	// that does not answer.
 	d.watch = time.AfterFunc(nd.Timeout, func() {
-		d.late.Store(true)
+		d.Late.Store(true)
 		conn.Close()
 	})
 	return conn, nil
 }
 
-// patient returns the dialer with keepAlive, if it is set.
-func (d *dialer) patient(nd *net.Dialer) *net.Dialer {
-	if d.keepAlive == 0 {
+// patient returns the dialer with KeepAlive, if it is set.
+func (d *Dialer) patient(nd *net.Dialer) *net.Dialer {
+	if d.KeepAlive == 0 {
 		return nd
 	}
 	other := *nd
-	other.KeepAlive = d.keepAlive
+	other.KeepAlive = d.KeepAlive
 	return &other
 }
 
 // Connection returns the dialled connection, nil before the dial has succeeded.
-func (d *dialer) Connection() *wire {
+func (d *Dialer) Connection() *wire {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.mu.conn
 }
 
-// ended reports that the connection has ended, even before lost was called.
-func (d *dialer) ended() bool {
+// Ended reports that the connection has ended, even before lost was called.
+func (d *Dialer) Ended() bool {
 	conn := d.Connection()
 	return conn == nil || conn.Ended()
 }
 
-// shaken notes that the handshake is over, successful or not.
-func (d *dialer) shaken() {
+// Shaken notes that the handshake is over, successful or not.
+func (d *Dialer) Shaken() {
 	if d.watch != nil {
 		d.watch.Stop()
 	}
 }
 
-func (d *dialer) connect(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (net.Conn, error) {
+func (d *Dialer) connect(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (net.Conn, error) {
 	d.began(stepDial, cfg != nil)
-	if d.user != nil {
+	if d.User != nil {
 		return d.connectByUser(ctx, addr, nd, cfg)
 	}
 	conn, err := nd.DialContext(ctx, "tcp", addr)
@@ -154,8 +153,8 @@ func (d *dialer) connect(ctx context.Context, addr string, nd *net.Dialer, cfg *
 }
 
 // connectByUser calls the user's dial function.
-func (d *dialer) connectByUser(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (net.Conn, error) {
-	conn, err := d.user(ctx, addr, nd, cfg)
+func (d *Dialer) connectByUser(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (net.Conn, error) {
+	conn, err := d.User(ctx, addr, nd, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -232,9 +231,9 @@ var errNoConn = errors.New("holdfast: Redis.DialCtxFn returned neither a connect
 type wire struct {
 	*resp.Conn
 	own     func(error) error
-	hearing *hearing
+	hearing *Hearing
 	hurried time.Time              // no yield before this time
-	shaking atomic.Pointer[dialer] // records the commands sent; nil once settled
+	shaking atomic.Pointer[Dialer] // records the commands sent; nil once settled
 
 	// For the handshake, which a single goroutine performs before all others.
 	login *login
@@ -311,13 +310,13 @@ func (w *wire) RemoteAddr() net.Addr {
 	return w.Conn.RemoteAddr()
 }
 
-// speaksRESP3 reports that HELLO was answered with a map, so the connection speaks RESP3.
-func (w *wire) speaksRESP3() bool { return w.first == '%' }
+// SpeaksRESP3 reports that HELLO was answered with a map, so the connection speaks RESP3.
+func (w *wire) SpeaksRESP3() bool { return w.first == '%' }
 
-// close ends the connection; one that is still being dialled is closed once it stands. Everything
+// Close ends the connection; one that is still being dialled is closed once it stands. Everything
 // that waits on it fails at once, including a handshake.
-func (d *dialer) close() {
-	d.permit.Store(false)
+func (d *Dialer) Close() {
+	d.Permit.Store(false)
 	d.mu.Lock()
 	d.mu.closed = true
 	conn := d.mu.conn
@@ -327,30 +326,20 @@ func (d *dialer) close() {
 	}
 }
 
-// connection returns the configuration of a connection to Redis. rueidis gives up a connection
-// whose PING is not answered within ConnWriteTimeout. That must not happen before the end of the
-// budget of a call sent by then, nor of a call sent within one budget after it, because the server
-// may have fallen silent just before. So ConnWriteTimeout is at least twice Timeout.
-func (c *Config) connection() rueidis.ClientOption {
-	o := c.Redis
-	o.ConnWriteTimeout = max(o.ConnWriteTimeout, time.Duration(clock.Saturated(int64(c.Timeout), int64(c.Timeout))))
-	return o
-}
-
-// clientOption returns the rueidis configuration of one pipe.
-func clientOption(pl plan, d *dialer) rueidis.ClientOption {
-	o := pl.option
-	if pl.manner != mannerFull {
+// ClientOption returns the rueidis configuration of one pipe.
+func ClientOption(pl Plan, d *Dialer) rueidis.ClientOption {
+	o := pl.Option
+	if pl.Manner != MannerFull {
 		o = withoutCourtesies(o)
 	}
-	o.TLSConfig = nodeTLS(pl.option, pl.addr)
-	o.InitAddress = []string{pl.addr}
+	o.TLSConfig = nodeTLS(pl.Option, pl.Addr)
+	o.InitAddress = []string{pl.Addr}
 	o.Sentinel = rueidis.SentinelOption{}
-	o.DialCtxFn = d.dial
+	o.DialCtxFn = d.Dial
 	if o.AuthCredentialsFn != nil {
-		o.AuthCredentialsFn = d.credentials.answer
+		o.AuthCredentialsFn = d.Credentials.answer
 	}
-	o.OnInvalidations = pl.invalidated
+	o.OnInvalidations = pl.Invalidated
 	// Without it rueidis detects a cluster by trying cluster commands, and takes miniredis for one.
 	o.ForceSingleClient = true
 	// One wire: replies then arrive in the order in which the writes were sent. More wires gain

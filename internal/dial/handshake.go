@@ -1,4 +1,4 @@
-package link
+package dial
 
 import (
 	"bytes"
@@ -26,14 +26,14 @@ const (
 const mostSent = 32
 
 // began notes the current step of the dial.
-func (d *dialer) began(name string, secure bool) {
+func (d *Dialer) began(name string, secure bool) {
 	d.mu.Lock()
 	d.mu.step, d.mu.secure = name, secure
 	d.mu.Unlock()
 }
 
 // sends notes the commands in p by name only: their arguments may be passwords.
-func (d *dialer) sends(p []byte) {
+func (d *Dialer) sends(p []byte) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for len(p) > 0 && len(d.mu.sent) < mostSent {
@@ -76,7 +76,7 @@ func nextCommand(p []byte) (args []string, rest []byte) {
 
 // lastWords reads the server's error from before the failed write, such as too many clients or a
 // missing certificate. It blocks for at most 50 ms.
-func (d *dialer) lastWords(w *wire) {
+func (d *Dialer) lastWords(w *wire) {
 	raw := w.NetConn()
 	if raw.SetReadDeadline(time.Now().Add(50*time.Millisecond)) != nil {
 		return
@@ -101,8 +101,8 @@ func (d *dialer) lastWords(w *wire) {
 	d.mu.Unlock()
 }
 
-// settled notes that the handshake, and the greeting after it, are over.
-func (d *dialer) settled() {
+// Settled notes that the handshake, and the greeting after it, are over.
+func (d *Dialer) Settled() {
 	d.mu.Lock()
 	conn := d.mu.conn
 	d.mu.sent = nil
@@ -113,8 +113,8 @@ func (d *dialer) settled() {
 	}
 }
 
-// streams notes that replies are read in pieces from now on.
-func (d *dialer) streams() {
+// Streams notes that replies are read in pieces from now on.
+func (d *Dialer) Streams() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.mu.conn != nil {
@@ -122,13 +122,13 @@ func (d *dialer) streams() {
 	}
 }
 
-// explain adds to err the step in which the connection failed and the server's last error.
-func (d *dialer) explain(err error) error {
+// Explain adds to err the step in which the connection failed and the server's last error.
+func (d *Dialer) Explain(err error) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	conn := d.mu.conn
 	if errors.Is(err, ErrNoPermit) && conn != nil && conn.Ended() {
-		err = errConnClosed // it ended between two commands, and rueidis tried to redial
+		err = ErrConnClosed // it ended between two commands, and rueidis tried to redial
 		if cause := conn.Err(); cause != nil {
 			err = cause
 		}
@@ -169,7 +169,7 @@ func (d *dialer) explain(err error) error {
 }
 
 // commandLocked returns the name of the n-th command sent, counted from 1.
-func (d *dialer) commandLocked(n int64) string {
+func (d *Dialer) commandLocked(n int64) string {
 	if n < 1 || n > int64(len(d.mu.sent)) {
 		return "handshake"
 	}

@@ -1,0 +1,357 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	"github.com/holdfast-cache/holdfast/internal/rediserr"
+	"github.com/redis/rueidis"
+)
+
+const (
+	// KeysAtOnce and pipelineBytes bound a pipeline, so that a large batch does not hold up the
+	// commands of all other callers, and each pipeline can be answered within the budget: 256 KiB
+	// take 2 ms on a network of 1 Gbit/s.
+	KeysAtOnce    = 256
+	pipelineBytes = 256 << 10
+	// firstReads bounds the reads of a pipeline while the size of the values is not known.
+	firstReads = 32
+)
+
+// Item is one key's part of a call.
+type Item struct {
+	Key     string
+	Session *Session // where to send it
+	asking  bool
+	outcome Outcome // of the last try
+
+	Payload     any  // the caller's; batch does not read it
+	Size        int  // bytes to send beside the key, approximately
+	Reads       bool // the reply contains a value
+	Stays       bool // a redirection is the answer, and is not followed
+	Transaction bool // the replies are those of a transaction
+}
+
+// commands appends the commands of an item. A call has a stride: the fixed number of commands for
+// every item. With a stride of 0 each item has any number of commands, at least one.
+type commands func(b rueidis.Builder, it *Item, cmds []rueidis.Completed) []rueidis.Completed
+
+// Batch sends the items in pipelines, to all servers at once. It calls each for every item, one at
+// a time, with the replies to the item's commands, or with none if the outcome is not an answer.
+// Redirections are followed.
+//
+// The budget applies to each pipeline, as long as the one before was answered in time. So the total
+// time of a batch is not bounded by the budget, but a server that does not answer costs one budget.
+func (r *Remote) Batch(ctx Bound, items []Item, stride int, build commands, each func(i int, replies []rueidis.RedisResult, o Outcome)) {
+	var long bool
+	if groups := bySession(items); groups == nil {
+		long = r.part(ctx, items, nil, stride, build, each)
+	} else {
+		long = r.parts(ctx, items, groups, stride, build, each)
+	}
+	if long {
+		var cancel context.CancelFunc
+		ctx, cancel = r.Bound(ctx.Caller, r.clock.Now())
+		defer cancel()
+	}
+	r.redirect(ctx, items, stride, build, each)
+}
+
+// parts is part for several groups at once. If they ran one after the other, a server that hangs
+// would use up the time of all. The caller's goroutine calls each for the results of all groups, so
+// that no group waits while each handles a result.
+func (r *Remote) parts(ctx Bound, items []Item, groups [][]int, stride int, build commands, each func(i int, replies []rueidis.RedisResult, o Outcome)) (long bool) {
+	type partResult struct {
+		i       int
+		replies []rueidis.RedisResult
+		o       Outcome
+	}
+	results := make(chan partResult, len(items)) // large enough for all: a send never blocks
+	var others, longs atomic.Int32
+	others.Store(int32(len(groups) - 1))
+	for _, indexes := range groups[1:] {
+		r.callers.Spawn("batch", func() {
+			if r.part(ctx, items, indexes, stride, build, func(i int, replies []rueidis.RedisResult, o Outcome) {
+				results <- partResult{i, replies, o}
+			}) {
+				longs.Add(1)
+			}
+			if others.Add(-1) == 0 {
+				close(results)
+			}
+		})
+	}
+	long = r.part(ctx, items, groups[0], stride, build, each)
+	for a := range results {
+		each(a.i, a.replies, a.o)
+	}
+	return long || longs.Load() > 0
+}
+
+// bySession groups the indexes of the items by their destination. It returns nil if there is only
+// one.
+func bySession(items []Item) [][]int {
+	same := func(it Item) bool { return it.Session == items[0].Session && it.asking == items[0].asking }
+	if !slices.ContainsFunc(items, func(it Item) bool { return !same(it) }) {
+		return nil
+	}
+	type place struct {
+		session *Session
+		asking  bool
+	}
+	at := map[place]int{}
+	var groups [][]int
+	for i := range items {
+		p := place{items[i].Session, items[i].asking}
+		g, ok := at[p]
+		if !ok {
+			g = len(groups)
+			at[p] = g
+			groups = append(groups, nil)
+		}
+		groups[g] = append(groups[g], i)
+	}
+	return groups
+}
+
+// part sends the items with the given indexes, or all items if indexes is nil, to their one
+// destination. It reports whether that took more than one pipeline. A redirected item is left for
+// redirect.
+func (r *Remote) part(ctx Bound, items []Item, indexes []int, stride int, build commands, each func(i int, replies []rueidis.RedisResult, o Outcome)) (long bool) {
+	n := len(indexes)
+	index := func(i int) int { return indexes[i] }
+	if indexes == nil {
+		n, index = len(items), func(i int) int { return i }
+	}
+	if n == 0 {
+		return false
+	}
+	first := &items[index(0)]
+	s, asking := first.Session, first.asking
+	cancel := NoCancel
+	defer func() { cancel() }()
+	var cmds []rueidis.Completed
+	var offsets []int // end of each item's commands, used if stride is 0
+	for from, to := 0, 0; from < n; from = to {
+		if n > KeysAtOnce || from > 0 {
+			// The local processing time of many keys is not charged to Redis.
+			cancel()
+			ctx, cancel = r.Bound(ctx.Caller, r.clock.Now())
+		}
+		cmds, offsets = cmds[:0], offsets[:0]
+		var ids []uint64 // collected while there are suspects
+		how, watched := SendInCompany, s.Link.Suspects.Any()
+		to = pipelineEnd(s, items, index, from, n)
+		for i := from; i < to; i++ {
+			before := len(cmds)
+			cmds = build(s.Client.B(), &items[index(i)], cmds)
+			if watched {
+				id := s.Link.Suspects.id(items[index(i)].Key, cmds[before:])
+				if what := s.Link.Suspects.judge(id); what != SendInCompany && i > from {
+					cmds, to = cmds[:before], i // it begins the next pipeline
+					break
+				} else if what != SendInCompany {
+					how, to = what, from+1
+				}
+				ids = append(ids, id)
+			}
+			if stride == 0 {
+				offsets = append(offsets, len(cmds))
+			}
+		}
+		long = long || to < n
+		if how == SendNot {
+			at := Outcome{Class: rediserr.Down, Err: errIsolated, Session: s}
+			items[index(from)].outcome = at
+			each(index(from), nil, at)
+			continue
+		}
+		if asking {
+			cmds = WithAsking(s.Client.B(), cmds)
+		}
+		completed := s.Completed.Load()
+		replies, o := r.do(ctx, s, how == sendAlone, cmds...)
+		if from > 0 && errors.Is(o.Err, errBulkhead) && s.Completed.Load() != completed {
+			to = from // no slot yet, but Redis answers other calls: try again
+			continue
+		}
+		if o.Session != nil {
+			s = o.Session // do may have used another session; the rest goes there too
+		}
+		if asking {
+			replies = WithoutAsking(replies)
+		}
+		o.Asked = asking
+		var size sizes
+		for i := from; i < to; i++ {
+			it, itemReplies, at := &items[index(i)], replies, o
+			if itemReplies != nil {
+				itemReplies = share(replies, i-from, stride, offsets)
+			}
+			switch {
+			case itemReplies == nil:
+			case o.Class == rediserr.OK, itemReplies[0].NonRedisError() == nil:
+				// If the connection was lost, it may have been lost after some of the replies.
+				if n > 1 {
+					size.add(it, itemReplies[0])
+				}
+				at = r.reply(s, it.telling(itemReplies))
+				at.Asked = asking
+				if at.Class == rediserr.Redirect && it.Stays {
+					at.Class = rediserr.Command // the answer of the node that was asked
+				}
+			default:
+				itemReplies = nil
+			}
+			if it.outcome = at; at.Class != rediserr.Redirect {
+				each(index(i), itemReplies, at)
+			}
+		}
+		if n > 1 {
+			s.sized(size, to-from, o)
+		}
+		if o.Class == rediserr.OK {
+			s.Link.Suspects.Clear(ids...)
+		} else {
+			if o.Unknown {
+				r.suspect(s, items, index, from, to, how == sendAlone, build, o)
+			}
+			// The rest is not sent: the failure of one pipeline stands for all.
+			o.Unknown = false
+			for i := to; i < n; i++ {
+				items[index(i)].outcome = o
+				each(index(i), nil, o)
+			}
+			return long
+		}
+	}
+	return long
+}
+
+// suspect records those items of a pipeline that got no answer.
+func (r *Remote) suspect(s *Session, items []Item, index func(int) int, from, to int, alone bool, build commands, o Outcome) {
+	var ids []uint64
+	for i := from; i < to; i++ {
+		if it := &items[index(i)]; it.outcome.Unknown {
+			ids = append(ids, s.Link.Suspects.id(it.Key, build(s.Client.B(), it, nil)))
+		}
+	}
+	s.unanswered(ids, alone, items[index(from)].Key, o)
+}
+
+// pipelineEnd returns the end of the pipeline that begins with the item from. A pipeline has at
+// most KeysAtOnce items and pipelineBytes bytes, but at least one item.
+func pipelineEnd(s *Session, items []Item, index func(int) int, from, n int) int {
+	most := min(n, from+KeysAtOnce)
+	bytes, reads := 0, 0
+	known := int(s.valueSize.Load())
+	for i := from; i < most; i++ {
+		it := &items[index(i)]
+		if it.Reads {
+			// A batch of several pipelines begins with a small one, because its values may differ
+			// in size from those of the batch before.
+			if reads++; reads > firstReads && (known == 0 || from == 0 && n > KeysAtOnce) {
+				return i
+			}
+			bytes += known
+		}
+		if bytes += len(it.Key) + it.Size; bytes > pipelineBytes && i > from {
+			return i
+		}
+	}
+	return most
+}
+
+// sizes adds up the values that a pipeline has read.
+type sizes struct{ values, bytes int }
+
+func (z *sizes) add(it *Item, reply rueidis.RedisResult) {
+	if !it.Reads {
+		return
+	}
+	z.values++
+	if m, err := reply.ToMessage(); err == nil && m.IsString() {
+		text, _ := m.ToString()
+		z.bytes += len(text)
+	}
+}
+
+// sized updates the estimate of the size of values that batches read. items is the number of items
+// in the pipeline. A large estimate shrinks slowly.
+func (s *Session) sized(z sizes, items int, o Outcome) {
+	old := s.valueSize.Load()
+	switch {
+	case z.values > 0 && o.Class == rediserr.OK:
+		s.valueSize.Store(max(1, int64(z.bytes/z.values), old-old/8))
+	case o.Unknown && errors.Is(o.Err, ErrBudget):
+		s.valueSize.Store(max(old, int64(2*pipelineBytes/items)))
+	}
+}
+
+// telling returns the reply that decides the outcome of the item. That is the first reply, except
+// that in a transaction a redirection other than ASK decides, because then no command was run.
+func (it *Item) telling(replies []rueidis.RedisResult) rueidis.RedisResult {
+	if !it.Transaction {
+		return replies[0]
+	}
+	for _, reply := range replies {
+		// ASK is not followed: after MULTI an ASKING is queued like any other command.
+		if err := reply.Error(); rediserr.Classify(context.Background(), err) == rediserr.Redirect && !strings.HasPrefix(err.Error(), "ASK") {
+			return reply
+		}
+	}
+	return replies[0]
+}
+
+// share returns the replies of the nth item of a pipeline.
+func share(replies []rueidis.RedisResult, n, stride int, offsets []int) []rueidis.RedisResult {
+	if stride > 0 {
+		return replies[n*stride : (n+1)*stride]
+	}
+	from := 0
+	if n > 0 {
+		from = offsets[n-1]
+	}
+	return replies[from:offsets[n]]
+}
+
+// redirect sends redirected items to their new destination, as often as the options allow. An item
+// whose redirection leads nowhere counts as down, and so does any redirection outside a cluster.
+func (r *Remote) redirect(ctx Bound, items []Item, stride int, build commands, each func(i int, replies []rueidis.RedisResult, o Outcome)) {
+	for hop := 0; ; hop++ {
+		var again []Item
+		var at []int
+		for i := range items {
+			it := &items[i]
+			if it.outcome.Class != rediserr.Redirect {
+				continue
+			}
+			next, asking := r.routes.Follow(it.Session, it.outcome.Err)
+			if next == nil || hop == r.Hops {
+				it.outcome = Outcome{Class: rediserr.Down, Err: it.outcome.Err, Session: it.Session}
+				each(i, nil, it.outcome)
+				continue
+			}
+			it.Session, it.asking = next, asking
+			again, at = append(again, *it), append(at, i)
+		}
+		if len(again) == 0 {
+			return
+		}
+		groups := bySession(again)
+		if groups == nil {
+			groups = [][]int{nil}
+		}
+		for _, indexes := range groups {
+			r.part(ctx, again, indexes, stride, build, func(i int, replies []rueidis.RedisResult, o Outcome) {
+				each(at[i], replies, o)
+			})
+		}
+		for i := range again {
+			items[at[i]].outcome = again[i].outcome
+		}
+	}
+}
