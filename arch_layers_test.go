@@ -1,9 +1,6 @@
 package holdfast
 
 import (
-	"fmt"
-	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -11,8 +8,7 @@ import (
 )
 
 // The layers are checked here: between the packages of the module by their
-// imports, within the root by the uses of declarations. A file that is to become
-// part of a package of its own has a layer of its own already.
+// imports, within the root by the uses of declarations.
 
 // layer is a group of root files and the layers that it may use beside itself.
 type layer struct {
@@ -21,10 +17,9 @@ type layer struct {
 	files []string
 }
 
-// layers go from the lowest to the highest; a layer uses lower ones alone. A leaf
-// uses nothing. The api is the vocabulary of all. The link, which is to become a room, knows
-// none of the layers above it: the core puts them together. The typed
-// and the drop-in interface stand on the core and do not know each other either.
+// layers go from the lowest to the highest; a layer uses lower ones alone. The api is the
+// vocabulary of all. The typed and the drop-in interface stand on the core and do not know each
+// other.
 var layers = []layer{
 	{"api", nil, []string{
 		"breaker.go", "doc.go", "entry.go", "errors.go", "health.go", "hooks.go", "journal.go", "local.go", "options.go", "stats.go", "user_code.go",
@@ -41,13 +36,6 @@ var layers = []layer{
 		"client_own.go", "client_pass.go", "client_read.go", "client_reply.go", "client_run.go", "client_write.go",
 	}},
 }
-
-// exceptionsFile lists the uses that the layers forbid and that the code has
-// nevertheless, one a line: the file, its layer, the declaration and its layer.
-const (
-	exceptionsFile = "testdata/layers.txt"
-	mostExceptions = 54
-)
 
 // rooms are the packages under internal and what each may import beside the standard
 // library.
@@ -136,44 +124,11 @@ func TestLayersUseLowerOnesAlone(t *testing.T) {
 			t.Errorf("the table of layers names %s, which is not there", file)
 		}
 	}
-	found := map[string]bool{}
 	for _, u := range p.Uses() {
 		from, to := of[u.From], of[u.To]
 		if from.name != to.name && !slices.Contains(from.uses, to.name) {
-			found[fmt.Sprintf("%s (%s) uses %s of %s (%s)", u.From, from.name, u.Decl, u.To, to.name)] = true
+			t.Errorf("%s (%s) uses %s of %s (%s), which is upwards or sideways; move the declaration, or pass what is needed from above",
+				u.From, from.name, u.Decl, u.To, to.name)
 		}
-	}
-	compareExceptions(t, slices.Sorted(maps.Keys(found)))
-}
-
-// compareExceptions compares the uses that the layers forbid with the list of those
-// that are known. The list may only become shorter: HOLDFAST_UPDATE=1 writes it anew
-// (names change, and so do files), but not longer than mostExceptions.
-func compareExceptions(t *testing.T, found []string) {
-	t.Helper()
-	known := strings.Split(strings.TrimSpace(readFile(t, exceptionsFile)), "\n")
-	if os.Getenv("HOLDFAST_UPDATE") != "" && len(found) <= mostExceptions {
-		text := strings.Join(found, "\n") + "\n"
-		if err := os.WriteFile(exceptionsFile, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		known = found
-	}
-	known = slices.DeleteFunc(known, func(line string) bool { return line == "" })
-	for _, line := range found {
-		if !slices.Contains(known, line) {
-			t.Errorf("%s: that is upwards or sideways; move the declaration, or pass what is needed from above", line)
-		}
-	}
-	for _, line := range known {
-		if !slices.Contains(found, line) {
-			t.Errorf("%s lists %q, which is no longer so; HOLDFAST_UPDATE=1 removes it", exceptionsFile, line)
-		}
-	}
-	switch {
-	case len(found) > mostExceptions:
-		t.Errorf("%d exceptions to the layers, over %d", len(found), mostExceptions)
-	case len(found) < mostExceptions:
-		t.Errorf("%d exceptions to the layers are left; set mostExceptions, now %d, to that", len(found), mostExceptions)
 	}
 }
