@@ -171,7 +171,7 @@ func (c *Cache) read(ctx context.Context, op string, h keyhash.Hash, key string,
 // answer may fill the local tier.
 func (c *Cache) readerOf(h keyhash.Hash, key string) (*link.Session, local.Token) {
 	place := c.routes.Of(key)
-	t := c.local.Token(h, &place.Domain)
+	t := c.local.Token(h, &place.Scope)
 	return c.routes.Link(place).Reader(), t
 }
 
@@ -197,7 +197,7 @@ func (c *Cache) readOutcome(op string, h keyhash.Hash, key string, now int64, t 
 	k := local.Freshness{Confirmed: now, Expires: clock.After(now, v.Ttl), Scope: t.Scope, Epoch: t.Epoch}
 	// A replica's master may have a newer value. A server that imports a slot does not
 	// report the changes that the slot's owner makes.
-	if !o.Session.Replica.Load() && !o.Asked {
+	if o.Session.OfMaster() && !o.Asked {
 		k.Fresh = c.freshUntil(now, k.Expires, o.Session.Tracks(key))
 	}
 	if !c.local.Fill(h, key, v.Bytes, t, k) {
@@ -206,10 +206,10 @@ func (c *Cache) readOutcome(op string, h keyhash.Hash, key string, now int64, t 
 	return Entry{Value: v.Bytes, Tier: Remote, TTL: v.Ttl}, nil
 }
 
-// freshUntil returns the time until which a copy is fresh; told says whether the server
-// tracks the key.
-func (c *Cache) freshUntil(now, expires int64, told bool) int64 {
-	if !told {
+// freshUntil returns the time until which a copy is fresh; tracked says whether the
+// server tracks the key.
+func (c *Cache) freshUntil(now, expires int64, tracked bool) int64 {
+	if !tracked {
 		expires = min(expires, clock.After(now, c.opts.Tracking.UntrackedTTL))
 	}
 	return min(expires, clock.After(now, c.opts.Local.MaxTTL))

@@ -259,7 +259,7 @@ func (cl *client) do(ctx context.Context, turns []commandState) []rueidis.RedisR
 		return failed(turns, err)
 	}
 	now := c.clock.Now()
-	r := &pipelineCall{cl: cl, c: c, ctx: ctx, now: now, began: now, turns: turns}
+	r := &pipelineCall{cl: cl, c: c, ctx: ctx, now: now, began: now, commands: turns}
 	r.all()
 	replies := make([]rueidis.RedisResult, len(turns))
 	for i := range turns {

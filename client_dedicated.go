@@ -342,7 +342,7 @@ func (d *dedicated) dialLocked(ctx context.Context, args [][]string) (*link.Conn
 	if l == nil {
 		l = d.cl.awaitOwn(ctx, args)
 	}
-	conn, err := l.Owned.Acquire(ctx, fresh)
+	conn, err := l.Dedicated.Acquire(ctx, fresh)
 	d.mu.Lock()
 	d.mu.dialling = nil
 	hooks := d.mu.hooks
@@ -357,7 +357,7 @@ func (d *dedicated) dialLocked(ctx context.Context, args [][]string) (*link.Conn
 	defer close(done)
 	switch {
 	case err == nil && released:
-		l.Owned.Release(conn, !fresh)
+		l.Dedicated.Release(conn, !fresh)
 		return nil, rueidis.ErrDedicatedClientRecycled
 	case err == nil:
 		return conn, nil
@@ -431,5 +431,5 @@ func (d *dedicated) part(cause error) {
 		_ = conn.Dedicated.SetPubSubHooks(rueidis.PubSubHooks{}) // ends the hooks without an error
 		conn.Close(rueidis.ErrDedicatedClientRecycled)
 	}
-	conn.Owned.Release(conn, clean)
+	conn.Release(clean)
 }

@@ -41,15 +41,15 @@ func (d *dedicated) setHooks(none bool, next *pendingHooks, set func(*link.Conn)
 	if none {
 		return nil
 	}
-	next.cl, next.told = d.cl, make(chan error, 1)
+	next.cl, next.ended = d.cl, make(chan error, 1)
 	d.mu.hooks = next
-	return next.told
+	return next.ended
 }
 
 func failedHooks(err error) <-chan error {
-	told := make(chan error, 1)
-	told <- err
-	return told
+	ended := make(chan error, 1)
+	ended <- err
+	return ended
 }
 
 // pendingHooks are hooks that wait for a connection. A nil pointer means none.
@@ -57,7 +57,7 @@ type pendingHooks struct {
 	cl              *client
 	hooks           rueidis.PubSubHooks
 	onInvalidations func([]rueidis.RedisMessage)
-	told            chan error // closed when the hooks will not be called any more
+	ended           chan error // closed when the hooks will not be called any more
 }
 
 // fail ends the hooks: there will be no connection.
@@ -66,9 +66,9 @@ func (h *pendingHooks) fail(err error) {
 		return
 	}
 	if err != nil {
-		h.told <- err
+		h.ended <- err
 	}
-	close(h.told)
+	close(h.ended)
 }
 
 // install passes the hooks to the connection. The caller has entered the call gate.
@@ -76,19 +76,19 @@ func (h *pendingHooks) install(conn *link.Conn) {
 	if h == nil {
 		return
 	}
-	var told <-chan error
+	var ended <-chan error
 	if h.hooks.OnMessage != nil || h.hooks.OnSubscription != nil {
-		told = conn.Dedicated.SetPubSubHooks(h.hooks)
+		ended = conn.Dedicated.SetPubSubHooks(h.hooks)
 	}
 	if h.onInvalidations != nil {
-		told = conn.Dedicated.SetOnInvalidations(h.onInvalidations)
+		ended = conn.Dedicated.SetOnInvalidations(h.onInvalidations)
 	}
 	// The goroutine ends with the connection at the latest.
 	if !h.cl.c.workers.Spawn("hooks", func() {
-		for err := range told {
-			h.told <- err
+		for err := range ended {
+			h.ended <- err
 		}
-		close(h.told)
+		close(h.ended)
 	}) {
 		h.fail(ErrClosed)
 	}

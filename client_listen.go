@@ -64,15 +64,15 @@ type listener struct {
 	}
 }
 
-// mostUntold bounds the keys queued for a listener, so that the memory of a slow one is bounded.
-const mostUntold = 4096
+// mostQueuedKeys bounds the keys queued for a listener, so that the memory of a slow one is bounded.
+const mostQueuedKeys = 4096
 
 func (l *listener) add(keys []rueidis.RedisMessage) {
 	if keys == nil {
 		l.any.Store(true)
 	} else {
 		l.mu.Lock()
-		if len(l.mu.keys)+len(keys) <= mostUntold {
+		if len(l.mu.keys)+len(keys) <= mostQueuedKeys {
 			l.mu.keys = append(l.mu.keys, keys...)
 		} else {
 			l.any.Store(true)

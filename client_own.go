@@ -86,7 +86,7 @@ func (cl *client) stream(ctx context.Context, cmds []rueidis.Completed, send fun
 		return rueidis.NewErrorResultStream(err)
 	}
 	defer cl.after(args)
-	return cl.awaitOwn(ctx, args).Owned.Stream(ctx, send)
+	return cl.awaitOwn(ctx, args).Dedicated.Stream(ctx, send)
 }
 
 // ownDo runs commands that block on a dedicated connection, for as long as their own timeouts say,

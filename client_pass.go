@@ -27,10 +27,10 @@ type passed struct {
 // pass makes one remote operation of n turns, beginning with turn first: one command, or a
 // transaction.
 func (r *pipelineCall) pass(first, n int) {
-	turns := r.turns[first : first+n]
+	turns := r.commands[first : first+n]
 	e := r.newOp()
-	*e = remoteOp{turn: &turns[0], job: jobPass, stays: r.cl.only != nil, first: first, at: len(r.writes), passed: r.onePassed[:]}
-	if n > 1 || len(r.turns) > 1 {
+	*e = remoteOp{command: &turns[0], kind: opPass, stays: r.cl.only != nil, first: first, at: len(r.writes), passed: r.onePassed[:]}
+	if n > 1 || len(r.commands) > 1 {
 		e.passed = make([]passed, n)
 	}
 	fail := func(err error) {
@@ -51,7 +51,7 @@ func (r *pipelineCall) pass(first, n int) {
 		}
 		// In a batch the flags of a command may make rueidis look for a client-side cache, see
 		// turn.Plain. So only its arguments are used, in a new command.
-		*p = passed{command: st.command, cmd: st.cmd, used: st.cache || !st.reads || len(r.turns) > 1}
+		*p = passed{command: st.command, cmd: st.cmd, used: st.cache || !st.reads || len(r.commands) > 1}
 		if st.reads {
 			p.args = slices.Clone(st.args)
 		} else {
@@ -62,7 +62,7 @@ func (r *pipelineCall) pass(first, n int) {
 			e.key, homed = key, true
 		}
 		reads = reads && (st.reads || st.cmd.IsReadOnly())
-		e.hides = e.hides || p.where == keysAnywhere && !p.reads
+		e.unknownWrites = e.unknownWrites || p.where == keysAnywhere && !p.reads
 	}
 	killsScript := n == 1 && allowedBusy(turns[0].args)
 	e.link, _ = r.c.remote.AwaitLink(r.ctx, r.now, true, func() *link.Link { return r.link(e.key, homed, killsScript) })
@@ -84,7 +84,7 @@ func (r *pipelineCall) pass(first, n int) {
 		}
 	}
 	for i := range e.passed {
-		r.occupyAll(&e.passed[i])
+		r.markAllDirty(&e.passed[i])
 		r.flushes = r.flushes || e.passed[i].verb == verbFlush
 	}
 	r.add(e, s)
@@ -127,21 +127,21 @@ func (r *pipelineCall) link(home string, homed, killsScript bool) *link.Link {
 	return router.Any()
 }
 
-func (r *pipelineCall) occupyAll(p *passed) {
+func (r *pipelineCall) markAllDirty(p *passed) {
 	if p.reads {
 		return
 	}
 	// The arguments of a script or a flush do not name all keys that it may change.
-	r.allBusy = r.allBusy || p.where == keysAnywhere || p.where == keyless
+	r.allDirty = r.allDirty || p.where == keysAnywhere || p.where == keyless
 	for _, key := range p.keys {
-		r.occupy(key)
+		r.markDirty(key)
 	}
 }
 
 // transaction makes one remote operation of MULTI up to EXEC or DISCARD. A transaction without an
 // end is refused, because the commands of the connection's other users would become part of it.
 func (r *pipelineCall) transaction(first int) {
-	rest := r.turns[first:]
+	rest := r.commands[first:]
 	n := len(rest)
 	end := slices.IndexFunc(rest, func(st commandState) bool { return st.verb == verbExec && len(st.args) == 1 })
 	whole := end > 0 && len(rest[0].args) == 1
@@ -176,7 +176,7 @@ func (cl *client) ready(ctx link.Bound, p *passed) error {
 		h := c.local.Hash(key)
 		c.local.Put(h, nil)
 		if c.flights.N.Load() != 0 {
-			c.supersede(ctx, &change{hash: h})
+			c.supersede(ctx, &write{hash: h})
 		}
 	}
 	return nil
@@ -237,7 +237,7 @@ func (e *remoteOp) passCommands(b rueidis.Builder, cmds []rueidis.Completed) []r
 		p.used = true
 		cmds = append(cmds, cmd)
 	}
-	if e.hides {
+	if e.unknownWrites {
 		// The server reports the keys that a script changed, but after the script's reply.
 		cmds = append(cmds, b.Ping().Build())
 	}
@@ -245,8 +245,8 @@ func (e *remoteOp) passCommands(b rueidis.Builder, cmds []rueidis.Completed) []r
 }
 
 func (r *pipelineCall) hasPassed(e *remoteOp, replies []rueidis.RedisResult, o link.Outcome) {
-	op := strings.ToLower(e.turn.name)
-	if e.hides && r.c.opts.Tracking.Mode == TrackPrefixes {
+	op := strings.ToLower(e.command.name)
+	if e.unknownWrites && r.c.opts.Tracking.Mode == TrackPrefixes {
 		// With NOLOOP the server does not report them, see TrackedKeys.command.
 		e.link.Keys.Scopes((*local.EpochScope).Suspect)
 		if o.Session != nil && o.Session.Link != e.link {
@@ -254,7 +254,7 @@ func (r *pipelineCall) hasPassed(e *remoteOp, replies []rueidis.RedisResult, o l
 		}
 	}
 	for i := range e.passed {
-		p, st := &e.passed[i], &r.turns[e.first+i]
+		p, st := &e.passed[i], &r.commands[e.first+i]
 		r.cl.over(p, e.link)
 		switch {
 		case replies == nil:

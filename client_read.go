@@ -19,7 +19,7 @@ func (r *pipelineCall) read(st *commandState, at int, key string) {
 	c := r.c
 	h := c.local.Hash(key)
 	e, fresh := c.look(h, key, r.now)
-	if fresh && st.takes(e, r.now) && !r.waits(key) {
+	if fresh && st.takes(e, r.now) && !r.isDirty(key) {
 		r.found(st, at, Entry{Value: e.Bytes(), Tier: Local, TTL: clock.Left(r.now, e.Expires.Load())}, e)
 		return
 	}
@@ -47,7 +47,7 @@ func (r *pipelineCall) read(st *commandState, at int, key string) {
 		r.fallback(st, at, c.local.Get(h))
 		return
 	}
-	r.add(&remoteOp{turn: st, job: jobRead, key: key, hash: h, at: at, token: t}, s)
+	r.add(&remoteOp{command: st, kind: opRead, key: key, hash: h, at: at, token: t}, s)
 }
 
 // takes reports whether a fresh copy is young enough for the ttl of DoCache.
@@ -70,7 +70,7 @@ func (r *pipelineCall) fallback(st *commandState, at int, e *local.Entry) {
 }
 
 func (r *pipelineCall) hasRead(e *remoteOp, replies []rueidis.RedisResult, o link.Outcome) {
-	st, c := e.turn, r.c
+	st, c := e.command, r.c
 	v, o := link.ReadValue(replies, o)
 	switch o.Class {
 	case rediserr.OK:
@@ -147,7 +147,7 @@ func (r *pipelineCall) put(st *commandState, at int, m rueidis.RedisMessage) {
 func (r *pipelineCall) exists(st *commandState, key string) {
 	c := r.c
 	h := c.local.Hash(key)
-	if _, fresh := c.look(h, key, r.now); fresh && !r.waits(key) {
+	if _, fresh := c.look(h, key, r.now); fresh && !r.isDirty(key) {
 		c.stats.asides.Add(1)
 		st.sum++
 		return
@@ -168,7 +168,7 @@ func (r *pipelineCall) ttl(st *commandState, key string) {
 	h := c.local.Hash(key)
 	e, fresh := c.look(h, key, r.now)
 	// A copy whose expiry is too far away to be stored cannot answer either.
-	if fresh && !strings.HasSuffix(st.name, "TIME") && e.Expires.Load() != clock.Far && !r.waits(key) {
+	if fresh && !strings.HasSuffix(st.name, "TIME") && e.Expires.Load() != clock.Far && !r.isDirty(key) {
 		c.stats.asides.Add(1)
 		r.tellTTL(st, clock.Left(r.now, e.Expires.Load()))
 		return
@@ -203,7 +203,7 @@ func (r *pipelineCall) ask(st *commandState, h keyhash.Hash, key string, known f
 		r.askedNobody(st, key, ttl, err)
 		return
 	}
-	r.add(&remoteOp{turn: st, job: jobAsk, key: key, hash: h}, s)
+	r.add(&remoteOp{command: st, kind: opAsk, key: key, hash: h}, s)
 }
 
 // knowsExists is knownTTL for EXISTS.
@@ -227,7 +227,7 @@ func (r *pipelineCall) askedNobody(st *commandState, key string, ttl time.Durati
 }
 
 func (r *pipelineCall) hasAsked(e *remoteOp, replies []rueidis.RedisResult, o link.Outcome) {
-	st := e.turn
+	st := e.command
 	switch o.Class {
 	case rediserr.OK, rediserr.Command:
 		if n, err := replies[0].AsInt64(); err == nil && st.verb == verbExists {

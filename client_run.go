@@ -30,24 +30,24 @@ type pipelineCall struct {
 	limit  link.Bound // of the call; made for its first remote operation
 	cancel context.CancelFunc
 
-	turns   []commandState
-	items   []link.Item
-	writes  []*change
-	busy    map[string]bool // keys that a remote operation may change
-	flushes bool            // one of the commands empties a database
-	allBusy bool
-	kept    journal.Saving
+	commands  []commandState
+	items     []link.Item
+	writes    []*write
+	dirtyKeys map[string]bool // keys that a remote operation may change
+	flushes   bool            // one of the commands empties a database
+	allDirty  bool
+	kept      journal.Saving
 
 	// Storage for a call of a single command, allocated together with the call.
 	oneItem   [1]link.Item
 	oneOp     remoteOp
 	onePassed [1]passed
-	oneChange [1]*change
+	oneChange [1]*write
 }
 
 // newOp returns a new remote operation.
 func (r *pipelineCall) newOp() *remoteOp {
-	if len(r.turns) == 1 && len(r.items) == 0 {
+	if len(r.commands) == 1 && len(r.items) == 0 {
 		return &r.oneOp
 	}
 	return new(remoteOp)
@@ -71,14 +71,14 @@ type commandState struct {
 
 // remoteOp is a remote operation: one key's part of a command, or a passed command.
 type remoteOp struct {
-	turn *commandState
-	job  opKind
-	key  string
-	hash keyhash.Hash
-	at   int // index in MGET; of a passed command: number of earlier writes of the call
+	command *commandState
+	kind    opKind
+	key     string
+	hash    keyhash.Hash
+	at      int // index in MGET; of a passed command: number of earlier writes of the call
 
 	token    local.Token
-	change   *change
+	change   *write
 	deadline int64  // of EXPIRE
 	prior    []byte // the value that the tiers held before a delete
 	had      bool
@@ -86,32 +86,32 @@ type remoteOp struct {
 	// Of passed commands: the index of the first turn, the commands, the link that they go to,
 	// whether a redirection is returned instead of followed, and whether a command may change keys
 	// that it does not name, as a script may.
-	first  int
-	passed []passed
-	link   *link.Link
-	stays  bool
-	hides  bool
+	first         int
+	passed        []passed
+	link          *link.Link
+	stays         bool
+	unknownWrites bool
 }
 
 type opKind uint8
 
 const (
-	jobRead opKind = iota
-	jobWrite
-	jobAsk // a read of which only the reply counts
-	jobTouch
-	jobPass
+	opRead opKind = iota
+	opWrite
+	opAsk // a read of which only the reply counts
+	opTouch
+	opPass
 )
 
 // all produces the reply of every turn. The caller has entered the call gate.
 func (r *pipelineCall) all() {
 	r.items, r.writes = r.oneItem[:0], r.oneChange[:0]
-	for i, bounded := 0, 0; i < len(r.turns); {
+	for i, bounded := 0, 0; i < len(r.commands); {
 		if i-bounded >= link.KeysAtOnce {
 			bounded = i
 			r.unbound() // local processing time of many commands is not charged to Redis
 		}
-		st := &r.turns[i]
+		st := &r.commands[i]
 		st.span = 1
 		r.begin(st, i)
 		i += st.span
@@ -132,8 +132,8 @@ func (r *pipelineCall) all() {
 		r.c.invalidateFlight(w)
 	}
 	saveErr := r.c.durable(r.ctx, r.now, r.kept)
-	for i := range r.turns {
-		st := &r.turns[i]
+	for i := range r.commands {
+		st := &r.commands[i]
 		if r.compose(st); saveErr != nil {
 			st.reply = rueidis.NewErrorResult(saveErr)
 		}
@@ -246,7 +246,7 @@ func (r *pipelineCall) store(st *commandState) bool {
 			return false
 		}
 		for _, key := range args[1:] {
-			w := &change{key: strings.Clone(key), del: true, deadline: clock.Never}
+			w := &write{key: strings.Clone(key), del: true, deadline: clock.Never}
 			if st.name != "DEL" {
 				w.verbatim = []string{st.name, w.key}
 			}
@@ -270,15 +270,15 @@ func (r *pipelineCall) store(st *commandState) bool {
 }
 
 // setting returns a change that stores a copy of the value.
-func (r *pipelineCall) setting(key, text string, ttl time.Duration) *change {
+func (r *pipelineCall) setting(key, text string, ttl time.Duration) *write {
 	v := make([]byte, len(text))
 	copy(v, text)
-	return &change{key: strings.Clone(key), value: v, ttl: ttl, deadline: clock.After(r.now, ttl)}
+	return &write{key: strings.Clone(key), value: v, ttl: ttl, deadline: clock.After(r.now, ttl)}
 }
 
 // deleting returns a change that removes the key by sending the command as it was given.
-func (r *pipelineCall) deleting(args []string) *change {
-	w := &change{key: strings.Clone(args[1]), del: true, deadline: clock.Never, verbatim: cloned(args)}
+func (r *pipelineCall) deleting(args []string) *write {
+	w := &write{key: strings.Clone(args[1]), del: true, deadline: clock.Never, verbatim: cloned(args)}
 	w.verbatim[1] = w.key
 	return w
 }
@@ -338,24 +338,24 @@ func (r *pipelineCall) compose(st *commandState) {
 	}
 }
 
-// waits reports whether a remote operation may change the key. The local state of such a key does
+// isDirty reports whether a remote operation may change the key. The local state of such a key does
 // not show the effects of the earlier commands.
-func (r *pipelineCall) waits(key string) bool { return r.allBusy || r.busy[key] }
+func (r *pipelineCall) isDirty(key string) bool { return r.allDirty || r.dirtyKeys[key] }
 
-func (r *pipelineCall) occupy(key string) {
-	if len(r.turns) == 1 {
+func (r *pipelineCall) markDirty(key string) {
+	if len(r.commands) == 1 {
 		return
 	}
-	if r.busy == nil {
-		r.busy = map[string]bool{}
+	if r.dirtyKeys == nil {
+		r.dirtyKeys = map[string]bool{}
 	}
-	r.busy[key] = true
+	r.dirtyKeys[key] = true
 }
 
 func (r *pipelineCall) add(e *remoteOp, s *link.Session) {
 	r.items = append(r.items, link.Item{
 		Key: e.key, Session: s, Payload: e, Size: e.size(), Stays: e.stays,
-		Reads: e.job == jobRead || e.job == jobPass, Transaction: len(e.passed) > 1,
+		Reads: e.kind == opRead || e.kind == opPass, Transaction: len(e.passed) > 1,
 	})
 }
 
@@ -375,17 +375,17 @@ func (e *remoteOp) size() (n int) {
 // build appends the commands of a remote operation.
 func (r *pipelineCall) build(b rueidis.Builder, it *link.Item, cmds []rueidis.Completed) []rueidis.Completed {
 	e := it.Payload.(*remoteOp)
-	switch e.job {
-	case jobRead:
+	switch e.kind {
+	case opRead:
 		return link.ReadCommands(b, it, cmds)
-	case jobWrite:
+	case opWrite:
 		return r.c.writeCommands(b, e.change, cmds)
-	case jobAsk:
-		if e.turn.verb == verbExists {
+	case opAsk:
+		if e.command.verb == verbExists {
 			return append(cmds, b.Exists().Key(e.key).Build())
 		}
-		return append(cmds, b.Arbitrary(e.turn.name).Keys(e.key).Build())
-	case jobTouch:
+		return append(cmds, b.Arbitrary(e.command.name).Keys(e.key).Build())
+	case opTouch:
 		return append(cmds, b.Arbitrary(e.change.verbatim...).Build(), b.Exists().Key(e.key).Build())
 	}
 	return e.passCommands(b, cmds)
@@ -394,14 +394,14 @@ func (r *pipelineCall) build(b rueidis.Builder, it *link.Item, cmds []rueidis.Co
 // ran handles the outcome of a remote operation.
 func (r *pipelineCall) ran(i int, replies []rueidis.RedisResult, o link.Outcome) {
 	e := r.items[i].Payload.(*remoteOp)
-	switch e.job {
-	case jobRead:
+	switch e.kind {
+	case opRead:
 		r.hasRead(e, replies, o)
-	case jobWrite:
+	case opWrite:
 		r.hasWritten(e, replies, o)
-	case jobAsk:
+	case opAsk:
 		r.hasAsked(e, replies, o)
-	case jobTouch:
+	case opTouch:
 		r.hasTouched(e, replies, o)
 	default:
 		r.hasPassed(e, replies, o)

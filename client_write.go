@@ -18,7 +18,7 @@ import (
 // and Touch; the reply is the one that Redis gave.
 
 // write sends one change through the tiers.
-func (r *pipelineCall) write(st *commandState, w *change) {
+func (r *pipelineCall) write(st *commandState, w *write) {
 	c := r.c
 	if err := checkSize(w.key, w.value); err != nil {
 		st.fail("", err)
@@ -26,7 +26,7 @@ func (r *pipelineCall) write(st *commandState, w *change) {
 	}
 	w.hash = c.local.Hash(w.key)
 	e := r.newOp()
-	*e = remoteOp{turn: st, job: jobWrite, key: w.key, hash: w.hash, change: w}
+	*e = remoteOp{command: st, kind: opWrite, key: w.key, hash: w.hash, change: w}
 	if w.del {
 		e.prior, e.had = c.standing(w.hash, w.key, r.now)
 	}
@@ -53,7 +53,7 @@ func (r *pipelineCall) write(st *commandState, w *change) {
 	if c.flights.N.Load() != 0 {
 		c.supersede(r.bounded(), w)
 	}
-	r.occupy(w.key)
+	r.markDirty(w.key)
 	r.add(e, s)
 }
 
@@ -70,7 +70,7 @@ func (c *Cache) standing(h keyhash.Hash, key string, now int64) (data []byte, ok
 }
 
 func (r *pipelineCall) hasWritten(e *remoteOp, replies []rueidis.RedisResult, o link.Outcome) {
-	st := e.turn
+	st := e.command
 	saved, err := r.c.written(e.change, r.now, replies, o)
 	r.kept = r.kept.Or(saved)
 	switch {
@@ -93,7 +93,7 @@ func (r *pipelineCall) hasWritten(e *remoteOp, replies []rueidis.RedisResult, o 
 // accepted answers a write that is in the journal because Redis was not asked or did not answer.
 // Without any Redis configured it answers the write to the local tier.
 func (r *pipelineCall) accepted(e *remoteOp) {
-	st, a := e.turn, r.cl.answers
+	st, a := e.command, r.cl.answers
 	var had int64
 	if e.had {
 		had = 1
@@ -149,7 +149,7 @@ func until(text string, unit time.Duration) (time.Duration, bool) {
 }
 
 // parseSet parses SET key value with at most one option, which sets the expiry.
-func (r *pipelineCall) parseSet(args []string) (*change, bool) {
+func (r *pipelineCall) parseSet(args []string) (*write, bool) {
 	if len(args) < 3 {
 		return nil, false
 	}
@@ -163,7 +163,7 @@ func (r *pipelineCall) parseSet(args []string) (*change, bool) {
 		return r.setting(key, text, 0), true
 	case len(args) == 4 && option == "KEEPTTL":
 		deadline, known := r.c.knownEnd(r.ctx, key, r.now)
-		if !known || r.waits(key) {
+		if !known || r.isDirty(key) {
 			return nil, false
 		}
 		w := r.setting(key, text, 0)
@@ -277,20 +277,20 @@ func (r *pipelineCall) touch(st *commandState, key string, deadline int64) {
 	// This comes before the command is sent: the invalidation that our own command causes must not
 	// be taken for a change by another client.
 	c.local.Suspect(h, local.SameEnd)
-	w := &change{key: key, hash: h, verbatim: cloned(st.args), entry: c.local.Get(h)}
+	w := &write{key: key, hash: h, verbatim: cloned(st.args), entry: c.local.Get(h)}
 	if c.flights.N.Load() != 0 {
 		c.supersede(r.bounded(), w)
 	}
 	r.writes = append(r.writes, w)
-	r.occupy(key)
-	r.add(&remoteOp{turn: st, job: jobTouch, key: key, hash: h, change: w, deadline: deadline}, s)
+	r.markDirty(key)
+	r.add(&remoteOp{command: st, kind: opTouch, key: key, hash: h, change: w, deadline: deadline}, s)
 }
 
 func (r *pipelineCall) touchLocal(st *commandState, h keyhash.Hash, deadline int64) {
 	var n int64
 	e := r.c.local.Get(h)
 	had := e != nil && e.Expires.Load() != clock.Never
-	r.c.invalidateFlight(&change{hash: h})
+	r.c.invalidateFlight(&write{hash: h})
 	if err := r.c.touchLocal(h, r.now, deadline); err == nil && (st.verb == verbExpire || had) {
 		n = 1
 	}
@@ -319,7 +319,7 @@ func (r *pipelineCall) touchJournal(st *commandState, h keyhash.Hash, key string
 }
 
 func (r *pipelineCall) hasTouched(e *remoteOp, replies []rueidis.RedisResult, o link.Outcome) {
-	st, tier := e.turn, r.c.local
+	st, tier := e.command, r.c.local
 	if o.Class == rediserr.OK {
 		tier.Retime(e.hash, e.change.entry, e.deadline)
 		st.decide(replies[0])

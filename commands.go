@@ -126,7 +126,7 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 	}
 	now := c.clock.Now()
 	h := c.local.Hash(key)
-	w := change{key: key, value: cloneBytes(value), hash: h, deadline: clock.After(now, ttl)}
+	w := write{key: key, value: cloneBytes(value), hash: h, deadline: clock.After(now, ttl)}
 	if c.routes == nil {
 		c.invalidateFlight(&w)
 		defer c.invalidateFlight(&w)
@@ -138,7 +138,7 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 	if err != nil {
 		return false, err
 	}
-	w.entry = c.entryOf(&w, now, &c.routes.Of(key).Domain, 0)
+	w.entry = c.entryOf(&w, now, &c.routes.Of(key).Scope, 0)
 	// Until Redis has decided, the present value of the key stands.
 	c.invalidateFlight(&w)
 	w.old, w.seq = c.local.Hold(h)
@@ -327,7 +327,7 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 	h := c.local.Hash(key)
 	deadline := clock.After(now, ttl)
 	if c.routes == nil {
-		c.invalidateFlight(&change{hash: h})
+		c.invalidateFlight(&write{hash: h})
 		return c.touchLocal(h, now, deadline)
 	}
 	if f, ok := c.journal.Get(h, key, now); ok {
@@ -348,7 +348,7 @@ func (c *Cache) Touch(ctx context.Context, key string, ttl time.Duration) error 
 	// be taken for a change by another client.
 	c.local.Suspect(h, local.SameEnd)
 	was := c.local.Get(h)
-	w := change{hash: h}
+	w := write{hash: h}
 	c.supersede(bounded, &w)
 	defer c.invalidateFlight(&w)
 	replies, o := c.remote.One(bounded, s, key, 2, func(b rueidis.Builder, _ *link.Item, cmds []rueidis.Completed) []rueidis.Completed {

@@ -128,7 +128,7 @@ func (c *Cache) lease(ctx context.Context, r *request, it *loadItem) (*lease, le
 		case !a.answered:
 			c.flights.Load(it.f, true)
 			return nil, loadFreely
-		case a.held && a.told && c.findAgain(ctx, r, it):
+		case a.held && a.invalidated && c.findAgain(ctx, r, it):
 			c.giveBack(it.key, l)
 			return nil, loadNot
 		case a.held:
@@ -183,12 +183,12 @@ func (c *Cache) findAgain(ctx context.Context, r *request, it *loadItem) bool {
 
 // leaseAnswer is Redis' answer to a request for a lease.
 type leaseAnswer struct {
-	answered bool
-	held     bool
-	ours     bool // a superseded load of this Cache holds it
-	told     bool // the key was invalidated meanwhile: it must be read anew
-	found    bool // the key was there by now, and the flight has ended with it
-	wait     time.Duration
+	answered    bool
+	held        bool
+	ours        bool // a superseded load of this Cache holds it
+	invalidated bool // the key was invalidated meanwhile: it must be read anew
+	found       bool // the key was there by now, and the flight has ended with it
+	wait        time.Duration
 }
 
 // askLease tries to take the lease, and reads its remaining time and the key: the last holder
@@ -205,7 +205,7 @@ func (c *Cache) askLease(ctx context.Context, r *request, it *loadItem, l *lease
 	}
 	now := c.clock.Now()
 	c.flights.Arm(it.f)
-	t := c.local.Token(it.h, c.domainOf(it.key))
+	t := c.local.Token(it.h, c.scopeOf(it.key))
 	bounded, cancel := c.remote.Bound(ctx, now)
 	defer cancel()
 	replies, o := c.remote.One(bounded, s, it.key, 5, func(b rueidis.Builder, _ *link.Item, cmds []rueidis.Completed) []rueidis.Completed {
@@ -247,7 +247,7 @@ func (c *Cache) askLease(ctx context.Context, r *request, it *loadItem, l *lease
 	} else if !r.early {
 		it.base = ""
 	}
-	a.told = !c.flights.Load(it.f, false)
+	a.invalidated = !c.flights.Load(it.f, false)
 	return a
 }
 
@@ -300,7 +300,7 @@ return 1
 // loadedCommand builds the command that stores a loaded value if the key is as it was before
 // the load: a client that has written it since has stored a newer value, announced to us or
 // not.
-func (w *change) loadedCommand(b rueidis.Builder) rueidis.Completed {
+func (w *write) loadedCommand(b rueidis.Builder) rueidis.Completed {
 	var cmd rueidis.Completed
 	switch {
 	case w.lease != nil:
@@ -317,7 +317,7 @@ func (w *change) loadedCommand(b rueidis.Builder) rueidis.Completed {
 }
 
 // scripted reports whether loadedCommand builds a script for the change.
-func (w *change) scripted() bool {
+func (w *write) scripted() bool {
 	return w.flight != nil && !w.del && !w.blindly && (w.lease != nil || w.expects != "")
 }
 

@@ -285,7 +285,7 @@ func (c *Cache) find(ctx context.Context, r *request, it *loadItem, v *inflight.
 			return c.flights.End(it.f, Entry{}, loadError(r.op, it.key, ErrNotFound), 0)
 		}
 		now := c.clock.Now()
-		it.token = c.local.Token(it.h, c.domainOf(it.key))
+		it.token = c.local.Token(it.h, c.scopeOf(it.key))
 		it.seen = c.local.Get(it.h)
 		e, fresh := c.look(it.h, it.key, now)
 		if fresh && r.usable.of(it.key, e.Bytes(), v) {
@@ -318,11 +318,11 @@ func (c *Cache) find(ctx context.Context, r *request, it *loadItem, v *inflight.
 	}
 }
 
-func (c *Cache) domainOf(key string) *local.EpochScope {
+func (c *Cache) scopeOf(key string) *local.EpochScope {
 	if c.routes == nil {
 		return &c.local.StandaloneScope
 	}
-	return &c.routes.Of(key).Domain
+	return &c.routes.Of(key).Scope
 }
 
 // begin starts the load of the request on a goroutine of its own. The caller is counted

@@ -222,7 +222,7 @@ func (b *batch) readOnce(ctx context.Context, items []loadItem, v *inflight.Guar
 		}
 		c.flights.Arm(it.f)
 		it.base = ""
-		it.token = c.local.Token(it.h, c.domainOf(it.key))
+		it.token = c.local.Token(it.h, c.scopeOf(it.key))
 		it.seen = c.local.Get(it.h)
 		if c.knownAbsent(it.h, &b.request) {
 			c.flights.End(it.f, Entry{}, b.request.fail(&it, ErrNotFound), 0)

@@ -265,7 +265,7 @@ func (c *Cache) accept(r *request, it *loadItem) error {
 // keepLoaded stores the loaded values and absences in the tiers. Superseded results are not
 // stored. A failure to store is not an error of any call.
 func (c *Cache) keepLoaded(r *request, items []*loadItem, l *lease) {
-	var ws []change
+	var ws []write
 	for _, it := range items {
 		switch {
 		case errors.Is(it.err, ErrNotFound):
@@ -276,7 +276,7 @@ func (c *Cache) keepLoaded(r *request, items []*loadItem, l *lease) {
 		case it.err != nil, it.loaded.TTL < 0, !c.mayStore(it):
 			continue
 		}
-		w := change{
+		w := write{
 			key: it.key, value: it.loaded.Value, ttl: it.loaded.TTL,
 			flight: it.f, seen: it.seen, expects: it.base, grace: local.StaleIfErrorOf(it.loaded.StaleIfError),
 		}
@@ -295,7 +295,7 @@ func (c *Cache) keepLoaded(r *request, items []*loadItem, l *lease) {
 		return
 	}
 	if err := c.write(context.Background(), r.op, ws, 0); withoutScripts(err) {
-		ws = slices.DeleteFunc(ws, func(w change) bool { return w.lease == nil && w.expects == "" })
+		ws = slices.DeleteFunc(ws, func(w write) bool { return w.lease == nil && w.expects == "" })
 		for i := range ws {
 			ws[i].lease, ws[i].blindly = nil, ws[i].expects != ""
 		}
@@ -310,9 +310,9 @@ func (c *Cache) keepLoaded(r *request, items []*loadItem, l *lease) {
 // caller asked for that write, so it is not journaled: its replay might overwrite a later
 // write or delete by another client. If the journal has a delete of the key, it notes that
 // the local tier has a value all the same.
-func (c *Cache) putUngiven(w *change, now int64) {
+func (c *Cache) putUngiven(w *write, now int64) {
 	w.grace |= local.NotInRedis
-	w.entry = c.entryOf(w, now, &w.place.Domain, local.Unconfirmed)
+	w.entry = c.entryOf(w, now, &w.place.Scope, local.Unconfirmed)
 	if c.putSuperseding(context.Background(), w, now) && !w.del {
 		c.journal.AllowLocalValue(w.hash, w.key, now)
 	}
@@ -321,7 +321,7 @@ func (c *Cache) putUngiven(w *change, now int64) {
 // takeBack ends a store that Redis did not acknowledge. The copy stays, suspect. If the
 // command may have run, or may run late, the journal gets an intent that compensates for it:
 // others may have deleted the key since.
-func (c *Cache) takeBack(w *change, now int64, o link.Outcome) (saved journal.Saving) {
+func (c *Cache) takeBack(w *write, now int64, o link.Outcome) (saved journal.Saving) {
 	if o.Unknown {
 		compensation := *w
 		compensation.expected = w.baseOf()
@@ -331,7 +331,7 @@ func (c *Cache) takeBack(w *change, now int64, o link.Outcome) (saved journal.Sa
 		saved, _ = c.remember(&compensation, o.Session.Id)
 	}
 	w.grace |= local.NotInRedis
-	c.local.EndAs(w.hash, c.entryOf(w, now, &w.place.Domain, now), local.Unconfirmed)
+	c.local.EndAs(w.hash, c.entryOf(w, now, &w.place.Scope, now), local.Unconfirmed)
 	if o.Unknown && !w.del {
 		c.journal.AllowLocalValue(w.hash, w.key, now)
 	}
@@ -394,11 +394,11 @@ func (c *Cache) destination(it *loadItem) destination {
 // keepLocally stores a value in the local tier only. If Redis answered that it has no such
 // key, and invalidations of the key arrive, the copy is fresh: the server announces a client
 // that creates the key.
-func (c *Cache) keepLocally(it *loadItem, w *change, d destination) {
+func (c *Cache) keepLocally(it *loadItem, w *write, d destination) {
 	now := c.clock.Now()
 	t := local.Freshness{Confirmed: now, Fresh: local.Unconfirmed, Expires: clock.After(now, w.ttl), Scope: it.token.Scope, Epoch: it.token.Epoch}
 	if s := c.routes.Link(c.routes.Of(it.key)).Reader(); s != nil && d != localUnconfirmed {
-		t.Fresh = c.freshUntil(now, t.Expires, d == localOnly && s.Tracks(it.key) && !s.Replica.Load())
+		t.Fresh = c.freshUntil(now, t.Expires, d == localOnly && s.Tracks(it.key) && s.OfMaster())
 	}
 	e := local.NewEntry(it.key, w.value, t)
 	e.SetStaleIfError(w.grace | local.NotInRedis)
@@ -406,7 +406,7 @@ func (c *Cache) keepLocally(it *loadItem, w *change, d destination) {
 }
 
 // keepFenced is keepLocally for a journaled key.
-func (c *Cache) keepFenced(it *loadItem, w *change) {
+func (c *Cache) keepFenced(it *loadItem, w *write) {
 	now := c.clock.Now()
 	w.hash, w.deadline, w.place = it.h, clock.After(now, w.ttl), c.routes.Of(it.key)
 	c.putUngiven(w, now)
@@ -424,7 +424,7 @@ func (c *Cache) storeIfNotInvalidated(it *loadItem, e *local.Entry, now int64) {
 // refresh: Redis still has the copy, which was good until now, and the key is deleted.
 func (c *Cache) keepAbsence(r *request, it *loadItem) {
 	if (r.early || r.reload) && c.destination(it) == storeEverywhere {
-		w := [1]change{{key: it.key, del: true, flight: it.f, seen: it.seen}}
+		w := [1]write{{key: it.key, del: true, flight: it.f, seen: it.seen}}
 		c.write(context.Background(), r.op, w[:], 0)
 	}
 	if r.o.NotFoundTTL <= 0 {
@@ -435,7 +435,7 @@ func (c *Cache) keepAbsence(r *request, it *loadItem) {
 	if c.routes != nil && it.answered { // then it is a copy of Redis' answer, too
 		confirmed = now
 		s := c.routes.Link(c.routes.Of(it.key)).Reader()
-		freshEnd = c.freshUntil(now, freshEnd, s != nil && s.Tracks(it.key) && !s.Replica.Load())
+		freshEnd = c.freshUntil(now, freshEnd, s != nil && s.Tracks(it.key) && s.OfMaster())
 	}
 	c.storeIfNotInvalidated(it, local.NewEntry(it.key, nil, local.Freshness{
 		Confirmed: confirmed, Fresh: local.Absence(freshEnd), Expires: local.Invalidated,

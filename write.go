@@ -36,7 +36,7 @@ func (c *Cache) Set(ctx context.Context, key string, value []byte, ttl time.Dura
 	if err != nil {
 		return &Error{Op: "set", Key: key, Err: err}
 	}
-	w := [1]change{{key: key, value: cloneBytes(value)}}
+	w := [1]write{{key: key, value: cloneBytes(value)}}
 	return c.write(ctx, "set", w[:], ttl)
 }
 
@@ -50,9 +50,9 @@ func (c *Cache) SetMany(ctx context.Context, items map[string][]byte, ttl time.D
 	if err != nil {
 		return &Error{Op: "setmany", Err: err}
 	}
-	ws := make([]change, 0, len(items))
+	ws := make([]write, 0, len(items))
 	for key, val := range items {
-		ws = append(ws, change{key: key, value: cloneBytes(val)})
+		ws = append(ws, write{key: key, value: cloneBytes(val)})
 	}
 	return c.write(ctx, "setmany", ws, ttl)
 }
@@ -62,9 +62,9 @@ func (c *Cache) SetMany(ctx context.Context, items map[string][]byte, ttl time.D
 // journaled, so that the old values do not come back. The errors are those of Set: an *Error
 // if one key was refused, a *BatchError if several were.
 func (c *Cache) Delete(ctx context.Context, keys ...string) error {
-	ws := make([]change, len(keys))
+	ws := make([]write, len(keys))
 	for i, key := range keys {
-		ws[i] = change{key: key, del: true}
+		ws[i] = write{key: key, del: true}
 	}
 	return c.write(ctx, "delete", ws, 0)
 }
@@ -95,8 +95,8 @@ func (c *Cache) ttl(ttl time.Duration) (time.Duration, error) {
 	return ttl, nil
 }
 
-// change is one key's write on its way through the tiers.
-type change struct {
+// write is one key's write on its way through the tiers.
+type write struct {
 	key        string
 	value      []byte
 	del        bool
@@ -130,7 +130,7 @@ type change struct {
 	old      *local.Entry // the previous local entry
 }
 
-func (w *change) intent(sentOn uint64) journal.Write {
+func (w *write) intent(sentOn uint64) journal.Write {
 	return journal.Write{
 		Key: w.key, Value: w.value, Del: w.del, Compensate: w.compensate, Deadline: w.deadline,
 		Seq: w.seq, Expected: w.expected, SentOn: sentOn, PlainUntil: w.plainUntil,
@@ -141,7 +141,7 @@ func (w *change) intent(sentOn uint64) journal.Write {
 // journal if Redis cannot take them. It keeps law 4 and law 6: for any outcome, the local
 // tier is changed first, and a write that is not known to have reached Redis is journaled
 // before the call returns.
-func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Duration) error {
+func (c *Cache) write(ctx context.Context, op string, ws []write, ttl time.Duration) error {
 	exit, open := c.inflight.Enter()
 	defer exit.Leave()
 	if err := enterable(ctx, open); err != nil {
@@ -213,12 +213,12 @@ func (c *Cache) durable(ctx context.Context, began int64, p journal.Saving) erro
 // aim gives the change its entry and returns the session that takes it, or nil if the write
 // belongs in the journal. During the link's first attempt it does not wait; for another
 // attempt it waits as moment says. If the attempt is not decided then, it sets PlainUntil.
-func (c *Cache) aim(ctx context.Context, w *change, now int64) *link.Session {
+func (c *Cache) aim(ctx context.Context, w *write, now int64) *link.Session {
 	for waited := false; ; {
 		w.place = c.routes.Of(w.key)
 		// While the write is in flight, its entry is fresh for as long as the caller waits.
 		// The freshness after that is decided by written.
-		w.entry = c.entryOf(w, now, &w.place.Domain, clock.After(now, c.opts.Timeout))
+		w.entry = c.entryOf(w, now, &w.place.Scope, clock.After(now, c.opts.Timeout))
 		w.link = c.routes.Link(w.place)
 		if s := w.link.Writer(w.del); s != nil {
 			if c.journal.Holds(w.hash, w.key) {
@@ -240,13 +240,13 @@ func (c *Cache) aim(ctx context.Context, w *change, now int64) *link.Session {
 
 // moved reports whether a change without a session has one by now, or has another link: an
 // attempt was decided between two looks.
-func (c *Cache) moved(w *change) bool {
+func (c *Cache) moved(w *write) bool {
 	s := w.link.Gate.Load()
 	return c.routes.Link(c.routes.Of(w.key)) != w.link || s != nil && s.Takes(w.del)
 }
 
 // entryOf returns the local entry for a change, nil for a delete.
-func (c *Cache) entryOf(w *change, now int64, d *local.EpochScope, fresh int64) *local.Entry {
+func (c *Cache) entryOf(w *write, now int64, d *local.EpochScope, fresh int64) *local.Entry {
 	if w.del {
 		return nil
 	}
@@ -258,7 +258,7 @@ func (c *Cache) entryOf(w *change, now int64, d *local.EpochScope, fresh int64) 
 }
 
 // keep does a write without sending it now: to the local tier and the journal.
-func (c *Cache) keep(ctx context.Context, w *change, now int64) (journal.Saving, error) {
+func (c *Cache) keep(ctx context.Context, w *write, now int64) (journal.Saving, error) {
 	if w.entry != nil {
 		w.entry.Fresh.Store(local.Unconfirmed)
 	}
@@ -272,7 +272,7 @@ func (c *Cache) keep(ctx context.Context, w *change, now int64) (journal.Saving,
 // remember journals the write; the caller must wait for the saving that it returns. If the
 // journal refuses the write, the key's local entry is removed: it must not be taken for an
 // accepted write.
-func (c *Cache) remember(w *change, sentOn uint64) (journal.Saving, error) {
+func (c *Cache) remember(w *write, sentOn uint64) (journal.Saving, error) {
 	c.stats.journaled.Add(1)
 	if w.plainUntil != 0 {
 		c.routes.Hurry(w.plainUntil)
@@ -304,7 +304,7 @@ func (c *Cache) downgraded(key string) {
 // that copy was invalidated since, Redis may still hold its value: the message may have been
 // about the same key of another database, or the server may have dropped the key from its
 // tracking table.
-func (w *change) baseOf() journal.Expected {
+func (w *write) baseOf() journal.Expected {
 	if w.old == nil || w.old.Fresh.Load() < local.KeepFreshness || w.old.StaleIfError()&local.NotInRedis != 0 {
 		return journal.Expected{}
 	}
@@ -327,7 +327,7 @@ const earlierServer = "earlier"
 // for.
 func (c *Cache) send(ctx context.Context, op string, items []link.Item, now int64, errs *errorList) (toSave journal.Saving) {
 	items = slices.DeleteFunc(items, func(it link.Item) bool {
-		w := changeOf(&it)
+		w := writeOf(&it)
 		if w.flight != nil {
 			var begun bool
 			w.old, w.seq, begun = c.local.BeginUnless(w.hash, w.entry, &w.flight.SupersededDuringStore)
@@ -343,19 +343,19 @@ func (c *Cache) send(ctx context.Context, op string, items []link.Item, now int6
 	bounded, cancel := c.remote.Bound(ctx, now)
 	defer cancel()
 	for i := range items {
-		if w := changeOf(&items[i]); w.flight == nil {
+		if w := writeOf(&items[i]); w.flight == nil {
 			c.supersede(bounded, w)
 		}
 	}
 	stride := 1
-	if changeOf(&items[0]).del && c.voids() {
+	if writeOf(&items[0]).del && c.voids() {
 		stride = 2
 	}
 	build := func(b rueidis.Builder, it *link.Item, cmds []rueidis.Completed) []rueidis.Completed {
-		return c.writeCommands(b, changeOf(it), cmds)
+		return c.writeCommands(b, writeOf(it), cmds)
 	}
 	c.remote.Batch(bounded, items, stride, build, func(i int, replies []rueidis.RedisResult, o link.Outcome) {
-		w := changeOf(&items[i])
+		w := writeOf(&items[i])
 		saved, err := c.written(w, now, replies, o)
 		toSave = toSave.Or(saved)
 		errs.add(op, w.key, err)
@@ -363,15 +363,15 @@ func (c *Cache) send(ctx context.Context, op string, items []link.Item, now int6
 	return toSave
 }
 
-// changeOf returns the change that an item of send is for.
-func changeOf(it *link.Item) *change { return it.Payload.(*change) }
+// writeOf returns the change that an item of send is for.
+func writeOf(it *link.Item) *write { return it.Payload.(*write) }
 
 // voids reports whether a delete also removes the key's lease: another process may be loading
 // the previous value.
 func (c *Cache) voids() bool { return c.opts.Load.Lease > 0 }
 
 // writeCommands appends the commands for a change, the write itself first.
-func (c *Cache) writeCommands(b rueidis.Builder, w *change, cmds []rueidis.Completed) []rueidis.Completed {
+func (c *Cache) writeCommands(b rueidis.Builder, w *write, cmds []rueidis.Completed) []rueidis.Completed {
 	switch {
 	case w.flight != nil && !w.del && !w.blindly:
 		return append(cmds, w.loadedCommand(b))
@@ -390,7 +390,7 @@ func (c *Cache) writeCommands(b rueidis.Builder, w *change, cmds []rueidis.Compl
 }
 
 // written handles the outcome of a change that was sent. The error is for the caller.
-func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o link.Outcome) (journal.Saving, error) {
+func (c *Cache) written(w *write, now int64, replies []rueidis.RedisResult, o link.Outcome) (journal.Saving, error) {
 	if w.lease != nil {
 		w.lease.spent = o.Class == rediserr.OK
 	}
@@ -417,7 +417,7 @@ func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o l
 			// A loaded value that Redis refuses is kept locally all the same.
 			w.grace |= local.NotInRedis
 			fresh := c.freshUntil(now, w.deadline, false)
-			c.local.EndAs(w.hash, c.entryOf(w, now, &w.place.Domain, fresh), fresh)
+			c.local.EndAs(w.hash, c.entryOf(w, now, &w.place.Scope, fresh), fresh)
 			return journal.Saving{}, o.Err
 		}
 		if w.flight != nil {
@@ -449,12 +449,12 @@ func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o l
 
 // freshUntilAfterWrite returns the end of the freshness of an acknowledged write's copy. It is
 // Unconfirmed if the copy must be read first, because the server announces only changes of keys that were read.
-func (c *Cache) freshUntilAfterWrite(w *change, now int64, o link.Outcome) int64 {
-	told := o.Session.Tracks(w.key)
-	if w.del || o.Asked || told && c.opts.Tracking.Mode == TrackReads {
+func (c *Cache) freshUntilAfterWrite(w *write, now int64, o link.Outcome) int64 {
+	tracked := o.Session.Tracks(w.key)
+	if w.del || o.Asked || tracked && c.opts.Tracking.Mode == TrackReads {
 		return local.Unconfirmed
 	}
-	return c.freshUntil(now, w.deadline, told)
+	return c.freshUntil(now, w.deadline, tracked)
 }
 
 func checkKey(key string) error {

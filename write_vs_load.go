@@ -21,7 +21,7 @@ import (
 
 // putSuperseding is local.Put, and makes the write supersede a load of the key. It returns false if
 // w is itself the result of a load, and a write has superseded that.
-func (c *Cache) putSuperseding(ctx context.Context, w *change, now int64) (done bool) {
+func (c *Cache) putSuperseding(ctx context.Context, w *write, now int64) (done bool) {
 	if w.flight != nil {
 		w.old, w.seq, done = c.local.PutUnless(w.hash, w.entry, &w.flight.SupersededDuringStore, w.seen)
 		return done
@@ -46,7 +46,7 @@ func (c *Cache) putSuperseding(ctx context.Context, w *change, now int64) (done 
 // supersede makes the write supersede a load of the key, once the write has its sequence
 // number. It waits for a result that is being stored, no longer than ctx allows, and reports
 // whether it waited.
-func (c *Cache) supersede(ctx context.Context, w *change) (waited bool) {
+func (c *Cache) supersede(ctx context.Context, w *write) (waited bool) {
 	stored := c.flights.Supersede(w.hash)
 	if stored == nil {
 		return false
@@ -61,7 +61,7 @@ func (c *Cache) supersede(ctx context.Context, w *change) (waited bool) {
 // invalidateFlight is called twice for a write. Before the write gets its sequence number, it marks a
 // result that is being stored. After the write, it frees the key's place from a flight that
 // began meanwhile: that may have read the previous value, and later callers must not get it.
-func (c *Cache) invalidateFlight(w *change) {
+func (c *Cache) invalidateFlight(w *write) {
 	if w.flight == nil {
 		c.flights.Supersede(w.hash)
 	}

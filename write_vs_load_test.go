@@ -47,9 +47,9 @@ func beingStored(t *testing.T, c *Cache, h keyhash.Hash) *flight.Flight[Entry] {
 	return f
 }
 
-func writeOf(c *Cache, key, value string) *change {
-	w := &change{key: key, value: []byte(value), hash: c.local.Hash(key), deadline: clock.Never}
-	w.entry = c.entryOf(w, c.clock.Now(), c.domainOf(key), local.Unconfirmed)
+func writeFor(c *Cache, key, value string) *write {
+	w := &write{key: key, value: []byte(value), hash: c.local.Hash(key), deadline: clock.Never}
+	w.entry = c.entryOf(w, c.clock.Now(), c.scopeOf(key), local.Unconfirmed)
 	return w
 }
 
@@ -57,7 +57,7 @@ func writeOf(c *Cache, key, value string) *change {
 // than a call may take, for the storing may hang.
 func TestAWriteWaitsForAStoringWithinItsBudget(t *testing.T) {
 	c := beside(t, nil)
-	w := writeOf(c, "k", "written")
+	w := writeFor(c, "k", "written")
 	f := beingStored(t, c, w.hash)
 	defer c.flights.End(f, Entry{}, nil, 0)
 	done := make(chan bool, 1)
@@ -77,9 +77,9 @@ func TestAWriteWaitsForAStoringWithinItsBudget(t *testing.T) {
 // the later one cannot be told: so the write takes its place once more.
 func TestAWriteTakesItsPlaceAgainWhenItHasWaitedForAStoring(t *testing.T) {
 	c := beside(t, nil)
-	w := writeOf(c, "k", "written")
+	w := writeFor(c, "k", "written")
 	f := beingStored(t, c, w.hash)
-	loaded := writeOf(c, "k", "loaded")
+	loaded := writeFor(c, "k", "loaded")
 	_, first, ok := c.local.BeginUnless(w.hash, loaded.entry, &f.SupersededDuringStore)
 	if !ok {
 		t.Fatal("nothing came before, and the loaded value has no place")

@@ -29,9 +29,9 @@ type Dialer struct {
 	Attempt func()      // counts a dial
 	Lost    func(error) // called when the connection has closed, for any reason
 
-	// Own is set for a caller's dedicated connection, which may subscribe. It maps the errors of
+	// MapErr is set for a caller's dedicated connection, which may subscribe. It maps the errors of
 	// its reads and writes. KeepAlive is its TCP keep-alive instead of rueidis' PING.
-	Own       func(error) error
+	MapErr    func(error) error
 	KeepAlive time.Duration
 
 	hearing     *Hearing // of a session; nil for a dedicated connection
@@ -72,11 +72,11 @@ func (d *Dialer) Dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls
 		return nil, err
 	}
 	guard := resp.Guard
-	if d.Own != nil {
+	if d.MapErr != nil {
 		guard = resp.GuardPubSub
 	}
 	lost := func(cause error) { d.Lost(auth.lost(cause)) }
-	conn := &wire{Conn: guard(raw, resp.DefaultLimits, lost), own: d.Own, login: auth, plain: d.Plain, hearing: d.hearing}
+	conn := &wire{Conn: guard(raw, resp.DefaultLimits, lost), mapErr: d.MapErr, login: auth, plain: d.Plain, hearing: d.hearing}
 	conn.shaking.Store(d)
 	d.mu.Lock()
 	closed := d.mu.closed
@@ -230,7 +230,7 @@ var errNoConn = errors.New("holdfast: Redis.DialCtxFn returned neither a connect
 // queue behind all of them.
 type wire struct {
 	*resp.Conn
-	own     func(error) error
+	mapErr  func(error) error
 	hearing *Hearing
 	hurried time.Time              // no yield before this time
 	shaking atomic.Pointer[Dialer] // records the commands sent; nil once settled
@@ -254,8 +254,8 @@ func (w *wire) Read(p []byte) (int, error) {
 	if w.first == 0 && n > 0 {
 		w.first = p[0]
 	}
-	if err != nil && w.own != nil {
-		err = w.own(err)
+	if err != nil && w.mapErr != nil {
+		err = w.mapErr(err)
 	}
 	return n, err
 }
@@ -275,16 +275,16 @@ func (w *wire) Write(p []byte) (int, error) {
 		n, err := w.Conn.Write(p)
 		if err != nil {
 			d.lastWords(w)
-			if w.own != nil {
-				err = w.own(err)
+			if w.mapErr != nil {
+				err = w.mapErr(err)
 			}
 		}
 		return n, err
 	}
-	if w.own != nil {
+	if w.mapErr != nil {
 		n, err := w.Conn.Write(p) // no other caller uses it, so no yield
 		if err != nil {
-			err = w.own(err)
+			err = w.mapErr(err)
 		}
 		return n, err
 	}

@@ -17,7 +17,7 @@ import (
 // load for each system call.
 type Hearing struct {
 	Clock clock.Clock
-	Told  func(at int64) // runs on the goroutine that reads the connection
+	Heard func(at int64) // runs on the goroutine that reads the connection
 
 	nth atomic.Int64 // number of the watched request, 0 for none; guards at
 	at  atomic.Int64 // earliest time at which it was sent
@@ -40,5 +40,5 @@ func (h *Hearing) reads(replies int64) {
 	}
 	at := h.at.Load()
 	h.nth.Store(0)
-	h.Told(at)
+	h.Heard(at)
 }

@@ -32,16 +32,12 @@ func (l *Link) attempt(ctx context.Context) time.Duration {
 		l.Trying.Store(false)
 		return l.schedule.Next()
 	}
-	var (
-		once     sync.Once
-		reported = errNoProbe
-		finish   = func() { once.Do(func() { done(reported) }) }
-	)
-	defer finish()
+	r := &attemptResult{err: errNoProbe, done: done}
+	defer r.report()
 
 	next, old, err := l.candidate(ctx)
 	if err != nil {
-		reported = l.unreached(err)
+		r.err = l.unreached(err)
 		return l.schedule.Next()
 	}
 
@@ -52,27 +48,42 @@ func (l *Link) attempt(ctx context.Context) time.Duration {
 	switch {
 	case c == rediserr.Busy && old == nil:
 		l.Busy.Store(next) // before the gate is shut
-		reported = err
-		finish()
+		r.err = err
+		r.report()
 		return l.busied(next, err)
 	case next.bare:
-		reported = errBusyOver
+		r.err = errBusyOver
 		return l.bared(next, c, err)
 	}
+	return l.conclude(ctx, r, next, old, c, err)
+}
+
+// attemptResult is the result of an attempt for the breaker, which gets it once.
+type attemptResult struct {
+	err  error
+	done func(error)
+	once sync.Once
+}
+
+func (r *attemptResult) report() { r.once.Do(func() { r.done(r.err) }) }
+
+// conclude acts on the result of the probe of next, and returns the wait until the next attempt. old
+// is the session that serves, if it is another one.
+func (l *Link) conclude(ctx context.Context, r *attemptResult, next, old *Session, c rediserr.Class, err error) time.Duration {
 	switch c {
 	case rediserr.OK:
 		if l.served != next {
 			if err := next.greetAgain(ctx); err != nil {
 				next.Close()
 				l.session = old
-				reported = l.unreached(err)
+				r.err = l.unreached(err)
 				return l.schedule.Next()
 			}
 		}
 		next.Writable.Store(true)
-		next.Replica.Store(false)
-		reported = nil
-		finish()
+		next.replica.Store(false)
+		r.err = nil
+		r.report()
 		l.replace(ctx, old, next)
 		l.serve(next, evProbeOK, nil)
 		return l.schedule.Max
@@ -82,7 +93,7 @@ func (l *Link) attempt(ctx context.Context) time.Duration {
 		l.Routes.Follow(next, err)
 		l.probing = ""
 		l.SetError(err)
-		reported = nil
+		r.err = nil
 		l.replace(ctx, old, next)
 		return l.schedule.Min
 	case rediserr.WriteRefused:
@@ -90,19 +101,19 @@ func (l *Link) attempt(ctx context.Context) time.Duration {
 		// Whether any write would be accepted is unknown, and is not claimed.
 		l.SetError(err) // before Health can show that writes are refused
 		next.refuse(err)
-		reported = nil
-		finish()
+		r.err = nil
+		r.report()
 		l.replace(ctx, old, next)
 		l.serve(next, evProbeRefused, err)
-		if next.Replica.Load() {
+		if next.replica.Load() {
 			l.Suspect() // the server is a replica: its copies may be stale
 		}
 		return l.schedule.Next()
 	default:
 		var again time.Duration
-		again, reported = l.unanswered(next, old, err)
-		if rediserr.IsReply(reported) && l.Gate.Load() != nil {
-			finish()
+		again, r.err = l.unanswered(next, old, err)
+		if rediserr.IsReply(r.err) && l.Gate.Load() != nil {
+			r.report()
 			l.Breaker.Trip() // the server refuses reads and writes alike: every call would fail
 		}
 		return again
@@ -128,7 +139,7 @@ func (l *Link) busied(s *Session, err error) (again time.Duration) {
 // notBusy ends the special role of the session in busy; unless it is at the gate, its period ends.
 func (l *Link) notBusy(why error) {
 	if s := l.Busy.Swap(nil); s != nil && l.Gate.Load() != s {
-		s.endPeriod(why)
+		s.endServing(why)
 	}
 }
 
@@ -205,14 +216,14 @@ func (l *Link) unanswered(next, old *Session, err error) (again time.Duration, r
 // is made. Until the new session has passed its probe, old serves reads.
 func (l *Link) candidate(ctx context.Context) (next, old *Session, err error) {
 	s := l.session
-	if s != nil && s.Replica.Load() {
+	if s != nil && s.replica.Load() {
 		l.locator.disbelieve()
 	}
 	addr, err := l.locator.where(ctx, s != nil)
 	switch {
 	case s == nil && err != nil:
 		return nil, nil, err
-	case s != nil && !s.Replica.Load() && (err != nil || addr == s.Addr):
+	case s != nil && !s.replica.Load() && (err != nil || addr == s.Addr):
 		return s, nil, nil // a locator that fails does not end a working session
 	case err != nil:
 		return nil, nil, err
@@ -233,7 +244,7 @@ var errMoved = errors.New("holdfast: another server is the master now")
 // reached yet.
 func (l *Link) refuse(s *Session, err error) {
 	l.SetError(err)
-	s.Replica.Store(true)
+	s.replica.Store(true)
 	s.Writable.Store(false)
 	l.Suspect()
 	l.apply(evRefused, err)
@@ -273,10 +284,10 @@ func (l *Link) serve(s *Session, ev event, err error) {
 	l.last.Store(&s.Server)
 	// The gate opens in one step with the check that the breaker is closed. An open gate beside an
 	// open breaker would never shut again, because no call would report to the breaker.
-	if !l.Breaker.WhileClosed(func() { s.beginPeriod(); l.Gate.Store(s) }) {
+	if !l.Breaker.WhileClosed(func() { s.beginServing(); l.Gate.Store(s) }) {
 		return
 	}
-	l.streamUnbroken.Store(s.tracked && !s.Replica.Load())
+	l.streamUnbroken.Store(s.tracked && !s.replica.Load())
 	if s.Lost.Load() {
 		l.lostSession(s)
 		return

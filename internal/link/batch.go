@@ -121,144 +121,191 @@ func bySession(items []Item) [][]int {
 // destination. It reports whether that took more than one pipeline. A redirected item is left for
 // redirect.
 func (r *Remote) part(ctx Bound, items []Item, indexes []int, stride int, build commands, each func(i int, replies []rueidis.RedisResult, o Outcome)) (long bool) {
-	n := len(indexes)
-	index := func(i int) int { return indexes[i] }
+	p := pipelines{remote: r, items: items, indexes: indexes, n: len(indexes), stride: stride, build: build, each: each}
 	if indexes == nil {
-		n, index = len(items), func(i int) int { return i }
+		p.n = len(items)
 	}
-	if n == 0 {
+	if p.n == 0 {
 		return false
 	}
-	first := &items[index(0)]
-	s, asking := first.Session, first.asking
+	p.session, p.asking = p.item(0).Session, p.item(0).asking
 	cancel := NoCancel
 	defer func() { cancel() }()
-	var cmds []rueidis.Completed
-	var offsets []int // end of each item's commands, used if stride is 0
-	for from, to := 0, 0; from < n; from = to {
-		if n > KeysAtOnce || from > 0 {
+	for ; p.from < p.n; p.from = p.to {
+		if p.n > KeysAtOnce || p.from > 0 {
 			// The local processing time of many keys is not charged to Redis.
 			cancel()
 			ctx, cancel = r.Bound(ctx.Caller, r.clock.Now())
 		}
-		cmds, offsets = cmds[:0], offsets[:0]
-		var ids []uint64 // collected while there are suspects
-		how, watched := SendInCompany, s.Link.Suspects.Any()
-		to = pipelineEnd(s, items, index, from, n)
-		for i := from; i < to; i++ {
-			before := len(cmds)
-			cmds = build(s.Client.B(), &items[index(i)], cmds)
-			if watched {
-				id := s.Link.Suspects.id(items[index(i)].Key, cmds[before:])
-				if what := s.Link.Suspects.judge(id); what != SendInCompany && i > from {
-					cmds, to = cmds[:before], i // it begins the next pipeline
-					break
-				} else if what != SendInCompany {
-					how, to = what, from+1
-				}
-				ids = append(ids, id)
-			}
-			if stride == 0 {
-				offsets = append(offsets, len(cmds))
-			}
-		}
-		long = long || to < n
-		if how == SendNot {
-			at := Outcome{Class: rediserr.Down, Err: errIsolated, Session: s}
-			items[index(from)].outcome = at
-			each(index(from), nil, at)
+		p.fill()
+		long = long || p.to < p.n
+		if p.how == SendNot {
+			p.conclude(p.from, nil, Outcome{Class: rediserr.Down, Err: errIsolated, Session: p.session})
 			continue
 		}
-		if asking {
-			cmds = WithAsking(s.Client.B(), cmds)
-		}
-		completed := s.Completed.Load()
-		replies, o := r.do(ctx, s, how == sendAlone, cmds...)
-		if from > 0 && errors.Is(o.Err, errBulkhead) && s.Completed.Load() != completed {
-			to = from // no slot yet, but Redis answers other calls: try again
+		completed := p.session.Completed.Load()
+		replies, o := p.send(ctx)
+		if p.from > 0 && errors.Is(o.Err, errBulkhead) && p.session.Completed.Load() != completed {
+			p.to = p.from // no slot yet, but Redis answers other calls: try again
 			continue
 		}
-		if o.Session != nil {
-			s = o.Session // do may have used another session; the rest goes there too
-		}
-		if asking {
-			replies = WithoutAsking(replies)
-		}
-		o.Asked = asking
-		var size sizes
-		for i := from; i < to; i++ {
-			it, itemReplies, at := &items[index(i)], replies, o
-			if itemReplies != nil {
-				itemReplies = share(replies, i-from, stride, offsets)
-			}
-			switch {
-			case itemReplies == nil:
-			case o.Class == rediserr.OK, itemReplies[0].NonRedisError() == nil:
-				// If the connection was lost, it may have been lost after some of the replies.
-				if n > 1 {
-					size.add(it, itemReplies[0])
-				}
-				at = r.reply(s, it.telling(itemReplies))
-				at.Asked = asking
-				if at.Class == rediserr.Redirect && it.Stays {
-					at.Class = rediserr.Command // the answer of the node that was asked
-				}
-			default:
-				itemReplies = nil
-			}
-			if it.outcome = at; at.Class != rediserr.Redirect {
-				each(index(i), itemReplies, at)
-			}
-		}
-		if n > 1 {
-			s.sized(size, to-from, o)
-		}
-		if o.Class == rediserr.OK {
-			s.Link.Suspects.Clear(ids...)
-		} else {
-			if o.Unknown {
-				r.suspect(s, items, index, from, to, how == sendAlone, build, o)
-			}
-			// The rest is not sent: the failure of one pipeline stands for all.
-			o.Unknown = false
-			for i := to; i < n; i++ {
-				items[index(i)].outcome = o
-				each(index(i), nil, o)
-			}
+		p.distribute(replies, o)
+		if o.Class != rediserr.OK {
+			p.fail(o)
 			return long
 		}
+		p.session.Link.Suspects.Clear(p.ids...)
 	}
 	return long
 }
 
-// suspect records those items of a pipeline that got no answer.
-func (r *Remote) suspect(s *Session, items []Item, index func(int) int, from, to int, alone bool, build commands, o Outcome) {
-	var ids []uint64
-	for i := from; i < to; i++ {
-		if it := &items[index(i)]; it.outcome.Unknown {
-			ids = append(ids, s.Link.Suspects.id(it.Key, build(s.Client.B(), it, nil)))
-		}
-	}
-	s.unanswered(ids, alone, items[index(from)].Key, o)
+// pipelines sends items to one destination, one pipeline after the other.
+type pipelines struct {
+	remote  *Remote
+	items   []Item
+	indexes []int // of the items to send; nil: all
+	n       int   // number of these
+	stride  int
+	build   commands
+	each    func(i int, replies []rueidis.RedisResult, o Outcome)
+
+	session *Session
+	asking  bool
+
+	// The present pipeline has the items from up to, but without, to.
+	from, to int
+	cmds     []rueidis.Completed
+	offsets  []int    // end of each item's commands, used if stride is 0
+	ids      []uint64 // collected while there are suspects
+	how      treatment
 }
 
-// pipelineEnd returns the end of the pipeline that begins with the item from. A pipeline has at
-// most KeysAtOnce items and pipelineBytes bytes, but at least one item.
-func pipelineEnd(s *Session, items []Item, index func(int) int, from, n int) int {
-	most := min(n, from+KeysAtOnce)
+func (p *pipelines) index(i int) int {
+	if p.indexes == nil {
+		return i
+	}
+	return p.indexes[i]
+}
+
+func (p *pipelines) item(i int) *Item { return &p.items[p.index(i)] }
+
+// fill builds the commands of the pipeline that begins at from. A suspect gets a pipeline of its own.
+func (p *pipelines) fill() {
+	s := p.session
+	suspects := &s.Link.Suspects
+	watched := suspects.Any()
+	p.cmds, p.offsets, p.ids, p.how = p.cmds[:0], p.offsets[:0], nil, SendInCompany
+	p.to = p.end()
+	for i := p.from; i < p.to; i++ {
+		before := len(p.cmds)
+		p.cmds = p.build(s.Client.B(), p.item(i), p.cmds)
+		if watched {
+			id := suspects.id(p.item(i).Key, p.cmds[before:])
+			if how := suspects.judge(id); how != SendInCompany && i > p.from {
+				p.cmds, p.to = p.cmds[:before], i // it begins the next pipeline
+				break
+			} else if how != SendInCompany {
+				p.how, p.to = how, p.from+1
+			}
+			p.ids = append(p.ids, id)
+		}
+		if p.stride == 0 {
+			p.offsets = append(p.offsets, len(p.cmds))
+		}
+	}
+}
+
+// send sends the pipeline and waits for its replies. The rest goes to the session that answered, which
+// may be another one.
+func (p *pipelines) send(ctx Bound) (replies []rueidis.RedisResult, o Outcome) {
+	cmds := p.cmds
+	if p.asking {
+		cmds = WithAsking(p.session.Client.B(), cmds)
+	}
+	replies, o = p.remote.do(ctx, p.session, p.how == sendAlone, cmds...)
+	if o.Session != nil {
+		p.session = o.Session
+	}
+	if p.asking {
+		replies = WithoutAsking(replies)
+	}
+	o.Asked = p.asking
+	return replies, o
+}
+
+// distribute gives each item of the pipeline its replies.
+func (p *pipelines) distribute(replies []rueidis.RedisResult, o Outcome) {
+	var size sizes
+	for i := p.from; i < p.to; i++ {
+		it, itemReplies, at := p.item(i), replies, o
+		if itemReplies != nil {
+			itemReplies = share(replies, i-p.from, p.stride, p.offsets)
+		}
+		switch {
+		case itemReplies == nil:
+		case o.Class == rediserr.OK, itemReplies[0].NonRedisError() == nil:
+			// If the connection was lost, it may have been lost after some of the replies.
+			if p.n > 1 {
+				size.add(it, itemReplies[0])
+			}
+			at = p.remote.reply(p.session, it.deciding(itemReplies))
+			at.Asked = p.asking
+			if at.Class == rediserr.Redirect && it.Stays {
+				at.Class = rediserr.Command // the answer of the node that was asked
+			}
+		default:
+			itemReplies = nil
+		}
+		p.conclude(i, itemReplies, at)
+	}
+	if p.n > 1 {
+		p.session.sized(size, p.to-p.from, o)
+	}
+}
+
+// conclude sets the outcome of an item. A redirected item is left for redirect.
+func (p *pipelines) conclude(i int, replies []rueidis.RedisResult, o Outcome) {
+	if p.item(i).outcome = o; o.Class != rediserr.Redirect {
+		p.each(p.index(i), replies, o)
+	}
+}
+
+// fail ends the sending: the failure of one pipeline stands for all. Items that got no answer are
+// recorded as possible causes.
+func (p *pipelines) fail(o Outcome) {
+	if o.Unknown {
+		var ids []uint64
+		for i := p.from; i < p.to; i++ {
+			if it := p.item(i); it.outcome.Unknown {
+				ids = append(ids, p.session.Link.Suspects.id(it.Key, p.build(p.session.Client.B(), it, nil)))
+			}
+		}
+		p.session.unanswered(ids, p.how == sendAlone, p.item(p.from).Key, o)
+	}
+	o.Unknown = false
+	for i := p.to; i < p.n; i++ {
+		p.item(i).outcome = o
+		p.each(p.index(i), nil, o)
+	}
+}
+
+// end returns the end of the pipeline that begins with the item from. A pipeline has at most
+// KeysAtOnce items and pipelineBytes bytes, but at least one item.
+func (p *pipelines) end() int {
+	most := min(p.n, p.from+KeysAtOnce)
 	bytes, reads := 0, 0
-	known := int(s.valueSize.Load())
-	for i := from; i < most; i++ {
-		it := &items[index(i)]
+	known := int(p.session.valueSize.Load())
+	for i := p.from; i < most; i++ {
+		it := p.item(i)
 		if it.Reads {
 			// A batch of several pipelines begins with a small one, because its values may differ
 			// in size from those of the batch before.
-			if reads++; reads > firstReads && (known == 0 || from == 0 && n > KeysAtOnce) {
+			if reads++; reads > firstReads && (known == 0 || p.from == 0 && p.n > KeysAtOnce) {
 				return i
 			}
 			bytes += known
 		}
-		if bytes += len(it.Key) + it.Size; bytes > pipelineBytes && i > from {
+		if bytes += len(it.Key) + it.Size; bytes > pipelineBytes && i > p.from {
 			return i
 		}
 	}
@@ -291,9 +338,9 @@ func (s *Session) sized(z sizes, items int, o Outcome) {
 	}
 }
 
-// telling returns the reply that decides the outcome of the item. That is the first reply, except
+// deciding returns the reply that decides the outcome of the item. That is the first reply, except
 // that in a transaction a redirection other than ASK decides, because then no command was run.
-func (it *Item) telling(replies []rueidis.RedisResult) rueidis.RedisResult {
+func (it *Item) deciding(replies []rueidis.RedisResult) rueidis.RedisResult {
 	if !it.Transaction {
 		return replies[0]
 	}

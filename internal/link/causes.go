@@ -8,8 +8,8 @@ import (
 // causes are the reported reasons why Redis was not reached. A client that never connects
 // stays in one state, so no change of state would report the reason.
 type causes struct {
-	last string
-	told map[string]int64 // when each cause was reported
+	last     string
+	reported map[string]int64 // when each cause was reported
 }
 
 const (
@@ -32,17 +32,17 @@ func (c *causes) news(text string, now int64) bool {
 		return false
 	}
 	c.last = cause
-	if c.told == nil {
-		c.told = make(map[string]int64)
+	if c.reported == nil {
+		c.reported = make(map[string]int64)
 	}
-	for old, at := range c.told {
+	for old, at := range c.reported {
 		if now-at >= int64(causeAgain) {
-			delete(c.told, old)
+			delete(c.reported, old)
 		}
 	}
-	if _, lately := c.told[cause]; lately || len(c.told) == causesMost {
+	if _, lately := c.reported[cause]; lately || len(c.reported) == causesMost {
 		return false
 	}
-	c.told[cause] = now
+	c.reported[cause] = now
 	return true
 }

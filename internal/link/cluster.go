@@ -39,8 +39,8 @@ type cluster struct {
 
 // Slot holds the link that serves a slot and the epoch scope of its copies.
 type Slot struct {
-	link   atomic.Pointer[Link]
-	Domain local.EpochScope
+	link  atomic.Pointer[Link]
+	Scope local.EpochScope
 }
 
 const (
@@ -144,8 +144,8 @@ func (c *cluster) giveLocked(i int, l *Link) {
 		return
 	}
 	s.link.Store(l)
-	s.Domain.OtherServer()
-	s.Domain.Until.Store(l.heardUntil.Load())
+	s.Scope.OtherServer()
+	s.Scope.Until.Store(l.heardUntil.Load())
 	l.slots.Add(1)
 	if old != nil {
 		old.slots.Add(-1)
@@ -182,11 +182,11 @@ func (c *cluster) redirected(to redirection) *Link {
 	return l
 }
 
-// domains calls each for the epoch scopes of the link's slots.
-func (c *cluster) domains(l *Link, each func(*local.EpochScope)) {
+// scopes calls each for the epoch scopes of the link's slots.
+func (c *cluster) scopes(l *Link, each func(*local.EpochScope)) {
 	for i := range c.slots {
 		if s := &c.slots[i]; s.link.Load() == l {
-			each(&s.Domain)
+			each(&s.Scope)
 		}
 	}
 }
@@ -286,7 +286,7 @@ func (r *Routes) join(c *cluster, ranges []slotRange) {
 	c.learn(ranges)
 	r.Cluster.Store(c)
 	r.noteUp() // the links may be up already
-	r.one.Domain.Suspect()
+	r.one.Scope.Suspect()
 	for _, l := range c.Masters() {
 		l.Use()
 	}

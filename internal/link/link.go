@@ -47,8 +47,8 @@ type Link struct {
 	Breaker Breaker
 	idle    time.Duration // time after the last use until the link rests
 
-	Replayer Replayer       // replays the journal's intents for this link
-	Owned    *dedicatedPool // dedicated connections of callers
+	Replayer  Replayer       // replays the journal's intents for this link
+	Dedicated *dedicatedPool // dedicated connections of callers
 
 	credentials dial.Credentials
 
@@ -220,7 +220,7 @@ func newLink(r *Routes, find locator, keys keyspace) *Link {
 		resting:  clock.Backoff{Min: c.MaxBackoff, Max: max(c.MaxBackoff, restMost)},
 	}
 	l.moment.Store(newMoment(true, c.Timeout))
-	l.Owned = newOwned(l)
+	l.Dedicated = newDedicatedPool(l)
 	l.credentials.Fn, l.credentials.Workers = c.Redis.AuthCredentialsFn, c.Workers
 	l.Suspects = newSuspects(c.Clock, c.MaxBackoff)
 	l.mu.health = Health{State: Connecting, Since: time.Now()}
@@ -278,7 +278,7 @@ func (l *Link) shut() {
 	}
 	l.Suspect() // before any caller can see that the circuit is open
 	if s := l.Gate.Swap(nil); s != nil && l.Busy.Load() != s {
-		s.endPeriod(errTripped)
+		s.endServing(errTripped)
 	}
 	l.Suspect() // entries filled in between
 	l.look()
@@ -298,7 +298,7 @@ func (l *Link) lostSession(s *Session) {
 		l.Suspect()
 	}
 	l.Busy.CompareAndSwap(s, nil)
-	s.endPeriod(*s.LostErr.Load())
+	s.endServing(*s.LostErr.Load())
 	l.blameAbandoned(s)
 	l.look()
 }
@@ -376,7 +376,7 @@ func (l *Link) AskProbe() {
 func (l *Link) noteRefusal(s *Session, err error) {
 	l.SetError(err)
 	if s.refuse(err) {
-		if s.Replica.Load() {
+		if s.replica.Load() {
 			l.Suspect() // the server is a replica: its copies may be stale
 		}
 		l.refused.Store(true)
@@ -465,190 +465,10 @@ func (l *Link) newCause(err error) bool {
 	return err != nil && !errors.Is(err, errAllKnown) && l.causes.news(err.Error(), l.clock.Now())
 }
 
-// supervise is the supervisor's loop. It returns when ctx ends, with every connection closed.
-func (l *Link) supervise(ctx context.Context) {
-	defer func() {
-		l.Gate.Store(nil)
-		l.Busy.Store(nil)
-		l.Suspect()
-		l.failedAt.Store(clock.Never) // no call waits for another attempt
-		l.failedFrom.Store(clock.Never)
-		l.Began.Store(clock.Never)
-		l.endMoment()
-		l.discard()
-		l.locator.close()
-		l.apply(evClose, nil)
-	}()
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	var (
-		due     = l.clock.Now() // when the next attempt is due
-		begun   = due           // when the last attempt began
-		lastUse = due           // New counts as a use
-		atRest  bool
-		doubted bool  // doubt was called since the link rests
-		stable  int64 // when the link came up
-		hits    uint64
-	)
-	for {
-		l.resolveFlush(ctx)
-		now := l.clock.Now()
-		if n := l.Keys.hits(); l.Used.Swap(false) || n != hits {
-			lastUse, hits = now, n
-			l.wakened()
-		} else if now-lastUse >= int64(l.schedule.Max) {
-			l.Quiet.Store(true)
-		}
-		if l.observe() {
-			// The link broke. If it was up for MaxBackoff or more, its schedule starts again; a
-			// link that flaps keeps backing off.
-			if now-stable >= int64(l.schedule.Max) {
-				l.schedule.Reset()
-			}
-			due = now + int64(l.schedule.Next())
-		}
-		if l.excused.Swap(false) && l.excuse(now) {
-			// One command caused the loss; the other calls must not wait for it.
-			l.schedule.Reset()
-			if l.session == nil {
-				due = now
-			}
-		}
-		if l.refused.Swap(false) && l.state() == Up {
-			l.apply(evRefused, nil)
-			if now-stable >= int64(l.schedule.Max) {
-				l.schedule.Reset()
-			}
-			due = now + int64(l.schedule.Next())
-		}
-
-		if s := l.Gate.Load(); l.asked.Swap(false) && s != nil && !s.Replica.Load() {
-			due = min(due, begun+int64(l.schedule.Min))
-		}
-
-		wanted := now-lastUse < int64(l.idle) || l.Keys.wanted() || l.Owned.inUse()
-		switch {
-		case wanted && atRest:
-			due = min(due, begun+int64(l.schedule.Max))
-		case !wanted && !atRest && l.Gate.Load() != nil && l.state() == Up:
-			due = max(due, begun+int64(l.resting.Max))
-		}
-		if atRest = !wanted; wanted {
-			l.resting.Reset()
-			doubted = false
-		}
-		if m := l.moment.Load(); m != nil && m.asked.Swap(false) {
-			due = now
-		}
-		if now >= due && !l.Keys.empty() {
-			up := l.state() == Up && l.Gate.Load() != nil
-			begun = now
-			interval := l.reach(ctx)
-			if !up && l.state() == Up {
-				stable = l.clock.Now()
-			}
-			if atRest {
-				interval = l.restFor(interval)
-			}
-			due = max(now+int64(interval), l.clock.Now())
-			if ctx.Err() != nil {
-				return
-			}
-			continue
-		}
-
-		if l.Keys.empty() {
-			timer.Stop()
-		} else {
-			timer.Reset(time.Duration(due - now))
-		}
-		if atRest || l.Keys.empty() {
-			l.parked.Store(true)
-			if (l.Used.Load() || l.Keys.wanted() || l.Owned.inUse()) && !l.Keys.empty() {
-				l.parked.Store(false) // a use arrived just now
-				continue
-			}
-			// Probes are rare from here on, so a silent break of the stream would stay unnoticed
-			// for long. After doubt the next reader asks Redis, which wakes the supervisor.
-			if s := l.Gate.Load(); s != nil && s.tracked && !doubted {
-				l.Suspect()
-				doubted = true
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-l.signal:
-		case <-timer.C:
-		}
-		l.parked.Store(false)
-	}
-}
-
-// wakened ends the quiet time after a call. If the link has no session, calls may wait for the
-// attempt that follows. The moment must be visible before quiet is cleared; see window.
-func (l *Link) wakened() {
-	if !l.Quiet.Load() {
-		return
-	}
-	if l.Gate.Load() == nil {
-		l.openMoment(0)
-		if m := l.moment.Load(); m != nil {
-			m.asked.Store(true)
-		}
-	}
-	l.Quiet.Store(false)
-}
-
-// restFor returns the wait of a resting link, from the beginning of an attempt. interval is the
-// wait of a link in use.
-func (l *Link) restFor(interval time.Duration) time.Duration {
-	switch {
-	case l.Gate.Load() == nil, l.state() != Up:
-		return max(interval, l.resting.Next()) // a ReadOnly server may soon accept writes
-	case interval <= l.schedule.Min:
-		return interval // repeat an unanswered probe soon
-	}
-	l.resting.Reset()
-	return l.resting.Max
-}
-
 func (l *Link) state() State {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.mu.health.State
-}
-
-// observe handles a lost session or an open circuit. It reports whether the link broke just now.
-func (l *Link) observe() bool {
-	s := l.session
-	lost := s != nil && s.Lost.Load()
-	serving := l.state() == Up || l.state() == ReadOnly
-	if !lost && (!serving || l.Gate.Load() != nil || l.mending()) {
-		return false
-	}
-	var err error
-	if lost {
-		err = *s.LostErr.Load()
-		l.lostSession(s) // the goroutine that detected the loss may not have come to it
-		l.discard()
-	}
-	l.Breaker.Trip() // a lost connection opens the circuit at once
-	if lost && serving && l.mending() {
-		l.SetError(err)
-		l.Watcher.Changed(nil) // the state does not change, so nothing else informs them
-		return true            // it becomes Down only if the new attempt fails
-	}
-	l.apply(evLost, err)
-	return serving
-}
-
-// discard closes the session, if there is one.
-func (l *Link) discard() {
-	if l.session != nil {
-		l.session.Close()
-		l.session = nil
-	}
 }
 
 // Server returns the run id of the last server that served, or "" if unknown.

@@ -59,7 +59,7 @@ func TestASlotThatChangesHandsPutsItsCopiesInDoubt(t *testing.T) {
 	var c cluster
 	first, second := node(), node()
 	c.giveLocked(5, first)
-	d := &c.slots[5].Domain
+	d := &c.slots[5].Scope
 	e := local.NewEntry("k", []byte("v"), local.Freshness{Fresh: clock.Never, Expires: clock.Never, Scope: d, Epoch: d.Epoch.Load()})
 	c.giveLocked(5, first)
 	c.giveLocked(6, second)

@@ -232,13 +232,13 @@ func (r *Remote) Get(ctx Bound, s *Session, key string) (RemoteValue, Outcome) {
 	}
 	o = r.reply(o.Session, replies[0])
 	if o.Class == rediserr.Redirect {
-		replies, o = r.elsewhere(ctx, Item{Key: key, Session: s, outcome: o}, 2, ReadCommands)
+		replies, o = r.redirectOne(ctx, Item{Key: key, Session: s, outcome: o}, 2, ReadCommands)
 	}
 	return ReadValue(replies, o)
 }
 
-// elsewhere is redirect for one item.
-func (r *Remote) elsewhere(ctx Bound, it Item, stride int, build commands) (replies []rueidis.RedisResult, o Outcome) {
+// redirectOne is redirect for one item.
+func (r *Remote) redirectOne(ctx Bound, it Item, stride int, build commands) (replies []rueidis.RedisResult, o Outcome) {
 	r.redirect(ctx, []Item{it}, stride, build, func(_ int, got []rueidis.RedisResult, last Outcome) {
 		replies, o = got, last
 	})
@@ -254,7 +254,7 @@ func (r *Remote) One(ctx Bound, s *Session, key string, stride int, build comman
 	}
 	if o.Class == rediserr.Redirect {
 		it.outcome = o
-		return r.elsewhere(ctx, it, stride, build)
+		return r.redirectOne(ctx, it, stride, build)
 	}
 	return replies, o
 }

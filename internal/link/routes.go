@@ -355,7 +355,7 @@ func (k *seedKeys) empty() bool {
 
 func (k *seedKeys) Owns(string) bool                    { return k.routes.Cluster.Load() == nil }
 func (k *seedKeys) ProbeKey(string) string              { return k.routes.cfg.ProbeKey }
-func (k *seedKeys) Scopes(each func(*local.EpochScope)) { each(&k.routes.one.Domain) }
+func (k *seedKeys) Scopes(each func(*local.EpochScope)) { each(&k.routes.one.Scope) }
 func (k *seedKeys) wanted() bool                        { return k.routes.wanted() }
 func (k *seedKeys) hits() uint64                        { return k.routes.demand.Hits() }
 func (k *seedKeys) copies() int64                       { return k.routes.demand.Copies() }
@@ -388,7 +388,7 @@ func (n *node) fits(_ context.Context, _ *Session, mode string) error {
 
 func (n *node) empty() bool                         { return false }
 func (n *node) Owns(key string) bool                { return n.cluster.slots[SlotOf(key)].link.Load() == n.link }
-func (n *node) Scopes(each func(*local.EpochScope)) { n.cluster.domains(n.link, each) }
+func (n *node) Scopes(each func(*local.EpochScope)) { n.cluster.scopes(n.link, each) }
 func (n *node) wanted() bool                        { return n.link.slots.Load() > 0 && n.cluster.routes.wanted() }
 func (n *node) copies() int64                       { return 0 } // the copies of one node are not counted
 

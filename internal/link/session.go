@@ -46,15 +46,15 @@ type Session struct {
 	Writable atomic.Bool
 	// Deletable: deletes are accepted although other writes are refused.
 	Deletable atomic.Bool
-	// Replica: writes are refused because the server is a replica. Its answers may be older than
+	// replica: writes are refused because the server is a replica. Its answers may be older than
 	// its master's data.
-	Replica atomic.Bool
+	replica atomic.Bool
 
 	heard atomic.Int64 // when the server was last known to be alive
 
-	// period is the context for callers' dedicated connections; nil while there may be none.
-	period atomic.Pointer[servingCtx]
-	life   context.Context
+	// serving is the context for callers' dedicated connections; nil while there may be none.
+	serving atomic.Pointer[servingCtx]
+	life    context.Context
 
 	// Id numbers sessions. Commands of one session run in the order in which they were sent;
 	// commands of an earlier session may still run late.
@@ -169,7 +169,7 @@ func (l *Link) openSession(life context.Context, addr string, m dial.Manner, bar
 		Manner:      m,
 		Credentials: &l.credentials,
 		Attempt:     func() { l.stats.Dials.Add(1) },
-		Hearing:     &dial.Hearing{Clock: l.clock, Told: next.hears},
+		Hearing:     &dial.Hearing{Clock: l.clock, Heard: next.hears},
 		Lost:        func() { l.lostSession(next) },
 		Invalidated: func(keys []rueidis.RedisMessage) { l.invalidated(next, keys) },
 	})
@@ -187,9 +187,9 @@ func (l *Link) openSession(life context.Context, addr string, m dial.Manner, bar
 	if err != nil {
 		return nil, next.TurnedAway(err), fmt.Errorf("holdfast: connecting to %s: %w", addr, err)
 	}
-	next.beginPeriod()
+	next.beginServing()
 	if next.Lost.Load() {
-		next.endPeriod(dial.ErrConnClosed)
+		next.endServing(dial.ErrConnClosed)
 	}
 	return next, dial.NotTurnedAway, nil
 }
@@ -203,12 +203,12 @@ type servingCtx struct {
 	end context.CancelCauseFunc
 }
 
-// beginPeriod starts a period unless one is running.
-func (s *Session) beginPeriod() {
-	if s.period.Load() == nil {
+// beginServing starts a period unless one is running.
+func (s *Session) beginServing() {
+	if s.serving.Load() == nil {
 		p := &servingCtx{}
 		p.Context, p.end = context.WithCancelCause(s.life)
-		s.period.Store(p)
+		s.serving.Store(p)
 	}
 }
 
@@ -218,20 +218,20 @@ func (s *Session) inherit(old *Session) {
 	if s.Server == "" || s.Server != old.Server {
 		return
 	}
-	if p := old.period.Swap(nil); p != nil {
-		if mine := s.period.Swap(p); mine != nil {
+	if p := old.serving.Swap(nil); p != nil {
+		if mine := s.serving.Swap(p); mine != nil {
 			mine.end(dial.ErrConnClosed)
 		}
 		if s.Lost.Load() {
-			s.endPeriod(dial.ErrConnClosed)
+			s.endServing(dial.ErrConnClosed)
 		}
 	}
 }
 
-// endPeriod ends the period. It may run under gobreaker's lock, so everything that ends with the
+// endServing ends the period. It may run under gobreaker's lock, so everything that ends with the
 // period does so on other goroutines.
-func (s *Session) endPeriod(cause error) {
-	if p := s.period.Swap(nil); p != nil {
+func (s *Session) endServing(cause error) {
+	if p := s.serving.Swap(nil); p != nil {
 		p.end(cause)
 	}
 }
@@ -275,9 +275,9 @@ func (s *Session) greet(ctx context.Context) error {
 		mode = helloMode(replies[hello])
 	}
 	if info >= 0 {
-		told := infoFields(replies[info])
-		s.Server = told["run_id"]
-		mode = cmp.Or(mode, told["redis_mode"], told["server_mode"]) // server_mode is Valkey's name
+		fields := infoFields(replies[info])
+		s.Server = fields["run_id"]
+		mode = cmp.Or(mode, fields["redis_mode"], fields["server_mode"]) // server_mode is Valkey's name
 	}
 	if err := s.Link.locator.fits(ctx, s, mode); err != nil {
 		return err
@@ -352,10 +352,14 @@ func (s *Session) aside(ctx context.Context, cmd rueidis.Completed) rueidis.Redi
 	return res
 }
 
+// OfMaster reports whether the server is no replica, as far as is known: the answers of a replica may
+// be older than its master's data.
+func (s *Session) OfMaster() bool { return !s.replica.Load() }
+
 // refuse notes why the server refuses writes. It reports whether the server accepted them until
 // now.
 func (s *Session) refuse(err error) bool {
-	s.Replica.Store(strings.Contains(err.Error(), "READONLY"))
+	s.replica.Store(strings.Contains(err.Error(), "READONLY"))
 	s.Deletable.Store(strings.HasPrefix(err.Error(), "OOM"))
 	return s.Writable.Swap(false)
 }

@@ -97,15 +97,15 @@ func readRange(line rueidis.RedisMessage, host string) (r slotRange, err error) 
 	}
 	from, err1 := fields[0].AsInt64()
 	to, err2 := fields[1].AsInt64()
-	node, err3 := fields[2].ToArray()
-	if err := errors.Join(err1, err2, err3); err != nil || from < 0 || to >= slotCount || from > to || len(node) < 2 {
+	master, err3 := fields[2].ToArray()
+	if err := errors.Join(err1, err2, err3); err != nil || from < 0 || to >= slotCount || from > to || len(master) < 2 {
 		return r, bad
 	}
-	port, err := node[1].AsInt64()
+	port, err := master[1].AsInt64()
 	if err != nil || port < 0 || port > 65535 {
 		return r, bad
 	}
-	name, err := node[0].ToString()
+	name, err := master[0].ToString()
 	switch {
 	case rueidis.IsRedisNil(err), err == nil && name == "":
 		name = host

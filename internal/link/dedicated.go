@@ -27,10 +27,10 @@ import (
 type dedicatedPool struct {
 	link *Link
 
-	slots chan struct{} // one token for each connection and each dial
-	turns chan struct{} // one token for each running dial
-	idle  chan *Conn    // idle connections; some may have ended
-	using atomic.Int64  // connections in use, not counting streams
+	slots      chan struct{} // one token for each connection and each dial
+	dialTurns  chan struct{} // one token for each running dial
+	idle       chan *Conn    // idle connections; some may have ended
+	inUseCount atomic.Int64  // connections in use, not counting streams
 
 	mu struct {
 		sync.Mutex
@@ -43,48 +43,48 @@ type dedicatedPool struct {
 }
 
 const (
-	ownSlots = 1024 // default of BlockingPoolSize
-	ownDials = 8    // dials that run at once
-	ownIdle  = 1024 // most idle connections
-	// ownKept is how long an idle connection is kept, unless BlockingPoolCleanup is set.
-	ownKept = 10 * time.Second
-	// ownRing is the scale of rueidis' ring for one of these connections. Half the ring may be
+	dedicatedSlots = 1024 // default of BlockingPoolSize
+	dedicatedDials = 8    // dials that run at once
+	dedicatedIdle  = 1024 // most idle connections
+	// dedicatedKept is how long an idle connection is kept, unless BlockingPoolCleanup is set.
+	dedicatedKept = 10 * time.Second
+	// dedicatedRing is the scale of rueidis' ring for one of these connections. Half the ring may be
 	// waiting, as with a session's bulkhead.
-	ownRing   = 6
-	ownWaits  = 1 << ownRing / 2
-	ownBuffer = 16 << 10
+	dedicatedRing   = 6
+	dedicatedWaits  = 1 << dedicatedRing / 2
+	dedicatedBuffer = 16 << 10
 )
 
 var (
-	errOwnFull  = errors.New("holdfast: too many connections are in use already: raise Redis.BlockingPoolSize")
-	errOwnLate  = errors.New("holdfast: no connection within Redis.Dialer.Timeout")
-	errNoPubSub = errors.New("holdfast: the server does not speak RESP3: nobody can subscribe to it here, and that will not change by itself")
-	errNoHello  = errors.New("holdfast: the server hung up at HELLO, so the connection speaks RESP2, over which nobody can subscribe here")
+	errDedicatedFull = errors.New("holdfast: too many connections are in use already: raise Redis.BlockingPoolSize")
+	errDedicatedLate = errors.New("holdfast: no connection within Redis.Dialer.Timeout")
+	errNoPubSub      = errors.New("holdfast: the server does not speak RESP3: nobody can subscribe to it here, and that will not change by itself")
+	errNoHello       = errors.New("holdfast: the server hung up at HELLO, so the connection speaks RESP2, over which nobody can subscribe here")
 )
 
-func newOwned(l *Link) *dedicatedPool {
+func newDedicatedPool(l *Link) *dedicatedPool {
 	n := l.cfg.Redis.BlockingPoolSize
 	if n <= 0 {
-		n = ownSlots
+		n = dedicatedSlots
 	}
 	o := &dedicatedPool{
-		link:  l,
-		slots: make(chan struct{}, n),
-		turns: make(chan struct{}, ownDials),
-		idle:  make(chan *Conn, min(n, ownIdle)),
+		link:      l,
+		slots:     make(chan struct{}, n),
+		dialTurns: make(chan struct{}, dedicatedDials),
+		idle:      make(chan *Conn, min(n, dedicatedIdle)),
 	}
 	o.mu.backoff = clock.Backoff{Min: l.cfg.MinBackoff, Max: l.cfg.MaxBackoff}
 	return o
 }
 
 // inUse reports whether a caller has a connection. The supervisor does not sleep then.
-func (o *dedicatedPool) inUse() bool { return o.using.Load() > 0 }
+func (o *dedicatedPool) inUse() bool { return o.inUseCount.Load() > 0 }
 
 // Conn is a dedicated connection.
 type Conn struct {
-	Owned     *dedicatedPool
+	pool      *dedicatedPool
 	Session   *Session
-	period    *servingCtx
+	serving   *servingCtx
 	dialer    *dial.Dialer
 	Dedicated rueidis.DedicatedClient
 
@@ -101,7 +101,7 @@ const (
 )
 
 // ended reports whether the connection is lost.
-func (c *Conn) ended() bool { return c.dialer.Ended() || c.period.Err() != nil }
+func (c *Conn) ended() bool { return c.dialer.Ended() || c.serving.Err() != nil }
 
 // Close ends the connection. Calls that wait on it get cause as their error.
 func (c *Conn) Close(cause error) {
@@ -114,7 +114,7 @@ func (c *Conn) failed(err error) error {
 	if cause := c.cause.Load(); cause != nil {
 		return *cause
 	}
-	return c.Owned.failed(c.period, err)
+	return c.pool.failed(c.serving, err)
 }
 
 // failed turns an error of a connection into the error for its caller.
@@ -147,14 +147,14 @@ func (o *dedicatedPool) Acquire(ctx context.Context, fresh bool) (*Conn, error) 
 	if s == nil {
 		return nil, o.link.Why()
 	}
-	p := s.period.Load()
+	p := s.serving.Load()
 	if p == nil {
 		return nil, o.link.Why()
 	}
-	o.using.Add(1)
+	o.inUseCount.Add(1)
 	conn, err := o.acquireFrom(ctx, s, p, fresh)
 	if err != nil {
-		o.using.Add(-1)
+		o.inUseCount.Add(-1)
 	}
 	return conn, err
 }
@@ -165,7 +165,7 @@ func (o *dedicatedPool) acquireFrom(ctx context.Context, s *Session, p *servingC
 			return conn, nil
 		}
 	}
-	g := &dialSlot{owned: o, period: p}
+	g := &dialSlot{pool: o, serving: p}
 	limit := time.NewTimer(o.link.cfg.Redis.Dialer.Timeout)
 	defer limit.Stop()
 	idle := o.idle
@@ -186,9 +186,9 @@ func (o *dedicatedPool) acquireFrom(ctx context.Context, s *Session, p *servingC
 	}
 	// The dial runs on its own goroutine: the caller's context can end the wait for a dial that
 	// hangs, and the next caller can use the connection that the dial brings.
-	d := &ownDial{fresh: fresh, done: make(chan struct{})}
+	d := &dedicatedDial{fresh: fresh, done: make(chan struct{})}
 	if !o.link.cfg.Workers.Spawn("dial", func() { d.run(g, s) }) {
-		<-o.turns
+		<-o.dialTurns
 		<-o.slots
 		return nil, group.ErrClosed
 	}
@@ -225,16 +225,19 @@ func (c *Conn) wake(p *servingCtx) bool {
 		return false
 	}
 	c.timer.Stop()
-	if c.period != p || c.ended() {
+	if c.serving != p || c.ended() {
 		c.Close(dial.ErrConnClosed)
 		return false
 	}
 	return true
 }
 
+// Release returns the connection to its pool; see dedicatedPool.Release.
+func (c *Conn) Release(clean bool) { c.pool.Release(c, clean) }
+
 // Release returns a connection. A clean connection is kept for the next caller, any other is closed.
 func (o *dedicatedPool) Release(c *Conn, clean bool) {
-	o.using.Add(-1)
+	o.inUseCount.Add(-1)
 	o.keep(c, clean)
 }
 
@@ -288,19 +291,19 @@ func (o *dedicatedPool) kept() time.Duration {
 	if d := o.link.cfg.Redis.BlockingPoolCleanup; d > 0 {
 		return d
 	}
-	return ownKept
+	return dedicatedKept
 }
 
 // dialSlot is the right to dial. It consists of a slot, which is held as long as the connection, and a
 // turn, which is held until the dial ends.
 type dialSlot struct {
-	owned  *dedicatedPool
-	period *servingCtx
+	pool    *dedicatedPool
+	serving *servingCtx
 }
 
 // wait waits for the grant, or for an idle connection.
 func (g *dialSlot) wait(ctx context.Context, limit <-chan time.Time, idle <-chan *Conn) (*Conn, error) {
-	o, full := g.owned, errOwnFull
+	o, full := g.pool, errDedicatedFull
 	if err := o.resting(); err != nil {
 		return nil, err
 	}
@@ -308,13 +311,13 @@ func (g *dialSlot) wait(ctx context.Context, limit <-chan time.Time, idle <-chan
 	for {
 		select {
 		case slots <- struct{}{}:
-			slots, turns, full = nil, o.turns, errOwnLate
+			slots, turns, full = nil, o.dialTurns, errDedicatedLate
 			continue
 		case turns <- struct{}{}:
 			// Another dial may have failed meanwhile.
 			err := o.resting()
 			if err != nil {
-				<-o.turns
+				<-o.dialTurns
 				<-o.slots
 			}
 			return nil, err
@@ -325,8 +328,8 @@ func (g *dialSlot) wait(ctx context.Context, limit <-chan time.Time, idle <-chan
 			return conn, nil
 		case <-ctx.Done():
 			full = ctx.Err()
-		case <-g.period.Done():
-			full = o.failed(g.period, dial.ErrConnClosed)
+		case <-g.serving.Done():
+			full = o.failed(g.serving, dial.ErrConnClosed)
 		case <-limit:
 			full = Unavailable{full}
 		}
@@ -349,7 +352,7 @@ func (o *dedicatedPool) resting() error {
 
 // dialled records the result of a dial.
 func (o *dedicatedPool) dialled(err error) {
-	<-o.turns
+	<-o.dialTurns
 	if errors.Is(err, context.Canceled) {
 		return // its caller has left; that says nothing about Redis
 	}
@@ -370,8 +373,8 @@ func (o *dedicatedPool) dialled(err error) {
 	o.mu.due, o.mu.cause = now+int64(o.mu.backoff.Next()), err
 }
 
-// ownDial is a dial that its caller may abandon.
-type ownDial struct {
+// dedicatedDial is a dial that its caller may abandon.
+type dedicatedDial struct {
 	fresh   bool
 	conn    *Conn
 	err     error
@@ -379,9 +382,9 @@ type ownDial struct {
 	decided atomic.Bool // the caller has left, or takes the result
 }
 
-func (d *ownDial) run(g *dialSlot, s *Session) {
-	o := g.owned
-	d.conn, d.err = o.connect(g.period, s, d.fresh)
+func (d *dedicatedDial) run(g *dialSlot, s *Session) {
+	o := g.pool
+	d.conn, d.err = o.connect(g.serving, s, d.fresh)
 	o.dialled(d.err)
 	if !d.decided.CompareAndSwap(false, true) && d.err == nil {
 		o.keep(d.conn, !d.fresh)
@@ -390,11 +393,11 @@ func (d *ownDial) run(g *dialSlot, s *Session) {
 }
 
 // leave is called when the caller stops waiting.
-func (d *ownDial) leave(why error) error {
+func (d *dedicatedDial) leave(why error) error {
 	if !d.decided.CompareAndSwap(false, true) {
 		<-d.done // it is done just now
 		if d.err == nil {
-			d.conn.Owned.keep(d.conn, !d.fresh)
+			d.conn.pool.keep(d.conn, !d.fresh)
 		}
 	}
 	return why
@@ -403,11 +406,11 @@ func (d *ownDial) leave(why error) error {
 // connect makes one dial and one handshake. It blocks for at most twice Dialer.Timeout, after the
 // call of Redis.AuthCredentialsFn (ten seconds at most); less if the period ends.
 func (o *dedicatedPool) connect(p *servingCtx, s *Session, pings bool) (conn *Conn, err error) {
-	conn = &Conn{Owned: o, Session: s, period: p, waits: make(chan struct{}, ownWaits)}
+	conn = &Conn{pool: o, Session: s, serving: p, waits: make(chan struct{}, dedicatedWaits)}
 	d := &dial.Dialer{
 		User: o.link.cfg.Redis.DialCtxFn, Life: p,
 		Attempt: func() { o.link.stats.Dials.Add(1) },
-		Own:     conn.failed,
+		MapErr:  conn.failed,
 
 		Plain: s.Manner != dial.MannerFull, Credentials: &o.link.credentials,
 	}
@@ -456,12 +459,12 @@ func (o *dedicatedPool) connect(p *servingCtx, s *Session, pings bool) (conn *Co
 // option returns the rueidis configuration of a dedicated connection.
 func (o *dedicatedPool) option(s *Session, d *dial.Dialer, pings bool) rueidis.ClientOption {
 	option := dial.ClientOption(dial.Plan{Addr: s.Addr, Option: o.link.cfg.connection(), Manner: s.Manner}, d)
-	option.RingScaleEachConn = ownRing
+	option.RingScaleEachConn = dedicatedRing
 	if option.ReadBufferEachConn == 0 {
-		option.ReadBufferEachConn = ownBuffer
+		option.ReadBufferEachConn = dedicatedBuffer
 	}
 	if option.WriteBufferEachConn == 0 {
-		option.WriteBufferEachConn = ownBuffer
+		option.WriteBufferEachConn = dedicatedBuffer
 	}
 	if !pings {
 		// A PING after MULTI would be queued and answered within EXEC's reply. A PING after a
@@ -481,7 +484,7 @@ func (c *Conn) Do(ctx context.Context, asking bool, cmds []rueidis.Completed) []
 		defer func() { <-c.waits }()
 	case <-ctx.Done():
 		return Failures(len(cmds), ctx.Err())
-	case <-c.period.Done():
+	case <-c.serving.Done():
 		return Failures(len(cmds), c.failed(dial.ErrConnClosed))
 	}
 	if asking {
@@ -517,7 +520,7 @@ func (c *Conn) Worded(ctx context.Context, err error) (worded error, named bool)
 			err = Unavailable{errNoHello} // a hang-up is no answer, and another session asks again
 		}
 	case rediserr.GaveUp(err):
-		c.Owned.link.stats.Timeouts.Add(1)
+		c.pool.link.stats.Timeouts.Add(1)
 		err = Unavailable{ErrBudget}
 	default:
 		err = c.failed(err)
@@ -538,10 +541,10 @@ func Misuse(err error) bool {
 func (c *Conn) Learn(err error) {
 	switch rediserr.Classify(context.Background(), err) {
 	case rediserr.WriteRefused:
-		c.Owned.link.Report(c.Session, rediserr.WriteRefused, err)
+		c.pool.link.Report(c.Session, rediserr.WriteRefused, err)
 	case rediserr.Busy, rediserr.Unknown:
-		c.Owned.link.Report(c.Session, rediserr.Classify(context.Background(), err), err)
+		c.pool.link.Report(c.Session, rediserr.Classify(context.Background(), err), err)
 	case rediserr.Redirect:
-		c.Owned.link.Routes.Follow(c.Session, err)
+		c.pool.link.Routes.Follow(c.Session, err)
 	}
 }

@@ -18,8 +18,8 @@ import (
 // to a pool of its own. So all streams of a period share one rueidis client, and it dials only for
 // calls whose context has a streamCall.
 type streaming struct {
-	client rueidis.Client
-	period *servingCtx
+	client  rueidis.Client
+	serving *servingCtx
 }
 
 // streamCall is the right of one call to dial. It is passed in the call's context.
@@ -47,7 +47,7 @@ func (o *dedicatedPool) Stream(ctx context.Context, send func(context.Context, r
 	}
 	var p *servingCtx
 	if s := o.link.Reader(); s != nil {
-		p = s.period.Load()
+		p = s.serving.Load()
 		if rc := o.streamsOf(s, p); rc != nil {
 			return o.streamBy(ctx, p, rc, send)
 		}
@@ -62,7 +62,7 @@ func (o *dedicatedPool) streamsOf(s *Session, p *servingCtx) rueidis.Client {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.mu.streams != nil && o.mu.streams.period == p {
+	if o.mu.streams != nil && o.mu.streams.serving == p {
 		return o.mu.streams.client
 	}
 	d := &dial.Dialer{Credentials: &o.link.credentials}
@@ -83,13 +83,13 @@ func (o *dedicatedPool) streamsOf(s *Session, p *servingCtx) rueidis.Client {
 	if rc == nil {
 		return nil
 	}
-	o.mu.streams = &streaming{client: rc, period: p}
+	o.mu.streams = &streaming{client: rc, serving: p}
 	context.AfterFunc(p, rc.Close) // closes the idle ones; a stream in use is closed by its dialer
 	return rc
 }
 
 func (o *dedicatedPool) streamBy(ctx context.Context, p *servingCtx, rc rueidis.Client, send func(context.Context, rueidis.Client) rueidis.RedisResultStream) rueidis.RedisResultStream {
-	sc := &streamCall{grant: dialSlot{owned: o, period: p}}
+	sc := &streamCall{grant: dialSlot{pool: o, serving: p}}
 	r := send(context.WithValue(ctx, streamKey{}, sc), rc)
 	err := r.Error()
 	ctxErr := ctx.Err()
@@ -123,7 +123,7 @@ func (o *dedicatedPool) streamBy(ctx context.Context, p *servingCtx, rc rueidis.
 // dial makes the connection of a call. The dial runs on its own goroutine, so that the caller's
 // context can end the wait for a dial that hangs.
 func (sc *streamCall) dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config, keepAlive time.Duration, plain bool) (net.Conn, error) {
-	o, p := sc.grant.owned, sc.grant.period
+	o, p := sc.grant.pool, sc.grant.serving
 	limit := time.NewTimer(o.link.cfg.Redis.Dialer.Timeout)
 	defer limit.Stop()
 	if _, err := sc.grant.wait(ctx, limit.C, nil); err != nil {
@@ -132,7 +132,7 @@ func (sc *streamCall) dial(ctx context.Context, addr string, nd *net.Dialer, cfg
 	d := &dial.Dialer{
 		User: o.link.cfg.Redis.DialCtxFn, Life: p, KeepAlive: keepAlive,
 		Attempt: func() { o.link.stats.Dials.Add(1) },
-		Own:     func(err error) error { return o.failed(p, err) },
+		MapErr:  func(err error) error { return o.failed(p, err) },
 
 		Plain: plain, Credentials: &o.link.credentials,
 	}
