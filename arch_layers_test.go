@@ -40,7 +40,9 @@ var layers = []layer{
 // rooms are the packages under internal and what each may import beside the standard
 // library.
 var rooms = map[string][]string{
-	"internal/clock":        nil,
+	"internal/clock": nil,
+	"internal/dial": append(inRoom("clock", "group", "rediserr", "resp"),
+		"github.com/redis/rueidis"),
 	"internal/flight":       inRoom("keyhash"),
 	"internal/group":        nil,
 	"internal/house":        nil,
@@ -48,12 +50,12 @@ var rooms = map[string][]string{
 	"internal/inflight":     nil,
 	"internal/journal":      inRoom("clock", "keyhash", "wal"),
 	"internal/keyhash":      nil,
-	"internal/link": append(inRoom("clock", "group", "inflight", "local", "rediserr", "resp"),
+	"internal/link": append(inRoom("clock", "dial", "group", "inflight", "local", "rediserr"),
 		"github.com/redis/rueidis"),
 	"internal/local":     append(inRoom("clock", "keyhash"), "github.com/dgraph-io/ristretto/v2"),
 	"internal/rediserr":  {"github.com/redis/rueidis"},
 	"internal/redistest": nil,
-	"internal/replay": append(inRoom("clock", "group", "journal", "keyhash", "link", "rediserr"),
+	"internal/replay": append(inRoom("clock", "dial", "group", "journal", "keyhash", "link", "rediserr"),
 		"github.com/redis/rueidis"),
 	"internal/resp": nil,
 	"internal/wal":  nil,

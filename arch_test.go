@@ -194,9 +194,11 @@ func TestNoStateAtPackageLevel(t *testing.T) {
 	}
 }
 
-// isErrorOrFunc recognises errors.New(...) and a function literal.
+// isErrorOrFunc recognises errors.New(...), the error of another package, and a function literal.
 func isErrorOrFunc(e ast.Expr) bool {
 	switch e := e.(type) {
+	case *ast.SelectorExpr:
+		return strings.HasPrefix(e.Sel.Name, "Err")
 	case *ast.FuncLit:
 		return true
 	case *ast.CallExpr:

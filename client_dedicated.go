@@ -173,7 +173,7 @@ func (d *dedicated) toBusy(ctx context.Context, args [][]string) bool {
 
 // run sends the commands in one pipeline.
 func (d *dedicated) run(ctx context.Context, cmds []rueidis.Completed, args [][]string) []rueidis.RedisResult {
-	conn, keys, err := d.begin(ctx, cmds, args)
+	conn, keys, err := d.prepare(ctx, cmds, args)
 	if err != nil {
 		return link.Failures(len(cmds), err)
 	}
@@ -202,9 +202,9 @@ func (d *dedicated) run(ctx context.Context, cmds []rueidis.Completed, args [][]
 	return replies
 }
 
-// begin prepares the connection, the keys and the state for the commands. keys holds the arguments
+// prepare prepares the connection, the keys and the state for the commands. keys holds the arguments
 // of all commands that may take effect, including those that an EXEC runs.
-func (d *dedicated) begin(ctx context.Context, cmds []rueidis.Completed, args [][]string) (conn *link.Conn, keys [][]string, err error) {
+func (d *dedicated) prepare(ctx context.Context, cmds []rueidis.Completed, args [][]string) (conn *link.Conn, keys [][]string, err error) {
 	guard, open := d.cl.c.inflight.Enter()
 	defer guard.Leave()
 	if err := d.cl.usable(ctx, open); err != nil {
@@ -387,7 +387,7 @@ func (d *dedicated) Receive(ctx context.Context, subscribe rueidis.Completed, fn
 	if !subscribes(args[0][0]) {
 		return notHere(args[0][0], "in Receive: it is for SUBSCRIBE, PSUBSCRIBE and SSUBSCRIBE")
 	}
-	conn, keys, err := d.begin(ctx, cmds, args)
+	conn, keys, err := d.prepare(ctx, cmds, args)
 	if err != nil {
 		return err
 	}

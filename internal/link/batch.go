@@ -192,16 +192,16 @@ func (p *pipelines) item(i int) *Item { return &p.items[p.index(i)] }
 // fill builds the commands of the pipeline that begins at from. A suspect gets a pipeline of its own.
 func (p *pipelines) fill() {
 	s := p.session
-	suspects := &s.Link.Suspects
-	watched := suspects.Any()
+	table := &s.Link.Suspects
+	watched := table.Any()
 	p.cmds, p.offsets, p.ids, p.how = p.cmds[:0], p.offsets[:0], nil, SendInCompany
 	p.to = p.end()
 	for i := p.from; i < p.to; i++ {
 		before := len(p.cmds)
 		p.cmds = p.build(s.Client.B(), p.item(i), p.cmds)
 		if watched {
-			id := suspects.id(p.item(i).Key, p.cmds[before:])
-			if how := suspects.judge(id); how != SendInCompany && i > p.from {
+			id := table.id(p.item(i).Key, p.cmds[before:])
+			if how := table.judge(id); how != SendInCompany && i > p.from {
 				p.cmds, p.to = p.cmds[:before], i // it begins the next pipeline
 				break
 			} else if how != SendInCompany {

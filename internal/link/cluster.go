@@ -232,7 +232,7 @@ func (c *cluster) run(ctx context.Context) {
 		case <-c.signal:
 		case <-timer.C:
 		}
-		c.ask(ctx)
+		c.refresh(ctx)
 		next := c.routes.cfg.Redis.ClusterOption.ShardsRefreshInterval
 		if c.letGo() {
 			next = min(next, c.routes.cfg.MaxBackoff)
@@ -249,8 +249,8 @@ func (c *cluster) run(ctx context.Context) {
 	}
 }
 
-// ask learns the map from the first node that returns it. Each node has Dialer.Timeout to answer.
-func (c *cluster) ask(ctx context.Context) {
+// refresh learns the map from the first node that returns it. Each node has Dialer.Timeout to answer.
+func (c *cluster) refresh(ctx context.Context) {
 	used := false
 	for _, l := range c.Masters() {
 		used = used || !l.parked.Load()
