@@ -38,22 +38,22 @@ func TestAProbeThatWasUnderWayAtALossDoesNotDecideForTheFirstCall(t *testing.T) 
 	}
 	l := c.routes.SeedLink
 	for round := range 10 {
-		redistest.WaitFor(t, 20*time.Second, "the last attempt to end", func() bool { return !l.Trying.Load() })
+		redistest.WaitFor(t, 20*time.Second, "the last attempt to end", func() bool { return !l.TestHooks().Trying.Load() })
 		proxy.SetMode(redistest.Hang)
 		var began int64
 		seen := 0
 		redistest.WaitFor(t, 20*time.Second, "a probe that hangs", func() bool {
 			l.Use() // or the link rests, and probes no more
-			if b := l.Began.Load(); !l.Trying.Load() || b != began {
+			if b := l.TestHooks().Began.Load(); !l.TestHooks().Trying.Load() || b != began {
 				began, seen = b, 0
 			}
 			seen++
 			return seen > 5 // not the end of an attempt that was answered
 		})
-		l.Used.Store(false)
-		l.Quiet.Store(true) // as after MaxBackoff without a call
+		l.TestHooks().Used.Store(false)
+		l.TestHooks().Quiet.Store(true) // as after MaxBackoff without a call
 		l.Gate.Load().Dialer.Connection().Close()
-		redistest.WaitFor(t, 20*time.Second, "the next attempt", func() bool { return l.Began.Load() != began })
+		redistest.WaitFor(t, 20*time.Second, "the next attempt", func() bool { return l.TestHooks().Began.Load() != began })
 		proxy.SetMode(redistest.Pass)
 		if added, err := c.Add(ctx, fmt.Sprint("key", round), nil, 0); err != nil || !added {
 			t.Fatalf("round %d: %v, %v; health %+v", round, added, err, c.Health())

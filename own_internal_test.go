@@ -54,7 +54,7 @@ func TestTheLinksLastErrorIsNoVerdictAboutAConnectionOfACaller(t *testing.T) {
 			})
 			l := c.routes.SeedLink
 			timeouts, cause := c.Stats().Timeouts, last(ctx, c)
-			l.SetError(cause)
+			l.TestHooks().SetError(cause)
 			l.Breaker.Trip()
 			for op, end := range ends {
 				err := <-end
@@ -103,8 +103,8 @@ func TestALostSessionEndsTheConnectionsOfCallersBeforeTheStateIsDown(t *testing.
 	ended := make(chan error, 1)
 	go func() { ended <- receive(ctx, "first") }()
 	subscribed("first")
-	l.Used.Store(false)
-	l.Quiet.Store(true) // as after MaxBackoff without a call
+	l.TestHooks().Used.Store(false)
+	l.TestHooks().Quiet.Store(true) // as after MaxBackoff without a call
 	s := l.Gate.Load()
 	proxy.SetMode(redistest.Hang)
 	s.Dialer.Connection().Close()

@@ -47,7 +47,7 @@ func (c *Cache) connect() {
 	c.routes.Start()
 }
 
-// New returns the replayer of a link.
+// newReplayer returns the replayer of a link.
 func (c *Cache) newReplayer(l *link.Link, owns func(key string) bool) *replay.Replayer {
 	return replay.New(&replay.Config{
 		Journal: c.journal, Clock: c.clock, Watcher: &replayEvents{c}, Copies: &replayCopies{c.local},

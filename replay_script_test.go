@@ -158,11 +158,7 @@ func TestARefusalInsideAScriptIsReadWhateverTheVersion(t *testing.T) {
 
 // saidLongAgo has it that the server said as long ago as matters that it runs no scripts.
 func (r *replayed) saidLongAgo() {
-	k := &r.c.routes.SeedLink.Scripting
-	k.Lock()
-	k.Since -= int64(link.ScriptsAfter)
-	k.Asked -= int64(link.ScriptsAfter)
-	k.Unlock()
+	r.c.routes.SeedLink.TestHooks().AgeScripts()
 	r.c.routes.SeedLink.Replayer.Wake()
 }
 

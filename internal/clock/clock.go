@@ -9,7 +9,7 @@ import (
 // Never is the time of an event that does not come, as the end of an entry without a TTL.
 const Never = math.MaxInt64
 
-// Clock returns monotonic nanoseconds since Start, plus an hour. time.Since reads one
+// Clock returns monotonic nanoseconds since Start, plus an hour. time.since reads one
 // clock where time.Now reads two, which is half the cost of a local hit's expiry check. None
 // of its times is a wall time, so setting the system clock expires nothing.
 type Clock struct{ Base time.Time }

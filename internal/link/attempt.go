@@ -29,7 +29,7 @@ func (l *Link) attempt(ctx context.Context) time.Duration {
 	}()
 	done, ok := l.Breaker.Probe()
 	if !ok {
-		l.Trying.Store(false)
+		l.trying.Store(false)
 		return l.schedule.Next()
 	}
 	r := &attemptResult{err: errNoProbe, done: done}
@@ -92,14 +92,14 @@ func (l *Link) conclude(ctx context.Context, r *attemptResult, next, old *Sessio
 		l.notBusy(err)
 		l.Routes.Follow(next, err)
 		l.probing = ""
-		l.SetError(err)
+		l.setError(err)
 		r.err = nil
 		l.replace(ctx, old, next)
 		return l.schedule.Min
 	case rediserr.WriteRefused:
 		// The refusal may have any text: a user without permission for the probe's key is one case.
 		// Whether any write would be accepted is unknown, and is not claimed.
-		l.SetError(err) // before Health can show that writes are refused
+		l.setError(err) // before Health can show that writes are refused
 		next.refuse(err)
 		r.err = nil
 		r.report()
@@ -196,7 +196,7 @@ func (l *Link) unanswered(next, old *Session, err error) (again time.Duration, r
 	}
 	switch {
 	case l.overtaken:
-		l.SetError(err)
+		l.setError(err)
 	case l.Gate.Load() == nil:
 		l.apply(evProbeFailed, err)
 	case old != nil:
@@ -204,7 +204,7 @@ func (l *Link) unanswered(next, old *Session, err error) (again time.Duration, r
 	default:
 		// One failure: calls may still succeed. But the invalidation stream may be silent, so the
 		// next probe comes soon.
-		l.SetError(err)
+		l.setError(err)
 		return l.schedule.Min, reported
 	}
 	return l.schedule.Next(), reported
@@ -243,7 +243,7 @@ var errMoved = errors.New("holdfast: another server is the master now")
 // refuse stops writes to the serving session, because Redis has moved and the new server is not
 // reached yet.
 func (l *Link) refuse(s *Session, err error) {
-	l.SetError(err)
+	l.setError(err)
 	s.replica.Store(true)
 	s.Writable.Store(false)
 	l.Suspect()

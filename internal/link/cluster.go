@@ -191,7 +191,7 @@ func (c *cluster) scopes(l *Link, each func(*local.EpochScope)) {
 	}
 }
 
-// ProbeKey returns a key in a slot of the link: last if it still is one, else prefix with a hash
+// probeKey returns a key in a slot of the link: last if it still is one, else prefix with a hash
 // tag. It returns "" if the link has no slot.
 func (c *cluster) probeKey(l *Link, prefix, last string) string {
 	if l.slots.Load() == 0 {

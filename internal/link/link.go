@@ -63,9 +63,9 @@ type Link struct {
 	last   atomic.Pointer[string]  // run id of the last server that served
 	signal chan struct{}           // wakes the supervisor; capacity 1
 
-	Used           atomic.Bool // a call needed Redis since the supervisor last checked
+	used           atomic.Bool // a call needed Redis since the supervisor last checked
 	parked         atomic.Bool // the supervisor sleeps until a use
-	Quiet          atomic.Bool // no call for MaxBackoff, at the supervisor's last check
+	quiet          atomic.Bool // no call for MaxBackoff, at the supervisor's last check
 	refused        atomic.Bool // a write was refused since the supervisor last checked
 	asked          atomic.Bool // a probe was requested
 	streamUnbroken atomic.Bool // the invalidation stream was unbroken
@@ -73,8 +73,8 @@ type Link struct {
 	silence    int64                  // silence of the server, in ns, after which no copy is fresh
 	heardUntil atomic.Int64           // when that silence ends; copied to the epoch scopes
 	moment     atomic.Pointer[Moment] // window in which calls wait for an attempt; nil for none
-	Trying     atomic.Bool            // an attempt is running
-	Began      atomic.Int64           // beginning of the last attempt
+	trying     atomic.Bool            // an attempt is running
+	began      atomic.Int64           // beginning of the last attempt
 	failedAt   atomic.Int64           // end of the last failed attempt
 	failedFrom atomic.Int64           // beginning of that attempt
 	lostAt     atomic.Int64           // when a serving connection was last lost
@@ -88,7 +88,7 @@ type Link struct {
 	excused  atomic.Bool // a suspect command caused the last loss
 	flushes  flushSuspicion
 
-	Scripting scripting
+	scripting scripting
 
 	// The supervisor alone uses these fields.
 	session  *Session
@@ -252,8 +252,8 @@ func (s *Session) Takes(del bool) bool {
 
 // Use notes that a caller needs Redis. Usually it costs two atomic loads.
 func (l *Link) Use() {
-	if !l.Used.Load() {
-		l.Used.Store(true)
+	if !l.used.Load() {
+		l.used.Store(true)
 	}
 	// Check parked even if used was set before: the supervisor may have gone to sleep without
 	// clearing it, because it had nothing to do then.
@@ -290,7 +290,7 @@ func (l *Link) lostSession(s *Session) {
 		l.Suspect() // as in shut
 		now := l.clock.Now()
 		l.lostAt.Store(now)
-		if l.Quiet.Load() && !l.Used.Load() {
+		if l.quiet.Load() && !l.used.Load() {
 			l.openMoment(now) // before the gate is shut: a probe that is under way looks for it
 		}
 	}
@@ -355,7 +355,7 @@ func (l *Link) Report(s *Session, c rediserr.Class, err error) {
 			l.AskProbe() // does it refuse reads, too?
 			return
 		}
-		l.SetError(err)
+		l.setError(err)
 		l.Breaker.Failure(err)
 	case rediserr.Busy, rediserr.Unknown:
 		l.AskProbe()
@@ -374,7 +374,7 @@ func (l *Link) AskProbe() {
 
 // noteRefusal stops writes until a probe succeeds.
 func (l *Link) noteRefusal(s *Session, err error) {
-	l.SetError(err)
+	l.setError(err)
 	if s.refuse(err) {
 		if s.replica.Load() {
 			l.Suspect() // the server is a replica: its copies may be stale
@@ -384,7 +384,7 @@ func (l *Link) noteRefusal(s *Session, err error) {
 	}
 }
 
-func (l *Link) SetError(err error) {
+func (l *Link) setError(err error) {
 	err = rediserr.Presentable(err)
 	l.mu.Lock()
 	l.mu.health.LastError = err

@@ -68,7 +68,7 @@ func (l *Link) openMoment(lost int64) {
 func (l *Link) window(first bool) *Moment {
 	m := l.moment.Load()
 	if m == nil {
-		if l.Quiet.Load() {
+		if l.quiet.Load() {
 			l.openMoment(0)
 		}
 		// Check this also if the link is not quiet any more: the supervisor opens the moment before
@@ -96,7 +96,7 @@ func (l *Link) ask(m *Moment) {
 func (l *Link) Forced() *Moment {
 	m := l.moment.Load()
 	if m == nil {
-		if !l.Trying.Load() && l.clock.Now()-l.failedAt.Load() < int64(l.schedule.Min) {
+		if !l.trying.Load() && l.clock.Now()-l.failedAt.Load() < int64(l.schedule.Min) {
 			return nil
 		}
 		fresh := newMoment(false, l.cfg.Timeout)
@@ -115,21 +115,21 @@ func (l *Link) Forced() *Moment {
 
 // reach makes an attempt and wakes the calls that wait for it. It blocks as long as attempt does.
 func (l *Link) reach(ctx context.Context) time.Duration {
-	l.Trying.Store(true)
+	l.trying.Store(true)
 	began := l.clock.Now()
-	if l.Quiet.Load() && l.Gate.Load() == nil {
+	if l.quiet.Load() && l.Gate.Load() == nil {
 		l.openMoment(0) // so that a call that arrives now joins
 	}
 	if m := l.moment.Load(); m != nil {
 		m.timer.Reset(l.cfg.Timeout) // counted from the attempt's beginning
 	}
-	l.Began.Store(began)
+	l.began.Store(began)
 	again := l.attempt(ctx)
 	if l.overtaken {
-		l.Trying.Store(false)
+		l.trying.Store(false)
 		return 0
 	}
-	if l.Trying.Load() && l.Gate.Load() == nil {
+	if l.trying.Load() && l.Gate.Load() == nil {
 		l.failedFrom.Store(began)
 	}
 	l.decide()
@@ -139,7 +139,7 @@ func (l *Link) reach(ctx context.Context) time.Duration {
 // decide records the end of an attempt, and ends the moment, if there is one. An attempt that the
 // breaker did not allow decides nothing.
 func (l *Link) decide() {
-	if !l.Trying.Load() {
+	if !l.trying.Load() {
 		return
 	}
 	if l.Gate.Load() == nil {
@@ -149,13 +149,13 @@ func (l *Link) decide() {
 			l.PlainFrom.Store(now + int64(l.cfg.Timeout))
 		}
 	}
-	l.Trying.Store(false)
+	l.trying.Store(false)
 	l.endMoment()
 }
 
 // endMoment ends the moment, but not one that a loss has opened since the attempt began.
 func (l *Link) endMoment() {
-	if m := l.moment.Load(); m != nil && m.lost <= l.Began.Load() && l.moment.CompareAndSwap(m, nil) {
+	if m := l.moment.Load(); m != nil && m.lost <= l.began.Load() && l.moment.CompareAndSwap(m, nil) {
 		m.decide()
 	}
 }

@@ -138,7 +138,7 @@ func (r *Routes) Follow(s *Session, err error) (next *Session, asking bool) {
 	}
 	if err := c.allow.check(to.addr); err != nil {
 		c.wake()
-		s.Link.SetError(err)
+		s.Link.setError(err)
 		return nil, false
 	}
 	l := c.redirected(to)

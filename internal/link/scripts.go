@@ -17,8 +17,8 @@ import (
 // undone, and a permission may be missing for a moment. So the sets wait, and the server is
 // asked again. It is believed only if
 //
-//  - it says no again at least ScriptsAfter after its first no,
-//  - less than ScriptsAfter passed between two such answers in a row, unless the server was
+//  - it says no again at least scriptsAfter after its first no,
+//  - less than scriptsAfter passed between two such answers in a row, unless the server was
 //    believed before and has not run the script since, and
 //  - the session serves at both times, so that a probe has shown that the server is
 //    healthy otherwise. Before that, the answer may come from a proxy on the way.
@@ -32,15 +32,15 @@ import (
 //	awaited    | runs           | awaited; scriptless if that lasted | awaited
 //	scriptless | runs           | scriptless                         | scriptless
 
-// ScriptsAfter is how long a server must have said that it runs no scripts.
-const ScriptsAfter = 10 * time.Second
+// scriptsAfter is how long a server must have said that it runs no scripts.
+const scriptsAfter = 10 * time.Second
 
 // scripting is the state of the scripts of a link's server.
 type scripting struct {
 	sync.Mutex
-	Since    int64 // when it first refused the script while a session served; 0: it did not
+	since    int64 // when it first refused the script while a session served; 0: it did not
 	last     int64 // when it last refused the script
-	Asked    int64 // when it was last asked
+	asked    int64 // when it was last asked
 	why      error
 	logged   bool
 	believed bool // it was scriptless, and has not run the script since
@@ -98,24 +98,24 @@ func (s *Session) AskScripts(ctx context.Context) error {
 // NoteScripts records the answer of the server about the script; nil: it runs the script.
 // greeted reports that the server was asked for that alone, and not by a replay.
 func (s *Session) NoteScripts(err error, greeted bool) {
-	k := &s.Link.Scripting
+	k := &s.Link.scripting
 	k.Lock()
 	now := s.Link.clock.Now()
 	if greeted {
-		k.Asked = now
+		k.asked = now
 	}
 	k.why = err
 	state := scriptsRun
-	if err != nil && !k.believed && now-k.last >= int64(ScriptsAfter) {
-		k.Since = 0 // between the answers the permission may have been there
+	if err != nil && !k.believed && now-k.last >= int64(scriptsAfter) {
+		k.since = 0 // between the answers the permission may have been there
 	}
 	if err != nil {
 		k.last = now
 	}
 	switch {
 	case err == nil:
-		k.Since, k.logged, k.believed = 0, false, false
-	case s.Scriptless(), greeted && k.Since != 0 && now-k.Since >= int64(ScriptsAfter) && s.Link.Gate.Load() == s:
+		k.since, k.logged, k.believed = 0, false, false
+	case s.Scriptless(), greeted && k.since != 0 && now-k.since >= int64(scriptsAfter) && s.Link.Gate.Load() == s:
 		state, k.believed = scriptsNone, true
 	default:
 		state = scriptsAwaited
@@ -134,11 +134,11 @@ func (s *Session) tellScripts() {
 	if scriptState(s.scripts.Load()) == scriptsRun {
 		return
 	}
-	k := &s.Link.Scripting
+	k := &s.Link.scripting
 	k.Lock()
 	defer k.Unlock()
-	if k.Since == 0 {
-		k.Since = s.Link.clock.Now()
+	if k.since == 0 {
+		k.since = s.Link.clock.Now()
 	}
 	if !k.logged && k.why != nil {
 		k.logged = true
@@ -150,18 +150,18 @@ var ErrMinimal = errors.New("holdfast: the server hangs up at commands that it d
 
 // ScriptAsked records that the server was asked now, and gave no answer about the script.
 func (s *Session) ScriptAsked() {
-	k := &s.Link.Scripting
+	k := &s.Link.scripting
 	k.Lock()
-	k.Asked = s.Link.clock.Now()
+	k.asked = s.Link.clock.Now()
 	k.Unlock()
 }
 
 // ScriptAskedAt returns when the server was last asked.
 func (s *Session) ScriptAskedAt() int64 {
-	k := &s.Link.Scripting
+	k := &s.Link.scripting
 	k.Lock()
 	defer k.Unlock()
-	return k.Asked
+	return k.asked
 }
 
 // NoScripts reports whether an error means that the server does not run the script, now or

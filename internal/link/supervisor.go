@@ -51,7 +51,7 @@ func (l *Link) endSupervision() {
 	l.Suspect()
 	l.failedAt.Store(clock.Never) // no call waits for another attempt
 	l.failedFrom.Store(clock.Never)
-	l.Began.Store(clock.Never)
+	l.began.Store(clock.Never)
 	l.endMoment()
 	l.discard()
 	l.locator.close()
@@ -73,11 +73,11 @@ type supervision struct {
 
 // noteUse notes a use since the last check, or the beginning of a quiet time.
 func (v *supervision) noteUse(now int64) {
-	if n := v.Keys.hits(); v.Used.Swap(false) || n != v.hits {
+	if n := v.Keys.hits(); v.used.Swap(false) || n != v.hits {
 		v.lastUse, v.hits = now, n
 		v.wakened()
 	} else if now-v.lastUse >= int64(v.schedule.Max) {
-		v.Quiet.Store(true)
+		v.quiet.Store(true)
 	}
 }
 
@@ -146,7 +146,7 @@ func (v *supervision) attempt(ctx context.Context, now int64) {
 // park prepares for a long sleep. It returns false if a use arrived just now.
 func (v *supervision) park() bool {
 	v.parked.Store(true)
-	if (v.Used.Load() || v.Keys.wanted() || v.Dedicated.inUse()) && !v.Keys.empty() {
+	if (v.used.Load() || v.Keys.wanted() || v.Dedicated.inUse()) && !v.Keys.empty() {
 		v.parked.Store(false)
 		return false
 	}
@@ -162,7 +162,7 @@ func (v *supervision) park() bool {
 // wakened ends the quiet time after a call. If the link has no session, calls may wait for the
 // attempt that follows. The moment must be visible before quiet is cleared; see window.
 func (l *Link) wakened() {
-	if !l.Quiet.Load() {
+	if !l.quiet.Load() {
 		return
 	}
 	if l.Gate.Load() == nil {
@@ -171,7 +171,7 @@ func (l *Link) wakened() {
 			m.asked.Store(true)
 		}
 	}
-	l.Quiet.Store(false)
+	l.quiet.Store(false)
 }
 
 // restFor returns the wait of a resting link, from the beginning of an attempt. interval is the
@@ -203,7 +203,7 @@ func (l *Link) observe() bool {
 	}
 	l.Breaker.Trip() // a lost connection opens the circuit at once
 	if lost && serving && l.mending() {
-		l.SetError(err)
+		l.setError(err)
 		l.Watcher.Changed(nil) // the state does not change, so nothing else informs them
 		return true            // it becomes Down only if the new attempt fails
 	}
