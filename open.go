@@ -155,7 +155,7 @@ func (c *Cache) connect() {
 	c.journal.Poison = func(key string, del bool) bool { return r.link(r.of(key)).treat(key, del) != sendInCompany }
 	r.seedLink = c.newLink(c.life, home, func(string) bool { return r.cluster.Load() == nil })
 	r.one.link.Store(r.seedLink)
-	if c.journal.File != nil {
+	if c.journal.HasFile() {
 		c.keeper.spawn("journal", func() { c.journal.Keep(c.stop) })
 		c.keeper.spawn("sweeper", func() { c.journal.Tidy(c.life, r.wake) })
 	}

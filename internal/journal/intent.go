@@ -13,7 +13,7 @@ type Intent struct {
 	Value    []byte // nil for a delete
 	Deadline int64  // of a set; never: it does not expire
 	Seq      uint64 // the order of the writes of one key
-	CheckAt  int64  // when the second check is due; 0 while the intent is to be replayed
+	checkAt  int64  // when the second check is due; 0 while the intent is to be replayed
 
 	PlainUntil int64 // see write; 0 after it was sent
 
@@ -24,14 +24,14 @@ type Intent struct {
 	Del              bool
 	Compensate       bool  // a delete that only compensates our own unanswered writes
 	valueInLocalTier bool  // a delete whose value is in the local tier: it was a set, or was loaded since
-	Sending          bool  // a replay is sending it
+	sending          bool  // a replay is sending it
 	done             bool  // resolved; the next sweep removes it
-	news             uint8 // of a set: number of invalidations not yet compared; see news.go
+	news             uint8 // of a set: number of invalidations not yet compared; see compare.go
 	looked           bool  // the base is unknown, and the value in Redis was read for a comparison
 	Disconnects      uint8 // how often the connection was lost while the intent was under way
 	WasSet           bool  // a delete that was a set, and was reported as given up by a replay
 
-	Held *heldEntry // why and since when it is held; nil: it is not held
+	held *heldEntry // why and since when it is held; nil: it is not held
 }
 
 // Expected is the state in which this client last knew the key in Redis.
@@ -76,14 +76,14 @@ func (in *Intent) unsure() bool {
 // HoldingNothing is the base of a key that was last absent.
 func HoldingNothing(server string) Expected { return Expected{known: true, server: server} }
 
-// ClockAllowance is how much earlier the server may expire a value than this process' clock
+// clockAllowance is how much earlier the server may expire a value than this process' clock
 // says. The two clocks drift apart while the value lives, the server's clock may be set,
 // and Redis counts whole milliseconds. A foreign delete within this time before the expiry
 // cannot be told from the expiry.
-const ClockAllowance = int64(time.Second)
+const clockAllowance = int64(time.Second)
 
 // over reports whether the server may have expired a value with this end by now.
-func over(end, now int64) bool { return end != clock.Never && now >= end-ClockAllowance }
+func over(end, now int64) bool { return end != clock.Never && now >= end-clockAllowance }
 
 // mayBeAbsent reports whether a missing key at server is no conflict. That is so where
 // (a) the base is unknown or was absence, (b) a write of our own may have deleted the key

@@ -48,7 +48,7 @@ func (in *Intent) encode(now, wall int64) []byte {
 		{in.PossibleLateWrites.Since != 0, flagLate},
 		{in.PossibleLateWrites.Del, flagLateDel},
 		{in.PossibleLateWrites.More, flagLateMore},
-		{in.CheckAt > 0, flagCheck},
+		{in.checkAt > 0, flagCheck},
 	} {
 		if f.set {
 			flags |= f.bit
@@ -118,8 +118,8 @@ func decodeIntent(payload []byte, now, wall int64) (*Intent, bool) {
 		in.PossibleLateWrites.unanswered(EarlierProcess, in.Value, in.Del, in.Deadline)
 	}
 	if flags&flagCheck != 0 {
-		in.CheckAt = d.now + int64(LateAfter)
-		in.PossibleLateWrites.until = in.CheckAt
+		in.checkAt = d.now + int64(lateAfter)
+		in.PossibleLateWrites.until = in.checkAt
 	}
 	return in, true
 }

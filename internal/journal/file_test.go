@@ -44,7 +44,7 @@ func durable(t *testing.T, j *Journal, p Saving) {
 // written is lost, and the lock is gone.
 func dies(t *testing.T, j *Journal) {
 	t.Helper()
-	if err := j.File.log.Close(); err != nil {
+	if err := j.file.log.Close(); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -199,7 +199,7 @@ func TestAWriteBetweenTheEndOfAReplayAndTheFilesKnowingIsKept(t *testing.T) {
 		"set":   func(j *Journal) { put(t, j, set("k", "new", 2), admitted) },
 		"touch": func(j *Journal) { j.Touch(hashed("k"), "k", 0, 99) },
 		"snapshot": func(j *Journal) {
-			if err := j.File.log.Compact(j.each); err != nil {
+			if err := j.file.log.Compact(j.each); err != nil {
 				t.Fatal(err)
 			}
 		},
@@ -272,7 +272,7 @@ func TestADamagedFileIsSetAsideAndItsSetsBecomeDeletes(t *testing.T) {
 		}
 		dies(t, j)
 	}
-	if err := j.File.log.Compact(j.each); err == nil {
+	if err := j.file.log.Compact(j.each); err == nil {
 		t.Fatal("it was closed")
 	}
 }
@@ -345,7 +345,7 @@ func TestRecordsOfANewerFormatAreRefusedInWords(t *testing.T) {
 	dir := t.TempDir()
 	j, _ := reopened(t, dir, roomy)
 	put(t, j, set("k", "v", 1), admitted)
-	if err := j.File.log.Put("newer", 0, []byte{intentFormat + 1, 0}); err != nil {
+	if err := j.file.log.Put("newer", 0, []byte{intentFormat + 1, 0}); err != nil {
 		t.Fatal(err)
 	}
 	dies(t, j)
@@ -372,7 +372,7 @@ func TestAWriteThatOvertakesAnIntentWaitsForNoDiskThatStandsStill(t *testing.T) 
 				t.Fatal(err)
 			}
 			put(t, j, ambiguous(set("k", "old", 1), 1), admitted)
-			goOn := hangDisk(j)
+			goOn := j.HangDisk()
 			defer goOn()
 			_, saved := j.Superseded(hashed("k"), set("k", "new", 2), session, "server") // which returns
 			if f, ok := j.Get(hashed("k"), "k", 0); ok && string(f.Value) != "new" {
@@ -411,7 +411,7 @@ func TestASweepThatWasGivenUpIsDoneLater(t *testing.T) {
 	}
 	put(t, j, set("k", "v", 1), admitted)
 	settle(j, takeOnly(t, j, 0), FoundOurs, 1, 0)
-	goOn := hangDisk(j)
+	goOn := j.HangDisk()
 	defer goOn()
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
