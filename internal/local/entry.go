@@ -1,6 +1,7 @@
 package local
 
 import (
+	"bytes"
 	"math"
 	"sync/atomic"
 	"time"
@@ -190,6 +191,21 @@ func (e *Entry) OfEarlierServer() bool {
 func (e *Entry) Invalid() bool {
 	at, d := e.Epoch.Load(), e.Scope
 	return e.Expires.Load() == Invalidated || int32(at-d.Floor.Load()) < 0 || int32(at-d.held.Load()) < 0
+}
+
+// comparedBytes bounds a comparison, which is made under a stripe's lock.
+const comparedBytes = 64 << 10
+
+// equals reports whether the entry has this value. It is false for a value that is too long to
+// be compared.
+func (e *Entry) equals(val []byte) bool {
+	return len(val) <= comparedBytes && bytes.Equal(e.Bytes(), val)
+}
+
+// invalidate records that Redis no longer holds this value.
+func (e *Entry) invalidate() {
+	e.Fresh.Store(0)
+	e.Expires.Store(Invalidated)
 }
 
 // Confirm gives an existing entry a new term in place. Readers take no lock: fresh is 0

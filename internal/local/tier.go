@@ -2,7 +2,6 @@
 package local
 
 import (
-	"bytes"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -166,7 +165,9 @@ func (l *Tier) Fill(h keyhash.Hash, key string, val []byte, t Token, k Freshness
 	defer s.mu.Unlock()
 	p, old, ok := l.fillableLocked(s, h, t)
 	if !ok {
-		l.outdateLocked(s, h, val, k)
+		if old = l.olderLocked(s, h, k.Confirmed); old != nil && !old.equals(val) {
+			old.invalidate()
+		}
 		return false
 	}
 	if old != nil && old.Confirmed.Load() > k.Confirmed {
@@ -174,38 +175,40 @@ func (l *Tier) Fill(h keyhash.Hash, key string, val []byte, t Token, k Freshness
 	}
 	// An unchanged value is confirmed in place: so reading a copy again when its time is up
 	// costs neither memory nor ristretto's attention.
-	if old != nil && old.Scope == k.Scope && old.StaleIfError()&NotInRedis == 0 && len(val) <= comparedBytes && bytes.Equal(old.Bytes(), val) {
+	if old != nil && old.Scope == k.Scope && old.StaleIfError()&NotInRedis == 0 && old.equals(val) {
 		old.Confirm(k)
 		return true
 	}
 	return l.storeLocked(s, h, p, old, NewEntry(key, val, k))
 }
 
-// outdateLocked invalidates the key's copy for an answer that cannot be stored: the caller gets
-// that answer, so no later call may get an older value, not even in an outage. A copy that is newer
-// than the read stays, and so does one with the same value. The caller holds the stripe.
-func (l *Tier) outdateLocked(s *stripe, h keyhash.Hash, val []byte, k Freshness) {
+// olderLocked returns the key's copy if it is older than an answer that Redis gave at that time
+// and that cannot be stored; nil if there is none, or while a write of ours is in flight. The
+// caller of the read gets the answer, so no later call may get an older value, not even in an
+// outage: a copy that differs must be invalidated. The caller holds the stripe.
+func (l *Tier) olderLocked(s *stripe, h keyhash.Hash, read int64) *Entry {
 	p, old := l.lookLocked(s, h)
-	switch {
-	case old == nil || p != nil && p.writers > 0 || old.Confirmed.Load() > k.Confirmed:
-	case len(val) <= comparedBytes && bytes.Equal(old.Bytes(), val):
-	default:
-		old.Fresh.Store(0)
-		old.Expires.Store(Invalidated)
+	if old == nil || p != nil && p.writers > 0 || old.Confirmed.Load() > read {
+		return nil
 	}
+	return old
 }
 
-// comparedBytes bounds the comparison under a stripe's lock.
-const comparedBytes = 64 << 10
-
-// Forget is fill for the answer that Redis has no such key. A copy past its own time and a
+// Forget is Fill for the answer that Redis has no such key. A copy past its own time and a
 // mark of absence stay: the answer is nothing new for them, and the copy may stand in for a
 // load that fails.
 func (l *Tier) Forget(h keyhash.Hash, t Token, now int64) {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if p, old, ok := l.fillableLocked(s, h, t); ok && (old == nil || !old.saysAbsent(now)) {
+	p, old, ok := l.fillableLocked(s, h, t)
+	if !ok {
+		if old = l.olderLocked(s, h, now); old != nil && !old.saysAbsent(now) {
+			old.invalidate()
+		}
+		return
+	}
+	if old == nil || !old.saysAbsent(now) {
 		l.storeLocked(s, h, p, old, nil)
 	}
 }

@@ -441,3 +441,40 @@ func TestAnAnswerThatIsNotKeptInvalidatesAnOlderCopy(t *testing.T) {
 		}
 	}
 }
+
+// The same for the answer that Redis has no such key: the copy from before it was served in the
+// next outage, as if the key had not been deleted.
+func TestAnAbsenceThatIsNotKeptInvalidatesAnOlderCopy(t *testing.T) {
+	const end = 1000
+	for _, tt := range []struct {
+		name           string
+		read, standing int64 // when the read and the copy were confirmed
+		writing        bool
+		invalid        bool
+	}{
+		{"a copy from before the read", 20, 10, false, true},
+		{"a read from before the copy", 10, 20, false, false},
+		{"a copy past its own time", end, 10, false, false}, // the key has expired: that is nothing new
+		{"a write under way", 20, 10, true, false},
+	} {
+		for _, broken := range []bool{true, false} {
+			l := startLocal(t, 1<<20)
+			h := l.Hash("k")
+			k := Freshness{Confirmed: tt.standing, Fresh: end, Expires: end, Scope: &l.StandaloneScope, Epoch: l.StandaloneScope.Epoch.Load()}
+			l.Put(h, NewEntry("k", []byte("v"), k))
+			tok := l.Token(h, &l.StandaloneScope)
+			if broken {
+				l.StandaloneScope.Suspect()
+			} else {
+				l.Invalidate(keyhash.Hash{Place: h.Place + stripeCount, Check: h.Check}, 15)
+			}
+			if tt.writing {
+				l.Begin(h, NewEntry("k", []byte("ours"), k))
+			}
+			l.Forget(h, tok, tt.read)
+			if e := l.Get(h); e == nil || e.Invalid() != tt.invalid {
+				t.Errorf("%s, the stream broken: %v: the copy is %+v", tt.name, broken, e)
+			}
+		}
+	}
+}
