@@ -330,7 +330,7 @@ func (c *Cache) takeBack(w *change, now int64, o outcome) (saved journal.Saving)
 		saved, _ = c.remember(&compensation, o.session.id)
 	}
 	w.grace |= local.NotInRedis
-	c.local.EndAs(w.hash, c.entryOf(w, now, &w.place.domain, now), local.Unconfirmed)
+	c.local.EndAs(w.hash, c.entryOf(w, now, &w.place.domain, local.FreshUntil(now)), local.Unconfirmed)
 	if o.unknown && !w.del {
 		c.journal.AllowLocalValue(w.hash, w.key, now)
 	}
@@ -430,14 +430,15 @@ func (c *Cache) keepAbsence(r *request, it *loadItem) {
 		return
 	}
 	now := c.clock.Now()
-	freshEnd, confirmed := clock.After(now, r.o.NotFoundTTL), int64(0)
+	end, confirmed := clock.After(now, r.o.NotFoundTTL), int64(0)
+	fresh := local.FreshUntil(end)
 	if c.routes != nil && it.answered { // then it is a copy of Redis' answer, too
 		confirmed = now
 		s := c.routes.link(c.routes.of(it.key)).reader()
-		freshEnd = c.freshUntil(now, freshEnd, s != nil && s.tracks(it.key) && !s.replica.Load())
+		fresh = c.freshUntil(now, end, s != nil && s.tracks(it.key) && !s.replica.Load())
 	}
 	c.storeIfNotInvalidated(it, local.NewEntry(it.key, nil, local.Freshness{
-		Confirmed: confirmed, Fresh: local.Absence(freshEnd), Expires: local.Invalidated,
+		Confirmed: confirmed, Fresh: local.Absence(fresh), Expires: local.Invalidated,
 		Scope: it.token.Scope, Epoch: it.token.Epoch,
 	}), now)
 }

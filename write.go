@@ -161,7 +161,7 @@ func (c *Cache) write(ctx context.Context, op string, ws []change, ttl time.Dura
 	}
 	if c.routes == nil {
 		for i := range ws {
-			ws[i].entry = c.entryOf(&ws[i], now, &c.local.StandaloneScope, ws[i].deadline)
+			ws[i].entry = c.entryOf(&ws[i], now, &c.local.StandaloneScope, local.FreshUntil(ws[i].deadline))
 			c.putSuperseding(ctx, &ws[i], now)
 		}
 		return nil
@@ -216,7 +216,7 @@ func (c *Cache) aim(ctx context.Context, w *change, now int64) *session {
 		w.place = c.routes.of(w.key)
 		// While the write is in flight, its entry is fresh for as long as the caller waits.
 		// The freshness after that is decided by written.
-		w.entry = c.entryOf(w, now, &w.place.domain, clock.After(now, c.opts.Timeout))
+		w.entry = c.entryOf(w, now, &w.place.domain, local.FreshUntil(clock.After(now, c.opts.Timeout)))
 		w.link = c.routes.link(w.place)
 		if s := w.link.writer(w.del); s != nil {
 			if c.journal.Holds(w.hash, w.key) {
@@ -244,12 +244,12 @@ func (c *Cache) moved(w *change) bool {
 }
 
 // entryOf returns the local entry for a change, nil for a delete.
-func (c *Cache) entryOf(w *change, now int64, d *local.EpochScope, fresh int64) *local.Entry {
+func (c *Cache) entryOf(w *change, now int64, d *local.EpochScope, fresh local.FreshUntil) *local.Entry {
 	if w.del {
 		return nil
 	}
 	e := local.NewEntry(w.key, w.value, local.Freshness{
-		Confirmed: now, Expires: w.deadline, Fresh: min(fresh, w.deadline), Scope: d, Epoch: d.Epoch.Load(),
+		Confirmed: now, Expires: w.deadline, Fresh: min(fresh, local.FreshUntil(w.deadline)), Scope: d, Epoch: d.Epoch.Load(),
 	})
 	e.SetStaleIfError(w.grace)
 	return e
@@ -258,7 +258,7 @@ func (c *Cache) entryOf(w *change, now int64, d *local.EpochScope, fresh int64) 
 // keep does a write without sending it now: to the local tier and the journal.
 func (c *Cache) keep(ctx context.Context, w *change, now int64) (journal.Saving, error) {
 	if w.entry != nil {
-		w.entry.Fresh.Store(local.Unconfirmed)
+		w.entry.SetUnconfirmed()
 	}
 	if !c.putSuperseding(ctx, w, now) {
 		return journal.Saving{}, nil
@@ -303,7 +303,7 @@ func (c *Cache) downgraded(key string) {
 // about the same key of another database, or the server may have dropped the key from its
 // tracking table.
 func (w *change) baseOf() journal.Expected {
-	if w.old == nil || w.old.Fresh.Load() < local.KeepFreshness || w.old.StaleIfError()&local.NotInRedis != 0 {
+	if w.old == nil || w.old.MarksAbsence() || w.old.StaleIfError()&local.NotInRedis != 0 {
 		return journal.Expected{}
 	}
 	server := w.link.server()
@@ -314,7 +314,7 @@ func (w *change) baseOf() journal.Expected {
 		return journal.PerhapsHolding(w.old.Bytes(), server)
 	}
 	b := journal.Holding(w.old.Bytes(), w.old.Expires.Load(), server)
-	b.Echo = w.old.Fresh.Load() == local.Unconfirmed
+	b.Echo = w.old.FreshUntil() == local.Unconfirmed
 	return b
 }
 
@@ -444,7 +444,7 @@ func (c *Cache) written(w *change, now int64, replies []rueidis.RedisResult, o o
 
 // freshUntilAfterWrite returns the end of the freshness of an acknowledged write's copy. It is
 // Unconfirmed if the copy must be read first, because the server announces only changes of keys that were read.
-func (c *Cache) freshUntilAfterWrite(w *change, now int64, o outcome) int64 {
+func (c *Cache) freshUntilAfterWrite(w *change, now int64, o outcome) local.FreshUntil {
 	told := o.session.tracks(w.key)
 	if w.del || o.asked || told && c.opts.Tracking.Mode == TrackReads {
 		return local.Unconfirmed

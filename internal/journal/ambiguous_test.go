@@ -60,7 +60,7 @@ func TestAnAcknowledgedWriteOvertakesWhatWasJournaledBefore(t *testing.T) {
 		case in == nil:
 			t.Errorf("%s: the intent is gone", tt.name)
 		default:
-			if in.Seq != tt.seq || in.checkAt != 0 {
+			if in.Seq != tt.seq || in.checkAt != toReplay {
 				t.Errorf("%s: the intent is %+v, want write %d, queued", tt.name, in, tt.seq)
 			}
 			if tt.late != "" && !remembers(in.PossibleLateWrites, tt.late) {

@@ -42,9 +42,9 @@ func (j *Journal) Invalidated(h keyhash.Hash, key string, now int64) bool {
 // come from an unanswered write of our own, from its echo, or from the expiry of the base.
 func (j *Journal) invalidateLocked(in *Intent, now int64) bool {
 	ownEnd := in.Expected.held && over(in.Expected.gone, now)
-	replayed := in.expectedSeq == 0
+	replayed := in.expectedSeq == foundByReplay
 	echo := replayed || in.Expected.Echo // the invalidation may be an echo of our own write
-	if in.Del || in.sending || in.checkAt != 0 || in.PossibleLateWrites.Since != 0 || ownEnd || echo {
+	if in.Del || in.sending || in.checkAt != toReplay || in.PossibleLateWrites.any() || ownEnd || echo {
 		return false
 	}
 	if in.news++; in.news == 0 {

@@ -146,7 +146,7 @@ func (j *Journal) restore(sh *shard, key string, in *Intent) {
 	sh.intents[key] = in
 	j.Keys.Add(1)
 	j.Bytes.Add(int64(len(key) + len(in.Value)))
-	if in.checkAt == 0 {
+	if in.checkAt == toReplay {
 		j.Queued.Add(1)
 	}
 }

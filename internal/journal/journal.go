@@ -147,6 +147,9 @@ type Write struct {
 	PlainUntil int64
 }
 
+// mayHaveRun reports whether the write may have reached Redis.
+func (w *Write) mayHaveRun() bool { return w.SentOn != 0 }
+
 // Put stores the write, unless a later write of the same key is there already. A possible
 // effect of the write on Redis is recorded in any case. put does not block. Before the
 // write is accepted, the caller waits for the returned saving.
@@ -180,7 +183,7 @@ func (j *Journal) putLocked(sh *shard, w Write) (admission, Saving) {
 	in, decision := sh.intents[w.Key], admitted
 	if in == nil {
 		if !j.admit(w.Key) {
-			if w.SentOn == 0 {
+			if !w.mayHaveRun() {
 				return Rejected, Saving{}
 			}
 			// The write may run late and replace the next one. So the key is journaled
@@ -194,7 +197,7 @@ func (j *Journal) putLocked(sh *shard, w Write) (admission, Saving) {
 		sh.intents[w.Key] = in
 		sh.grown = max(sh.grown, len(sh.intents))
 	}
-	if w.SentOn != 0 {
+	if w.mayHaveRun() {
 		if w.Compensate != nil {
 			in.PossibleLateWrites.unanswered(w.SentOn, w.Compensate, false, w.Deadline)
 		} else {
@@ -238,11 +241,17 @@ func (j *Journal) replaceLocked(in *Intent, w Write) admission {
 		in.PlainUntil = w.PlainUntil
 	} // else the time of the earlier write, which this one replaces, stays valid
 	j.releaseLocked(in)
-	if in.checkAt != 0 {
-		in.checkAt = 0
+	j.queueLocked(in)
+	return decision
+}
+
+// queueLocked queues an intent for its replay, unless it is queued already. The caller holds the
+// shard's lock.
+func (j *Journal) queueLocked(in *Intent) {
+	if in.checkAt != toReplay {
+		in.checkAt = toReplay
 		j.Queued.Add(1)
 	}
-	return decision
 }
 
 // claim adds n bytes if they fit. It never exceeds the limit, not even for a moment: the
@@ -258,9 +267,6 @@ func (j *Journal) claim(n int64) bool {
 		}
 	}
 }
-
-// notQueued marks a new intent until put has queued it.
-const notQueued = -1
 
 // AllowLocalValue notes that the local tier has a value for a journaled delete or an expired set. The
 // value was loaded since, and is removed by the replay.
@@ -293,9 +299,9 @@ func (j *Journal) Superseded(h keyhash.Hash, w Write, sessionID uint64, server s
 	decision := admitted
 	switch {
 	case in == nil || in.Seq >= w.Seq:
-	case in.sending || in.PossibleLateWrites.Since != 0 && in.PossibleLateWrites.Since != sessionID:
+	case in.sending || in.PossibleLateWrites.anyBefore(sessionID):
 		decision, _ = j.putLocked(sh, w)
-		in.Expected, in.expectedSeq = afterwards(w.Value, w.Del, w.Deadline, server), 0
+		in.Expected, in.expectedSeq = afterwards(w.Value, w.Del, w.Deadline, server), foundByReplay
 		saved = j.saveLocked(sh, w.Key, in)
 		again = true
 	default:
@@ -334,10 +340,7 @@ func (j *Journal) Flushed(owns func(key string) bool, spare map[string]uint64) (
 			j.Bytes.Add(-int64(len(in.Value)))
 			in.Value, in.Del, in.valueInLocalTier = nil, true, false
 			j.releaseLocked(in)
-			if in.checkAt != 0 {
-				in.checkAt = 0
-				j.Queued.Add(1)
-			}
+			j.queueLocked(in)
 			last = last.Or(j.saveLocked(sh, key, in))
 			keys = append(keys, key)
 		}
@@ -361,7 +364,7 @@ func (j *Journal) Touch(h keyhash.Hash, key string, now, deadline int64) (saved 
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	in := sh.intents[key]
-	if in == nil || in.Del || now >= in.Deadline || in.checkAt != 0 {
+	if in == nil || in.Del || now >= in.Deadline || in.checkAt != toReplay {
 		return Saving{}, false
 	}
 	in.Deadline = deadline
@@ -391,7 +394,7 @@ func (j *Journal) dropLocked(sh *shard, key string, in *Intent) {
 	j.Bytes.Add(-int64(len(key) + len(in.Value)))
 	j.Keys.Add(-1)
 	j.releaseLocked(in)
-	if in.checkAt == 0 {
+	if in.checkAt == toReplay {
 		j.Queued.Add(-1)
 	}
 }
@@ -457,7 +460,7 @@ func (j *Journal) UndeliveredKeys() []string {
 		sh := &j.shards[i]
 		sh.mu.RLock()
 		for key, in := range sh.intents {
-			if (in.held != nil || in.checkAt == 0) && !in.done {
+			if (in.held != nil || in.checkAt == toReplay) && !in.done {
 				keys = append(keys, key)
 			}
 		}

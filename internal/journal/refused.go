@@ -114,7 +114,7 @@ func (j *Journal) Hold(t *Task, r *objection, ran uint64, now int64) (again, new
 			j.Held.N.Add(-1)
 			ok = false
 			return
-		case in.checkAt == 0:
+		case in.checkAt == toReplay:
 			j.Queued.Add(-1)
 		}
 		in.held = &heldEntry{r, was.since}
@@ -136,7 +136,7 @@ func (j *Journal) Hold(t *Task, r *objection, ran uint64, now int64) (again, new
 
 // queuedLocked reports whether the intent is to be replayed. The caller holds the shard's
 // lock.
-func (in *Intent) queuedLocked() bool { return in.checkAt == 0 && in.held == nil }
+func (in *Intent) queuedLocked() bool { return in.checkAt == toReplay && in.held == nil }
 
 // releaseLocked queues a held intent again. The caller holds the shard's lock.
 func (j *Journal) releaseLocked(in *Intent) {
@@ -146,7 +146,7 @@ func (j *Journal) releaseLocked(in *Intent) {
 	in.held.keys.Add(-1)
 	in.held = nil
 	j.Held.N.Add(-1)
-	if in.checkAt == 0 {
+	if in.checkAt == toReplay {
 		j.Queued.Add(1)
 	}
 }

@@ -39,7 +39,7 @@ func (j *Journal) Take(n, bytes int, now int64, hash func(string) keyhash.Hash, 
 		sh := &j.shards[at]
 		sh.mu.Lock()
 		for key, in := range sh.intents {
-			if in.sending || in.held != nil || in.checkAt > now || !want(key, in.Del) {
+			if in.sending || in.held != nil || !in.checkAt.due(now) || !want(key, in.Del) {
 				continue
 			}
 			if in.Disconnects >= PoisonDisconnects || j.Poison(key, in.Del) {
@@ -124,7 +124,7 @@ func (j *Journal) TakeOne(h keyhash.Hash, key string) []Task {
 func (j *Journal) takeLocked(sh *shard, key string, in *Intent, h keyhash.Hash) Task {
 	in.sending = true
 	j.underWay.Add(1)
-	t := Task{Intent: *in, Key: key, Hash: h, Check: in.checkAt > 0}
+	t := Task{Intent: *in, Key: key, Hash: h, Check: in.checkAt.waits()}
 	in.PlainUntil = 0
 	t.PossibleLateWrites.Sums = t.PossibleLateWrites.Sums[:len(t.PossibleLateWrites.Sums):len(t.PossibleLateWrites.Sums)]
 	if j.file != nil && !in.Compensate {
@@ -150,8 +150,8 @@ func (j *Journal) NextCheck(owns func(key string) bool) int64 {
 		sh := &j.shards[i]
 		sh.mu.RLock()
 		for key, in := range sh.intents {
-			if in.checkAt > 0 && in.held == nil && owns(key) {
-				next = min(next, in.checkAt)
+			if in.checkAt.waits() && in.held == nil && owns(key) {
+				next = min(next, int64(in.checkAt))
 			}
 		}
 		sh.mu.RUnlock()
@@ -268,7 +268,7 @@ func (j *Journal) resolveLocked(in *Intent, t Task, what Found, sessionID uint64
 	case FoundRefused, FoundTheirs:
 		in.Expected = Expected{}
 	}
-	in.expectedSeq, in.news = 0, 0
+	in.expectedSeq, in.news = foundByReplay, 0
 	if !in.is(&t) {
 		return false // a later write has replaced the intent
 	}
@@ -283,7 +283,7 @@ func (j *Journal) resolveLocked(in *Intent, t Task, what Found, sessionID uint64
 		in.Value, in.Del, in.WasSet = nil, true, true
 		return false
 	}
-	if in.PossibleLateWrites.Since == 0 || in.PossibleLateWrites.Since == sessionID {
+	if !in.PossibleLateWrites.anyBefore(sessionID) {
 		return true
 	}
 	if in.PossibleLateWrites.until == 0 {
@@ -297,10 +297,10 @@ func (j *Journal) resolveLocked(in *Intent, t Task, what Found, sessionID uint64
 		j.Bytes.Add(-int64(len(in.Value)))
 		in.Value, in.Del, in.Compensate = nil, true, !in.PossibleLateWrites.More
 	}
-	if in.checkAt == 0 {
+	if in.checkAt == toReplay {
 		j.Queued.Add(-1)
 	}
-	in.checkAt = in.PossibleLateWrites.until
+	in.checkAt = checkTime(in.PossibleLateWrites.until)
 	return false
 }
 

@@ -71,7 +71,7 @@ func (j *Journal) Awaits(h keyhash.Hash, key string) (journaled, replay bool) {
 	sh.mu.RLock()
 	defer sh.mu.RUnlock()
 	in := sh.intents[key]
-	return in != nil, in != nil && in.checkAt == 0 && !in.Compensate
+	return in != nil, in != nil && in.checkAt == toReplay && !in.Compensate
 }
 
 // Adopt stores a task as one that was taken, and reports whether its key was free.
@@ -84,7 +84,7 @@ func (j *Journal) Adopt(t *Task) bool {
 	}
 	in := t.Intent
 	if in.sending = true; t.Check {
-		in.checkAt = 1
+		in.checkAt = 1 // long ago
 	} else {
 		j.Queued.Add(1)
 	}
@@ -104,7 +104,7 @@ func (j *Journal) Dismiss(t *Task, now int64) bool {
 	if in == nil {
 		return true
 	}
-	if in.held == nil && in.checkAt <= now {
+	if in.held == nil && in.checkAt.due(now) {
 		return false
 	}
 	j.dropLocked(sh, t.Key, in)

@@ -265,7 +265,7 @@ func (l *Tier) open(h keyhash.Hash, superseded *atomic.Bool, next func(old *Entr
 // (keep) and no other write of ours overlapped it: only Redis knows which of two such writes
 // ran last. An entry that stays is fresh until the given time, or keeps its freshness (KeepFreshness);
 // an invalidation during the write makes it unread in either case.
-func (l *Tier) End(h keyhash.Hash, keep bool, fresh int64) {
+func (l *Tier) End(h keyhash.Hash, keep bool, fresh FreshUntil) {
 	l.closeWrite(h, fresh, func(p *pending) *Entry {
 		if keep {
 			return p.entry
@@ -287,11 +287,11 @@ func (l *Tier) EndRefused(h keyhash.Hash, was *Entry) {
 }
 
 // EndAs closes a write that hold opened: e replaces the previous entry, as with end.
-func (l *Tier) EndAs(h keyhash.Hash, e *Entry, fresh int64) {
+func (l *Tier) EndAs(h keyhash.Hash, e *Entry, fresh FreshUntil) {
 	l.closeWrite(h, fresh, func(*pending) *Entry { return e })
 }
 
-func (l *Tier) closeWrite(h keyhash.Hash, fresh int64, next func(*pending) *Entry) {
+func (l *Tier) closeWrite(h keyhash.Hash, fresh FreshUntil, next func(*pending) *Entry) {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -309,15 +309,13 @@ func (l *Tier) closeWrite(h keyhash.Hash, fresh int64, next func(*pending) *Entr
 		if p.invalidated {
 			fresh = Unconfirmed
 		}
-		e.Fresh.Store(fresh)
+		e.setFresh(fresh)
 	}
 	if p.writers == 0 {
 		p.overlap, p.invalidated = false, false
 	}
 	l.storeLocked(s, h, p, p.entry, e)
 }
-
-const KeepFreshness = -2
 
 // Writing reports whether a write of ours to the key is in flight.
 func (l *Tier) Writing(h keyhash.Hash) bool {
@@ -387,7 +385,7 @@ func (l *Tier) Suspect(h keyhash.Hash, end func(old int64) int64) {
 	defer s.mu.Unlock()
 	s.version.Add(1)
 	if _, old := l.lookLocked(s, h); old != nil && !old.Invalid() {
-		old.Fresh.Store(Unconfirmed)
+		old.SetUnconfirmed()
 		old.Expires.Store(end(old.Expires.Load()))
 	}
 }
@@ -408,7 +406,7 @@ func (l *Tier) Retime(h keyhash.Hash, was *Entry, end int64) {
 		}
 		l.storeLocked(s, h, p, old, nil)
 	case !old.Invalid():
-		old.Fresh.Store(Unconfirmed)
+		old.SetUnconfirmed()
 		old.Expires.Store(end)
 	}
 }
@@ -421,7 +419,7 @@ func (l *Tier) OnReplayed(h keyhash.Hash) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.version.Add(1)
-	if p, old := l.lookLocked(s, h); old != nil && old.Fresh.Load() != Unconfirmed {
+	if p, old := l.lookLocked(s, h); old != nil && old.FreshUntil() != Unconfirmed {
 		l.storeLocked(s, h, p, old, nil)
 	}
 }
@@ -452,10 +450,10 @@ func (l *Tier) Invalidate(h keyhash.Hash, now int64) {
 	}
 	switch {
 	case old == nil:
-	case writing, old.Fresh.Load() == Unconfirmed:
-		old.Fresh.Store(Unconfirmed)
+	case writing, old.FreshUntil() == Unconfirmed:
+		old.SetUnconfirmed()
 	default:
-		old.Fresh.Store(0)
+		old.setFresh(Suspect)
 		if now < old.Expires.Load() {
 			old.Expires.Store(Invalidated)
 		}

@@ -376,11 +376,11 @@ func TestAnInvalidationVoidsFillsAndWritesUnderWay(t *testing.T) {
 	// It may be the echo of the write: the copy stays, in doubt.
 	l.Begin(h, NewEntry("k", []byte("ours"), k))
 	l.Invalidate(h, 1)
-	if e := l.Get(h); e == nil || e.Invalid() || e.Fresh.Load() != Unconfirmed {
+	if e := l.Get(h); e == nil || e.Invalid() || e.FreshUntil() != Unconfirmed {
 		t.Errorf("a write under way of whose key the server told: %+v", e)
 	}
 	l.End(h, true, clock.Never)
-	if e := l.Get(h); e == nil || e.Invalid() || e.Fresh.Load() != Unconfirmed {
+	if e := l.Get(h); e == nil || e.Invalid() || e.FreshUntil() != Unconfirmed {
 		t.Errorf("a write of whose key the server told left %+v", e)
 	}
 	l.Invalidate(h, 1) // the echo, behind the answer
@@ -389,7 +389,7 @@ func TestAnInvalidationVoidsFillsAndWritesUnderWay(t *testing.T) {
 	}
 	l.Begin(h, NewEntry("k", []byte("ours"), k))
 	l.End(h, true, 77)
-	if e := l.Get(h); e == nil || e.Fresh.Load() != 77 {
+	if e := l.Get(h); e == nil || e.FreshUntil() != 77 {
 		t.Errorf("a write alone left %+v", e)
 	}
 	l.Invalidate(h, 1)
@@ -475,6 +475,29 @@ func TestAnAbsenceThatIsNotKeptInvalidatesAnOlderCopy(t *testing.T) {
 			if e := l.Get(h); e == nil || e.Invalid() != tt.invalid {
 				t.Errorf("%s, the stream broken: %v: the copy is %+v", tt.name, broken, e)
 			}
+		}
+	}
+}
+
+func TestOnlyAMomentIsFreshAndOnlyAnAbsenceIsAbsent(t *testing.T) {
+	for _, tt := range []struct {
+		fresh          FreshUntil
+		served, absent bool // at 50
+	}{
+		{100, true, false},
+		{50, false, false},
+		{clock.Never, true, false},
+		{Suspect, false, false},
+		{Unconfirmed, false, false},
+		{KeepFreshness, false, false},
+		{Absence(100), false, true},
+		{Absence(50), false, false},
+		{Absence(clock.Never), false, true},
+	} {
+		var e Entry
+		e.setFresh(tt.fresh)
+		if served, absent := e.FreshAt(50), tt.fresh.absentAt(50); served != tt.served || absent != tt.absent {
+			t.Errorf("%d: served %v, absent %v", tt.fresh, served, absent)
 		}
 	}
 }
