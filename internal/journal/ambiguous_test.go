@@ -18,7 +18,7 @@ func TestAnAcknowledgedWriteOvertakesWhatWasJournaledBefore(t *testing.T) {
 		write  Write
 		holds  string
 		seq    uint64 // of the intent that stays
-		late   string // what may appear late
+		late   string // a value that may appear late
 	}{
 		{"nothing there", func(*testing.T, *Journal) {}, set("k", "new", 2), "", 0, ""},
 		{"another key", func(t *testing.T, j *Journal) { put(t, j, set("other", "v", 1), admitted) }, set("k", "new", 2), "", 0, ""},

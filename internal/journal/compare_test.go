@@ -66,7 +66,8 @@ func TestOnlyAWaitingSetThatNobodyElseExplainsIsComparedAndTheComparisonDecides(
 	}
 }
 
-// What is told while the answer is on its way is not in it.
+// The answer to a comparison does not include an invalidation that arrives while the answer is on
+// its way.
 func TestNewsThatComesBesideAComparisonIsComparedOnceMore(t *testing.T) {
 	j := roomyJournal()
 	w := set("k", "v", 1)

@@ -57,8 +57,8 @@ func TestASupersededSetIsGivenUpThoughItWaitsForItsSecondLook(t *testing.T) {
 	}
 }
 
-// What a damaged file made doubtful stays so if this process dies at once, before
-// it has written anything.
+// A damaged file makes sets doubtful. They stay doubtful if this process dies at once, before it
+// has written anything.
 func TestDoubtOutlivesTheProcessThatHadIt(t *testing.T) {
 	dir := damagedDir(t)
 	j, r := reopened(t, dir, roomy)
@@ -202,7 +202,7 @@ func TestADeleteForAConflictIsInTheFileBeforeItIsSent(t *testing.T) {
 		if task := takeOnly(t, j, 0); !task.Del {
 			t.Fatalf("%s: the conflict is no delete", name)
 		}
-		sweep(j) // what a replay begins with
+		sweep(j) // a replay begins with a sweep
 		now := t.TempDir()
 		if err := os.CopyFS(now, os.DirFS(dir)); err != nil {
 			t.Fatal(err)
@@ -226,7 +226,7 @@ func TestWhatIsSentIsInTheFile(t *testing.T) {
 	if task := takeOnly(t, j, 0); string(task.Value) != "new" {
 		t.Fatalf("%s is replayed", task.Value)
 	}
-	sweep(j) // what a replay begins with
+	sweep(j) // a replay begins with a sweep
 	now := t.TempDir()
 	if err := os.CopyFS(now, os.DirFS(dir)); err != nil {
 		t.Fatal(err)

@@ -48,12 +48,12 @@ func put(t *testing.T, j *Journal, w Write, want admission) {
 	}
 }
 
-// takeAll takes what is due now.
-// What a take may want: anything.
+// all and anyKey accept each write and each key.
 func all(string, bool) bool { return true }
 
 func anyKey(string) bool { return true }
 
+// takeAll takes all tasks that are due at that time.
 func takeAll(j *Journal, now int64) []Task { return j.Take(1<<30, 1<<30, now, hashed, all) }
 
 // takeOnly takes the one task that there must be.

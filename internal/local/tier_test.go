@@ -286,7 +286,7 @@ func TestWhatIsPastItsTimeOutlivesTheNewsThatRedisHasItNoMore(t *testing.T) {
 	}
 }
 
-// Which of two writes under way at once Redis ran last, only Redis knows.
+// Only Redis knows which of two concurrent writes it ran last.
 func TestOverlappingOwnWritesLeaveNoLocalCopy(t *testing.T) {
 	l := startLocal(t, 1<<20)
 	h := l.Hash("k")
