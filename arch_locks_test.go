@@ -23,15 +23,15 @@ func designSection(t *testing.T, heading string) string {
 func TestTheListOfLockOrdersIsComplete(t *testing.T) {
 	// The computation finds these, and they do not happen or mean nothing.
 	harmless := map[string]string{
-		"dedicated.mu > dedicated.mu":      "the call goes to rueidis' client of the same interface",
-		"breaker.mu > done":                "gobreaker's function for the outcome",
-		"link.cluster.mu > done":           "gobreaker's function for the outcome",
-		"breaker.mu > p.end":               "cancels a context",
-		"link.cluster.mu > p.end":          "cancels a context",
-		"link.cluster.mu > l.retire":       "cancels a context",
-		"journal.journalShard.Mu > d.owns": "the keyspace of a link: atomic loads",
-		"journal.journalShard.Mu > owns":   "the keyspace of a link: atomic loads",
-		"journal.journalShard.Mu > hash":   "the hash of a key",
+		"dedicated.mu > dedicated.mu": "the call goes to rueidis' client of the same interface",
+		"breaker.mu > done":           "gobreaker's function for the outcome",
+		"link.cluster.mu > done":      "gobreaker's function for the outcome",
+		"breaker.mu > p.end":          "cancels a context",
+		"link.cluster.mu > p.end":     "cancels a context",
+		"link.cluster.mu > l.retire":  "cancels a context",
+		"journal.shard.mu > d.owns":   "the keyspace of a link: atomic loads",
+		"journal.shard.mu > owns":     "the keyspace of a link: atomic loads",
+		"journal.shard.mu > hash":     "the hash of a key",
 	}
 	pure := []string{"cmds.Completed.NoReply", "net.ParseIP", "net.SplitHostPort", "rueidis.RedisError.Error"}
 

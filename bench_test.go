@@ -156,7 +156,7 @@ func lookUnfenced(c *Cache, h keyhash.Hash, now int64) (e *local.Entry, fresh bo
 	if e = c.local.Get(h); e == nil {
 		return nil, false
 	}
-	return e, e.EpochValid(now) && now < e.Fresh.Load()
+	return e, e.EpochValid(now) && e.FreshAt(now)
 }
 
 // freshCopies is a Cache with fresh copies of all keys in its local tier.
@@ -609,7 +609,7 @@ func BenchmarkInvalidation(b *testing.B) {
 			b.Fatal(err)
 		}
 		start := set("ours", i)
-		for e := c.local.Get(h); e != nil && e.Fresh.Load() != 0; e = c.local.Get(h) {
+		for e := c.local.Get(h); e != nil && e.FreshUntil() != local.Suspect; e = c.local.Get(h) {
 			time.Sleep(10 * time.Microsecond) // spinning would keep the runtime from the network
 		}
 		ours = append(ours, time.Since(start))

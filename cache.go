@@ -135,7 +135,7 @@ func (c *Cache) look(h keyhash.Hash, key string, now int64) (e *local.Entry, fre
 	}
 	// The epoch is read before the freshness: a confirmation clears the old freshness,
 	// then stores the epoch, then the new freshness.
-	return e, e.EpochValid(now) && now < e.Fresh.Load()
+	return e, e.EpochValid(now) && e.FreshAt(now)
 }
 
 // read answers a call that found no fresh local copy: from the journal, from Redis, or
@@ -208,11 +208,11 @@ func (c *Cache) readOutcome(op string, h keyhash.Hash, key string, now int64, t 
 
 // freshUntil returns the time until which a copy is fresh; tracked says whether the
 // server tracks the key.
-func (c *Cache) freshUntil(now, expires int64, tracked bool) int64 {
+func (c *Cache) freshUntil(now, expires int64, tracked bool) local.FreshUntil {
 	if !tracked {
 		expires = min(expires, clock.After(now, c.opts.Tracking.UntrackedTTL))
 	}
-	return min(expires, clock.After(now, c.opts.Local.MaxTTL))
+	return local.FreshUntil(min(expires, clock.After(now, c.opts.Local.MaxTTL)))
 }
 
 // journaled answers for a journaled key: with its value, or with a miss if the key was

@@ -14,7 +14,7 @@ func TestWhatTheServerRefutedIsNeverServedAgain(t *testing.T) {
 	t.Cleanup(l.Close)
 	h := l.Hash("k")
 	set := func(expires int64) *local.Entry {
-		e := local.NewEntry("k", []byte("v"), local.Freshness{Fresh: expires, Expires: expires, Scope: &l.StandaloneScope, Epoch: l.StandaloneScope.Epoch.Load()})
+		e := local.NewEntry("k", []byte("v"), local.Freshness{Fresh: local.FreshUntil(expires), Expires: expires, Scope: &l.StandaloneScope, Epoch: l.StandaloneScope.Epoch.Load()})
 		l.Put(h, e)
 		return e
 	}
@@ -26,7 +26,7 @@ func TestWhatTheServerRefutedIsNeverServedAgain(t *testing.T) {
 		t.Fatal("a copy that nobody refuted is not served")
 	}
 	l.Invalidate(h, 50)
-	if served(e, 50) || served(e, 150) || !e.Invalid() || e.Fresh.Load() != 0 {
+	if served(e, 50) || served(e, 150) || !e.Invalid() || e.FreshUntil() != 0 {
 		t.Errorf("a refuted copy is served: %+v", e)
 	}
 	l.Suspect(h, func(int64) int64 { return 1000 }) // a Touch
@@ -37,14 +37,14 @@ func TestWhatTheServerRefutedIsNeverServedAgain(t *testing.T) {
 	if !l.Fill(h, "k", []byte("v"), tok, local.Freshness{Confirmed: 60, Fresh: 100, Expires: 100, Scope: &l.StandaloneScope, Epoch: l.StandaloneScope.Epoch.Load()}) {
 		t.Error("what redis holds now was not kept")
 	}
-	if e := l.Get(h); e == nil || e.Invalid() || e.Fresh.Load() != 100 {
+	if e := l.Get(h); e == nil || e.Invalid() || e.FreshUntil() != 100 {
 		t.Errorf("after a read: %+v", e)
 	}
 
 	// What the server tells of an expired key is that it expired.
 	e = set(100)
 	l.Invalidate(h, 100)
-	if !served(e, 150) || e.Fresh.Load() != 0 {
+	if !served(e, 150) || e.FreshUntil() != 0 {
 		t.Errorf("an expiry refuted a copy that may be served past its end: %+v", e)
 	}
 

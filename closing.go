@@ -78,7 +78,7 @@ func (u *UndeliveredError) Unwrap() error { return u.Err }
 // has are not lost and are not logged, but they are an error of Shutdown, which was asked to
 // deliver them. It is called when the workers have ended and the notifier has not.
 func (c *Cache) lost(why error, shutdown bool) error {
-	onDisk := c.journal.File != nil
+	onDisk := c.journal.HasFile()
 	n := c.journal.Undelivered()
 	if n == 0 || onDisk && !shutdown {
 		return nil
@@ -152,7 +152,7 @@ func (c *Cache) stuckLoaders() []string {
 // stuckWorkers names the code in which the workers are.
 func (c *Cache) stuckWorkers() []string {
 	names := c.userCode.names()
-	if c.journal.File != nil && slices.Contains(c.workers.Members(), "replayer") {
+	if c.journal.HasFile() && slices.Contains(c.workers.Members(), "replayer") {
 		names = append(names, "the disk of Journal.Dir")
 	}
 	return names

@@ -130,7 +130,7 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 	if c.routes == nil {
 		c.invalidateFlight(&w)
 		defer c.invalidateFlight(&w)
-		return c.local.Add(h, c.entryOf(&w, now, &c.local.StandaloneScope, w.deadline), now), nil
+		return c.local.Add(h, c.entryOf(&w, now, &c.local.StandaloneScope, local.FreshUntil(w.deadline)), now), nil
 	}
 	bounded, cancel := c.remote.Bound(ctx, now)
 	defer cancel()
@@ -383,6 +383,6 @@ func (c *Cache) touchLocal(h keyhash.Hash, now, deadline int64) error {
 		return ErrMiss
 	}
 	// The domain is not set: it stays.
-	e.Confirm(local.Freshness{Confirmed: now, Fresh: deadline, Expires: deadline, Epoch: e.Epoch.Load()})
+	e.Confirm(local.Freshness{Confirmed: now, Fresh: local.FreshUntil(deadline), Expires: deadline, Epoch: e.Epoch.Load()})
 	return nil
 }

@@ -293,7 +293,7 @@ func (c *Cache) end(why error, shutdown bool) error {
 // file they may spend it on the disk, and the budget may be large, so diskLimit bounds the
 // wait. It returns false after that.
 func (c *Cache) left() bool {
-	if c.journal.File == nil {
+	if !c.journal.HasFile() {
 		return c.inflight.Wait(clock.Never)
 	}
 	return c.inflight.Wait(diskLimit)

@@ -149,7 +149,7 @@ func TestACopyIsNotFreshOfWhichTheServerToldAsItWasPutInPlace(t *testing.T) {
 		if order == "before" {
 			(&linkEvents{c}).Invalidated(order, true)
 		}
-		c.storeIfNotInvalidated(&it, local.NewEntry(order, []byte("v"), local.Freshness{Confirmed: now, Fresh: far, Expires: far, Scope: &c.local.StandaloneScope}), now)
+		c.storeIfNotInvalidated(&it, local.NewEntry(order, []byte("v"), local.Freshness{Confirmed: now, Fresh: local.FreshUntil(far), Expires: far, Scope: &c.local.StandaloneScope}), now)
 		if order == "after" {
 			(&linkEvents{c}).Invalidated(order, true)
 		}

@@ -331,7 +331,7 @@ func (c *Cache) takeBack(w *write, now int64, o link.Outcome) (saved journal.Sav
 		saved, _ = c.remember(&compensation, o.Session.Id)
 	}
 	w.grace |= local.NotInRedis
-	c.local.EndAs(w.hash, c.entryOf(w, now, &w.place.Scope, now), local.Unconfirmed)
+	c.local.EndAs(w.hash, c.entryOf(w, now, &w.place.Scope, local.FreshUntil(now)), local.Unconfirmed)
 	if o.Unknown && !w.del {
 		c.journal.AllowLocalValue(w.hash, w.key, now)
 	}
@@ -431,14 +431,15 @@ func (c *Cache) keepAbsence(r *request, it *loadItem) {
 		return
 	}
 	now := c.clock.Now()
-	freshEnd, confirmed := clock.After(now, r.o.NotFoundTTL), int64(0)
+	end, confirmed := clock.After(now, r.o.NotFoundTTL), int64(0)
+	fresh := local.FreshUntil(end)
 	if c.routes != nil && it.answered { // then it is a copy of Redis' answer, too
 		confirmed = now
 		s := c.routes.Link(c.routes.Of(it.key)).Reader()
-		freshEnd = c.freshUntil(now, freshEnd, s != nil && s.Tracks(it.key) && s.OfMaster())
+		fresh = c.freshUntil(now, end, s != nil && s.Tracks(it.key) && s.OfMaster())
 	}
 	c.storeIfNotInvalidated(it, local.NewEntry(it.key, nil, local.Freshness{
-		Confirmed: confirmed, Fresh: local.Absence(freshEnd), Expires: local.Invalidated,
+		Confirmed: confirmed, Fresh: local.Absence(fresh), Expires: local.Invalidated,
 		Scope: it.token.Scope, Epoch: it.token.Epoch,
 	}), now)
 }

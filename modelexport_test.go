@@ -7,28 +7,11 @@ import "fmt"
 // Journaled says whether the journal has the key, and whether it waits there to be
 // replayed, rather than for its second check or to be taken back.
 func (c *Cache) Journaled(key string) (fenced, queued bool) {
-	sh := c.journal.Shard(c.local.Hash(key))
-	sh.Mu.RLock()
-	defer sh.Mu.RUnlock()
-	in := sh.Intents[key]
-	return in != nil, in != nil && in.CheckAt == 0 && !in.Compensate
+	return c.journal.Awaits(c.local.Hash(key), key)
 }
 
 // Replaying is how many intents are on their way to Redis.
-func (c *Cache) Replaying() int {
-	n := 0
-	for i := range c.journal.Shards {
-		sh := &c.journal.Shards[i]
-		sh.Mu.RLock()
-		for _, in := range sh.Intents {
-			if in.Sending {
-				n++
-			}
-		}
-		sh.Mu.RUnlock()
-	}
-	return n
-}
+func (c *Cache) Replaying() int { return c.journal.BeingSent() }
 
 // Leftover says what is left in the journal or in the overlay, nil for nothing.
 func (c *Cache) Leftover() error {

@@ -40,7 +40,7 @@ func (c *Cache) connect() {
 	})
 	c.remote = link.NewRemote(c.routes)
 	c.journal.Poison = c.routes.Isolated
-	if c.journal.File != nil {
+	if c.journal.HasFile() {
 		c.keeper.Spawn("journal", func() { c.journal.Keep(c.stop) })
 		c.keeper.Spawn("sweeper", func() { c.journal.Tidy(c.life, c.routes.Wake) })
 	}

@@ -87,7 +87,7 @@ func (r *replayed) replay(tasks ...journal.Task) replay.Total {
 	var ours []*journal.Task
 	for i := range tasks {
 		t := &tasks[i]
-		if t.Hash = r.c.local.Hash(t.Key); r.journal(t) {
+		if t.Hash = r.c.local.Hash(t.Key); r.c.journal.Adopt(t) {
 			ours = append(ours, t)
 		}
 	}
@@ -96,48 +96,9 @@ func (r *replayed) replay(tasks ...journal.Task) replay.Total {
 		r.t.Fatalf("redis did not answer: %v", r.c.Health().LastError)
 	}
 	for _, t := range ours {
-		redistest.WaitFor(r.t, time.Minute, "the conflict's end", func() bool { return r.ended(t) })
+		redistest.WaitFor(r.t, time.Minute, "the conflict's end", func() bool { return r.c.journal.Dismiss(t, r.c.clock.Now()) })
 	}
 	return round
-}
-
-// journal has the task in the journal, as one that was taken from there; it says
-// whether it was not.
-func (r *replayed) journal(t *journal.Task) bool {
-	j := r.c.journal
-	sh := j.Shard(t.Hash)
-	sh.Mu.Lock()
-	defer sh.Mu.Unlock()
-	if sh.Intents[t.Key] != nil {
-		return false
-	}
-	in := t.Intent
-	if in.Sending = true; t.Check {
-		in.CheckAt = 1
-	} else {
-		j.Queued.Add(1)
-	}
-	j.Keys.Add(1)
-	j.Bytes.Add(int64(len(t.Key) + len(in.Value)))
-	sh.Intents[t.Key] = &in
-	return true
-}
-
-// ended says whether a task is done with, but for a second check, which it drops.
-func (r *replayed) ended(t *journal.Task) bool {
-	j := r.c.journal
-	sh := j.Shard(t.Hash)
-	sh.Mu.Lock()
-	defer sh.Mu.Unlock()
-	in := sh.Intents[t.Key]
-	switch {
-	case in == nil:
-		return true
-	case in.Held == nil && in.CheckAt <= r.c.clock.Now():
-		return false
-	}
-	j.DropLocked(sh, t.Key, in)
-	return true
 }
 
 // servers runs the test against miniredis and against a real server.
@@ -764,16 +725,8 @@ func TestASetThatIsRefusedForLongBecomesADelete(t *testing.T) {
 	if keys := r.c.journal.ExpireHeld(r.c.clock.Now() - int64(journal.HeldSets)); len(keys) != 0 {
 		t.Errorf("it is given up at once: %q", keys)
 	}
-	sh := r.c.journal.Shard(r.c.local.Hash("theirs"))
 	redistest.WaitFor(t, time.Minute, "a minute", func() bool {
-		sh.Mu.Lock()
-		defer sh.Mu.Unlock()
-		if in := sh.Intents["theirs"]; !in.Sending && !in.Del {
-			in.Held.Since -= int64(journal.HeldSets)
-		} else if in.Del {
-			return true
-		}
-		return false
+		return r.c.journal.AgeHeld(r.c.local.Hash("theirs"), "theirs", int64(journal.HeldSets))
 	})
 	if d := <-drops; d != (Drop{"theirs", DropRejected}) {
 		t.Errorf("told of %+v", d)

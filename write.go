@@ -163,7 +163,7 @@ func (c *Cache) write(ctx context.Context, op string, ws []write, ttl time.Durat
 	}
 	if c.routes == nil {
 		for i := range ws {
-			ws[i].entry = c.entryOf(&ws[i], now, &c.local.StandaloneScope, ws[i].deadline)
+			ws[i].entry = c.entryOf(&ws[i], now, &c.local.StandaloneScope, local.FreshUntil(ws[i].deadline))
 			c.putSuperseding(ctx, &ws[i], now)
 		}
 		return nil
@@ -218,7 +218,7 @@ func (c *Cache) aim(ctx context.Context, w *write, now int64) *link.Session {
 		w.place = c.routes.Of(w.key)
 		// While the write is in flight, its entry is fresh for as long as the caller waits.
 		// The freshness after that is decided by written.
-		w.entry = c.entryOf(w, now, &w.place.Scope, clock.After(now, c.opts.Timeout))
+		w.entry = c.entryOf(w, now, &w.place.Scope, local.FreshUntil(clock.After(now, c.opts.Timeout)))
 		w.link = c.routes.Link(w.place)
 		if s := w.link.Writer(w.del); s != nil {
 			if c.journal.Holds(w.hash, w.key) {
@@ -246,12 +246,12 @@ func (c *Cache) moved(w *write) bool {
 }
 
 // entryOf returns the local entry for a change, nil for a delete.
-func (c *Cache) entryOf(w *write, now int64, d *local.EpochScope, fresh int64) *local.Entry {
+func (c *Cache) entryOf(w *write, now int64, d *local.EpochScope, fresh local.FreshUntil) *local.Entry {
 	if w.del {
 		return nil
 	}
 	e := local.NewEntry(w.key, w.value, local.Freshness{
-		Confirmed: now, Expires: w.deadline, Fresh: min(fresh, w.deadline), Scope: d, Epoch: d.Epoch.Load(),
+		Confirmed: now, Expires: w.deadline, Fresh: min(fresh, local.FreshUntil(w.deadline)), Scope: d, Epoch: d.Epoch.Load(),
 	})
 	e.SetStaleIfError(w.grace)
 	return e
@@ -260,7 +260,7 @@ func (c *Cache) entryOf(w *write, now int64, d *local.EpochScope, fresh int64) *
 // keep does a write without sending it now: to the local tier and the journal.
 func (c *Cache) keep(ctx context.Context, w *write, now int64) (journal.Saving, error) {
 	if w.entry != nil {
-		w.entry.Fresh.Store(local.Unconfirmed)
+		w.entry.SetUnconfirmed()
 	}
 	if !c.putSuperseding(ctx, w, now) {
 		return journal.Saving{}, nil
@@ -305,7 +305,7 @@ func (c *Cache) downgraded(key string) {
 // about the same key of another database, or the server may have dropped the key from its
 // tracking table.
 func (w *write) baseOf() journal.Expected {
-	if w.old == nil || w.old.Fresh.Load() < local.KeepFreshness || w.old.StaleIfError()&local.NotInRedis != 0 {
+	if w.old == nil || w.old.MarksAbsence() || w.old.StaleIfError()&local.NotInRedis != 0 {
 		return journal.Expected{}
 	}
 	server := w.link.Server()
@@ -316,7 +316,7 @@ func (w *write) baseOf() journal.Expected {
 		return journal.PerhapsHolding(w.old.Bytes(), server)
 	}
 	b := journal.Holding(w.old.Bytes(), w.old.Expires.Load(), server)
-	b.Echo = w.old.Fresh.Load() == local.Unconfirmed
+	b.Echo = w.old.FreshUntil() == local.Unconfirmed
 	return b
 }
 
@@ -449,7 +449,7 @@ func (c *Cache) written(w *write, now int64, replies []rueidis.RedisResult, o li
 
 // freshUntilAfterWrite returns the end of the freshness of an acknowledged write's copy. It is
 // Unconfirmed if the copy must be read first, because the server announces only changes of keys that were read.
-func (c *Cache) freshUntilAfterWrite(w *write, now int64, o link.Outcome) int64 {
+func (c *Cache) freshUntilAfterWrite(w *write, now int64, o link.Outcome) local.FreshUntil {
 	tracked := o.Session.Tracks(w.key)
 	if w.del || o.Asked || tracked && c.opts.Tracking.Mode == TrackReads {
 		return local.Unconfirmed

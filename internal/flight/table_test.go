@@ -16,7 +16,7 @@ func TestAFlightGoesThroughItsPhases(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		steps func(fs *Table[int], f *Flight[int])
-		store bool // what it brings may be stored
+		store bool // its result may be stored
 		there bool // it has the key's place
 	}{
 		{"undisturbed", func(fs *Table[int], f *Flight[int]) { fs.Load(f, false) }, true, true},
@@ -56,7 +56,7 @@ func TestAFlightGoesThroughItsPhases(t *testing.T) {
 	}
 }
 
-// Which of two Redis would run last, nobody knows.
+// Nobody knows which of two writes Redis would run last.
 func TestAWriteWaitsForAValueThatIsBeingStored(t *testing.T) {
 	fs, h := New[int](), keyhash.Hash{Place: 1, Check: 2}
 	f := joined(t, fs, h)
@@ -123,7 +123,7 @@ func TestWhenTheLastOneLeavesTheRunIsOver(t *testing.T) {
 		t.Error("a flight that is over was joined")
 	}
 
-	// What is wanted goes on.
+	// A run that a caller called Want for goes on after the last caller has left.
 	f = joined(t, New[int](), h)
 	f.Run.Start(cancel)
 	f.Run.Want()

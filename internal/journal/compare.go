@@ -31,10 +31,10 @@ func (j *Journal) Invalidated(h keyhash.Hash, key string, now int64) bool {
 	if j.Keys.Load() == 0 {
 		return false
 	}
-	sh := j.Shard(h)
-	sh.Mu.Lock()
-	defer sh.Mu.Unlock()
-	in := sh.Intents[key]
+	sh := j.shard(h)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	in := sh.intents[key]
 	return in != nil && j.invalidateLocked(in, now)
 }
 
@@ -42,9 +42,9 @@ func (j *Journal) Invalidated(h keyhash.Hash, key string, now int64) bool {
 // come from an unanswered write of our own, from its echo, or from the expiry of the base.
 func (j *Journal) invalidateLocked(in *Intent, now int64) bool {
 	ownEnd := in.Expected.held && over(in.Expected.gone, now)
-	replayed := in.expectedSeq == 0
+	replayed := in.expectedSeq == foundByReplay
 	echo := replayed || in.Expected.Echo // the invalidation may be an echo of our own write
-	if in.Del || in.Sending || in.CheckAt != 0 || in.PossibleLateWrites.Since != 0 || ownEnd || echo {
+	if in.Del || in.sending || in.checkAt != toReplay || in.PossibleLateWrites.any() || ownEnd || echo {
 		return false
 	}
 	if in.news++; in.news == 0 {
@@ -59,13 +59,13 @@ func (j *Journal) InvalidatedAll(now int64, owns func(key string) bool) (some bo
 	if j.Keys.Load() == 0 {
 		return false
 	}
-	for i := range j.Shards {
-		sh := &j.Shards[i]
-		sh.Mu.Lock()
-		for key, in := range sh.Intents {
+	for i := range j.shards {
+		sh := &j.shards[i]
+		sh.mu.Lock()
+		for key, in := range sh.intents {
 			some = owns(key) && j.invalidateLocked(in, now) || some
 		}
-		sh.Mu.Unlock()
+		sh.mu.Unlock()
 	}
 	return some
 }
@@ -83,11 +83,11 @@ func (j *Journal) Uncompared(hash func(string) keyhash.Hash, owns func(key strin
 	if !j.news.Swap(false) {
 		return nil
 	}
-	for i := range j.Shards {
-		sh := &j.Shards[i]
-		sh.Mu.RLock()
-		for key, in := range sh.Intents {
-			if in.news == 0 && !in.unsure() || in.Del || in.Sending {
+	for i := range j.shards {
+		sh := &j.shards[i]
+		sh.mu.RLock()
+		for key, in := range sh.intents {
+			if in.news == 0 && !in.unsure() || in.Del || in.sending {
 				continue
 			}
 			if len(all) == CompareMost {
@@ -100,7 +100,7 @@ func (j *Journal) Uncompared(hash func(string) keyhash.Hash, owns func(key strin
 			}
 			all = append(all, waitingSet{key, hash(key), in.Seq, in.news})
 		}
-		sh.Mu.RUnlock()
+		sh.mu.RUnlock()
 	}
 	return all
 }
@@ -109,11 +109,11 @@ func (j *Journal) Uncompared(hash func(string) keyhash.Hash, owns func(key strin
 // delete.
 func (j *Journal) Compared(s waitingSet, current []byte, present bool, server string) bool {
 	sum := sha1.Sum(current)
-	sh := j.Shard(s.hash)
-	sh.Mu.Lock()
-	defer sh.Mu.Unlock()
-	in := sh.Intents[s.Key]
-	if in == nil || in.Seq != s.seq || in.news != s.news || in.Del || in.Sending {
+	sh := j.shard(s.hash)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	in := sh.intents[s.Key]
+	if in == nil || in.Seq != s.seq || in.news != s.news || in.Del || in.sending {
 		return false // another invalidation arrived, or a replay decides
 	}
 	b, unsure := &in.Expected, in.unsure()

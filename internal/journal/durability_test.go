@@ -33,10 +33,10 @@ func TestWhatWasBeingReplayedIsKnownToTheNextProcess(t *testing.T) {
 	put(t, j, set("set-set", "last", 2), admitted)
 	put(t, j, set("del-set", "last", 2), admitted)
 	next, _ := imaged(t, dir)
-	if in := next.Shard(hashed("set-set")).Intents["set-set"]; in == nil || !remembers(in.PossibleLateWrites, "sent") {
+	if in := next.shard(hashed("set-set")).intents["set-set"]; in == nil || !remembers(in.PossibleLateWrites, "sent") {
 		t.Errorf("what was sent would be taken for another client's: %+v", in)
 	}
-	if in := next.Shard(hashed("del-set")).Intents["del-set"]; in == nil || !in.PossibleLateWrites.Del {
+	if in := next.shard(hashed("del-set")).intents["del-set"]; in == nil || !in.PossibleLateWrites.Del {
 		t.Errorf("the absence would be taken for another client's doing: %+v", in)
 	}
 }
@@ -52,13 +52,13 @@ func TestASupersededSetIsGivenUpThoughItWaitsForItsSecondLook(t *testing.T) {
 	wantHolds(t, j, "k", 0, "gone")
 	put(t, j, set("other", "v", 2), admitted) // and the file has both
 	next, _ := imaged(t, dir)
-	if in := next.Shard(hashed("k")).Intents["k"]; in != nil && !in.Compensate {
+	if in := next.shard(hashed("k")).intents["k"]; in != nil && !in.Compensate {
 		t.Errorf("the next process replays it: %+v", in)
 	}
 }
 
-// What a damaged file made doubtful stays so if this process dies at once, before
-// it has written anything.
+// A damaged file makes sets doubtful. They stay doubtful if this process dies at once, before it
+// has written anything.
 func TestDoubtOutlivesTheProcessThatHadIt(t *testing.T) {
 	dir := damagedDir(t)
 	j, r := reopened(t, dir, roomy)
@@ -202,7 +202,7 @@ func TestADeleteForAConflictIsInTheFileBeforeItIsSent(t *testing.T) {
 		if task := takeOnly(t, j, 0); !task.Del {
 			t.Fatalf("%s: the conflict is no delete", name)
 		}
-		sweep(j) // what a replay begins with
+		sweep(j) // a replay begins with a sweep
 		now := t.TempDir()
 		if err := os.CopyFS(now, os.DirFS(dir)); err != nil {
 			t.Fatal(err)
@@ -226,7 +226,7 @@ func TestWhatIsSentIsInTheFile(t *testing.T) {
 	if task := takeOnly(t, j, 0); string(task.Value) != "new" {
 		t.Fatalf("%s is replayed", task.Value)
 	}
-	sweep(j) // what a replay begins with
+	sweep(j) // a replay begins with a sweep
 	now := t.TempDir()
 	if err := os.CopyFS(now, os.DirFS(dir)); err != nil {
 		t.Fatal(err)

@@ -13,26 +13,43 @@ type Intent struct {
 	Value    []byte // nil for a delete
 	Deadline int64  // of a set; never: it does not expire
 	Seq      uint64 // the order of the writes of one key
-	CheckAt  int64  // when the second check is due; 0 while the intent is to be replayed
+	checkAt  checkTime
 
 	PlainUntil int64 // see write; 0 after it was sent
 
 	Expected           Expected
-	expectedSeq        uint64 // sequence number of the write that found the base; 0 if a replay found it
+	expectedSeq        uint64 // sequence number of the write that found the base, or foundByReplay
 	PossibleLateWrites LateWrites
 
 	Del              bool
 	Compensate       bool  // a delete that only compensates our own unanswered writes
 	valueInLocalTier bool  // a delete whose value is in the local tier: it was a set, or was loaded since
-	Sending          bool  // a replay is sending it
+	sending          bool  // a replay is sending it
 	done             bool  // resolved; the next sweep removes it
-	news             uint8 // of a set: number of invalidations not yet compared; see news.go
+	news             uint8 // of a set: number of invalidations not yet compared; see compare.go
 	looked           bool  // the base is unknown, and the value in Redis was read for a comparison
 	Disconnects      uint8 // how often the connection was lost while the intent was under way
 	WasSet           bool  // a delete that was a set, and was reported as given up by a replay
 
-	Held *heldEntry // why and since when it is held; nil: it is not held
+	held *heldEntry // why and since when it is held; nil: it is not held
 }
+
+// foundByReplay is the sequence number of a base that a replay found, not a write.
+const foundByReplay = 0
+
+// checkTime is when the second check of an intent is due, or one of the marks below.
+type checkTime int64
+
+const (
+	toReplay  checkTime = 0  // the intent is to be replayed; the second check comes after that
+	notQueued checkTime = -1 // a new intent until put has queued it
+)
+
+// waits reports whether the intent was replayed and waits for its second check.
+func (c checkTime) waits() bool { return c > 0 }
+
+// due reports whether the intent may be sent: for its replay, or for its second check.
+func (c checkTime) due(now int64) bool { return int64(c) <= now }
 
 // Expected is the state in which this client last knew the key in Redis.
 type Expected struct {
@@ -70,20 +87,20 @@ func PerhapsHolding(v []byte, server string) Expected {
 // unsure reports whether the value in Redis is to be read while a server serves: the base
 // comes from a copy that was invalidated.
 func (in *Intent) unsure() bool {
-	return in.Expected.held && !in.Expected.known && !in.looked && !in.Del && in.PossibleLateWrites.Since == 0
+	return in.Expected.held && !in.Expected.known && !in.looked && !in.Del && !in.PossibleLateWrites.any()
 }
 
 // HoldingNothing is the base of a key that was last absent.
 func HoldingNothing(server string) Expected { return Expected{known: true, server: server} }
 
-// ClockAllowance is how much earlier the server may expire a value than this process' clock
+// clockAllowance is how much earlier the server may expire a value than this process' clock
 // says. The two clocks drift apart while the value lives, the server's clock may be set,
 // and Redis counts whole milliseconds. A foreign delete within this time before the expiry
 // cannot be told from the expiry.
-const ClockAllowance = int64(time.Second)
+const clockAllowance = int64(time.Second)
 
 // over reports whether the server may have expired a value with this end by now.
-func over(end, now int64) bool { return end != clock.Never && now >= end-ClockAllowance }
+func over(end, now int64) bool { return end != clock.Never && now >= end-clockAllowance }
 
 // mayBeAbsent reports whether a missing key at server is no conflict. That is so where
 // (a) the base is unknown or was absence, (b) a write of our own may have deleted the key
@@ -96,10 +113,17 @@ func (in *Intent) mayBeAbsent(server string, now int64) bool {
 	return !b.held || in.news == 0 && (!b.known || over(b.gone, now)) || b.server != server || in.PossibleLateWrites.mayLeaveNothing(now)
 }
 
+// any reports whether there is an unanswered write.
+func (l *LateWrites) any() bool { return l.Since != 0 }
+
+// anyBefore reports whether an unanswered write was sent on an earlier session. On the same
+// session, the server has run it before it answered a later command.
+func (l *LateWrites) anyBefore(sessionID uint64) bool { return l.any() && l.Since != sessionID }
+
 // mayLeaveNothing reports whether an unanswered write may have deleted the key, or left a
 // value that may have expired.
 func (l *LateWrites) mayLeaveNothing(now int64) bool {
-	return l.Del || l.Since != 0 && over(l.Gone, now)
+	return l.Del || l.any() && over(l.Gone, now)
 }
 
 // lateMost bounds the values that are remembered of one key's unanswered writes. It is more
@@ -110,7 +134,7 @@ const lateMost = 1024
 
 // unanswered records a write that was sent on the session and got no answer.
 func (l *LateWrites) unanswered(sessionID uint64, v []byte, del bool, deadline int64) {
-	if l.Since == 0 {
+	if !l.any() {
 		*l = LateWrites{Since: sessionID, Gone: clock.Never}
 	}
 	l.Since, l.until = min(l.Since, sessionID), 0

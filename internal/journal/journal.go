@@ -34,7 +34,7 @@ type Journal struct {
 	// is sent last and alone.
 	Poison func(key string, del bool) bool
 
-	File *journalFile // nil: in memory only
+	file *file // nil: in memory only
 
 	news  atomic.Bool // there may be sets to compare with the value in Redis
 	Held  heldEntries
@@ -51,7 +51,7 @@ type Journal struct {
 	Queued atomic.Int64  // intents to be replayed
 	Bytes  atomic.Int64
 
-	Shards [journalShards]journalShard
+	shards [shardCount]shard
 
 	idle struct {
 		sync.Mutex
@@ -60,14 +60,14 @@ type Journal struct {
 }
 
 const (
-	journalShards = 64
+	shardCount = 64
 	// shardKept is the number of intents up to which the map of an emptied shard is reused.
 	shardKept = 16
 )
 
-type journalShard struct {
-	Mu      sync.RWMutex
-	Intents map[string]*Intent
+type shard struct {
+	mu      sync.RWMutex
+	intents map[string]*Intent
 	grown   int              // the largest number of intents since the map was made
 	sent    map[*Intent]sent // with a file: the writes that are being sent
 }
@@ -81,8 +81,8 @@ const (
 	Rejected             // no room for another key
 )
 
-// journaledKey is a journaled key as a reader sees it.
-type journaledKey struct {
+// keyState is a journaled key as a reader sees it.
+type keyState struct {
 	Value            []byte
 	Deadline         int64
 	Live             bool // there is a value to serve
@@ -91,29 +91,29 @@ type journaledKey struct {
 
 func New(o Config) *Journal {
 	j := &Journal{maxKeys: o.MaxKeys, maxBytes: o.MaxBytes, keysOnly: o.KeysOnly, Downgraded: func(string) {}, Poison: func(string, bool) bool { return false }}
-	for i := range j.Shards {
-		j.Shards[i].Intents = make(map[string]*Intent)
-		j.Shards[i].sent = make(map[*Intent]sent)
+	for i := range j.shards {
+		j.shards[i].intents = make(map[string]*Intent)
+		j.shards[i].sent = make(map[*Intent]sent)
 	}
 	return j
 }
 
-func (j *Journal) Shard(h keyhash.Hash) *journalShard { return &j.Shards[h.Check%journalShards] }
+func (j *Journal) shard(h keyhash.Hash) *shard { return &j.shards[h.Check%shardCount] }
 
 // Get returns the state of a journaled key. A key that a replay has resolved is not
 // reported. While the journal is empty, get costs one atomic load.
-func (j *Journal) Get(h keyhash.Hash, key string, now int64) (f journaledKey, ok bool) {
+func (j *Journal) Get(h keyhash.Hash, key string, now int64) (f keyState, ok bool) {
 	if j.Keys.Load() == 0 {
 		return f, false
 	}
-	sh := j.Shard(h)
-	sh.Mu.RLock()
-	defer sh.Mu.RUnlock()
-	in := sh.Intents[key]
+	sh := j.shard(h)
+	sh.mu.RLock()
+	defer sh.mu.RUnlock()
+	in := sh.intents[key]
 	if in == nil || in.done {
 		return f, false
 	}
-	return journaledKey{
+	return keyState{
 		Value: in.Value, Deadline: in.Deadline,
 		Live: !in.Del && now < in.Deadline, ValueInLocalTier: in.valueInLocalTier,
 	}, true
@@ -125,10 +125,10 @@ func (j *Journal) Holds(h keyhash.Hash, key string) bool {
 	if j.Keys.Load() == 0 {
 		return false
 	}
-	sh := j.Shard(h)
-	sh.Mu.RLock()
-	defer sh.Mu.RUnlock()
-	return sh.Intents[key] != nil
+	sh := j.shard(h)
+	sh.mu.RLock()
+	defer sh.mu.RUnlock()
+	return sh.intents[key] != nil
 }
 
 // Write is a write as it is offered to the journal.
@@ -147,13 +147,16 @@ type Write struct {
 	PlainUntil int64
 }
 
+// mayHaveRun reports whether the write may have reached Redis.
+func (w *Write) mayHaveRun() bool { return w.SentOn != 0 }
+
 // Put stores the write, unless a later write of the same key is there already. A possible
 // effect of the write on Redis is recorded in any case. put does not block. Before the
 // write is accepted, the caller waits for the returned saving.
 func (j *Journal) Put(h keyhash.Hash, w Write) (admission, Saving) {
-	sh := j.Shard(h)
-	sh.Mu.Lock()
-	defer sh.Mu.Unlock()
+	sh := j.shard(h)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
 	return j.putLocked(sh, w)
 }
 
@@ -176,11 +179,11 @@ func (j *Journal) admit(key string) bool {
 }
 
 // putLocked is put for a caller that holds the shard's lock.
-func (j *Journal) putLocked(sh *journalShard, w Write) (admission, Saving) {
-	in, decision := sh.Intents[w.Key], admitted
+func (j *Journal) putLocked(sh *shard, w Write) (admission, Saving) {
+	in, decision := sh.intents[w.Key], admitted
 	if in == nil {
 		if !j.admit(w.Key) {
-			if w.SentOn == 0 {
+			if !w.mayHaveRun() {
 				return Rejected, Saving{}
 			}
 			// The write may run late and replace the next one. So the key is journaled
@@ -190,11 +193,11 @@ func (j *Journal) putLocked(sh *journalShard, w Write) (admission, Saving) {
 			j.Bytes.Add(int64(len(w.Key)))
 		}
 		w.Key = strings.Clone(w.Key)
-		in = &Intent{Expected: w.Expected, expectedSeq: w.Seq, CheckAt: notQueued}
-		sh.Intents[w.Key] = in
-		sh.grown = max(sh.grown, len(sh.Intents))
+		in = &Intent{Expected: w.Expected, expectedSeq: w.Seq, checkAt: notQueued}
+		sh.intents[w.Key] = in
+		sh.grown = max(sh.grown, len(sh.intents))
 	}
-	if w.SentOn != 0 {
+	if w.mayHaveRun() {
 		if w.Compensate != nil {
 			in.PossibleLateWrites.unanswered(w.SentOn, w.Compensate, false, w.Deadline)
 		} else {
@@ -238,11 +241,17 @@ func (j *Journal) replaceLocked(in *Intent, w Write) admission {
 		in.PlainUntil = w.PlainUntil
 	} // else the time of the earlier write, which this one replaces, stays valid
 	j.releaseLocked(in)
-	if in.CheckAt != 0 {
-		in.CheckAt = 0
+	j.queueLocked(in)
+	return decision
+}
+
+// queueLocked queues an intent for its replay, unless it is queued already. The caller holds the
+// shard's lock.
+func (j *Journal) queueLocked(in *Intent) {
+	if in.checkAt != toReplay {
+		in.checkAt = toReplay
 		j.Queued.Add(1)
 	}
-	return decision
 }
 
 // claim adds n bytes if they fit. It never exceeds the limit, not even for a moment: the
@@ -259,19 +268,16 @@ func (j *Journal) claim(n int64) bool {
 	}
 }
 
-// notQueued marks a new intent until put has queued it.
-const notQueued = -1
-
 // AllowLocalValue notes that the local tier has a value for a journaled delete or an expired set. The
 // value was loaded since, and is removed by the replay.
 func (j *Journal) AllowLocalValue(h keyhash.Hash, key string, now int64) {
 	if j.Keys.Load() == 0 {
 		return
 	}
-	sh := j.Shard(h)
-	sh.Mu.Lock()
-	defer sh.Mu.Unlock()
-	if in := sh.Intents[key]; in != nil && (in.Del || now >= in.Deadline) {
+	sh := j.shard(h)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if in := sh.intents[key]; in != nil && (in.Del || now >= in.Deadline) {
 		in.valueInLocalTier = true
 	}
 }
@@ -287,21 +293,21 @@ func (j *Journal) Superseded(h keyhash.Hash, w Write, sessionID uint64, server s
 	if j.Keys.Load() == 0 {
 		return false, Saving{}
 	}
-	sh := j.Shard(h)
-	sh.Mu.Lock()
-	in := sh.Intents[w.Key]
+	sh := j.shard(h)
+	sh.mu.Lock()
+	in := sh.intents[w.Key]
 	decision := admitted
 	switch {
 	case in == nil || in.Seq >= w.Seq:
-	case in.Sending || in.PossibleLateWrites.Since != 0 && in.PossibleLateWrites.Since != sessionID:
+	case in.sending || in.PossibleLateWrites.anyBefore(sessionID):
 		decision, _ = j.putLocked(sh, w)
-		in.Expected, in.expectedSeq = afterwards(w.Value, w.Del, w.Deadline, server), 0
+		in.Expected, in.expectedSeq = afterwards(w.Value, w.Del, w.Deadline, server), foundByReplay
 		saved = j.saveLocked(sh, w.Key, in)
 		again = true
 	default:
 		saved = j.leaveLocked(sh, w.Key, in)
 	}
-	sh.Mu.Unlock()
+	sh.mu.Unlock()
 	if decision == Downgraded {
 		j.Downgraded(w.Key)
 	}
@@ -324,24 +330,21 @@ func (j *Journal) Flushed(owns func(key string) bool, spare map[string]uint64) (
 	if j.Keys.Load() == 0 {
 		return nil, Saving{}
 	}
-	for i := range j.Shards {
-		sh := &j.Shards[i]
-		sh.Mu.Lock()
-		for key, in := range sh.Intents {
+	for i := range j.shards {
+		sh := &j.shards[i]
+		sh.mu.Lock()
+		for key, in := range sh.intents {
 			if seq, spared := spare[key]; in.done || in.Del && !in.valueInLocalTier || spared && seq == in.Seq || !owns(key) {
 				continue
 			}
 			j.Bytes.Add(-int64(len(in.Value)))
 			in.Value, in.Del, in.valueInLocalTier = nil, true, false
 			j.releaseLocked(in)
-			if in.CheckAt != 0 {
-				in.CheckAt = 0
-				j.Queued.Add(1)
-			}
+			j.queueLocked(in)
 			last = last.Or(j.saveLocked(sh, key, in))
 			keys = append(keys, key)
 		}
-		sh.Mu.Unlock()
+		sh.mu.Unlock()
 	}
 	return keys, last
 }
@@ -357,11 +360,11 @@ func afterwards(v []byte, del bool, deadline int64, server string) Expected {
 // Touch changes the deadline of a journaled set. touched is false where the key has no live
 // set that waits for its replay. touch does not block; for saved see put.
 func (j *Journal) Touch(h keyhash.Hash, key string, now, deadline int64) (saved Saving, touched bool) {
-	sh := j.Shard(h)
-	sh.Mu.Lock()
-	defer sh.Mu.Unlock()
-	in := sh.Intents[key]
-	if in == nil || in.Del || now >= in.Deadline || in.CheckAt != 0 {
+	sh := j.shard(h)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	in := sh.intents[key]
+	if in == nil || in.Del || now >= in.Deadline || in.checkAt != toReplay {
 		return Saving{}, false
 	}
 	in.Deadline = deadline
@@ -372,26 +375,26 @@ func (j *Journal) Touch(h keyhash.Hash, key string, now, deadline int64) (saved 
 // drop record is in the file. If it were removed before, the process could die, and the
 // next process would replay a resolved intent over newer writes. The caller holds the
 // shard's lock, and calls announce after it has released it.
-func (j *Journal) leaveLocked(sh *journalShard, key string, in *Intent) Saving {
-	if j.File == nil {
-		j.DropLocked(sh, key, in)
+func (j *Journal) leaveLocked(sh *shard, key string, in *Intent) Saving {
+	if j.file == nil {
+		j.dropLocked(sh, key, in)
 		return Saving{}
 	}
-	in.done, in.Sending = true, true
-	return j.File.forget(sh, key, in)
+	in.done, in.sending = true, true
+	return j.file.forget(sh, key, in)
 }
 
 // DropLocked removes the intent from memory. The caller holds the shard's lock, and calls
 // announce after it has released it.
-func (j *Journal) DropLocked(sh *journalShard, key string, in *Intent) {
-	delete(sh.Intents, key)
-	if len(sh.Intents) == 0 && sh.grown > shardKept {
-		sh.Intents, sh.grown = make(map[string]*Intent), 0 // an emptied map keeps its memory
+func (j *Journal) dropLocked(sh *shard, key string, in *Intent) {
+	delete(sh.intents, key)
+	if len(sh.intents) == 0 && sh.grown > shardKept {
+		sh.intents, sh.grown = make(map[string]*Intent), 0 // an emptied map keeps its memory
 	}
 	j.Bytes.Add(-int64(len(key) + len(in.Value)))
 	j.Keys.Add(-1)
 	j.releaseLocked(in)
-	if in.CheckAt == 0 {
+	if in.checkAt == toReplay {
 		j.Queued.Add(-1)
 	}
 }
@@ -435,16 +438,16 @@ type Config struct {
 // Deliverable reports whether the journal has a queued write for which way returns true:
 // one that may reach Redis soon.
 func (j *Journal) Deliverable(way func(key string, del bool) bool) bool {
-	for i := range j.Shards {
-		sh := &j.Shards[i]
-		sh.Mu.RLock()
-		for key, in := range sh.Intents {
+	for i := range j.shards {
+		sh := &j.shards[i]
+		sh.mu.RLock()
+		for key, in := range sh.intents {
 			if in.queuedLocked() && !in.done && way(key, in.Del) {
-				sh.Mu.RUnlock()
+				sh.mu.RUnlock()
 				return true
 			}
 		}
-		sh.Mu.RUnlock()
+		sh.mu.RUnlock()
 	}
 	return false
 }
@@ -453,15 +456,15 @@ func (j *Journal) Deliverable(way func(key string, del bool) bool) bool {
 // that waits for its second check has been replayed and is not among them.
 func (j *Journal) UndeliveredKeys() []string {
 	var keys []string
-	for i := range j.Shards {
-		sh := &j.Shards[i]
-		sh.Mu.RLock()
-		for key, in := range sh.Intents {
-			if (in.Held != nil || in.CheckAt == 0) && !in.done {
+	for i := range j.shards {
+		sh := &j.shards[i]
+		sh.mu.RLock()
+		for key, in := range sh.intents {
+			if (in.held != nil || in.checkAt == toReplay) && !in.done {
 				keys = append(keys, key)
 			}
 		}
-		sh.Mu.RUnlock()
+		sh.mu.RUnlock()
 	}
 	slices.Sort(keys)
 	return keys

@@ -45,10 +45,10 @@ func (in *Intent) encode(now, wall int64) []byte {
 		{in.Compensate, flagUndo},
 		{in.Expected.known, flagKnown},
 		{in.Expected.held, flagHeld},
-		{in.PossibleLateWrites.Since != 0, flagLate},
+		{in.PossibleLateWrites.any(), flagLate},
 		{in.PossibleLateWrites.Del, flagLateDel},
 		{in.PossibleLateWrites.More, flagLateMore},
-		{in.CheckAt > 0, flagCheck},
+		{in.checkAt.waits(), flagCheck},
 	} {
 		if f.set {
 			flags |= f.bit
@@ -118,8 +118,8 @@ func decodeIntent(payload []byte, now, wall int64) (*Intent, bool) {
 		in.PossibleLateWrites.unanswered(EarlierProcess, in.Value, in.Del, in.Deadline)
 	}
 	if flags&flagCheck != 0 {
-		in.CheckAt = d.now + int64(LateAfter)
-		in.PossibleLateWrites.until = in.CheckAt
+		in.PossibleLateWrites.until = d.now + int64(lateAfter)
+		in.checkAt = checkTime(in.PossibleLateWrites.until)
 	}
 	return in, true
 }

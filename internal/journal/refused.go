@@ -37,7 +37,7 @@ type objection struct {
 // heldEntry is the refusal for which an entry is held, and the time of the first refusal.
 type heldEntry struct {
 	*objection
-	Since int64
+	since int64
 }
 
 // heldEntries are the refusals that a journal has met.
@@ -94,13 +94,13 @@ func (j *Journal) Refusal(text string, ofCommand bool) *objection {
 func (j *Journal) Hold(t *Task, r *objection, ran uint64, now int64) (again, news, ok bool) {
 	ok = true
 	first := false
-	j.returned(t, func(_ *journalShard, in *Intent) {
+	j.returned(t, func(_ *shard, in *Intent) {
 		if ran != 0 {
 			in.PossibleLateWrites.unanswered(ran, t.Value, t.deletesAt(t.SentAt), t.Deadline)
 		}
-		was := heldEntry{Since: now}
-		if again = in.Held != nil; again {
-			was = *in.Held
+		was := heldEntry{since: now}
+		if again = in.held != nil; again {
+			was = *in.held
 		}
 		switch {
 		case !in.is(t):
@@ -114,10 +114,10 @@ func (j *Journal) Hold(t *Task, r *objection, ran uint64, now int64) (again, new
 			j.Held.N.Add(-1)
 			ok = false
 			return
-		case in.CheckAt == 0:
+		case in.checkAt == toReplay:
 			j.Queued.Add(-1)
 		}
-		in.Held = &heldEntry{r, was.Since}
+		in.held = &heldEntry{r, was.since}
 		first = r.keys.Add(1) == 1
 	})
 	j.tried(t.Canary, false, now)
@@ -136,17 +136,17 @@ func (j *Journal) Hold(t *Task, r *objection, ran uint64, now int64) (again, new
 
 // queuedLocked reports whether the intent is to be replayed. The caller holds the shard's
 // lock.
-func (in *Intent) queuedLocked() bool { return in.CheckAt == 0 && in.Held == nil }
+func (in *Intent) queuedLocked() bool { return in.checkAt == toReplay && in.held == nil }
 
 // releaseLocked queues a held intent again. The caller holds the shard's lock.
 func (j *Journal) releaseLocked(in *Intent) {
-	if in.Held == nil {
+	if in.held == nil {
 		return
 	}
-	in.Held.keys.Add(-1)
-	in.Held = nil
+	in.held.keys.Add(-1)
+	in.held = nil
 	j.Held.N.Add(-1)
-	if in.CheckAt == 0 {
+	if in.checkAt == toReplay {
 		j.Queued.Add(1)
 	}
 }
@@ -166,22 +166,22 @@ func (j *Journal) tried(r *objection, through bool, now int64) {
 	r.due = now + int64(r.schedule.Next())
 	h.Unlock()
 	if through {
-		j.eachHeld(r, func(_ *journalShard, _ string, in *Intent) { j.releaseLocked(in) })
+		j.eachHeld(r, func(_ *shard, _ string, in *Intent) { j.releaseLocked(in) })
 	}
 }
 
 // eachHeld calls f for each entry that is held for refusal r, or for each held entry if r
 // is nil. f runs under the lock of the entry's shard.
-func (j *Journal) eachHeld(r *objection, f func(sh *journalShard, key string, in *Intent)) {
-	for i := range j.Shards {
-		sh := &j.Shards[i]
-		sh.Mu.Lock()
-		for key, in := range sh.Intents {
-			if in.Held != nil && (r == nil || in.Held.objection == r) {
+func (j *Journal) eachHeld(r *objection, f func(sh *shard, key string, in *Intent)) {
+	for i := range j.shards {
+		sh := &j.shards[i]
+		sh.mu.Lock()
+		for key, in := range sh.intents {
+			if in.held != nil && (r == nil || in.held.objection == r) {
 				f(sh, key, in)
 			}
 		}
-		sh.Mu.Unlock()
+		sh.mu.Unlock()
 	}
 }
 
@@ -222,18 +222,18 @@ func (j *Journal) dueRefusals(now int64) (due []*objection) {
 
 // canary takes a random entry that is held for the refusal and that want allows.
 func (j *Journal) canary(r *objection, hash func(string) keyhash.Hash, want func(key string, del bool) bool) (t Task, ok bool) {
-	first := rand.IntN(journalShards)
-	for i := range journalShards {
-		sh := &j.Shards[(first+i)%journalShards]
-		sh.Mu.Lock()
-		for key, in := range sh.Intents {
-			if in.Held != nil && in.Held.objection == r && !in.Sending && want(key, in.Del) {
+	first := rand.IntN(shardCount)
+	for i := range shardCount {
+		sh := &j.shards[(first+i)%shardCount]
+		sh.mu.Lock()
+		for key, in := range sh.intents {
+			if in.held != nil && in.held.objection == r && !in.sending && want(key, in.Del) {
 				t, ok = j.takeLocked(sh, key, in, hash(key)), true
 				t.Canary = r
 				break
 			}
 		}
-		sh.Mu.Unlock()
+		sh.mu.Unlock()
 		if ok {
 			break
 		}
@@ -264,8 +264,8 @@ func (j *Journal) ExpireHeld(before int64) (keys []string) {
 	if j.Held.N.Load() == 0 {
 		return nil
 	}
-	j.eachHeld(nil, func(sh *journalShard, key string, in *Intent) {
-		if in.Del || in.Sending || !in.Held.command || in.Held.Since > before {
+	j.eachHeld(nil, func(sh *shard, key string, in *Intent) {
+		if in.Del || in.sending || !in.held.command || in.held.since > before {
 			return
 		}
 		j.Bytes.Add(-int64(len(in.Value)))
@@ -282,9 +282,9 @@ func (j *Journal) HeldSince() (since int64) {
 	if j.Held.N.Load() == 0 {
 		return 0
 	}
-	j.eachHeld(nil, func(_ *journalShard, _ string, in *Intent) {
-		if since == 0 || in.Held.Since < since {
-			since = in.Held.Since
+	j.eachHeld(nil, func(_ *shard, _ string, in *Intent) {
+		if since == 0 || in.held.since < since {
+			since = in.held.since
 		}
 	})
 	return since
@@ -292,11 +292,11 @@ func (j *Journal) HeldSince() (since int64) {
 
 // Discard removes the intent of the key if it is held, and reports whether it did.
 func (j *Journal) Discard(h keyhash.Hash, key string) bool {
-	sh := j.Shard(h)
-	sh.Mu.Lock()
-	defer sh.Mu.Unlock()
-	in := sh.Intents[key]
-	if in == nil || in.Held == nil || in.Sending {
+	sh := j.shard(h)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	in := sh.intents[key]
+	if in == nil || in.held == nil || in.sending {
 		return false
 	}
 	j.releaseLocked(in)
@@ -315,16 +315,16 @@ type HeldIntent struct {
 
 // HeldWrites yields the held entries. No lock is held while yield runs.
 func (j *Journal) HeldWrites(yield func(HeldIntent) bool) {
-	for i := range j.Shards {
-		sh := &j.Shards[i]
+	for i := range j.shards {
+		sh := &j.shards[i]
 		var all []HeldIntent
-		sh.Mu.RLock()
-		for key, in := range sh.Intents {
-			if in.Held != nil {
-				all = append(all, HeldIntent{key, in.Del, len(in.Value), in.Held.Since, in.Held.Text})
+		sh.mu.RLock()
+		for key, in := range sh.intents {
+			if in.held != nil {
+				all = append(all, HeldIntent{key, in.Del, len(in.Value), in.held.since, in.held.Text})
 			}
 		}
-		sh.Mu.RUnlock()
+		sh.mu.RUnlock()
 		for _, w := range all {
 			if !yield(w) {
 				return

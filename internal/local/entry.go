@@ -1,6 +1,7 @@
 package local
 
 import (
+	"bytes"
 	"math"
 	"sync/atomic"
 	"time"
@@ -58,7 +59,7 @@ type Entry struct {
 	Scope  *EpochScope
 
 	Confirmed atomic.Int64 // time of the last confirmation by Redis, or of the write; see absent
-	Fresh     atomic.Int64 // served without asking Redis until then; 0, unread: suspect
+	fresh     atomic.Int64 // a FreshUntil
 	Expires   atomic.Int64 // end of its own TTL; never: no TTL; wrong: not to be served
 
 	decoded atomic.Pointer[Decoded] // cached by a Typed; nil: none
@@ -68,22 +69,54 @@ type Entry struct {
 // past that no outage option reaches it.
 const Invalidated = -1 << 62
 
-// Unconfirmed is the freshness of a value that this process wrote, or whose end it asked Redis to
-// change, and that it has not read since. A later invalidation may be the echo of that
-// command.
-const Unconfirmed = -1
+// FreshUntil is the moment until which an entry is served without asking Redis, or one of the
+// marks below, which no moment reaches.
+type FreshUntil int64
+
+const (
+	// Suspect is the freshness of a copy for which Redis must be asked.
+	Suspect FreshUntil = 0
+
+	// Unconfirmed is the freshness of a value that this process wrote, or whose end it asked
+	// Redis to change, and that it has not read since. A later invalidation may be the echo of
+	// that command.
+	Unconfirmed FreshUntil = -1
+
+	// KeepFreshness is not a freshness: End leaves that of the entry as it is.
+	KeepFreshness FreshUntil = -2
+)
 
 // Absence returns the freshness of an entry without a value: a loader said that the key has
 // no value, and that holds until end. Such an entry is never taken for a copy: its freshness
-// is not in the future, and its end is wrong.
-func Absence(end int64) int64 { return -end }
+// is not in the future, and its end is Invalidated.
+func Absence(end FreshUntil) FreshUntil { return -end }
+
+// isAbsence reports whether Absence made the freshness.
+func (f FreshUntil) isAbsence() bool { return f < KeepFreshness }
+
+// absentAt reports whether an absence still holds.
+func (f FreshUntil) absentAt(now int64) bool { return f.isAbsence() && now < -int64(f) }
+
+// FreshUntil returns the entry's freshness.
+func (e *Entry) FreshUntil() FreshUntil { return FreshUntil(e.fresh.Load()) }
+
+// FreshAt reports whether the entry may be served without asking Redis, as far as the time
+// goes; see EpochValid for the rest.
+func (e *Entry) FreshAt(now int64) bool { return now < e.fresh.Load() }
+
+// SetUnconfirmed makes the entry Unconfirmed.
+func (e *Entry) SetUnconfirmed() { e.setFresh(Unconfirmed) }
+
+func (e *Entry) setFresh(f FreshUntil) { e.fresh.Store(int64(f)) }
+
+// MarksAbsence reports whether the entry has no value: a loader said that the key has none.
+func (e *Entry) MarksAbsence() bool { return e.FreshUntil().isAbsence() }
 
 // Absent reports whether the entry is a loader's "not found" that still holds. If it was
 // recorded without an answer from Redis, as in an outage, the server need not have been
 // heard.
 func (e *Entry) Absent(now int64) bool {
-	f := e.Fresh.Load()
-	return f < KeepFreshness && now < -f && (e.EpochValid(now) || e.Confirmed.Load() == 0 && e.unbroken())
+	return e.FreshUntil().absentAt(now) && (e.EpochValid(now) || e.Confirmed.Load() == 0 && e.unbroken())
 }
 
 // saysAbsent reports whether the answer "no such key" from Redis adds nothing to the entry: it is
@@ -120,9 +153,10 @@ func (g StaleIfError) Or(d time.Duration) time.Duration {
 
 // Freshness is the part of an entry that can change: its times, domain and epoch.
 type Freshness struct {
-	Confirmed, Fresh, Expires int64
-	Scope                     *EpochScope
-	Epoch                     uint32
+	Confirmed, Expires int64
+	Fresh              FreshUntil
+	Scope              *EpochScope
+	Epoch              uint32
 }
 
 func NewEntry(key string, val []byte, k Freshness) *Entry {
@@ -192,14 +226,29 @@ func (e *Entry) Invalid() bool {
 	return e.Expires.Load() == Invalidated || int32(at-d.Floor.Load()) < 0 || int32(at-d.held.Load()) < 0
 }
 
+// comparedBytes bounds a comparison, which is made under a stripe's lock.
+const comparedBytes = 64 << 10
+
+// equals reports whether the entry has this value. It is false for a value that is too long to
+// be compared.
+func (e *Entry) equals(val []byte) bool {
+	return len(val) <= comparedBytes && bytes.Equal(e.Bytes(), val)
+}
+
+// invalidate records that Redis no longer holds this value.
+func (e *Entry) invalidate() {
+	e.setFresh(Suspect)
+	e.Expires.Store(Invalidated)
+}
+
 // Confirm gives an existing entry a new term in place. Readers take no lock: fresh is 0
 // during the update and is stored last. So a reader that finds the entry fresh found it so by
 // the whole new term, or by the old freshness, which still held when the confirmation was
 // requested.
 func (e *Entry) Confirm(k Freshness) {
-	e.Fresh.Store(0)
+	e.setFresh(Suspect)
 	e.Confirmed.Store(k.Confirmed)
 	e.Expires.Store(k.Expires)
 	e.Epoch.Store(k.Epoch)
-	e.Fresh.Store(k.Fresh)
+	e.setFresh(k.Fresh)
 }

@@ -2,7 +2,6 @@
 package local
 
 import (
-	"bytes"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -166,7 +165,9 @@ func (l *Tier) Fill(h keyhash.Hash, key string, val []byte, t Token, k Freshness
 	defer s.mu.Unlock()
 	p, old, ok := l.fillableLocked(s, h, t)
 	if !ok {
-		l.outdateLocked(s, h, val, k)
+		if old = l.olderLocked(s, h, k.Confirmed); old != nil && !old.equals(val) {
+			old.invalidate()
+		}
 		return false
 	}
 	if old != nil && old.Confirmed.Load() > k.Confirmed {
@@ -174,38 +175,40 @@ func (l *Tier) Fill(h keyhash.Hash, key string, val []byte, t Token, k Freshness
 	}
 	// An unchanged value is confirmed in place: so reading a copy again when its time is up
 	// costs neither memory nor ristretto's attention.
-	if old != nil && old.Scope == k.Scope && old.StaleIfError()&NotInRedis == 0 && len(val) <= comparedBytes && bytes.Equal(old.Bytes(), val) {
+	if old != nil && old.Scope == k.Scope && old.StaleIfError()&NotInRedis == 0 && old.equals(val) {
 		old.Confirm(k)
 		return true
 	}
 	return l.storeLocked(s, h, p, old, NewEntry(key, val, k))
 }
 
-// outdateLocked invalidates the key's copy for an answer that cannot be stored: the caller gets
-// that answer, so no later call may get an older value, not even in an outage. A copy that is newer
-// than the read stays, and so does one with the same value. The caller holds the stripe.
-func (l *Tier) outdateLocked(s *stripe, h keyhash.Hash, val []byte, k Freshness) {
+// olderLocked returns the key's copy if it is older than an answer that Redis gave at that time
+// and that cannot be stored; nil if there is none, or while a write of ours is in flight. The
+// caller of the read gets the answer, so no later call may get an older value, not even in an
+// outage: a copy that differs must be invalidated. The caller holds the stripe.
+func (l *Tier) olderLocked(s *stripe, h keyhash.Hash, read int64) *Entry {
 	p, old := l.lookLocked(s, h)
-	switch {
-	case old == nil || p != nil && p.writers > 0 || old.Confirmed.Load() > k.Confirmed:
-	case len(val) <= comparedBytes && bytes.Equal(old.Bytes(), val):
-	default:
-		old.Fresh.Store(0)
-		old.Expires.Store(Invalidated)
+	if old == nil || p != nil && p.writers > 0 || old.Confirmed.Load() > read {
+		return nil
 	}
+	return old
 }
 
-// comparedBytes bounds the comparison under a stripe's lock.
-const comparedBytes = 64 << 10
-
-// Forget is fill for the answer that Redis has no such key. A copy past its own time and a
+// Forget is Fill for the answer that Redis has no such key. A copy past its own time and a
 // mark of absence stay: the answer is nothing new for them, and the copy may stand in for a
 // load that fails.
 func (l *Tier) Forget(h keyhash.Hash, t Token, now int64) {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if p, old, ok := l.fillableLocked(s, h, t); ok && (old == nil || !old.saysAbsent(now)) {
+	p, old, ok := l.fillableLocked(s, h, t)
+	if !ok {
+		if old = l.olderLocked(s, h, now); old != nil && !old.saysAbsent(now) {
+			old.invalidate()
+		}
+		return
+	}
+	if old == nil || !old.saysAbsent(now) {
 		l.storeLocked(s, h, p, old, nil)
 	}
 }
@@ -262,7 +265,7 @@ func (l *Tier) open(h keyhash.Hash, superseded *atomic.Bool, next func(old *Entr
 // (keep) and no other write of ours overlapped it: only Redis knows which of two such writes
 // ran last. An entry that stays is fresh until the given time, or keeps its freshness (KeepFreshness);
 // an invalidation during the write makes it unread in either case.
-func (l *Tier) End(h keyhash.Hash, keep bool, fresh int64) {
+func (l *Tier) End(h keyhash.Hash, keep bool, fresh FreshUntil) {
 	l.closeWrite(h, fresh, func(p *pending) *Entry {
 		if keep {
 			return p.entry
@@ -284,11 +287,11 @@ func (l *Tier) EndRefused(h keyhash.Hash, was *Entry) {
 }
 
 // EndAs closes a write that hold opened: e replaces the previous entry, as with end.
-func (l *Tier) EndAs(h keyhash.Hash, e *Entry, fresh int64) {
+func (l *Tier) EndAs(h keyhash.Hash, e *Entry, fresh FreshUntil) {
 	l.closeWrite(h, fresh, func(*pending) *Entry { return e })
 }
 
-func (l *Tier) closeWrite(h keyhash.Hash, fresh int64, next func(*pending) *Entry) {
+func (l *Tier) closeWrite(h keyhash.Hash, fresh FreshUntil, next func(*pending) *Entry) {
 	s := l.stripe(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -306,15 +309,13 @@ func (l *Tier) closeWrite(h keyhash.Hash, fresh int64, next func(*pending) *Entr
 		if p.invalidated {
 			fresh = Unconfirmed
 		}
-		e.Fresh.Store(fresh)
+		e.setFresh(fresh)
 	}
 	if p.writers == 0 {
 		p.overlap, p.invalidated = false, false
 	}
 	l.storeLocked(s, h, p, p.entry, e)
 }
-
-const KeepFreshness = -2
 
 // Writing reports whether a write of ours to the key is in flight.
 func (l *Tier) Writing(h keyhash.Hash) bool {
@@ -384,7 +385,7 @@ func (l *Tier) Suspect(h keyhash.Hash, end func(old int64) int64) {
 	defer s.mu.Unlock()
 	s.version.Add(1)
 	if _, old := l.lookLocked(s, h); old != nil && !old.Invalid() {
-		old.Fresh.Store(Unconfirmed)
+		old.SetUnconfirmed()
 		old.Expires.Store(end(old.Expires.Load()))
 	}
 }
@@ -405,7 +406,7 @@ func (l *Tier) Retime(h keyhash.Hash, was *Entry, end int64) {
 		}
 		l.storeLocked(s, h, p, old, nil)
 	case !old.Invalid():
-		old.Fresh.Store(Unconfirmed)
+		old.SetUnconfirmed()
 		old.Expires.Store(end)
 	}
 }
@@ -418,7 +419,7 @@ func (l *Tier) OnReplayed(h keyhash.Hash) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.version.Add(1)
-	if p, old := l.lookLocked(s, h); old != nil && old.Fresh.Load() != Unconfirmed {
+	if p, old := l.lookLocked(s, h); old != nil && old.FreshUntil() != Unconfirmed {
 		l.storeLocked(s, h, p, old, nil)
 	}
 }
@@ -449,10 +450,10 @@ func (l *Tier) Invalidate(h keyhash.Hash, now int64) {
 	}
 	switch {
 	case old == nil:
-	case writing, old.Fresh.Load() == Unconfirmed:
-		old.Fresh.Store(Unconfirmed)
+	case writing, old.FreshUntil() == Unconfirmed:
+		old.SetUnconfirmed()
 	default:
-		old.Fresh.Store(0)
+		old.setFresh(Suspect)
 		if now < old.Expires.Load() {
 			old.Expires.Store(Invalidated)
 		}

@@ -286,7 +286,7 @@ func TestWhatIsPastItsTimeOutlivesTheNewsThatRedisHasItNoMore(t *testing.T) {
 	}
 }
 
-// Which of two writes under way at once Redis ran last, only Redis knows.
+// Only Redis knows which of two concurrent writes it ran last.
 func TestOverlappingOwnWritesLeaveNoLocalCopy(t *testing.T) {
 	l := startLocal(t, 1<<20)
 	h := l.Hash("k")
@@ -376,11 +376,11 @@ func TestAnInvalidationVoidsFillsAndWritesUnderWay(t *testing.T) {
 	// It may be the echo of the write: the copy stays, in doubt.
 	l.Begin(h, NewEntry("k", []byte("ours"), k))
 	l.Invalidate(h, 1)
-	if e := l.Get(h); e == nil || e.Invalid() || e.Fresh.Load() != Unconfirmed {
+	if e := l.Get(h); e == nil || e.Invalid() || e.FreshUntil() != Unconfirmed {
 		t.Errorf("a write under way of whose key the server told: %+v", e)
 	}
 	l.End(h, true, clock.Never)
-	if e := l.Get(h); e == nil || e.Invalid() || e.Fresh.Load() != Unconfirmed {
+	if e := l.Get(h); e == nil || e.Invalid() || e.FreshUntil() != Unconfirmed {
 		t.Errorf("a write of whose key the server told left %+v", e)
 	}
 	l.Invalidate(h, 1) // the echo, behind the answer
@@ -389,7 +389,7 @@ func TestAnInvalidationVoidsFillsAndWritesUnderWay(t *testing.T) {
 	}
 	l.Begin(h, NewEntry("k", []byte("ours"), k))
 	l.End(h, true, 77)
-	if e := l.Get(h); e == nil || e.Fresh.Load() != 77 {
+	if e := l.Get(h); e == nil || e.FreshUntil() != 77 {
 		t.Errorf("a write alone left %+v", e)
 	}
 	l.Invalidate(h, 1)
@@ -438,6 +438,66 @@ func TestAnAnswerThatIsNotKeptInvalidatesAnOlderCopy(t *testing.T) {
 			if e := l.Get(h); e == nil || e.Invalid() != tt.invalid {
 				t.Errorf("%s, the stream broken: %v: the copy is %+v", tt.name, broken, e)
 			}
+		}
+	}
+}
+
+// The same for the answer that Redis has no such key: the copy from before it was served in the
+// next outage, as if the key had not been deleted.
+func TestAnAbsenceThatIsNotKeptInvalidatesAnOlderCopy(t *testing.T) {
+	const end = 1000
+	for _, tt := range []struct {
+		name           string
+		read, standing int64 // when the read and the copy were confirmed
+		writing        bool
+		invalid        bool
+	}{
+		{"a copy from before the read", 20, 10, false, true},
+		{"a read from before the copy", 10, 20, false, false},
+		{"a copy past its own time", end, 10, false, false}, // the key has expired: that is nothing new
+		{"a write under way", 20, 10, true, false},
+	} {
+		for _, broken := range []bool{true, false} {
+			l := startLocal(t, 1<<20)
+			h := l.Hash("k")
+			k := Freshness{Confirmed: tt.standing, Fresh: end, Expires: end, Scope: &l.StandaloneScope, Epoch: l.StandaloneScope.Epoch.Load()}
+			l.Put(h, NewEntry("k", []byte("v"), k))
+			tok := l.Token(h, &l.StandaloneScope)
+			if broken {
+				l.StandaloneScope.Suspect()
+			} else {
+				l.Invalidate(keyhash.Hash{Place: h.Place + stripeCount, Check: h.Check}, 15)
+			}
+			if tt.writing {
+				l.Begin(h, NewEntry("k", []byte("ours"), k))
+			}
+			l.Forget(h, tok, tt.read)
+			if e := l.Get(h); e == nil || e.Invalid() != tt.invalid {
+				t.Errorf("%s, the stream broken: %v: the copy is %+v", tt.name, broken, e)
+			}
+		}
+	}
+}
+
+func TestOnlyAMomentIsFreshAndOnlyAnAbsenceIsAbsent(t *testing.T) {
+	for _, tt := range []struct {
+		fresh          FreshUntil
+		served, absent bool // at 50
+	}{
+		{100, true, false},
+		{50, false, false},
+		{clock.Never, true, false},
+		{Suspect, false, false},
+		{Unconfirmed, false, false},
+		{KeepFreshness, false, false},
+		{Absence(100), false, true},
+		{Absence(50), false, false},
+		{Absence(clock.Never), false, true},
+	} {
+		var e Entry
+		e.setFresh(tt.fresh)
+		if served, absent := e.FreshAt(50), tt.fresh.absentAt(50); served != tt.served || absent != tt.absent {
+			t.Errorf("%d: served %v, absent %v", tt.fresh, served, absent)
 		}
 	}
 }

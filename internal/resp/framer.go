@@ -171,127 +171,28 @@ func (f *Framer) Feed(b []byte) error {
 		f.hold = 0 // this chunk is behind bytes that are held already
 	}
 	f.cuts, f.cutFrom = f.cuts[:0], 0
-	i := 0
-	for i < len(b) {
+	for i := 0; i < len(b); {
 		switch f.state {
 		case stType:
-			if !f.begin(b, i) {
-				return f.err
-			}
-			i++
-
+			i = f.begin(b, i)
 		case stNumber:
-			number, digits := f.number, f.digits
-			for i < len(b) && b[i]-'0' <= 9 && digits < maxDigits {
-				number = number*10 + uint64(b[i]-'0')
-				digits++
-				i++
-			}
-			f.number, f.digits = number, digits
-			if i == len(b) {
-				break
-			}
-			switch c := b[i]; {
-			case c == '\r':
-				if reason := f.checkNumber(f.offset + int64(i)); reason != "" {
-					return f.fail(b, i, reason)
-				}
-				f.state = stNumberLF
-			case c == '-' && digits == 0 && !f.negative:
-				f.negative = true
-			case c-'0' <= 9:
-				return f.fail(b, i, "number of more than 19 digits")
-			case c == '?':
-				return f.fail(b, i, "streamed strings and aggregates are not accepted")
-			default:
-				return f.fail(b, i, "expected a digit")
-			}
-			i++
-
+			i = f.readNumber(b, i)
 		case stNumberLF:
-			if b[i] != '\n' {
-				return f.fail(b, i, "expected LF after CR")
-			}
-			i++
-			f.enter(b, i)
-
+			i = f.readNumberLF(b, i)
 		case stBody:
-			n := min(f.remain, int64(len(b)-i))
-			if f.capture > 0 {
-				f.take(b[i : i+int(n)])
-			}
-			i += int(n)
-			if f.remain -= n; f.remain > 0 {
-				break
-			}
-			f.state = stCR
-			if f.capture > 0 {
-				if reason := f.checkText(); reason != "" {
-					return f.fail(b, i-1, reason)
-				}
-			}
-			if i+1 < len(b) && b[i] == '\r' && b[i+1] == '\n' {
-				i += 2
-				f.end(b, i)
-			}
-
+			i = f.readBody(b, i)
 		case stBool:
-			if b[i] != 't' && b[i] != 'f' {
-				return f.fail(b, i, "expected t or f")
-			}
-			i++
-			f.state = stCR
-
+			i = f.readBool(b, i)
 		case stCR:
-			if b[i] != '\r' {
-				return f.fail(b, i, "expected CR")
-			}
-			i++
-			f.state = stLF
-
+			i = f.readCR(b, i)
 		case stLF:
-			if b[i] != '\n' {
-				return f.fail(b, i, "expected LF after CR")
-			}
-			i++
-			f.end(b, i)
-
+			i = f.readLF(b, i)
 		case stLine:
-			// As in rueidis, the line ends at its first LF: a CR elsewhere in it is text.
-			rest := b[i:min(len(b), i+f.limits.MaxLine+2-f.line)]
-			n := bytes.IndexByte(rest, '\n')
-			if f.capture > 0 {
-				if n < 0 {
-					f.take(rest)
-				} else {
-					f.take(rest[:n+1]) // the rest belongs to another element
-				}
-			}
-			if n < 0 {
-				i += len(rest)
-				f.line += len(rest)
-				f.lastCR = rest[len(rest)-1] == '\r'
-				if f.line == f.limits.MaxLine+2 {
-					return f.fail(b, i-1, "line longer than the limit")
-				}
-				break
-			}
-			i += n
-			if n > 0 {
-				f.lastCR = rest[n-1] == '\r'
-			}
-			if !f.lastCR {
-				return f.fail(b, i, "expected CR before LF")
-			}
-			if f.capture > 0 {
-				f.text = bytes.TrimSuffix(f.text, crlf)
-				if reason := f.checkText(); reason != "" {
-					return f.fail(b, i, reason)
-				}
-			}
-			i++
-			f.end(b, i)
+			i = f.readLine(b, i)
 		}
+	}
+	if f.err != nil {
+		return f.err
 	}
 	if f.hold >= 0 && f.paid(len(b)) {
 		f.hold = none
@@ -303,70 +204,38 @@ func (f *Framer) Feed(b []byte) error {
 	return nil
 }
 
-// take copies the part of an element's text that is captured.
-func (f *Framer) take(b []byte) {
-	n := min(len(b), f.capture-len(f.text))
-	f.text = append(f.text, b[:n]...)
-}
+// The functions below handle one state each. They begin at b[i], and return the index of the
+// first byte that they did not use. If a byte is a violation, they call fail.
 
-// begin handles the type byte b[i].
-func (f *Framer) begin(b []byte, i int) bool {
+// begin handles the type byte b[i], and the number that may follow.
+func (f *Framer) begin(b []byte, i int) (next int) {
 	c := b[i]
 	top := len(f.stack) == 0
 	if top && !f.prefixed {
 		f.frame = f.offset + int64(i)
 		f.elements, f.missing = 0, 0
 	} else if f.offset+int64(i)-f.frame >= f.limits.MaxFrame {
-		f.fail(b, i, "frame larger than the limit")
-		return false
+		return f.fail(b, i, "frame larger than the limit")
 	}
-	if f.requests {
-		want := byte('*')
-		if !top {
-			want = '$'
-		}
-		if c != want {
-			f.fail(b, i, "a request is an array of bulk strings")
-			return false
-		}
+	if f.requests && (top && c != '*' || !top && c != '$') {
+		return f.fail(b, i, "a request is an array of bulk strings")
 	}
 	if !top && c != '>' && c != '|' {
 		f.missing--
 	}
-	null := false
-	switch c {
-	case '$', '*', ':', '%', '~', '!', '=', '|':
-		f.state = stNumber
-	case '>':
-		if f.push != pushNone {
-			f.fail(b, i, "a push inside a push")
-			return false
-		}
-		if !top {
-			// Redis before 7.0.5 does that when tracked keys expire during a command
-			// (redis/redis#8935). rueidis repairs such a reply if the server says that it
-			// is Redis 6, and otherwise takes the rest of it for another reply (pipe.go,
-			// _backgroundRead, ver == 6).
-			f.cutting, f.cutFrom = cutPush, i
-		}
-		f.push, f.pushAt = pushUnknown, len(f.stack)
-		f.state = stNumber
-	case '+', '-', ',', '(':
-		f.state = stLine
-		f.line, f.lastCR = 0, false
-	case '#':
-		f.state = stBool
-	case '_':
-		f.state = stCR
-		null = true
-	case '.', ';':
-		f.fail(b, i, "streamed strings and aggregates are not accepted")
-		return false
-	default:
-		f.fail(b, i, "not the type of a RESP element")
-		return false
+	after := stateAfter[c]
+	if after == stType {
+		return f.failType(b, i)
 	}
-	f.typ = c
+	if c == '>' {
+		if f.push != pushNone {
+			return f.fail(b, i, "a push inside a push")
+		}
+		f.beginPush(i)
+	}
+	f.typ, f.state = c, after
+	f.digits, f.number, f.negative = 0, 0, false
+	f.line, f.lastCR = 0, false
 	switch {
 	case top && c != '|':
 		f.prefixed = false
@@ -377,20 +246,187 @@ func (f *Framer) begin(b []byte, i int) bool {
 			// rueidis panics on a reply without a request (pipe.go, _backgroundRead,
 			// protocolbug). The check is made here, not at the end of the reply, because
 			// rueidis allocates before that.
-			f.fail(b, i, reason)
+			next = f.fail(b, i, reason)
 			f.err.Hint = "it said " + quote(b[i:])
-			return false
+			return next
 		}
 		f.begun++
 	case f.push == pushNone || c == '>':
 	case f.push == pushUnknown:
 		f.beginKind(c)
-	case f.state != stNumber && !f.pushAccepts(null):
-		f.fail(b, i, "push of an unknown form")
-		return false
+	case f.state != stNumber && !f.pushAccepts(c == '_'):
+		return f.fail(b, i, "push of an unknown form")
 	}
-	f.digits, f.number, f.negative = 0, 0, false
-	return true
+	if i++; f.state == stNumber && i < len(b) {
+		return f.readNumber(b, i)
+	}
+	return i
+}
+
+// stateAfter is the state behind each type byte. It is stType for a byte that is none.
+var stateAfter = [256]state{
+	'$': stNumber, '=': stNumber, '!': stNumber, ':': stNumber,
+	'*': stNumber, '~': stNumber, '%': stNumber, '>': stNumber, '|': stNumber,
+	'+': stLine, '-': stLine, ',': stLine, '(': stLine,
+	'#': stBool,
+	'_': stCR,
+}
+
+// failType makes b[i] a violation, which is not the type of an accepted element.
+func (f *Framer) failType(b []byte, i int) (next int) {
+	if b[i] == '.' || b[i] == ';' {
+		return f.fail(b, i, "streamed strings and aggregates are not accepted")
+	}
+	return f.fail(b, i, "not the type of a RESP element")
+}
+
+// beginPush handles the type byte of a push, which is at b[at].
+func (f *Framer) beginPush(at int) {
+	if len(f.stack) > 0 {
+		// Redis before 7.0.5 sends a push inside a reply when tracked keys expire during a
+		// command (redis/redis#8935). rueidis repairs such a reply if the server says that
+		// it is Redis 6, and otherwise takes the rest of it for another reply (pipe.go,
+		// _backgroundRead, ver == 6).
+		f.cutting, f.cutFrom = cutPush, at
+	}
+	f.push, f.pushAt = pushUnknown, len(f.stack)
+}
+
+// readNumber handles the digits of a number, and the sign in front of them or the CRLF
+// behind them.
+func (f *Framer) readNumber(b []byte, i int) (next int) {
+	number, digits := f.number, f.digits
+	for i < len(b) && b[i]-'0' <= 9 && digits < maxDigits {
+		number = number*10 + uint64(b[i]-'0')
+		digits++
+		i++
+	}
+	f.number, f.digits = number, digits
+	if i == len(b) {
+		return i
+	}
+	switch c := b[i]; {
+	case c == '\r':
+		if reason := f.checkNumber(f.offset + int64(i)); reason != "" {
+			return f.fail(b, i, reason)
+		}
+		f.state = stNumberLF
+		if i+1 < len(b) {
+			return f.readNumberLF(b, i+1)
+		}
+	case c == '-' && digits == 0 && !f.negative:
+		f.negative = true
+	case c-'0' <= 9:
+		return f.fail(b, i, "number of more than 19 digits")
+	case c == '?':
+		return f.fail(b, i, "streamed strings and aggregates are not accepted")
+	default:
+		return f.fail(b, i, "expected a digit")
+	}
+	return i + 1
+}
+
+// readNumberLF handles the end of a header.
+func (f *Framer) readNumberLF(b []byte, i int) (next int) {
+	if b[i] != '\n' {
+		return f.fail(b, i, "expected LF after CR")
+	}
+	f.enter(b, i+1)
+	return i + 1
+}
+
+// readBody handles the bytes of a bulk string, and its CRLF if the chunk has both bytes.
+func (f *Framer) readBody(b []byte, i int) (next int) {
+	n := min(f.remain, int64(len(b)-i))
+	if f.capture > 0 {
+		f.take(b[i : i+int(n)])
+	}
+	i += int(n)
+	if f.remain -= n; f.remain > 0 {
+		return i
+	}
+	f.state = stCR
+	if f.capture > 0 {
+		if reason := f.checkText(); reason != "" {
+			return f.fail(b, i-1, reason)
+		}
+	}
+	if i+1 < len(b) && b[i] == '\r' && b[i+1] == '\n' {
+		i += 2
+		f.end(b, i)
+	}
+	return i
+}
+
+// readBool handles the value of a boolean.
+func (f *Framer) readBool(b []byte, i int) (next int) {
+	if b[i] != 't' && b[i] != 'f' {
+		return f.fail(b, i, "expected t or f")
+	}
+	f.state = stCR
+	return i + 1
+}
+
+// readCR handles the CR behind an element.
+func (f *Framer) readCR(b []byte, i int) (next int) {
+	if b[i] != '\r' {
+		return f.fail(b, i, "expected CR")
+	}
+	f.state = stLF
+	return i + 1
+}
+
+// readLF handles the LF behind an element.
+func (f *Framer) readLF(b []byte, i int) (next int) {
+	if b[i] != '\n' {
+		return f.fail(b, i, "expected LF after CR")
+	}
+	f.end(b, i+1)
+	return i + 1
+}
+
+// readLine handles the text of a line, and its end. As in rueidis, the line ends at its first
+// LF: a CR elsewhere in it is text.
+func (f *Framer) readLine(b []byte, i int) (next int) {
+	rest := b[i:min(len(b), i+f.limits.MaxLine+2-f.line)]
+	n := bytes.IndexByte(rest, '\n')
+	if f.capture > 0 {
+		if n < 0 {
+			f.take(rest)
+		} else {
+			f.take(rest[:n+1]) // the rest belongs to another element
+		}
+	}
+	if n < 0 {
+		i += len(rest)
+		f.line += len(rest)
+		f.lastCR = rest[len(rest)-1] == '\r'
+		if f.line == f.limits.MaxLine+2 {
+			return f.fail(b, i-1, "line longer than the limit")
+		}
+		return i
+	}
+	i += n
+	if n > 0 {
+		f.lastCR = rest[n-1] == '\r'
+	}
+	if !f.lastCR {
+		return f.fail(b, i, "expected CR before LF")
+	}
+	if f.capture > 0 {
+		f.text = bytes.TrimSuffix(f.text, crlf)
+		if reason := f.checkText(); reason != "" {
+			return f.fail(b, i, reason)
+		}
+	}
+	f.end(b, i+1)
+	return i + 1
+}
+
+// take copies the part of an element's text that is captured.
+func (f *Framer) take(b []byte) {
+	n := min(len(b), f.capture-len(f.text))
+	f.text = append(f.text, b[:n]...)
 }
 
 // expects handles the beginning of a frame of type c that is not a push. It returns why
@@ -635,8 +671,8 @@ func (f *Framer) answered(b []byte, i int) {
 	f.must = anyReply
 }
 
-// fail makes b[i] a violation.
-func (f *Framer) fail(b []byte, i int, reason string) error {
+// fail makes b[i] a violation. It returns len(b), which ends the reading of the chunk.
+func (f *Framer) fail(b []byte, i int, reason string) (next int) {
 	f.err = &ProtocolError{
 		Offset:   f.offset + int64(i),
 		Byte:     b[i],
@@ -646,5 +682,5 @@ func (f *Framer) fail(b []byte, i int, reason string) error {
 	if f.err.Offset == 0 && f.state == stType && !f.requests {
 		f.err.Hint = firstByteHint(b)
 	}
-	return f.err
+	return len(b)
 }

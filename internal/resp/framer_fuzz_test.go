@@ -150,7 +150,7 @@ func FuzzFramer(f *testing.F) {
 
 		accepted := stream
 		if whole.offset >= 0 {
-			accepted = stream[:whole.offset] // what rueidis may have seen of it, or less
+			accepted = stream[:whole.offset] // rueidis may have seen this much of it, or less
 		}
 		f := fresh()
 		if err := f.Feed(accepted); err != nil {

@@ -87,8 +87,8 @@ func TestAHeaderIsNotDeliveredBeforeWhatItAnnounces(t *testing.T) {
 	}
 }
 
-// What comes is delivered, whole and unchanged, and never makes rueidis allocate much
-// more than has come.
+// All bytes that arrive are delivered unchanged, and rueidis never allocates much more than has
+// arrived.
 func TestWhatIsHeldBackIsDeliveredOnceItsPayloadIsThere(t *testing.T) {
 	bulk := func(n int) string { return fmt.Sprintf("$%d\r\n%s\r\n", n, strings.Repeat("x", n)) }
 	ints := func(n int) string { return fmt.Sprintf("*%d\r\n%s", n, strings.Repeat(":1\r\n", n)) }

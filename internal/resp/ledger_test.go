@@ -225,7 +225,7 @@ func TestAReplyToWhatWasNotSentYetIsAViolation(t *testing.T) {
 			}
 		}
 	}
-	// What was sent is answered though the next one is being written, whatever its name.
+	// A request that was sent is answered while the next one, of any name, is being written.
 	for _, name := range []string{"$9\r\nSUBSCRIBE", "$3\r\nGET", "$0\r\n", "$20\r\nAVERYLONGCOMMANDNAME"} {
 		both := &ledger{}
 		in, out := newFramer(DefaultLimits), newRequestFramer()

@@ -16,7 +16,7 @@ type written struct {
 	name  string
 	data  []byte
 	ends  []int               // where each record ends; the first is the header
-	state []map[string]string // what there is after so many records
+	state []map[string]string // the contents after so many records
 }
 
 // write makes a log of records of all kinds.

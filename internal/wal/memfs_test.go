@@ -19,7 +19,7 @@ type memFS struct {
 	mu      sync.Mutex
 	names   map[string]*memFile // as the process sees them
 	disk    map[string]*memFile // as they are after the death of the machine
-	pending []dirChange         // what is between the two
+	pending []dirChange         // changes of names that are not in disk
 	dead    bool                // the process has crashed: nothing happens any more
 	starts  int                 // of the machine
 	unnamed bool                // and they have no names

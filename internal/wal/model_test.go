@@ -18,10 +18,10 @@ type model struct {
 	faulty bool // the disk fails now and then
 	fs     *memFS
 	log    *Log
-	trail  []line // what was done, for a failure
+	trail  []line // the steps so far, to be shown on a failure
 
 	// An earlier process was told that an fsync had failed and ended; this one reads
-	// what the kernel still has, and cannot know. From then on no machine dies here.
+	// the pages that the kernel still has, and cannot know of the error. From then on no machine dies here.
 	forgot bool
 
 	doubted bool   // memory and files may differ, or Open has said so; until a Compact
@@ -30,10 +30,10 @@ type model struct {
 	lost    bool   // the machine died with what nobody had forced to the disk
 	healing bool   // it died in a Compact, which may have succeeded
 	during  string // the key whose write was not over when the process died
-	before  entry  // and what it held before
+	before  entry  // and its entry before
 
-	memory map[string]entry    // what the caller holds
-	may    map[string][]string // what may be found of a key; absent for nothing
+	memory map[string]entry    // the contents that the caller expects
+	may    map[string][]string // the values that may be found for a key; no entry: none
 	fresh  map[string]bool     // keys whose number is of this run, and not forgotten
 	seq    uint64
 }

@@ -185,7 +185,7 @@ func TestALogThatIsClosedWhileItIsSuspendedIsInDoubt(t *testing.T) {
 	wantDoubt(t, report.Doubt, noMarker)
 }
 
-// Whatever is cut from a closed log, or taken away, is noticed.
+// Open notices each cut of a closed log's files, and each file that is missing.
 func TestAClosedLogThatWasCutShortAfterwardsIsInDoubt(t *testing.T) {
 	for _, build := range []func(l *Log){
 		func(l *Log) {
@@ -251,7 +251,7 @@ func TestAMarkerOfTheVersionBeforeIsBelieved(t *testing.T) {
 	}
 }
 
-// What a program to come has written is neither read nor touched.
+// The files of a newer program are neither read nor changed.
 func TestANewerFormatIsRefusedInWords(t *testing.T) {
 	fs := newMemFS()
 	l, _, _ := mustOpen(t, fs, Options{})
@@ -305,7 +305,8 @@ func TestADiskThatGoesOnInTimeHasEverything(t *testing.T) {
 	}
 }
 
-// Whoever stages more than the little that is kept for a late disk ends the waiting.
+// The log keeps few bytes for a disk that is late. A record beyond them ends the waiting of all
+// callers.
 func TestWhatGathersBehindADiskThatStandsStillIsBounded(t *testing.T) {
 	fs := newMemFS()
 	l, _, _ := mustOpen(t, fs, Options{})

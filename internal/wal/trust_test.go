@@ -285,7 +285,7 @@ func TestAMarkerThatCannotBeRemovedIsEmptied(t *testing.T) {
 	mustClose(t, l)
 }
 
-// What was removed may come back if its directory was not forced to the disk.
+// A removed file may come back if its directory was not forced to the disk.
 func TestARemovalThatMayNotLastIsTriedAgain(t *testing.T) {
 	fs := newMemFS()
 	l, _, _ := mustOpen(t, fs, Options{Sync: SyncAlways})
@@ -443,8 +443,8 @@ func TestADirectoryThatTakesTheNameOfAMarkerThatIsGoneIsSetAside(t *testing.T) {
 	mustClose(t, l)
 }
 
-// Whoever is told of the error may die at once, and a Compact may be about to put
-// the marker back.
+// A process that gets the error may die at once, and a Compact may be about to put the marker
+// back.
 func TestTheMarkerGoesBeforeAnybodyIsToldAndWhileNobodyElseWrites(t *testing.T) {
 	for _, kind := range []op{opWrite, opSync} {
 		synctest.Test(t, func(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -44,7 +45,7 @@ func durable(t *testing.T, j *Journal, p Saving) {
 // written is lost, and the lock is gone.
 func dies(t *testing.T, j *Journal) {
 	t.Helper()
-	if err := j.File.log.Close(); err != nil {
+	if err := j.file.log.Close(); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -199,7 +200,7 @@ func TestAWriteBetweenTheEndOfAReplayAndTheFilesKnowingIsKept(t *testing.T) {
 		"set":   func(j *Journal) { put(t, j, set("k", "new", 2), admitted) },
 		"touch": func(j *Journal) { j.Touch(hashed("k"), "k", 0, 99) },
 		"snapshot": func(j *Journal) {
-			if err := j.File.log.Compact(j.each); err != nil {
+			if err := j.file.log.Compact(j.each); err != nil {
 				t.Fatal(err)
 			}
 		},
@@ -272,7 +273,7 @@ func TestADamagedFileIsSetAsideAndItsSetsBecomeDeletes(t *testing.T) {
 		}
 		dies(t, j)
 	}
-	if err := j.File.log.Compact(j.each); err == nil {
+	if err := j.file.log.Compact(j.each); err == nil {
 		t.Fatal("it was closed")
 	}
 }
@@ -322,7 +323,10 @@ func TestADiskThatFailedWhileRestoringIsToldOfAndHealsByItself(t *testing.T) {
 	wantHolds(t, j, "k", 0, "v")
 	stop, kept := make(chan struct{}), make(chan struct{})
 	go func() { defer close(kept); j.Keep(stop) }()
-	if err := os.RemoveAll(marker); err != nil {
+	stopKeeping := sync.OnceFunc(func() { close(stop); <-kept })
+	defer stopKeeping()
+	// In one step: the keeper may put a file in its place at any moment.
+	if err := os.Rename(marker, filepath.Join(t.TempDir(), "moved")); err != nil {
 		t.Fatal(err)
 	}
 	for end := time.Now().Add(time.Minute); j.Err() != nil; time.Sleep(time.Millisecond) {
@@ -330,8 +334,7 @@ func TestADiskThatFailedWhileRestoringIsToldOfAndHealsByItself(t *testing.T) {
 			t.Fatal(j.Err())
 		}
 	}
-	close(stop)
-	<-kept
+	stopKeeping()
 	next, r := imaged(t, dir)
 	wantHolds(t, next, "k", 0, "v")
 	if r.Doubt != "" {
@@ -345,7 +348,7 @@ func TestRecordsOfANewerFormatAreRefusedInWords(t *testing.T) {
 	dir := t.TempDir()
 	j, _ := reopened(t, dir, roomy)
 	put(t, j, set("k", "v", 1), admitted)
-	if err := j.File.log.Put("newer", 0, []byte{intentFormat + 1, 0}); err != nil {
+	if err := j.file.log.Put("newer", 0, []byte{intentFormat + 1, 0}); err != nil {
 		t.Fatal(err)
 	}
 	dies(t, j)
@@ -372,7 +375,7 @@ func TestAWriteThatOvertakesAnIntentWaitsForNoDiskThatStandsStill(t *testing.T) 
 				t.Fatal(err)
 			}
 			put(t, j, ambiguous(set("k", "old", 1), 1), admitted)
-			goOn := hangDisk(j)
+			goOn := j.HangDisk()
 			defer goOn()
 			_, saved := j.Superseded(hashed("k"), set("k", "new", 2), session, "server") // which returns
 			if f, ok := j.Get(hashed("k"), "k", 0); ok && string(f.Value) != "new" {
@@ -411,7 +414,7 @@ func TestASweepThatWasGivenUpIsDoneLater(t *testing.T) {
 	}
 	put(t, j, set("k", "v", 1), admitted)
 	settle(j, takeOnly(t, j, 0), FoundOurs, 1, 0)
-	goOn := hangDisk(j)
+	goOn := j.HangDisk()
 	defer goOn()
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()

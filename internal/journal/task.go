@@ -33,13 +33,13 @@ func (j *Journal) Take(n, bytes int, now int64, hash func(string) keyhash.Hash, 
 	var tasks []Task
 	first := j.next.Load()
 	var suspectKey string // key of an intent that is to be sent alone
-	var suspectShard *journalShard
-	for i := range uint32(journalShards) {
-		at := (first + i) % journalShards
-		sh := &j.Shards[at]
-		sh.Mu.Lock()
-		for key, in := range sh.Intents {
-			if in.Sending || in.Held != nil || in.CheckAt > now || !want(key, in.Del) {
+	var suspectShard *shard
+	for i := range uint32(shardCount) {
+		at := (first + i) % shardCount
+		sh := &j.shards[at]
+		sh.mu.Lock()
+		for key, in := range sh.intents {
+			if in.sending || in.held != nil || !in.checkAt.due(now) || !want(key, in.Del) {
 				continue
 			}
 			if in.Disconnects >= PoisonDisconnects || j.Poison(key, in.Del) {
@@ -51,13 +51,13 @@ func (j *Journal) Take(n, bytes int, now int64, hash func(string) keyhash.Hash, 
 			tasks = append(tasks, t)
 			bytes -= len(t.Key) + len(t.Value)
 			if len(tasks) == n || bytes <= 0 {
-				sh.Mu.Unlock()
+				sh.mu.Unlock()
 				j.next.Store(at)
 				j.underWay.Add(-1)
 				return tasks
 			}
 		}
-		sh.Mu.Unlock()
+		sh.mu.Unlock()
 	}
 	j.underWay.Add(-1)
 	if len(tasks) == 0 && suspectShard != nil {
@@ -87,14 +87,14 @@ func (j *Journal) reserve() bool {
 }
 
 // takePoison takes an intent that is to be sent alone, if nothing else is under way.
-func (j *Journal) takePoison(sh *journalShard, key string, hash func(string) keyhash.Hash) []Task {
+func (j *Journal) takePoison(sh *shard, key string, hash func(string) keyhash.Hash) []Task {
 	if !j.underWay.CompareAndSwap(0, isolatedUnderWay) {
 		return nil
 	}
-	sh.Mu.Lock()
-	defer sh.Mu.Unlock()
-	in := sh.Intents[key]
-	if in == nil || in.Sending || in.Held != nil || in.Disconnects < PoisonDisconnects && !j.Poison(key, in.Del) {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	in := sh.intents[key]
+	if in == nil || in.sending || in.held != nil || in.Disconnects < PoisonDisconnects && !j.Poison(key, in.Del) {
 		j.underWay.Add(-isolatedUnderWay)
 		return nil
 	}
@@ -110,24 +110,24 @@ func (j *Journal) TakeOne(h keyhash.Hash, key string) []Task {
 		return nil
 	}
 	defer j.underWay.Add(-1)
-	sh := j.Shard(h)
-	sh.Mu.Lock()
-	defer sh.Mu.Unlock()
-	in := sh.Intents[key]
-	if in == nil || in.Sending || !in.queuedLocked() {
+	sh := j.shard(h)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	in := sh.intents[key]
+	if in == nil || in.sending || !in.queuedLocked() {
 		return nil
 	}
 	return []Task{j.takeLocked(sh, key, in, h)}
 }
 
 // takeLocked marks an intent as being sent. The caller holds the shard's lock.
-func (j *Journal) takeLocked(sh *journalShard, key string, in *Intent, h keyhash.Hash) Task {
-	in.Sending = true
+func (j *Journal) takeLocked(sh *shard, key string, in *Intent, h keyhash.Hash) Task {
+	in.sending = true
 	j.underWay.Add(1)
-	t := Task{Intent: *in, Key: key, Hash: h, Check: in.CheckAt > 0}
+	t := Task{Intent: *in, Key: key, Hash: h, Check: in.checkAt.waits()}
 	in.PlainUntil = 0
 	t.PossibleLateWrites.Sums = t.PossibleLateWrites.Sums[:len(t.PossibleLateWrites.Sums):len(t.PossibleLateWrites.Sums)]
-	if j.File != nil && !in.Compensate {
+	if j.file != nil && !in.Compensate {
 		sh.sent[in] = sent{in.Value, in.Del, in.Deadline}
 	}
 	return t
@@ -146,15 +146,15 @@ func (j *Journal) NextCheck(owns func(key string) bool) int64 {
 	if j.Keys.Load() == j.Queued.Load()+j.Held.N.Load() {
 		return next
 	}
-	for i := range j.Shards {
-		sh := &j.Shards[i]
-		sh.Mu.RLock()
-		for key, in := range sh.Intents {
-			if in.CheckAt > 0 && in.Held == nil && owns(key) {
-				next = min(next, in.CheckAt)
+	for i := range j.shards {
+		sh := &j.shards[i]
+		sh.mu.RLock()
+		for key, in := range sh.intents {
+			if in.checkAt.waits() && in.held == nil && owns(key) {
+				next = min(next, int64(in.checkAt))
 			}
 		}
-		sh.Mu.RUnlock()
+		sh.mu.RUnlock()
 	}
 	return next
 }
@@ -177,16 +177,16 @@ const (
 // answered reports whether Redis decided on the task.
 func (f Found) answered() bool { return f != FoundNoReply && f != FoundCut && f != FoundUnsent }
 
-// LateAfter is how long after a replay a server may still run a command of an earlier
+// lateAfter is how long after a replay a server may still run a command of an earlier
 // connection. A stopped server was measured to do so 0.7 s after its client had gone.
-const LateAfter = 2 * time.Second
+const lateAfter = 2 * time.Second
 
 // Resolve ends a task that was sent on the session. The intent leaves the journal, except
 // where a later write of the key has replaced it, where Redis has not decided, or where a
 // write of an earlier session may still run late. In the last case the key is checked once
 // more. now is the latest moment at which the task may have run.
 func (j *Journal) Resolve(t Task, what Found, sessionID uint64, server string, now int64) {
-	j.returned(&t, func(sh *journalShard, in *Intent) {
+	j.returned(&t, func(sh *shard, in *Intent) {
 		if what.answered() {
 			j.releaseLocked(in)
 		}
@@ -197,24 +197,24 @@ func (j *Journal) Resolve(t Task, what Found, sessionID uint64, server string, n
 		}
 	})
 	j.tried(t.Canary, what.answered(), now)
-	if j.File == nil {
+	if j.file == nil {
 		j.Announce() // with a file, sweep calls it after the drop record is written
 	}
 }
 
 // returned ends the sending of a task. If the intent still exists, returned calls f with it
 // under the lock of its shard.
-func (j *Journal) returned(t *Task, f func(sh *journalShard, in *Intent)) {
+func (j *Journal) returned(t *Task, f func(sh *shard, in *Intent)) {
 	if t.Isolated {
 		j.underWay.Add(-isolatedUnderWay)
 	} else {
 		j.underWay.Add(-1)
 	}
-	sh := j.Shard(t.Hash)
-	sh.Mu.Lock()
-	defer sh.Mu.Unlock()
-	if in := sh.Intents[t.Key]; in != nil {
-		in.Sending = false
+	sh := j.shard(t.Hash)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if in := sh.intents[t.Key]; in != nil {
+		in.sending = false
 		delete(sh.sent, in)
 		f(sh, in)
 	}
@@ -222,10 +222,10 @@ func (j *Journal) returned(t *Task, f func(sh *journalShard, in *Intent)) {
 
 // GiveUp turns a set under which connections were lost into a delete.
 func (j *Journal) GiveUp(t *Task) {
-	sh := j.Shard(t.Hash)
-	sh.Mu.Lock()
-	defer sh.Mu.Unlock()
-	if in := sh.Intents[t.Key]; in != nil && in.is(t) {
+	sh := j.shard(t.Hash)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if in := sh.intents[t.Key]; in != nil && in.is(t) {
 		j.Bytes.Add(-int64(len(in.Value)))
 		in.Value, in.Del, in.WasSet, in.Disconnects = nil, true, true, 0
 		j.saveLocked(sh, t.Key, in)
@@ -234,10 +234,10 @@ func (j *Journal) GiveUp(t *Task) {
 
 // Latest reports whether no later write has replaced the task's intent.
 func (j *Journal) Latest(t *Task) bool {
-	sh := j.Shard(t.Hash)
-	sh.Mu.RLock()
-	defer sh.Mu.RUnlock()
-	in := sh.Intents[t.Key]
+	sh := j.shard(t.Hash)
+	sh.mu.RLock()
+	defer sh.mu.RUnlock()
+	in := sh.intents[t.Key]
 	return in == nil || in.is(t)
 }
 
@@ -268,7 +268,7 @@ func (j *Journal) resolveLocked(in *Intent, t Task, what Found, sessionID uint64
 	case FoundRefused, FoundTheirs:
 		in.Expected = Expected{}
 	}
-	in.expectedSeq, in.news = 0, 0
+	in.expectedSeq, in.news = foundByReplay, 0
 	if !in.is(&t) {
 		return false // a later write has replaced the intent
 	}
@@ -283,11 +283,11 @@ func (j *Journal) resolveLocked(in *Intent, t Task, what Found, sessionID uint64
 		in.Value, in.Del, in.WasSet = nil, true, true
 		return false
 	}
-	if in.PossibleLateWrites.Since == 0 || in.PossibleLateWrites.Since == sessionID {
+	if !in.PossibleLateWrites.anyBefore(sessionID) {
 		return true
 	}
 	if in.PossibleLateWrites.until == 0 {
-		in.PossibleLateWrites.until = now + int64(LateAfter)
+		in.PossibleLateWrites.until = now + int64(lateAfter)
 	}
 	if t.SentAt >= in.PossibleLateWrites.until {
 		return true // this was the second check, or is as good as one
@@ -297,10 +297,10 @@ func (j *Journal) resolveLocked(in *Intent, t Task, what Found, sessionID uint64
 		j.Bytes.Add(-int64(len(in.Value)))
 		in.Value, in.Del, in.Compensate = nil, true, !in.PossibleLateWrites.More
 	}
-	if in.CheckAt == 0 {
+	if in.checkAt == toReplay {
 		j.Queued.Add(-1)
 	}
-	in.CheckAt = in.PossibleLateWrites.until
+	in.checkAt = checkTime(in.PossibleLateWrites.until)
 	return false
 }
 

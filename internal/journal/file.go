@@ -14,10 +14,10 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/wal"
 )
 
-// journalFile is the journal's copy in Journal.Dir. A change is staged under the lock of
+// file is the journal's copy in Journal.Dir. A change is staged under the lock of
 // the key's shard, right after the change in memory, so both have the same order. Callers
 // wait for the disk without that lock.
-type journalFile struct {
+type file struct {
 	log     *wal.Log
 	clock   clock.Clock
 	timeout time.Duration // Options.Timeout; see patience
@@ -40,6 +40,9 @@ type journalFile struct {
 	}
 }
 
+// HasFile reports whether the journal has a file. Without one it is in memory only.
+func (j *Journal) HasFile() bool { return j.file != nil }
+
 // Saving is a change on its way to the file; the zero value is none. When it is written, so
 // are all changes before it.
 type Saving struct {
@@ -58,7 +61,7 @@ func (s Saving) Or(next Saving) Saving {
 
 // leaving is a resolved intent whose drop record may not be in the file yet.
 type leaving struct {
-	shard *journalShard
+	shard *shard
 	key   string
 	in    *Intent
 }
@@ -84,7 +87,7 @@ type Restored struct {
 // Their keys are journaled from then on, so none of them is read from Redis before its
 // replay. open must be called before any other method. It blocks on the disk.
 func (j *Journal) Open(o Config, timeout time.Duration, c clock.Clock, hash func(string) keyhash.Hash, logf func(string, ...any)) (Restored, error) {
-	f := &journalFile{
+	f := &file{
 		clock: c, timeout: timeout, kick: make(chan struct{}, 1),
 		sweeping: make(chan struct{}, 1), unswept: make(chan struct{}, 1),
 	}
@@ -100,7 +103,7 @@ func (j *Journal) Open(o Config, timeout time.Duration, c clock.Clock, hash func
 			unknown++
 			newer = max(newer, newerIntent(payload))
 		}
-		j.restore(j.Shard(hash(key)), key, in)
+		j.restore(j.shard(hash(key)), key, in)
 	})
 	if err != nil {
 		return Restored{}, err
@@ -109,7 +112,7 @@ func (j *Journal) Open(o Config, timeout time.Duration, c clock.Clock, hash func
 		err := fmt.Errorf("%s holds records of format %d, and this version knows none above %d: a newer one has written them", o.Dir, newer, intentFormat)
 		return Restored{}, errors.Join(err, log.Close())
 	}
-	f.log, j.File = log, f
+	f.log, j.file = log, f
 	r := Restored{Report: report, Keys: int(j.Keys.Load())}
 	var last Saving
 	if r.Doubt = report.Doubt; r.Doubt == "" && unknown > 0 {
@@ -129,21 +132,21 @@ func (j *Journal) Open(o Config, timeout time.Duration, c clock.Clock, hash func
 // before the journal accepts a write, which the next process would doubt as well. rewrite
 // reports whether the files are complete now. It blocks on the disk.
 func (j *Journal) rewrite() bool {
-	err := j.File.log.Compact(j.each)
+	err := j.file.log.Compact(j.each)
 	if err == nil {
-		j.File.doubted.Store(nil)
-		return j.File.log.Err() == nil
+		j.file.doubted.Store(nil)
+		return j.file.log.Err() == nil
 	}
-	j.File.doubted.Store(&err)
+	j.file.doubted.Store(&err)
 	return false
 }
 
 // restore takes over an intent, even beyond the bounds: it was accepted once (law 6).
-func (j *Journal) restore(sh *journalShard, key string, in *Intent) {
-	sh.Intents[key] = in
+func (j *Journal) restore(sh *shard, key string, in *Intent) {
+	sh.intents[key] = in
 	j.Keys.Add(1)
 	j.Bytes.Add(int64(len(key) + len(in.Value)))
-	if in.CheckAt == 0 {
+	if in.checkAt == toReplay {
 		j.Queued.Add(1)
 	}
 }
@@ -152,15 +155,15 @@ func (j *Journal) restore(sh *journalShard, key string, in *Intent) {
 // missing in the files, or there is no room for the value. It returns their number and the
 // last change.
 func (j *Journal) downgradeAll(which func(*Intent) bool) (n int, last Saving) {
-	for i := range j.Shards {
-		for key, in := range j.Shards[i].Intents {
+	for i := range j.shards {
+		for key, in := range j.shards[i].intents {
 			if in.Del || !which(in) {
 				continue
 			}
 			n++
 			j.Bytes.Add(-int64(len(in.Value)))
 			in.Value, in.Del = nil, true
-			last = j.saveLocked(&j.Shards[i], key, in)
+			last = j.saveLocked(&j.shards[i], key, in)
 			j.Downgraded(key)
 		}
 	}
@@ -169,9 +172,9 @@ func (j *Journal) downgradeAll(which func(*Intent) bool) (n int, last Saving) {
 
 // saveLocked stages the intent, as it is now, for the file. The caller holds the shard's
 // lock. After releasing it, the caller waits with durable, or leaves the wait to a sweep.
-func (j *Journal) saveLocked(sh *journalShard, key string, in *Intent) Saving {
+func (j *Journal) saveLocked(sh *shard, key string, in *Intent) Saving {
 	in.done = false
-	f := j.File
+	f := j.file
 	if f == nil {
 		return Saving{}
 	}
@@ -189,7 +192,7 @@ const unnumbered = 0
 
 // encode returns the intent as the next process must know it if this one dies now. So a
 // write that a replay is sending counts as unanswered. The caller holds the shard's lock.
-func (f *journalFile) encode(sh *journalShard, key string, in *Intent) []byte {
+func (f *file) encode(sh *shard, key string, in *Intent) []byte {
 	now, wall := f.clock.Now(), time.Now().UnixNano()
 	if s, ok := sh.sent[in]; ok {
 		known := *in
@@ -211,7 +214,7 @@ func (f *journalFile) encode(sh *journalShard, key string, in *Intent) []byte {
 // Health.JournalError says so, and durable returns nil. After one call has waited in vain,
 // no call waits until the disk answers again. The only error is that of ctx.
 func (j *Journal) Durable(ctx context.Context, began int64, p Saving) error {
-	f := j.File
+	f := j.file
 	if f == nil {
 		return nil
 	}
@@ -234,7 +237,7 @@ func (j *Journal) Durable(ctx context.Context, began int64, p Saving) error {
 
 // await waits for the disk, for at most patience(began). done is false if that was in vain;
 // err is that of ctx, or nil.
-func (f *journalFile) await(ctx context.Context, began int64, written <-chan struct{}) (done bool, err error) {
+func (f *file) await(ctx context.Context, began int64, written <-chan struct{}) (done bool, err error) {
 	t := time.NewTimer(f.patience(began))
 	defer t.Stop()
 	select {
@@ -254,14 +257,14 @@ func (f *journalFile) await(ctx context.Context, began int64, written <-chan str
 // patience is how long a call that began at this time waits for the disk: for the rest of
 // its timeout, but for at least half a timeout. So a call that spent its time on Redis
 // still gives a healthy disk the time to write.
-func (f *journalFile) patience(began int64) time.Duration {
+func (f *file) patience(began int64) time.Duration {
 	return max(f.timeout-time.Duration(f.clock.Now()-began), f.timeout/2)
 }
 
 // live is the approximate size of the records of all intents, in bytes.
 func (j *Journal) live() int64 { return j.Bytes.Load() + recordOverhead*j.Keys.Load() }
 
-func (f *journalFile) wake() { signal(f.kick) }
+func (f *file) wake() { signal(f.kick) }
 
 // signal sends on a channel with room for one element. It does not block.
 func signal(c chan struct{}) {
@@ -272,7 +275,7 @@ func signal(c chan struct{}) {
 }
 
 // forget stages the drop record of the intent. The caller holds the shard's lock.
-func (f *journalFile) forget(sh *journalShard, key string, in *Intent) Saving {
+func (f *file) forget(sh *shard, key string, in *Intent) Saving {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.mu.leaving = append(f.mu.leaving, leaving{sh, key, in})
@@ -283,8 +286,8 @@ func (f *journalFile) forget(sh *journalShard, key string, in *Intent) Saving {
 
 // Swept repeats sweep until one is complete or ctx ends.
 func (j *Journal) Swept(ctx context.Context) (again bool, err error) {
-	for j.File != nil {
-		more, done := j.Sweep(ctx, j.File.clock.Now())
+	for j.file != nil {
+		more, done := j.Sweep(ctx, j.file.clock.Now())
 		if again = again || more; done {
 			break
 		}
@@ -301,7 +304,7 @@ func (j *Journal) Swept(ctx context.Context) (again bool, err error) {
 // meanwhile, and must be replayed. sweep waits for the disk, and for another sweep, each as
 // long as durable. If it gives up, done is false, and tidy sweeps later.
 func (j *Journal) Sweep(ctx context.Context, began int64) (again, done bool) {
-	f := j.File
+	f := j.file
 	if f == nil {
 		return false, true
 	}
@@ -326,20 +329,20 @@ func (j *Journal) Sweep(ctx context.Context, began int64) (again, done bool) {
 	}
 	defer j.Announce()
 	for _, l := range gone {
-		l.shard.Mu.Lock()
-		l.in.Sending = false
+		l.shard.mu.Lock()
+		l.in.sending = false
 		if l.in.done {
-			j.DropLocked(l.shard, l.key, l.in)
+			j.dropLocked(l.shard, l.key, l.in)
 		} else {
 			again = true
 		}
-		l.shard.Mu.Unlock()
+		l.shard.mu.Unlock()
 	}
 	return again, true
 }
 
 // turn waits for the sweep that is running, for at most patience(began).
-func (f *journalFile) turn(ctx context.Context, began int64) bool {
+func (f *file) turn(ctx context.Context, began int64) bool {
 	select {
 	case f.sweeping <- struct{}{}:
 		return true
@@ -363,7 +366,7 @@ func (j *Journal) Tidy(ctx context.Context, again func()) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-j.File.unswept:
+		case <-j.file.unswept:
 		}
 		if more, _ := j.Swept(ctx); more {
 			again()
@@ -375,7 +378,7 @@ func (j *Journal) Tidy(ctx context.Context, again func()) {
 // be removed or changed from outside. It rewrites the files when they are mostly out of date
 // or incomplete. It blocks on the disk, and returns after stop is closed.
 func (j *Journal) Keep(stop <-chan struct{}) {
-	f := j.File
+	f := j.file
 	tick := time.NewTicker(fileRetry)
 	defer tick.Stop()
 	for {
@@ -405,16 +408,16 @@ func (j *Journal) each(yield func(key string, seq uint64, payload []byte) bool) 
 		payload []byte
 	}
 	var records []record
-	for i := range j.Shards {
-		sh := &j.Shards[i]
+	for i := range j.shards {
+		sh := &j.shards[i]
 		records = records[:0]
-		sh.Mu.RLock()
-		for key, in := range sh.Intents {
+		sh.mu.RLock()
+		for key, in := range sh.intents {
 			if !in.done {
-				records = append(records, record{key, j.File.encode(sh, key, in)})
+				records = append(records, record{key, j.file.encode(sh, key, in)})
 			}
 		}
-		sh.Mu.RUnlock()
+		sh.mu.RUnlock()
 		for _, r := range records {
 			if !yield(r.key, unnumbered, r.payload) {
 				return
@@ -425,25 +428,25 @@ func (j *Journal) each(yield func(key string, seq uint64, payload []byte) bool) 
 
 // Close writes the rest to the disk, or returns why it could not. It blocks on the disk.
 func (j *Journal) Close() error {
-	if j.File == nil {
+	if j.file == nil {
 		return nil
 	}
-	_ = j.File.log.Check() // err returns it, too
+	_ = j.file.log.Check() // err returns it, too
 	if j.Err() != nil {
 		j.rewrite() // the disk may be healthy again
 	}
-	return j.File.log.Close()
+	return j.file.log.Close()
 }
 
 // Err returns why the file is incomplete, or nil if it is complete or there is no file.
 func (j *Journal) Err() error {
-	if j.File == nil {
+	if j.file == nil {
 		return nil
 	}
-	if err := j.File.log.Err(); err != nil {
+	if err := j.file.log.Err(); err != nil {
 		return fmt.Errorf("holdfast: the journal's file: %w", err)
 	}
-	if err := j.File.doubted.Load(); err != nil {
+	if err := j.file.doubted.Load(); err != nil {
 		return fmt.Errorf("holdfast: the journal's file: it may be out of date, and could not be written anew: %w", *err)
 	}
 	return nil
