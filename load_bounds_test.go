@@ -45,13 +45,16 @@ func TestAThousandWaitersCostLittleAndOneGoroutineInAll(t *testing.T) {
 		return used() - before
 	}
 	// Those who wait for a channel, first: what a waiter takes of its own.
-	began := runtime.NumGoroutine()
-	base := measure(func() bool { return runtime.NumGoroutine() >= began+n }, func() {
-		select {
-		case <-let:
-		case <-ctx.Done():
-		}
-	})
+	base := int64(-1)
+	for tries := 0; base < 0 && tries < 10; tries++ { // again, where an earlier test gave back its memory just then
+		began := runtime.NumGoroutine()
+		base = measure(func() bool { return runtime.NumGoroutine() >= began+n }, func() {
+			select {
+			case <-let:
+			case <-ctx.Done():
+			}
+		})
+	}
 	before := runtime.NumGoroutine()
 	ours := measure(func() bool { return c.Stats().LoadsShared == n-1 }, func() {
 		if v, err := c.GetOrLoad(ctx, "k", 0, load); err != nil || string(v) != "v" {
