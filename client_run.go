@@ -269,14 +269,14 @@ func (r *pipelineCall) store(st *commandState) bool {
 	return false
 }
 
-// setting returns a change that stores a copy of the value.
+// setting returns a write that stores a copy of the value.
 func (r *pipelineCall) setting(key, text string, ttl time.Duration) *write {
 	v := make([]byte, len(text))
 	copy(v, text)
 	return &write{key: strings.Clone(key), value: v, ttl: ttl, deadline: clock.After(r.now, ttl)}
 }
 
-// deleting returns a change that removes the key by sending the command as it was given.
+// deleting returns a write that removes the key by sending the command as it was given.
 func (r *pipelineCall) deleting(args []string) *write {
 	w := &write{key: strings.Clone(args[1]), del: true, deadline: clock.Never, verbatim: cloned(args)}
 	w.verbatim[1] = w.key

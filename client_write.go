@@ -17,7 +17,7 @@ import (
 // SET, DEL, EXPIRE and their variants of the drop-in client. They take the same path as Set, Delete
 // and Touch; the reply is the one that Redis gave.
 
-// write sends one change through the tiers.
+// write sends one write through the tiers.
 func (r *pipelineCall) write(st *commandState, w *write) {
 	c := r.c
 	if err := checkSize(w.key, w.value); err != nil {

@@ -316,7 +316,7 @@ func (w *write) loadedCommand(b rueidis.Builder) rueidis.Completed {
 	return link.Kept(cmd, len(w.value))
 }
 
-// scripted reports whether loadedCommand builds a script for the change.
+// scripted reports whether loadedCommand builds a script for the write.
 func (w *write) scripted() bool {
 	return w.flight != nil && !w.del && !w.blindly && (w.lease != nil || w.expects != "")
 }

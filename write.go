@@ -137,7 +137,7 @@ func (w *write) intent(sentOn uint64) journal.Write {
 	}
 }
 
-// write takes changes through the tiers: to the local tier at once, then to Redis, or to the
+// write takes writes through the tiers: to the local tier at once, then to Redis, or to the
 // journal if Redis cannot take them. It keeps law 4 and law 6: for any outcome, the local
 // tier is changed first, and a write that is not known to have reached Redis is journaled
 // before the call returns.
@@ -210,7 +210,7 @@ func (c *Cache) durable(ctx context.Context, began int64, p journal.Saving) erro
 	return err
 }
 
-// aim gives the change its entry and returns the session that takes it, or nil if the write
+// aim gives the write its entry and returns the session that takes it, or nil if it
 // belongs in the journal. During the link's first attempt it does not wait; for another
 // attempt it waits as moment says. If the attempt is not decided then, it sets PlainUntil.
 func (c *Cache) aim(ctx context.Context, w *write, now int64) *link.Session {
@@ -238,14 +238,14 @@ func (c *Cache) aim(ctx context.Context, w *write, now int64) *link.Session {
 	}
 }
 
-// moved reports whether a change without a session has one by now, or has another link: an
+// moved reports whether a write without a session has one by now, or has another link: an
 // attempt was decided between two looks.
 func (c *Cache) moved(w *write) bool {
 	s := w.link.Gate.Load()
 	return c.routes.Link(c.routes.Of(w.key)) != w.link || s != nil && s.Takes(w.del)
 }
 
-// entryOf returns the local entry for a change, nil for a delete.
+// entryOf returns the local entry for a write, nil for a delete.
 func (c *Cache) entryOf(w *write, now int64, d *local.EpochScope, fresh local.FreshUntil) *local.Entry {
 	if w.del {
 		return nil
@@ -363,14 +363,14 @@ func (c *Cache) send(ctx context.Context, op string, items []link.Item, now int6
 	return toSave
 }
 
-// writeOf returns the change that an item of send is for.
+// writeOf returns the write that an item of send is for.
 func writeOf(it *link.Item) *write { return it.Payload.(*write) }
 
 // voids reports whether a delete also removes the key's lease: another process may be loading
 // the previous value.
 func (c *Cache) voids() bool { return c.opts.Load.Lease > 0 }
 
-// writeCommands appends the commands for a change, the write itself first.
+// writeCommands appends the commands for a write, SET or DEL first.
 func (c *Cache) writeCommands(b rueidis.Builder, w *write, cmds []rueidis.Completed) []rueidis.Completed {
 	switch {
 	case w.flight != nil && !w.del && !w.blindly:
@@ -389,7 +389,7 @@ func (c *Cache) writeCommands(b rueidis.Builder, w *write, cmds []rueidis.Comple
 	return cmds
 }
 
-// written handles the outcome of a change that was sent. The error is for the caller.
+// written handles the outcome of a write that was sent. The error is for the caller.
 func (c *Cache) written(w *write, now int64, replies []rueidis.RedisResult, o link.Outcome) (journal.Saving, error) {
 	if w.lease != nil {
 		w.lease.spent = o.Class == rediserr.OK

@@ -42,7 +42,7 @@ func newLinkRig(t *testing.T) *linkRig {
 func (r *linkRig) open() *Link {
 	routes := &Routes{cfg: &r.cfg, watcher: &r.watcher, demand: stubDemand{}, Ready: make(chan struct{})}
 	routes.newReplayer = func(*Link, func(string) bool) Replayer { return stubReplayer{} }
-	r.link = routes.newLink(r.cfg.Life, &r.find, &r.keys)
+	r.link = routes.newLink(&r.find, &r.keys)
 	return r.link
 }
 

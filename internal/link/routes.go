@@ -262,7 +262,7 @@ func New(cfg *Config, w Watcher, d Demand, newReplayer NewReplayer) *Routes {
 	} else {
 		find = &seeds{routes: r}
 	}
-	r.SeedLink = r.newLink(cfg.Life, find, &seedKeys{r})
+	r.SeedLink = r.newLink(find, &seedKeys{r})
 	r.one.link.Store(r.SeedLink)
 	return r
 }
@@ -274,7 +274,7 @@ func (r *Routes) Start() { r.startLink(r.cfg.Life, r.SeedLink) }
 func (r *Routes) wanted() bool { return r.Waiting.Load() > 0 || r.demand.Wanted() }
 
 // newLink returns a link with its replayer.
-func (r *Routes) newLink(ctx context.Context, find locator, keys keyspace) *Link {
+func (r *Routes) newLink(find locator, keys keyspace) *Link {
 	l := newLink(r, find, keys)
 	l.Replayer = r.newReplayer(l, keys.Owns)
 	return l
@@ -339,7 +339,7 @@ func (r *Routes) newCluster() *cluster {
 func (c *cluster) openNode(addr string) *Link {
 	ctx, cancel := context.WithCancel(c.routes.cfg.Life)
 	n := &node{cluster: c, addr: addr}
-	n.link = c.routes.newLink(ctx, n, n)
+	n.link = c.routes.newLink(n, n)
 	n.link.Addr, n.link.retire = addr, cancel
 	c.routes.startLink(ctx, n.link)
 	return n.link
