@@ -227,10 +227,11 @@ func TestTheLastWordsOfAServerThatIsNotWrittenToAreReadToTheirEnd(t *testing.T) 
 		return deafConn{ours}, nil
 	}
 	c := open(t, o)
-	redistest.WaitFor(t, patience, "the failure", func() bool { return c.Health().LastError != nil })
-	if text := c.Health().LastError.Error(); !strings.Contains(text, `HELLO: the server said "ERR max number of clients reached" and hung up: `) {
-		t.Errorf("%q", text)
-	}
+	// The words are waited for for a moment only, which a stalled machine may let pass: then the next attempt finds them.
+	redistest.WaitFor(t, patience, "the server's words", func() bool {
+		err := c.Health().LastError
+		return err != nil && strings.Contains(err.Error(), `HELLO: the server said "ERR max number of clients reached" and hung up: `)
+	})
 }
 
 // deafConn cannot be written to.

@@ -15,7 +15,7 @@ import (
 // leisurely is Options whose first moments last, whatever the machine has to do beside.
 func leisurely(addr string) holdfast.Options {
 	o := at(addr)
-	o.Timeout = 5 * time.Second
+	o.Timeout, o.Redis.Dialer.Timeout = 5*time.Second, 30*time.Second
 	return o
 }
 
