@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -45,8 +46,9 @@ func TestAThousandWaitersCostLittleAndOneGoroutineInAll(t *testing.T) {
 		return used() - before
 	}
 	// Those who wait for a channel, first: what a waiter takes of its own.
-	began := runtime.NumGoroutine()
-	base := measure(func() bool { return runtime.NumGoroutine() >= began+n }, func() {
+	var waiting atomic.Int32
+	base := measure(func() bool { return waiting.Load() == n }, func() {
+		waiting.Add(1)
 		select {
 		case <-let:
 		case <-ctx.Done():
