@@ -47,9 +47,10 @@ func TestALargeBatchThatRunsOutOfTimeOpensNothing(t *testing.T) {
 	ctx := begin(t)
 	s, p := behind(t)
 	o := at(p.Addr())
-	// The calls alone run out of this time: a busy machine answers within it, the supervisor
-	// makes no probe meanwhile, and the connection outlives the silence.
-	o.Timeout = time.Second
+	// The supervisor makes no probe meanwhile, and the connection outlives the silence. A call has
+	// 40 parts, of which some 30 are left when the server stalls. On a busy machine a replay may
+	// fail a few times, too.
+	o.Timeout, o.Breaker.Failures = time.Second, 20
 	o.Breaker.MaxBackoff, o.Redis.Dialer.KeepAlive = patience, patience
 	c := open(t, o)
 	ready(t, c)
@@ -86,6 +87,35 @@ func TestALargeBatchThatRunsOutOfTimeOpensNothing(t *testing.T) {
 	}
 	drain(t, c)
 	if got := s.MustDo("EXISTS", "k0", "k5000", "k9999"); got != "3" {
+		t.Errorf("%s of 3 keys reached redis", got)
+	}
+}
+
+// Each task of a replay that had run out of time reported for itself, and one stall of a
+// server opened the circuit as soon as the journal had a few writes.
+func TestAReplayThatRunsOutOfTimeIsOneFailure(t *testing.T) {
+	ctx := begin(t)
+	s, p := behind(t)
+	o := at(p.Addr())
+	// The write and the replay alone run into the stall, and the connection outlives it.
+	o.Timeout, o.Breaker.Failures = time.Second, 20
+	o.Breaker.MaxBackoff, o.Redis.Dialer.KeepAlive = patience, patience
+	c := open(t, o)
+	ready(t, c)
+	items := make(map[string][]byte)
+	for i := range 200 {
+		items[fmt.Sprint("k", i)] = []byte("v")
+	}
+	p.SetMode(redistest.Hang)
+	must(t, c.SetMany(ctx, items, 0))
+	elapsed(t, "a replay that runs out of time", time.Now(), 5*o.Timeout/2)
+	n := c.Stats().BreakerOpens
+	p.SetMode(redistest.Pass)
+	if n != 0 {
+		t.Errorf("a stall opened the circuit %d times", n)
+	}
+	drain(t, c)
+	if got := s.MustDo("EXISTS", "k0", "k100", "k199"); got != "3" {
 		t.Errorf("%s of 3 keys reached redis", got)
 	}
 }

@@ -296,6 +296,7 @@ type pass struct {
 	plain   []journal.Task              // tasks for which the server does not run the script
 	against []refusedTask               // tasks that Redis refuses, for a reason not yet known
 	asked   map[*session][]journal.Task // tasks that were redirected by ASK
+	late    bool                        // a task that ran out of time was reported
 }
 
 // pass tries the tasks once on the session, and those that it redirects by ASK once on the
@@ -523,7 +524,11 @@ func (p *pass) postpone(t *journal.Task, c class, err error) {
 		p.rejected(t)
 		p.journal.GiveUp(t)
 	}
-	s.link.report(s, c, err)
+	// A pipeline that ran out of time is one failure, however many tasks it has.
+	if late := c == classDown && err == errBudget; !late || !p.late {
+		p.late = p.late || late
+		s.link.report(s, c, err)
+	}
 	if !p.owns(t.Key) {
 		p.routes.deliver(t.Key) // the key has moved; its new owner was woken before
 	}
