@@ -68,7 +68,7 @@ func TestAGroupSaysWhoDoesNotEnd(t *testing.T) {
 	}
 }
 
-// What the machine has not let run is not blamed on hooks, of which there are none.
+// A goroutine that the machine did not run is not blamed on hooks, of which there are none.
 func TestAStarvedCloseBlamesNoneOfTheUsersCode(t *testing.T) {
 	var f foreign
 	var g group

@@ -13,8 +13,8 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 )
 
-// What a thousand waiters on one load cost: one load, the goroutine that runs it, and
-// little memory beside the waiters' own goroutines.
+// A thousand waiters on one load cost one load, the goroutine that runs it, and little memory
+// beside their own goroutines.
 func TestAThousandWaitersCostLittleAndOneGoroutineInAll(t *testing.T) {
 	ctx := undisturbed(t)
 	const n = 1000

@@ -89,7 +89,8 @@ func TestWritesInTheFirstMomentsKeepTheirOrder(t *testing.T) {
 	})
 }
 
-// What waited longer than Timeout is a write of an outage: Redis may hold what is newer.
+// A write that has waited for longer than Timeout is a write of an outage: Redis may hold a newer
+// value.
 func TestASetOlderThanTimeoutIsComparedAsAnyOther(t *testing.T) {
 	ctx := begin(t)
 	s := redistest.Start(t)

@@ -193,7 +193,7 @@ func TestAMapThatNoClusterCanHaveIsRefused(t *testing.T) {
 	}
 }
 
-// Who has a slot now knows nothing of what the one before told about its keys.
+// The new owner of a slot does not announce changes of keys that were read from the old owner.
 func TestASlotThatChangesHandsPutsItsCopiesInDoubt(t *testing.T) {
 	node := func() *link {
 		l := &link{signal: make(chan struct{}, 1), replayer: &replayer{kick: make(chan struct{}, 1)}}

@@ -281,7 +281,7 @@ func TestNoReplyOfASentinelDoesHarm(t *testing.T) {
 	}
 }
 
-// What a sentinel says while all is well must not take the client away from the
+// A reply of a sentinel, while all is well, must not take the client away from the
 // master that serves it to one that does not. If it names another master that
 // cannot be reached, ours is none any more as far as anybody knows: it is given
 // nothing to write that it would lose, and goes on answering.
