@@ -98,7 +98,7 @@ func TestASetOlderThanTimeoutIsComparedAsAnyOther(t *testing.T) {
 	s.MustDo("SET", "k", "theirs")
 	p.SetMode(redistest.Hang)
 	o := at(p.Addr())
-	o.Timeout = 20 * time.Millisecond
+	o.Timeout = max(200*time.Millisecond, budget())
 	o.Redis.Dialer.Timeout = patience
 	c := open(t, o)
 	must(t, c.Set(ctx, "k", []byte("ours"), 0))
