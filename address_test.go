@@ -181,8 +181,8 @@ func TestANameIsResolvedAnewForEachDial(t *testing.T) {
 	}
 }
 
-// Whoever points a program at the sentinel's port instead of the server's must be
-// told so, and its callers must not get what a sentinel says to their commands.
+// The address of a sentinel in the place of the server's is reported as such. The callers
+// do not get the sentinel's replies to their commands.
 func TestASentinelIsNoServer(t *testing.T) {
 	ctx := begin(t)
 	r := redistest.StartSentinel(t, 0)

@@ -299,9 +299,7 @@ func TestOthersAreServedBesideALargeBatch(t *testing.T) {
 	redistest.Long(t)
 	ctx := begin(t)
 	s := redistest.Start(t)
-	o := at(s.Addr())
-	o.Timeout = 2 * time.Second // so that a stall of the machine is no outage
-	c := open(t, o)
+	c := open(t, leisurely(s.Addr())) // so that a stall of the machine is no outage
 	ready(t, c)
 	_, items := many(100_000)
 	stop := make(chan struct{})

@@ -157,7 +157,7 @@ func TestDeliverSaysAtOnceThatRedisIsAway(t *testing.T) {
 	}
 }
 
-// What a read or a load brings that began before Invalidate is not kept.
+// The result of a read or a load that began before Invalidate is not kept.
 func TestALoadThatBeganBeforeInvalidateIsNotKept(t *testing.T) {
 	ctx := begin(t)
 	s := redistest.Start(t)

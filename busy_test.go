@@ -204,8 +204,8 @@ func TestFUNCTIONKILLReachesAServerThatIsBusyWithAFunction(t *testing.T) {
 	waitState(t, c, holdfast.Up)
 }
 
-// Who calls first, right after New, or has yet to dial a connection of its own, is the one
-// who would end the script.
+// The first caller, right after New, or a caller that has yet to dial a connection of its own,
+// may be the one that wants to end the script.
 func TestSCRIPTKILLReachesABusyServerByTheFirstCallAndByANewDedicate(t *testing.T) {
 	beside(t)
 	redistest.Long(t)

@@ -111,7 +111,7 @@ func TestCommandsThatMakeNoSenseHaveKeysAllTheSame(t *testing.T) {
 	}
 }
 
-// What waits on the connection that all share would hold up all of them.
+// A command that waits on the shared connection would hold up all callers.
 func TestACommandThatWaitsIsKnownByItsArguments(t *testing.T) {
 	for line, waits := range map[string]bool{
 		"XREAD BLOCK 0 STREAMS k $": true, "xread count 1 block 0 streams k $": true, "XREAD STREAMS block $": false,

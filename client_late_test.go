@@ -84,7 +84,7 @@ func TestNothingComesBackAfterAFlush(t *testing.T) {
 	}
 }
 
-// What a batch does to a key's end comes before the value that is set behind it.
+// A batch may change a key's expiry and then set its value: the expiry is of the value before.
 func TestAnEndIsOfTheValueThatItWasGiven(t *testing.T) {
 	ctx := begin(t)
 	s := redistest.Start(t)
@@ -179,7 +179,7 @@ func TestTheDeepestReplyOfRedisIsTaken(t *testing.T) {
 	}
 }
 
-// What is kept of a command is a copy: the caller may use again what it was made of.
+// A command that is kept is a copy, because the caller may reuse its arguments.
 func TestWhatIsKeptOfACommandIsACopy(t *testing.T) {
 	begin(t)
 	s := redistest.Start(t)

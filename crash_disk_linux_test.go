@@ -70,7 +70,7 @@ func TestAFullDiskIsToldOfAndHeals(t *testing.T) {
 	}
 }
 
-// What is found may have been replaced since, by a write that the disk did not take.
+// A write that is found may have been replaced since, by one that the disk did not take.
 func TestAfterADeathOnAFullDiskSetsAreDeletes(t *testing.T) {
 	begin(t)
 	s, p := behind(t)

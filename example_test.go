@@ -176,7 +176,7 @@ func ExampleOptions_contradictions() {
 	// holdfast: options: Redis.InitAddress[0] is "localhost": it must be host:port
 }
 
-// What was written while Redis was away reaches it when it comes up.
+// Writes of an outage reach Redis when it comes up.
 func ExampleCache_Drain() {
 	addr := unused()
 	cache, err := holdfast.Open("redis://" + addr)
@@ -227,7 +227,7 @@ func ExampleCache_Shutdown() {
 	// v <nil>
 }
 
-// What Redis did not get is counted.
+// Writes that Redis did not get are counted.
 func ExampleUndeliveredError() {
 	cache, err := holdfast.Open("redis://" + unused())
 	if err != nil {

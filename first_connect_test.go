@@ -237,7 +237,7 @@ func TestCloseAtTheWorstMoment(t *testing.T) {
 	m := miniredis.RunT(t)
 	for i := range 100 {
 		o := at(m.Addr())
-		o.CloseTimeout = patience
+		o.CloseTimeout, o.Redis.Dialer.Timeout = patience, patience // a failed attempt would end the delivery
 		c, err := holdfast.New(o)
 		must(t, err)
 		var wg sync.WaitGroup

@@ -69,7 +69,7 @@ func TestAGroupSaysWhoDoesNotEnd(t *testing.T) {
 	}
 }
 
-// What the machine has not let run is not blamed on hooks, of which there are none.
+// A goroutine that the machine did not run is not blamed on hooks, of which there are none.
 func TestAStarvedCloseBlamesNoneOfTheUsersCode(t *testing.T) {
 	var f userCode
 	var g group.Group

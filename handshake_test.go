@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -139,20 +140,25 @@ func TestLastErrorSaysInWhichStepAConnectionFailed(t *testing.T) {
 			tt.set(&o)
 		}
 		c := open(t, o)
-		redistest.WaitFor(t, patience, tt.name, func() bool {
+		var text string
+		saysAll := func() bool {
 			_, _ = c.Get(context.Background(), "k")
-			return c.Health().LastError != nil
-		})
-		text := c.Health().LastError.Error()
-		for _, want := range tt.want {
-			if !strings.Contains(text, want) {
-				t.Errorf("%s: %q; want %q", tt.name, text, want)
+			if err := c.Health().LastError; err != nil {
+				text = err.Error()
 			}
+			return !slices.ContainsFunc(tt.want, func(want string) bool { return !strings.Contains(text, want) })
+		}
+		// On a busy machine an attempt may run out of its time in another step.
+		for start := time.Now(); !saysAll() && time.Since(start) < 5*time.Second+4*slack(); {
+			time.Sleep(time.Millisecond) // between two looks
+		}
+		if !saysAll() {
+			t.Errorf("%s: %q; want %q", tt.name, text, tt.want)
 		}
 		if strings.Contains(text, "s3cret") || strings.Contains(text, "wr0ng") {
 			t.Errorf("%s: a password in %q", tt.name, text)
 		}
-		must(t, c.Close())
+		closed(t, c)
 	}
 }
 
@@ -227,10 +233,11 @@ func TestTheLastWordsOfAServerThatIsNotWrittenToAreReadToTheirEnd(t *testing.T) 
 		return deafConn{ours}, nil
 	}
 	c := open(t, o)
-	redistest.WaitFor(t, patience, "the failure", func() bool { return c.Health().LastError != nil })
-	if text := c.Health().LastError.Error(); !strings.Contains(text, `HELLO: the server said "ERR max number of clients reached" and hung up: `) {
-		t.Errorf("%q", text)
-	}
+	// The words are waited for for a moment only, which a stalled machine may let pass: then the next attempt finds them.
+	redistest.WaitFor(t, patience, "the server's words", func() bool {
+		err := c.Health().LastError
+		return err != nil && strings.Contains(err.Error(), `HELLO: the server said "ERR max number of clients reached" and hung up: `)
+	})
 }
 
 // deafConn cannot be written to.

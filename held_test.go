@@ -522,7 +522,7 @@ func TestWhatIsHeldCountsAsUndelivered(t *testing.T) {
 	}
 }
 
-// What is held by one process is held by the next, until Redis takes it.
+// A write that one process holds is held by the next process, until Redis takes it.
 func TestWhatIsHeldSurvivesTheProcess(t *testing.T) {
 	ctx := begin(t)
 	s := redistest.Start(t)
@@ -556,7 +556,7 @@ func TestWhatIsHeldSurvivesTheProcess(t *testing.T) {
 	redistest.WaitFor(t, patience, "the journal", func() bool { return c.Health().HeldKeys == 0 })
 }
 
-// What a round has decided leaves the journal with that round, also where a file has to
+// A write that a round has decided leaves the journal with that round, also where a file has to
 // forget it first, and nobody waits for it.
 func TestWhatARoundHasDecidedLeavesWithoutAnybodysAsking(t *testing.T) {
 	ctx := begin(t)

@@ -150,13 +150,19 @@ func wantGet(t testing.TB, c *holdfast.Cache, key, want string) {
 	}
 }
 
-// closed closes a Cache that may have writes that nobody has got.
+// closed closes a Cache whose journal may still have writes.
 func closed(t testing.TB, c *holdfast.Cache) {
 	t.Helper()
 	var u *holdfast.UndeliveredError
-	if err := c.Close(); err != nil && !asUndelivered(err, &u) {
+	if err := c.Close(); err != nil && !asUndelivered(err, &u) && !starved(err) {
 		t.Fatalf("close: %v", err)
 	}
+}
+
+// starved reports whether Close gave up on a goroutine that a stalled machine had not run for a
+// second. A goroutine that does not end at all is found by the check for those left behind.
+func starved(err error) bool {
+	return lateness() > 50*time.Millisecond && contains(err.Error(), "which had no time to run")
 }
 
 func must(t testing.TB, err error) {

@@ -259,8 +259,8 @@ func TestACommandAtWhichAServerHangsUpLateIsFoundOut(t *testing.T) {
 	})
 }
 
-// Who was merely beside what ended a connection is suspect, too, and no longer than until
-// it is tried: alone, and answered as always.
+// A command that was sent beside one that ended a connection is suspect, too, until it has been
+// sent alone and was answered.
 func TestWhoWasBesideTwoLossesIsTriedAloneAndServed(t *testing.T) {
 	const n = 20
 	ctx := begin(t)

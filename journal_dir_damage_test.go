@@ -87,7 +87,7 @@ func TestWhereverTheLastRecordIsTornTheDeletesBeforeItAreReplayedFirst(t *testin
 	}
 }
 
-// Whatever the files are, New works, what can be read is used, and what may be out
+// With files of any content New works, the readable writes are used, and a write that may be out
 // of date is a delete.
 func TestNoFileKeepsNewFromWorkingAndNoneIsGuessedAt(t *testing.T) {
 	beside(t)

@@ -162,7 +162,7 @@ func TestAKeyThatIsWrittenAllTheTimeLeavesTheJournalAndItsFile(t *testing.T) {
 	})
 }
 
-// What the server tells of the replay's own writes is no news.
+// The server's messages about the replay's own writes are not changes by others.
 func TestKeysThatAreWrittenWhileTheyDrainLoseNoSet(t *testing.T) {
 	beside(t)
 	redistest.Long(t)

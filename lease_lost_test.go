@@ -9,9 +9,9 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 )
 
-// Redis was lost while one process loaded, and the others, whom nobody could tell of
-// the end of the lease any more, waited for all of it: three seconds by default.
-func TestWhoeverWaitsForALeaseLoadsAtOnceWhenRedisIsLost(t *testing.T) {
+// Redis was lost while one process loaded. The server could not announce the end of the lease to
+// the other processes any more, and they waited for all of it: three seconds by default.
+func TestAProcessThatWaitsForALeaseLoadsAtOnceWhenRedisIsLost(t *testing.T) {
 	t.Parallel()
 	for name, lose := range map[string]func(*redistest.Server){
 		"killed": (*redistest.Server).Kill,
@@ -25,7 +25,9 @@ func TestWhoeverWaitsForALeaseLoadsAtOnceWhenRedisIsLost(t *testing.T) {
 			o := fleetOptions(s)
 			o.Load.Lease = 10 * time.Minute
 			if name == "hung" {
-				o.Timeout = 500 * time.Millisecond // of which five open the circuit; a busy machine answers within one
+				// A question that is not answered within the budget leads to a load without a lease,
+				// for which nobody waits. So the budget is large, and one probe opens the circuit.
+				o.Breaker.Failures = 1
 			}
 			cs := fleet(t, 3, o)
 			began, let := make(chan struct{}), make(chan struct{})
@@ -53,7 +55,7 @@ func TestWhoeverWaitsForALeaseLoadsAtOnceWhenRedisIsLost(t *testing.T) {
 				})
 			}
 			for _, c := range cs[1:] {
-				redistest.WaitFor(t, time.Minute, "the others to wait", func() bool { return c.Stats().LeaseWaits == 1 })
+				redistest.WaitFor(t, time.Minute, "the others to wait", func() bool { return c.Stats().LeaseWaits > 0 })
 			}
 			lose(s)
 			others.Wait()

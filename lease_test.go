@@ -226,7 +226,7 @@ func TestOnlyOneOfAFleetRefreshes(t *testing.T) {
 	}
 }
 
-// Who may not have leases, or not run scripts, loads and stores all the same.
+// A user without the right to leases, or to scripts, loads and stores all the same.
 func TestWithoutTheRightToALeaseEachLoadsForItself(t *testing.T) {
 	s := redistest.Start(t)
 	for name, acl := range map[string][]string{

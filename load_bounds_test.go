@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -12,8 +13,8 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 )
 
-// What a thousand waiters on one load cost: one load, the goroutine that runs it, and
-// little memory beside the waiters' own goroutines.
+// A thousand waiters on one load cost one load, the goroutine that runs it, and little memory
+// beside their own goroutines.
 func TestAThousandWaitersCostLittleAndOneGoroutineInAll(t *testing.T) {
 	ctx := undisturbed(t)
 	const n = 1000
@@ -47,8 +48,9 @@ func TestAThousandWaitersCostLittleAndOneGoroutineInAll(t *testing.T) {
 	// Those who wait for a channel, first: what a waiter takes of its own.
 	base := int64(-1)
 	for tries := 0; base < 0 && tries < 10; tries++ { // again, where an earlier test gave back its memory just then
-		began := runtime.NumGoroutine()
-		base = measure(func() bool { return runtime.NumGoroutine() >= began+n }, func() {
+		var waiting atomic.Int32
+		base = measure(func() bool { return waiting.Load() == n }, func() {
+			waiting.Add(1)
 			select {
 			case <-let:
 			case <-ctx.Done():

@@ -32,8 +32,8 @@ func (h hostile) Decode(b []byte) (string, error) {
 	return string(b), nil
 }
 
-// A codec that ends the goroutine on which it runs, as FailNow of a test does: whoever
-// waits is released, the key is loaded by the next one, and Close ends.
+// A codec that ends the goroutine on which it runs, as FailNow of a test does: the callers that
+// wait are released, the next one loads the key, and Close ends.
 func TestACodecThatEndsItsGoroutineLeavesNothingBehind(t *testing.T) {
 	backends(t, func(t *testing.T, ctx context.Context, b backend) {
 		for _, where := range []string{"local", "redis", "encode", "own", "stand in"} {
@@ -116,7 +116,7 @@ func TestACodecThatEndsItsGoroutineLeavesNothingBehind(t *testing.T) {
 					if v, err := ask(); err != nil || v != loaded && where != "stand in" {
 						t.Errorf("afterwards: %q, %v", v, err)
 					}
-					must(t, c.Close())
+					closed(t, c)
 				})
 			}
 		}

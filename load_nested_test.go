@@ -11,8 +11,8 @@ import (
 	"github.com/holdfast-cache/holdfast"
 )
 
-// What a load waits for that has the only place needs none: else both would wait for
-// the hard limit.
+// A load that has the only slot may wait for another load. That one needs no slot: else both
+// would wait for the hard limit.
 func TestALoaderMayAskForOtherKeysWhereLoadsAreCapped(t *testing.T) {
 	alone(t, holdfast.Options{Load: holdfast.LoadOptions{MaxConcurrent: 1}}, func(t *testing.T, ctx context.Context, c *holdfast.Cache) {
 		const takes = time.Second

@@ -344,7 +344,7 @@ func TestNotFoundIsRememberedThoughRedisIsAway(t *testing.T) {
 	waitState(t, c, holdfast.Up)
 }
 
-// What a loader said in an outage is not Redis' word: another client may have written the
+// An answer of a loader in an outage is not Redis' answer: another client may have written the
 // key meanwhile, and the server tells only of what was read.
 func TestNotFoundOfAnOutageEndsWithTheOutage(t *testing.T) {
 	ctx := begin(t)

@@ -216,7 +216,7 @@ func TestWhereRedisTakesNoWritesAKeyIsNotLoadedWithEachCall(t *testing.T) {
 	waitState(t, c, holdfast.Up)
 }
 
-// What was loaded in an outage is nothing that Redis was ever given: a Set that comes
+// A value that was loaded in an outage was never sent to Redis: a Set that comes
 // over it must not be taken for one that replaces what somebody deleted there.
 func TestASetOverWhatWasLoadedInAnOutageIsReplayed(t *testing.T) {
 	inBubble(t, nil, func(ctx context.Context, c *holdfast.Cache, v *virtual) {
@@ -234,7 +234,7 @@ func TestASetOverWhatWasLoadedInAnOutageIsReplayed(t *testing.T) {
 	})
 }
 
-// What was loaded is nobody's intent. Where the journal has a delete of the key, the
+// A loaded value is not a write. Where the journal has a delete of the key, the
 // value is served until that is replayed, and goes with it: others may have written
 // since it was loaded, and deleted again.
 func TestWhatWasLoadedOnADeletedKeyIsNotReplayed(t *testing.T) {

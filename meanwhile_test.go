@@ -10,7 +10,7 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 )
 
-// What somebody else wrote while Redis was away for us is never overwritten.
+// A write of another client, while Redis was away for us, is never overwritten.
 
 // disputed are keys that we write in an outage, by what they were before it and by
 // what somebody else does to them after we wrote, while we cannot reach Redis.

@@ -2,7 +2,7 @@ package holdfast
 
 import "fmt"
 
-// What the model test in holdfast_test asks of the inside, and nothing else does.
+// Access to internals for the model test in holdfast_test alone.
 
 // Journaled says whether the journal has the key, and whether it waits there to be
 // replayed, rather than for its second check or to be taken back.

@@ -141,7 +141,7 @@ func TestReadsDoNotWaitForARefresh(t *testing.T) {
 	})
 }
 
-// What a load brings that began before the source changed is not the answer.
+// The result of a load that began before the source changed is not the answer.
 func TestARefreshTakesNothingOfALoadThatBeganBeforeIt(t *testing.T) {
 	alone(t, holdfast.Options{}, func(t *testing.T, ctx context.Context, c *holdfast.Cache) {
 		var wg sync.WaitGroup

@@ -162,7 +162,7 @@ func (r *replayed) saidLongAgo() {
 	r.c.routes.SeedLink.Replayer.Wake()
 }
 
-// What takes a script for something else says nothing about scripts: a set is held,
+// A proxy that takes a script for another command says nothing about scripts: a set is held,
 // however long that lasts.
 func TestAnAnswerThatMakesNoSenseIsNoVerdict(t *testing.T) {
 	for _, answer := range []string{"+OK\r\n", ":1\r\n", "_\r\n", "*0\r\n", "*2\r\n:1\r\n:1\r\n", "*1\r\n:9\r\n", "*1\r\n_\r\n", "*1\r\n+done\r\n"} {

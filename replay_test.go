@@ -709,7 +709,7 @@ func TestWhatACallersReplayLeavesUndoneIsDoneByTheReplayer(t *testing.T) {
 	}
 }
 
-// What Redis has for a set that it refuses for good is older, and others read that.
+// Redis has an older value for a set that it refuses for good, and others read that value.
 func TestASetThatIsRefusedForLongBecomesADelete(t *testing.T) {
 	s := redistest.Start(t)
 	s.MustDo("ACL", "SETUSER", "app", "on", ">pw", "~holdfast:*", "%R~*", "+@all")

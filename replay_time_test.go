@@ -113,8 +113,8 @@ func TestTheEndOfAnUnansweredValueThatFallsIntoTheReplayIsNobodysDelete(t *testi
 	})
 }
 
-// What Redis holds after a replay is what it was sent, and not what it would be sent
-// when the answer comes.
+// After a replay Redis holds the value and the expiry as they were sent, not as they would be
+// sent when the answer comes.
 func TestASetWhoseEndFallsIntoItsReplayIsNoConflictOfTheNext(t *testing.T) {
 	begin(t)
 	inModel(t, func(o *holdfast.Options) { o.Timeout = 3 * time.Second }, func(ctx context.Context, c *holdfast.Cache, s *modelServer) {

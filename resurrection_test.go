@@ -13,7 +13,7 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 )
 
-// What was deleted, replaced or has expired does not come back from the dead.
+// A value that was deleted, replaced or has expired does not come back.
 
 // neverRead reads the keys all the time, and fails the test if one has a value.
 func neverRead(t *testing.T, ctx context.Context, c *holdfast.Cache, keys []string) (stop func()) {

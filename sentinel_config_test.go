@@ -170,8 +170,8 @@ func TestASentinelByURL(t *testing.T) {
 	}
 }
 
-// What is set for the servers says nothing about the sentinels, nor the other way
-// round; but a dial must be bounded either way.
+// Options for the servers do not apply to the sentinels, nor the other way round; but a dial is
+// bounded either way.
 func TestSentinelsAreDialledTheirOwnWay(t *testing.T) {
 	ctx := begin(t)
 	s := redistest.Start(t)

@@ -158,7 +158,7 @@ func TestADialToASentinelThatGoesNowhereHoldsUpNoProbe(t *testing.T) {
 	})
 }
 
-func TestWhateverASentinelSaysHarmsNobody(t *testing.T) {
+func TestNoReplyOfASentinelDoesHarm(t *testing.T) {
 	ctx := undisturbed(t)
 	master := redistest.Start(t)
 	_, replica := replicated(t)
@@ -244,9 +244,9 @@ func TestWhateverASentinelSaysHarmsNobody(t *testing.T) {
 		var h holdfast.Health
 		redistest.WaitFor(t, patience, fmt.Sprintf("%s: an error that names one of %q", tt.name, tt.want), func() bool {
 			h = s.c.Health()
-			return h.LastError != nil && (tt.want == nil || contains(h.LastError.Error(), tt.want...))
+			// The error is there a moment before the state.
+			return h.LastError != nil && (tt.want == nil || contains(h.LastError.Error(), tt.want...)) && h.State == tt.state
 		})
-		// Where it was understood as an address, the attempt's place may be told.
 		if h.State != tt.state || h.Writable {
 			t.Errorf("%s: %+v", tt.name, h)
 		}
@@ -255,17 +255,13 @@ func TestWhateverASentinelSaysHarmsNobody(t *testing.T) {
 		}
 		t.Logf("%s: %d dials, %.150v", tt.name, s.dials.Attempts(), h.LastError)
 		for _, addr := range []string{s.f.Addr(), dead, replica.Addr(), master.Addr()} {
-			allowed := s.dials.TimesTo(addr)
-			if tt.name == "itself" && addr == s.f.Addr() {
-				if len(allowed) > 20 {
-					t.Errorf("itself: %d dials", len(allowed))
-				}
-				continue
-			}
 			// Five in the first second and 1.2 in each later one, and twice that:
 			// a machine that stalls over so many clients moves attempts about.
 			most := 6 + int(2.4*time.Since(s.began).Seconds())
-			if n := len(allowed); n > most {
+			if tt.name == "itself" {
+				most *= 2 // each attempt dials the sentinel and the master, which are one
+			}
+			if n := len(s.dials.TimesTo(addr)); n > most {
 				t.Errorf("%s: %d dials to %s in %v", tt.name, n, addr, time.Since(s.began))
 			}
 		}
@@ -281,11 +277,11 @@ func TestWhateverASentinelSaysHarmsNobody(t *testing.T) {
 		if got := master.MustDo("GET", tt.name); got != "v" {
 			t.Errorf("%s: the master holds %s", tt.name, got)
 		}
-		must(t, subjects[i].c.Close())
+		closed(t, subjects[i].c)
 	}
 }
 
-// What a sentinel says while all is well must not take the client away from the
+// A reply of a sentinel, while all is well, must not take the client away from the
 // master that serves it to one that does not. If it names another master that
 // cannot be reached, ours is none any more as far as anybody knows: it is given
 // nothing to write that it would lose, and goes on answering.

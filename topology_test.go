@@ -40,7 +40,7 @@ func newStranger(t *testing.T) *stranger {
 	return s
 }
 
-// Whatever a server named was dialled, and the password went there.
+// Each address that a server named was dialled, and the password went there.
 func TestAnAddressThatAServerNamesGetsThePasswordOnlyIfItIsAllowed(t *testing.T) {
 	beside(t)
 	for _, tt := range []struct {

@@ -100,9 +100,9 @@ func TestAWriteTakesItsPlaceAgainWhenItHasWaitedForAStoring(t *testing.T) {
 	}
 }
 
-// Whoever finds that nobody waits for a load any more ends its flight: else the key would
-// be taken for one that is being loaded, and who asks next get the error of a loader that
-// ended its goroutine.
+// The caller that finds that no other waits for a load any more ends its flight. Else the key
+// would count as being loaded, and the next caller would get the error of a loader that ended
+// its goroutine.
 func TestALoadThatNobodyWaitsForEndsItsFlightBesideALease(t *testing.T) {
 	s := redistest.Start(t)
 	c := beside(t, s)

@@ -48,8 +48,8 @@ func TestSizesAreReadFromInfo(t *testing.T) {
 	}
 }
 
-// What the server says of a flush counts at once, and a judgement of one does not take
-// back what was said since, or done by this process.
+// A flush that the server reports counts at once. The later decision about it does not take back
+// a report that came since, or a write of this process.
 func TestAnAccusationIsNotTakenBackForAnother(t *testing.T) {
 	var d local.EpochScope
 	fill := func() *local.Entry {

@@ -54,7 +54,7 @@ func TestRedirectionsAreRead(t *testing.T) {
 	}
 }
 
-// Whatever a server says, it is an address and a slot, or an error.
+// Any text of a server is an address and a slot, or an error.
 func FuzzReadRedirection(f *testing.F) {
 	f.Add("MOVED 3999 127.0.0.1:6381")
 	f.Add("ASK 1 ::1:1")

@@ -345,6 +345,7 @@ type pass struct {
 	plain   []journal.Task                   // tasks for which the server does not run the script
 	against []refusedTask                    // tasks that Redis refuses, for a reason not yet known
 	asked   map[*link.Session][]journal.Task // tasks that were redirected by ASK
+	late    bool                             // a task that ran out of time was reported
 }
 
 // Pass tries the tasks once on the session, and those that it redirects by ASK once on the
@@ -566,7 +567,11 @@ func (p *pass) postpone(t *journal.Task, c rediserr.Class, err error) {
 		p.rejected(t)
 		p.journal.GiveUp(t)
 	}
-	s.Link.Report(s, c, err)
+	// A pipeline that ran out of time is one failure, however many tasks it has.
+	if late := c == rediserr.Down && err == link.ErrBudget; !late || !p.late {
+		p.late = p.late || late
+		s.Link.Report(s, c, err)
+	}
 	if !p.owns(t.Key) {
 		p.routes.Deliver(t.Key) // the key has moved; its new owner was woken before
 	}
