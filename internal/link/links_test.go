@@ -49,7 +49,7 @@ func TestAUseWhileThereIsNothingToDoHidesNoLaterOne(t *testing.T) {
 	}
 }
 
-// Who has a slot now knows nothing of what the one before told about its keys.
+// The new owner of a slot does not announce changes of keys that were read from the old owner.
 func TestASlotThatChangesHandsPutsItsCopiesInDoubt(t *testing.T) {
 	node := func() *Link {
 		l := newLinkRig(t).open()
