@@ -406,7 +406,7 @@ func (c *Cache) written(w *write, now int64, replies []rueidis.RedisResult, o li
 		// Before the local tier ends the write: a load that began beside it can store
 		// nothing before that, nor afterwards.
 		c.invalidateFlight(w)
-		again, saved := c.journal.Superseded(w.hash, w.intent(0), o.Session.Id, o.Session.Server)
+		again, saved := c.journal.Superseded(w.hash, w.intent(0), o.Session.ID, o.Session.Server)
 		if again {
 			c.routes.Deliver(w.key)
 		}
@@ -436,7 +436,7 @@ func (c *Cache) written(w *write, now int64, replies []rueidis.RedisResult, o li
 	w.expected = w.baseOf()
 	var sentOn uint64
 	if o.Unknown {
-		sentOn = o.Session.Id
+		sentOn = o.Session.ID
 	}
 	saved, err := c.remember(w, sentOn)
 	c.invalidateFlight(w)

@@ -40,7 +40,7 @@ type Dialer struct {
 
 	// Late is set when the handshake was cut short by its time limit.
 	Late  atomic.Bool
-	watch *time.Timer // written before dial returns, stopped by shaken
+	watch *time.Timer // written before Dial returns, stopped by HandshakeDone
 
 	mu struct {
 		sync.Mutex
@@ -49,7 +49,7 @@ type Dialer struct {
 		secure bool     // the connection uses TLS
 		step   string   // the step before the first command
 		sent   []string // names of the commands sent, until settled
-		words  string   // the server's last words before a write failed
+		words  string   // the server's last error before a write failed
 	}
 }
 
@@ -77,7 +77,7 @@ func (d *Dialer) Dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls
 	}
 	lost := func(cause error) { d.Lost(auth.lost(cause)) }
 	conn := &wire{Conn: guard(raw, resp.DefaultLimits, lost), mapErr: d.MapErr, login: auth, plain: d.Plain, hearing: d.hearing}
-	conn.shaking.Store(d)
+	conn.handshaking.Store(d)
 	d.mu.Lock()
 	closed := d.mu.closed
 	d.mu.conn = conn
@@ -118,8 +118,8 @@ func (d *Dialer) Ended() bool {
 	return conn == nil || conn.Ended()
 }
 
-// Shaken notes that the handshake is over, successful or not.
-func (d *Dialer) Shaken() {
+// HandshakeDone notes that the handshake is over, successful or not.
+func (d *Dialer) HandshakeDone() {
 	if d.watch != nil {
 		d.watch.Stop()
 	}
@@ -230,10 +230,10 @@ var errNoConn = errors.New("holdfast: Redis.DialCtxFn returned neither a connect
 // queue behind all of them.
 type wire struct {
 	*resp.Conn
-	mapErr  func(error) error
-	hearing *Hearing
-	hurried time.Time              // no yield before this time
-	shaking atomic.Pointer[Dialer] // records the commands sent; nil once settled
+	mapErr      func(error) error
+	hearing     *Hearing
+	hurried     time.Time              // no yield before this time
+	handshaking atomic.Pointer[Dialer] // records the commands sent; nil once settled
 
 	// For the handshake, which a single goroutine performs before all others.
 	login *login
@@ -268,13 +268,13 @@ func (w *wire) Write(p []byte) (int, error) {
 		}
 		return len(p), nil
 	}
-	if d := w.shaking.Load(); d != nil {
+	if d := w.handshaking.Load(); d != nil {
 		if !w.Conn.Ended() { // else it is the PING that rueidis sends when it closes
 			d.sends(p)
 		}
 		n, err := w.Conn.Write(p)
 		if err != nil {
-			d.lastWords(w)
+			d.readLastError(w)
 			if w.mapErr != nil {
 				err = w.mapErr(err)
 			}
@@ -330,7 +330,7 @@ func (d *Dialer) Close() {
 func ClientOption(pl Plan, d *Dialer) rueidis.ClientOption {
 	o := pl.Option
 	if pl.Manner != MannerFull {
-		o = withoutCourtesies(o)
+		o = withoutClientOptions(o)
 	}
 	o.TLSConfig = nodeTLS(pl.Option, pl.Addr)
 	o.InitAddress = []string{pl.Addr}

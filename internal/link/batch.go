@@ -280,7 +280,7 @@ func (p *pipelines) fail(o Outcome) {
 				ids = append(ids, p.session.Link.Suspects.id(it.Key, p.build(p.session.Client.B(), it, nil)))
 			}
 		}
-		p.session.unanswered(ids, p.how == sendAlone, p.item(p.from).Key, o)
+		p.session.recordUnanswered(ids, p.how == sendAlone, p.item(p.from).Key, o)
 	}
 	o.Unknown = false
 	for i := p.to; i < p.n; i++ {

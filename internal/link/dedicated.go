@@ -423,7 +423,7 @@ func (o *dedicatedPool) connect(p *servingCtx, s *Session, pings bool) (conn *Co
 		if r := recover(); r != nil {
 			err = fmt.Errorf("the handshake made no sense: %v", r)
 		}
-		d.Shaken()
+		d.HandshakeDone()
 		if err != nil {
 			d.Close()
 			free()
@@ -441,7 +441,7 @@ func (o *dedicatedPool) connect(p *servingCtx, s *Session, pings bool) (conn *Co
 	}
 	d.Permit.Store(true)
 	conn.Dedicated, _ = rc.Dedicate()
-	d.Shaken()
+	d.HandshakeDone()
 	if d.Late.Load() {
 		return nil, dial.Unanswered(context.DeadlineExceeded, o.link.cfg.Redis.Dialer.Timeout)
 	}

@@ -96,7 +96,7 @@ func (o *dedicatedPool) streamBy(ctx context.Context, p *servingCtx, rc rueidis.
 	if sc.dialer != nil {
 		sc.stop()
 		if !sc.left {
-			sc.dialer.Shaken()
+			sc.dialer.HandshakeDone()
 		}
 		switch {
 		case err == nil:

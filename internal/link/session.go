@@ -56,9 +56,9 @@ type Session struct {
 	serving atomic.Pointer[servingCtx]
 	life    context.Context
 
-	// Id numbers sessions. Commands of one session run in the order in which they were sent;
+	// ID numbers sessions. Commands of one session run in the order in which they were sent;
 	// commands of an earlier session may still run late.
-	Id uint64
+	ID uint64
 
 	// valueSize is an estimate of the size in bytes of the values that batches read, 0 if unknown.
 	valueSize atomic.Int64
@@ -157,7 +157,7 @@ func (b *bulkhead) Abandon(ticket uint64) {
 // If it fails, how says whether the server refused the manner of the introduction.
 func (l *Link) openSession(life context.Context, addr string, m dial.Manner, bare bool) (s *Session, how dial.TurnedAway, err error) {
 	// Not the named result: callbacks of the connection may run after the return.
-	next := &Session{Pipe: &dial.Pipe{}, Link: l, Manner: m, bare: bare, life: life, Id: l.Routes.sessions.Add(1)}
+	next := &Session{Pipe: &dial.Pipe{}, Link: l, Manner: m, bare: bare, life: life, ID: l.Routes.sessions.Add(1)}
 	next.freed = make(chan struct{}, BulkheadSlots)
 	option := l.cfg.connection()
 	if bare {
@@ -169,7 +169,7 @@ func (l *Link) openSession(life context.Context, addr string, m dial.Manner, bar
 		Manner:      m,
 		Credentials: &l.credentials,
 		Attempt:     func() { l.stats.Dials.Add(1) },
-		Hearing:     &dial.Hearing{Clock: l.clock, Heard: next.hears},
+		Hearing:     &dial.Hearing{Clock: l.clock, LastAlive: next.hears},
 		Lost:        func() { l.lostSession(next) },
 		Invalidated: func(keys []rueidis.RedisMessage) { l.invalidated(next, keys) },
 	})

@@ -72,7 +72,7 @@ func (l *Link) invalidated(s *Session, keys []rueidis.RedisMessage) {
 			l.suspectFlush(s)
 			l.interrupt()
 			if l.Gate.Load() == s {
-				l.emptiedHere()
+				l.compareJournaled()
 			}
 			l.Watcher.Changed(nil)
 		}
@@ -105,8 +105,8 @@ type flushSuspicion struct {
 	by             *Session // session of the last flush
 }
 
-// emptiedHere has the journaled sets compared that a flush of this server may have removed.
-func (l *Link) emptiedHere() {
+// compareJournaled has the journaled sets compared that a flush of this server may have removed.
+func (l *Link) compareJournaled() {
 	if l.Watcher.Emptied(l.Keys.Owns) {
 		l.Replayer.Wake()
 	}
@@ -146,7 +146,7 @@ func (l *Link) resolveFlush(ctx context.Context) {
 		return
 	}
 	l.flushes.resolved, l.keyCounts, l.keyCountsOf = made, now, by
-	if emptied(before, now, l.cfg.Redis.SelectDB, l.Keys.copies()) {
+	if databaseEmptied(before, now, l.cfg.Redis.SelectDB, l.Keys.copies()) {
 		l.Keys.Scopes((*local.EpochScope).ConfirmFlush)
 	} else {
 		l.Keys.Scopes((*local.EpochScope).DismissFlush)
@@ -174,11 +174,11 @@ func (l *Link) noteKeyCounts(ctx context.Context) {
 // keyCounts is the number of keys of each database that is not empty; nil if unknown.
 type keyCounts map[int]int64
 
-// emptied reports whether a flush must be assumed to have emptied database db. It was not emptied
-// if both counts are known, db holds keys and db lost at most an eighth of them. If no other
-// database is seen to have become empty, db must also hold seven eighths of the number of local
-// copies, because the counts before are old.
-func emptied(before, now keyCounts, db int, copies int64) bool {
+// databaseEmptied reports whether a flush must be assumed to have emptied database db. It was not
+// emptied if both counts are known, db holds keys and db lost at most an eighth of them. If no
+// other database is seen to have become empty, db must also hold seven eighths of the number of
+// local copies, because the counts before are old.
+func databaseEmptied(before, now keyCounts, db int, copies int64) bool {
 	if now == nil || before == nil {
 		return true
 	}
