@@ -262,8 +262,8 @@ func servable(e *local.Entry, now int64, outage bool, o OutageOptions) bool {
 	return now < expires || expires != clock.Never && now-expires < int64(o.ServeStaleFor)
 }
 
-// counted counts the result of a read that the call guard did not count as a local hit. It
-// is called once a read, where its caller's answer is known: a load asks the tiers, too, and
+// counted counts the result of a read that the call gate did not count as a local hit. It is
+// called once a read, where its caller's answer is known: a load asks the tiers, too, and
 // several callers may wait for its result.
 func (c *Cache) counted(e Entry, err error) {
 	n := &c.stats

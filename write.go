@@ -196,7 +196,7 @@ func (c *Cache) write(ctx context.Context, op string, ws []write, ttl time.Durat
 }
 
 // durable waits for the journal's file on behalf of a call that began at began; see
-// journal.Durable.
+// journal.Journal.Durable.
 func (c *Cache) durable(ctx context.Context, began int64, p journal.Saving) error {
 	if p == (journal.Saving{}) {
 		return nil
@@ -210,9 +210,9 @@ func (c *Cache) durable(ctx context.Context, began int64, p journal.Saving) erro
 	return err
 }
 
-// aim gives the write its entry and returns the session that takes it, or nil if it
-// belongs in the journal. During the link's first attempt it does not wait; for another
-// attempt it waits as moment says. If the attempt is not decided then, it sets PlainUntil.
+// aim gives the write its entry and returns the session that takes it, or nil if it belongs in
+// the journal. During the link's first attempt it does not wait; for another attempt it waits
+// as link.Moment says. If the attempt is not decided then, it sets plainUntil.
 func (c *Cache) aim(ctx context.Context, w *write, now int64) *link.Session {
 	for waited := false; ; {
 		w.place = c.routes.Of(w.key)

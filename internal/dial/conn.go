@@ -35,7 +35,7 @@ type Dialer struct {
 	KeepAlive time.Duration
 
 	hearing     *Hearing // of a session; nil for a dedicated connection
-	Plain       bool     // no HELLO: see manner.go
+	Plain       bool     // the handshake omits HELLO; see Manner
 	Credentials *Credentials
 
 	// Late is set when the handshake was cut short by its time limit.
@@ -53,6 +53,8 @@ type Dialer struct {
 	}
 }
 
+// Dial makes the one connection for which the Dialer has a permit. Without it Dial fails at once,
+// so that a call cannot redial (law 3).
 func (d *Dialer) Dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (net.Conn, error) {
 	if !d.Permit.CompareAndSwap(true, false) {
 		return nil, ErrNoPermit
@@ -112,7 +114,7 @@ func (d *Dialer) Connection() *wire {
 	return d.mu.conn
 }
 
-// Ended reports that the connection has ended, even before lost was called.
+// Ended reports that the connection has ended, even before Lost was called.
 func (d *Dialer) Ended() bool {
 	conn := d.Connection()
 	return conn == nil || conn.Ended()
@@ -221,13 +223,13 @@ func connPanicked(err *error) {
 var errNoConn = errors.New("holdfast: Redis.DialCtxFn returned neither a connection nor an error")
 
 // wire is the guarded connection. Its writer yields the processor before a write. rueidis flushes
-// as soon as it finds no further command: of forty callers that were answered at once, the first
-// two pay for a system call of 10 us each, and the others after them. Two yields let the goroutines
-// that are ready add their commands, so one write carries five times as many.
+// as soon as it finds no further command: of forty callers that were answered at once, without the
+// yield two callers each cause a write of 10 us, while the others wait. Two yields let the
+// goroutines that are ready add their commands, so one write carries five times as many.
 //
-// If no goroutine is ready, a yield costs next to nothing. If it took longer than yieldTooLong,
-// there is none for yieldHurry: beside goroutines that compute rather than wait, the writer would
-// queue behind all of them.
+// If no goroutine is ready, a yield costs next to nothing. If it took longer than yieldTooLong, the
+// writer does not yield for yieldHurry: beside goroutines that compute rather than wait, the writer
+// would queue behind all of them.
 type wire struct {
 	*resp.Conn
 	mapErr      func(error) error

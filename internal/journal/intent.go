@@ -15,7 +15,7 @@ type Intent struct {
 	Seq      uint64 // the order of the writes of one key
 	checkAt  checkTime
 
-	PlainUntil int64 // see write; 0 after it was sent
+	PlainUntil int64 // see Write; 0 after it was sent
 
 	Expected           Expected
 	expectedSeq        uint64 // sequence number of the write that found the base, or foundByReplay

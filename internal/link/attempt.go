@@ -315,15 +315,14 @@ func (l *Link) reportTrackingErr(s *Session) {
 	l.trackingErr = why
 }
 
-// Judge probes the session now, for a caller that got an unknown error text. It returns nil
-// if the probe succeeds: then the text is about the caller's command alone. Otherwise the
-// text is about the server or the way to it, and judge returns the error of the probe, to
-// be classified like any other error of the session. It has then asked the supervisor for a
-// probe of its own.
+// Judge probes the session now, for a caller that got an unknown error text. It returns nil if the
+// probe succeeds: then the text is about the caller's command alone. Otherwise the text is about
+// the server or the way to it, and Judge returns the error of the probe, to be classified like any
+// other error of the session. It has then asked the supervisor for a probe of its own.
 //
-// judge is safe from any goroutine, also for a session that does not serve any more. It
-// blocks for at most Options.Timeout, and does not report to the breaker. Each call sends a
-// probe, so a caller with many such texts calls it once for all of them.
+// Judge is safe from any goroutine, also for a session that does not serve any more. It blocks for
+// at most Options.Timeout, and does not report to the breaker. Each call sends a probe, so a caller
+// with many such texts calls it once for all of them.
 func (l *Link) Judge(ctx context.Context, s *Session) error {
 	bounded, cancel := context.WithTimeout(ctx, l.cfg.Timeout)
 	defer cancel()

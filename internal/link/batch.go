@@ -28,7 +28,7 @@ type Item struct {
 	asking  bool
 	outcome Outcome // of the last try
 
-	Payload     any  // the caller's; batch does not read it
+	Payload     any  // the caller's; Batch does not read it
 	Size        int  // bytes to send beside the key, approximately
 	Reads       bool // the reply contains a value
 	Stays       bool // a redirection is the answer, and is not followed

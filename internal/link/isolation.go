@@ -312,7 +312,7 @@ func (l *Link) Blame(s *Session, ids []uint64, alone bool, key string) {
 	}
 }
 
-// blameAbandoned is blame for the calls that gave up waiting.
+// blameAbandoned is Blame for the calls that gave up waiting.
 func (l *Link) blameAbandoned(s *Session) {
 	ids, alone, key := s.left.take()
 	l.Blame(s, alone, true, key)

@@ -48,7 +48,7 @@ type Outcome struct {
 	lost    bool
 	tooLate bool
 
-	// Session is the session that answered, or failed to. asked: the command was sent with ASKING,
+	// Session is the session that answered, or failed to. Asked: the command was sent with ASKING,
 	// to a server that imports the slot and does not own it. Its reply is an answer, but is not
 	// kept as fresh.
 	Session *Session
@@ -67,9 +67,9 @@ func (o *Outcome) TryAgain() bool {
 const hungAfter = 10
 
 // Bound is the context of one call of the user to Redis. All commands of the call share one budget,
-// except in a batch; see remote.Batch.
+// except in a batch; see Remote.Batch.
 type Bound struct {
-	context.Context                 // ends with the budget or with caller
+	context.Context                 // ends with the budget or with Caller
 	Caller          context.Context // the caller's own context
 	Began           int64
 }
@@ -105,7 +105,7 @@ func (r *Remote) mayFollow(cmds []rueidis.Completed) bool {
 
 // successor returns the session that serves in place of one that was replaced or lost after a call
 // had chosen it, nil if there is none. If the link was unused, successor waits for the connection
-// attempt; see moment.
+// attempt; see Moment.
 func (r *Remote) successor(ctx Bound, s *Session) *Session {
 	next := s.Link.Gate.Load()
 	if next == nil {
@@ -215,7 +215,7 @@ func (r *Remote) reply(s *Session, res rueidis.RedisResult) Outcome {
 	return Outcome{Class: c, Err: err, Session: s}
 }
 
-// RemoteValue is the value that Redis holds for a key. ttl is 0 for no expiry.
+// RemoteValue is the value that Redis holds for a key. TTL is 0 for no expiry.
 type RemoteValue struct {
 	Found bool
 	Bytes []byte
@@ -366,7 +366,7 @@ func (r *Remote) ask(ctx Bound, s *Session, who subject, cmds ...rueidis.Complet
 	return replies, o
 }
 
-// SetCommand builds the SET of the plain value, which redis-cli GET shows unchanged.
+// SetCommand builds the SET of the plain value, which redis-cli GET shows unchanged (law 8).
 func SetCommand(b rueidis.Builder, key string, data []byte, ttl time.Duration) rueidis.Completed {
 	set := b.Set().Key(key).Value(ViewString(data))
 	if ttl == 0 {

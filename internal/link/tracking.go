@@ -20,7 +20,8 @@ import (
 // keys that it evicts, from its data or from its table of readers, while it executes a command of
 // this client, and it forgets them all the same: of 200 copies 165 to 200 were stale for good. So
 // an invalidation may be the echo of our own write, and it invalidates only a copy that was read
-// since; see local.Invalidate. In prefix mode the server has no such table, and NOLOOP is safe.
+// since; see local.Tier.Invalidate. In prefix mode the server has no such table, and NOLOOP is
+// safe.
 
 // command returns the command that enables tracking, or nil if it is off.
 func (t *TrackedKeys) command() []string {
@@ -90,8 +91,8 @@ func (l *Link) invalidated(s *Session, keys []rueidis.RedisMessage) {
 
 // When a server empties a database it sends a flush to all clients that read from any database, and
 // does not say which database it was. Copies read before it are no longer fresh. But they are
-// invalid only if they came from that database; otherwise an outage may serve them. So the copies
-// are suspect, and not served, until the supervisor has asked how many keys each database holds.
+// invalid for good only if they came from that database; otherwise an outage may serve them. So the
+// copies are invalid until the supervisor has asked how many keys each database holds.
 //
 // The counts to compare with are from the last attempt: at most MaxBackoff ago, or restMost if the
 // link rests. A database that was emptied and filled again at once may be taken for one that was

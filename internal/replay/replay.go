@@ -43,13 +43,13 @@ type Watcher interface {
 	Replayed()             // Redis has a write
 	Superseded(key string) // another client wrote the key
 	Rejected(key string)   // Redis refuses the set for good; it becomes a delete
-	// Held: Redis refuses the write for itself, and it stays. first: no other write was refused for
-	// this reason before.
+	// Held: Redis refuses this write and accepts others, and the write stays. first: no other
+	// write was refused for this reason before.
 	Held(w Held, again, first bool)
 	Finished(total Total) // a round has ended
 }
 
-// Held is a write that Redis refuses for itself.
+// Held is a write that Redis refuses while it accepts others.
 type Held struct {
 	Key     string
 	Del     bool
@@ -68,8 +68,10 @@ type Copies interface {
 	// OnReplayed is called for each set that Redis has, before it leaves the journal. A read must
 	// confirm the local copy before it is fresh again.
 	OnReplayed(h keyhash.Hash)
-	Doubt(h keyhash.Hash)  // there was nothing to compensate
-	Forget(h keyhash.Hash) // Redis does not have the value of the local copy
+	// Doubt makes the local copy suspect: there was nothing to compensate.
+	Doubt(h keyhash.Hash)
+	// Forget removes the local copy: Redis does not have its value.
+	Forget(h keyhash.Hash)
 }
 
 const (
@@ -199,7 +201,7 @@ func (r *Replayer) drain(ctx context.Context, s *link.Session) bool {
 	r.askAgain(ctx, s)
 	r.expireHeld()
 	d := &draining{Replayer: r, session: s}
-	var lanes group.Group // a new group each time: after wait, a group starts nothing
+	var lanes group.Group // a new group each time: after Wait, a group starts nothing
 	for range pipelines - 1 {
 		lanes.Spawn("replayer", func() { d.lane(ctx) })
 	}
@@ -318,9 +320,9 @@ func NextBatch(size int, took, limit time.Duration) int {
 	return size
 }
 
-// Replay sends the tasks in one pipeline and resolves each. It blocks for at most the
-// replayer's timeout and one second for each megabyte of values. A second try after ASK, the
-// probe of judge and the disk take time of their own. Only the journal waits for replay.
+// Replay sends the tasks in one pipeline and resolves each. It blocks for at most the replayer's
+// timeout and one second for each megabyte of values. A second try after ASK, the probe of
+// pass.judge and the disk take time of their own. No caller waits for Replay.
 func (r *Replayer) Replay(ctx context.Context, s *link.Session, tasks []journal.Task) (round Total, ok bool) {
 	// The file must have the tasks that are sent, or the next process would take our own
 	// value for another writer's. It must also have the results of the round before.
