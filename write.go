@@ -448,7 +448,8 @@ func (c *Cache) written(w *write, now int64, replies []rueidis.RedisResult, o li
 }
 
 // freshUntilAfterWrite returns the end of the freshness of an acknowledged write's copy. It is
-// Unconfirmed if the copy must be read first, because the server announces only changes of keys that were read.
+// Unconfirmed if the copy must be read first, because the server announces only changes of keys
+// that were read.
 func (c *Cache) freshUntilAfterWrite(w *write, now int64, o link.Outcome) local.FreshUntil {
 	tracked := o.Session.Tracks(w.key)
 	if w.del || o.Asked || tracked && c.opts.Tracking.Mode == TrackReads {
