@@ -11,7 +11,7 @@ import (
 // delete.
 type Intent struct {
 	Value    []byte // nil for a delete
-	Deadline int64  // of a set; never: it does not expire
+	Deadline int64  // of a set; clock.Never: it does not expire
 	Seq      uint64 // the order of the writes of one key
 	checkAt  checkTime
 

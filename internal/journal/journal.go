@@ -142,8 +142,8 @@ type Write struct {
 	Expected   Expected
 	SentOn     uint64 // session on which the write may have reached Redis; 0 for none
 
-	// Until PlainUntil the write counts as waiting on the wire: it is sent as the ordinary
-	// command of its caller. 0: it never is.
+	// Until PlainUntil the write is sent as the ordinary command of its caller, without a
+	// comparison. 0: it never is.
 	PlainUntil int64
 }
 

@@ -60,7 +60,7 @@ type Entry struct {
 
 	Confirmed atomic.Int64 // time of the last confirmation by Redis, or of the write; see Absent
 	fresh     atomic.Int64 // a FreshUntil
-	Expires   atomic.Int64 // end of its own TTL; never: no TTL; wrong: not to be served
+	Expires   atomic.Int64 // end of its own TTL; clock.Never: no TTL; Invalidated: not to be served
 
 	decoded atomic.Pointer[Decoded] // cached by a Typed; nil: none
 }

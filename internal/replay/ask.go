@@ -8,8 +8,8 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/link"
 )
 
-// askAgain asks the server again, when the next question is due, whether it
-// runs the script. It blocks for at most the replay's timeout.
+// askAgain asks the server again, when the next question is due, whether it runs the script. It
+// blocks for at most the replay's timeout.
 func (r *Replayer) askAgain(ctx context.Context, s *link.Session) {
 	if now := r.clock.Now(); !s.ScriptsAwaited() || now < r.nextAsk(s) {
 		return
