@@ -192,9 +192,9 @@ func (c *Cache) readOutcome(op string, h keyhash.Hash, key string, now int64, t 
 		return Entry{Tier: Remote}, ErrMiss
 	}
 	if v.Open {
-		v.Ttl = max(c.opts.Tracking.UntrackedTTL, time.Nanosecond)
+		v.TTL = max(c.opts.Tracking.UntrackedTTL, time.Nanosecond)
 	}
-	k := local.Freshness{Confirmed: now, Expires: clock.After(now, v.Ttl), Scope: t.Scope, Epoch: t.Epoch}
+	k := local.Freshness{Confirmed: now, Expires: clock.After(now, v.TTL), Scope: t.Scope, Epoch: t.Epoch}
 	// A replica's master may have a newer value. A server that imports a slot does not
 	// report the changes that the slot's owner makes.
 	if o.Session.OfMaster() && !o.Asked {
@@ -203,7 +203,7 @@ func (c *Cache) readOutcome(op string, h keyhash.Hash, key string, now int64, t 
 	if !c.local.Fill(h, key, v.Bytes, t, k) {
 		c.stats.fillsDiscarded.Add(1)
 	}
-	return Entry{Value: v.Bytes, Tier: Remote, TTL: v.Ttl}, nil
+	return Entry{Value: v.Bytes, Tier: Remote, TTL: v.TTL}, nil
 }
 
 // freshUntil returns the time until which a copy is fresh; tracked says whether the
@@ -262,8 +262,8 @@ func servable(e *local.Entry, now int64, outage bool, o OutageOptions) bool {
 	return now < expires || expires != clock.Never && now-expires < int64(o.ServeStaleFor)
 }
 
-// counted counts the result of a read that the call guard did not count as a local hit. It
-// is called once a read, where its caller's answer is known: a load asks the tiers, too, and
+// counted counts the result of a read that the call gate did not count as a local hit. It is
+// called once a read, where its caller's answer is known: a load asks the tiers, too, and
 // several callers may wait for its result.
 func (c *Cache) counted(e Entry, err error) {
 	n := &c.stats

@@ -193,7 +193,7 @@ func (cl *client) ownLink(args [][]string) *link.Link {
 	return r.Any()
 }
 
-// awaitOwn is ownLink for calls that may wait for a connection attempt; see moment.
+// awaitOwn is ownLink for calls that may wait for a connection attempt; see link.Moment.
 func (cl *client) awaitOwn(ctx context.Context, args [][]string) *link.Link {
 	l, _ := cl.c.remote.AwaitLink(ctx, cl.c.clock.Now(), true, func() *link.Link { return cl.ownLink(args) })
 	return l

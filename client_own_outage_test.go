@@ -129,7 +129,7 @@ func TestWhatWaitsOnAConnectionOfItsOwnFailsWhenTheCircuitOpens(t *testing.T) {
 		wantUnavailable(t, what, result(t, what, done))
 	}
 	// With a long Timeout rueidis' PING finds out first, and the session is lost before the circuit
-	// opens. Then the state leaves Up only when the next attempt has failed; see link.mending.
+	// opens. Then the state leaves Up only when the next attempt has failed; see Link.mending.
 	redistest.WaitFor(t, patience, "the state to leave up", func() bool { return c.Health().State != holdfast.Up })
 	redistest.WaitFor(t, patience, "the connections to be closed", func() bool { return dials.Open() <= 1 })
 	downFor(t, ctx, cl, 100)

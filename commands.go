@@ -162,7 +162,7 @@ func (c *Cache) Add(ctx context.Context, key string, value []byte, ttl time.Dura
 		// that the value was not stored, so a compensating delete is journaled.
 		w.del, w.compensate, w.value, w.link = true, w.value, nil, s.Link
 		w.expected = w.baseOf()
-		saved, err := c.remember(&w, o.Session.Id)
+		saved, err := c.remember(&w, o.Session.ID)
 		saveErr := c.durable(ctx, now, saved)
 		if err != nil {
 			return false, &Error{Op: "add", Key: key, Err: err}

@@ -45,7 +45,7 @@ type StateChange struct {
 type Replay struct {
 	Replayed   int // Redis has the write
 	Superseded int // another client wrote the key: it was deleted, or left alone
-	Held       int // Redis refused the entry for itself: it stays, see Cache.Held
+	Held       int // Redis refused this entry and accepted others: it stays, see Cache.Held
 	Rejected   int // sets that Redis refused for good, or hung up on: they became deletes
 	Left       int // still to be replayed
 }
@@ -97,8 +97,8 @@ func (r DropReason) String() string {
 	return fmt.Sprintf("drop(%d)", uint8(r))
 }
 
-// HeldWrite is a write of the journal that Redis refuses for itself. It waits until Redis
-// accepts it; see Cache.Held.
+// HeldWrite is a write of the journal that Redis refuses while it accepts others. It waits
+// until Redis accepts it; see Cache.Held.
 type HeldWrite struct {
 	Key     string
 	Delete  bool      // a delete; false: a set

@@ -184,7 +184,7 @@ func runOf(ctx context.Context) *flight.Run[Entry] {
 	return r
 }
 
-// loaded answers a call that found no fresh local copy. It ends the visit before it
+// loaded answers a call that found no fresh local copy. It leaves the call gate before it
 // waits for a load, because a load may take long and Close must not wait for it.
 func (c *Cache) loaded(ctx context.Context, r *request, v *inflight.Guard) (Entry, error) {
 	defer v.Leave()
@@ -272,7 +272,7 @@ const findTries = 3
 
 // find looks for the key of a flight in the tiers, for the flight's leader. It returns
 // true if the flight has ended, with a value, an error, or because the Cache is closed.
-// If it returns false, the loader must be called, and the visit is still open.
+// If it returns false, the loader must be called, and the call is still inside the gate.
 func (c *Cache) find(ctx context.Context, r *request, it *loadItem, v *inflight.Guard) bool {
 	for try := 1; ; try++ {
 		if !v.Open {

@@ -23,7 +23,8 @@ func (c *Cache) GetOrLoadMany(ctx context.Context, keys []string, ttl time.Durat
 	return c.loadMany(ctx, keys, ttl, c.opts.Load, nil, load, false)
 }
 
-// loadMany is GetOrLoadMany for a caller that cannot use every value; see Cache.Load.
+// loadMany is GetOrLoadMany for a caller that cannot use every value; see
+// Cache.GetOrLoadWith.
 func (c *Cache) loadMany(ctx context.Context, keys []string, ttl time.Duration, o LoadOptions, accepts usable, load func(context.Context, []string) (map[string][]byte, error), again bool) (map[string][]byte, error) {
 	const op = "getorloadmany"
 	v := c.inflight.Guard()

@@ -328,7 +328,7 @@ func (c *Cache) takeBack(w *write, now int64, o link.Outcome) (saved journal.Sav
 		if !w.del {
 			compensation.value, compensation.del, compensation.compensate = nil, true, w.value
 		}
-		saved, _ = c.remember(&compensation, o.Session.Id)
+		saved, _ = c.remember(&compensation, o.Session.ID)
 	}
 	w.grace |= local.NotInRedis
 	c.local.EndAs(w.hash, c.entryOf(w, now, &w.place.Scope, local.FreshUntil(now)), local.Unconfirmed)

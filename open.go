@@ -16,6 +16,7 @@ import (
 // contradicts another. With Journal.Dir, New reads the files there, and fails if the
 // directory cannot be used or another Cache uses it.
 func New(opts Options) (*Cache, error) {
+	// Nothing here waits for the network (law 1): connect only starts goroutines.
 	opts = opts.withDefaults()
 	if err := opts.validate(); err != nil {
 		return nil, err

@@ -127,7 +127,7 @@ func (o Options) Format(f fmt.State, _ rune) {
 func (o Options) LogValue() slog.Value { return slog.StringValue(fmt.Sprintf("%+v", o)) }
 
 // Mode is the kind of Redis deployment.
-type Mode uint8
+type Mode uint8 // in the order of link.Topology; states_test.go compares the two
 
 const (
 	// ModeAuto derives the mode from the options: Redis.Sentinel.MasterSet means Sentinel,

@@ -70,7 +70,7 @@ func (e *linkEvents) Invalidated(key string, serving bool) {
 	c := e.c
 	h, now := c.local.Hash(key), c.clock.Now()
 	// Flights first: a load that is storing puts its entry in place and then checks whether its
-	// flight was invalidated. If it was not, local.Invalidate runs later and finds the entry.
+	// flight was invalidated. If it was not, local.Tier.Invalidate runs later and finds the entry.
 	c.flights.Invalidate(h)
 	c.local.Invalidate(h, now)
 	if serving && c.opts.Journal.OnConflict == ConflictDelete && c.journal.Invalidated(h, key, now) {

@@ -453,7 +453,7 @@ func TestWithoutScriptsAReplayDeletes(t *testing.T) {
 	}
 }
 
-// Redis refuses one entry for itself: it is held and does not hold up the others.
+// Redis refuses one entry and accepts others: it is held and does not hold up the others.
 func TestAnEntryThatRedisRefusesIsHeldAndHoldsUpNobody(t *testing.T) {
 	s := redistest.Start(t)
 	s.MustDo("ACL", "SETUSER", "app", "on", ">pw", "~holdfast:*", "~ours:*", "+@all")

@@ -34,8 +34,8 @@ type request struct {
 // is called without a lock and outside of the call gate.
 type usable func(key string, val []byte) bool
 
-// of calls u outside of the visit. It returns false, too, if the gate was closed meanwhile;
-// see visit.Pause.
+// of calls u outside of the call gate. It returns false, too, if the gate was closed
+// meanwhile; see inflight.Guard.Pause.
 func (u usable) of(key string, val []byte, v *inflight.Guard) bool {
 	return u == nil || v.Pause(func() bool { return u(key, val) }) && v.Open
 }

@@ -65,14 +65,17 @@ type Stats struct {
 	StreamLosses  uint64 // Losses of an invalidation stream: copies became suspect.
 }
 
-// counters are the counters that have no better place. A local hit touches none of them:
-// the call guard counts it on its way out. A counter is added with three lines of this file
-// (a field of Stats, one here and a row of statTable) and the line that counts.
+// counters are the counters that have no better place. A local hit touches none of them: the
+// call gate (inflight.Gate) counts it on its way out. A counter is added with a field of
+// Stats, a row of statTable, a field here or, if the links count it, of link.Counters, and the
+// line that counts. A new result of a read also goes into Cache.counted and the nine results
+// of Stats and README.md; if it is answered locally, into localAnswers too, or the link rests
+// while it is used.
 type counters struct {
 	link.Counters
 
-	// batchHits counts the LocalHits that the call guard does not: those of calls of many
-	// keys, and of reads that found a fresh copy on a second look.
+	// batchHits counts the LocalHits that the call gate does not: those of calls of many keys,
+	// and of reads that found a fresh copy on a second look.
 	batchHits atomic.Uint64
 	// asides counts the TTL and EXISTS of Client that a fresh copy answered: no reads, but
 	// a use of the link.
@@ -97,7 +100,7 @@ type counters struct {
 type statSource struct {
 	*counters
 
-	guardHits    uint64 // local hits that the call guard counted
+	guardHits    uint64 // local hits that the call gate counted
 	localEvicted uint64
 	localDropped uint64
 
@@ -266,7 +269,7 @@ func (s Stats) All() iter.Seq[Stat] {
 }
 
 // localAnswers is the number of answers of the local tier, apart from those that the call
-// guard counts. It grows while the Cache is in use, even if Redis is asked nothing.
+// gate counts. It grows while the Cache is in use, even if Redis is asked nothing.
 func (n *counters) localAnswers() uint64 {
 	return n.batchHits.Load() + n.asides.Load() + n.doubtHits.Load() + n.staleHits.Load()
 }

@@ -196,7 +196,7 @@ func (c *Cache) write(ctx context.Context, op string, ws []write, ttl time.Durat
 }
 
 // durable waits for the journal's file on behalf of a call that began at began; see
-// journal.Durable.
+// journal.Journal.Durable.
 func (c *Cache) durable(ctx context.Context, began int64, p journal.Saving) error {
 	if p == (journal.Saving{}) {
 		return nil
@@ -210,9 +210,9 @@ func (c *Cache) durable(ctx context.Context, began int64, p journal.Saving) erro
 	return err
 }
 
-// aim gives the write its entry and returns the session that takes it, or nil if it
-// belongs in the journal. During the link's first attempt it does not wait; for another
-// attempt it waits as moment says. If the attempt is not decided then, it sets PlainUntil.
+// aim gives the write its entry and returns the session that takes it, or nil if it belongs in
+// the journal. During the link's first attempt it does not wait; for another attempt it waits
+// as link.Moment says. If the attempt is not decided then, it sets plainUntil.
 func (c *Cache) aim(ctx context.Context, w *write, now int64) *link.Session {
 	for waited := false; ; {
 		w.place = c.routes.Of(w.key)
@@ -406,7 +406,7 @@ func (c *Cache) written(w *write, now int64, replies []rueidis.RedisResult, o li
 		// Before the local tier ends the write: a load that began beside it can store
 		// nothing before that, nor afterwards.
 		c.invalidateFlight(w)
-		again, saved := c.journal.Superseded(w.hash, w.intent(0), o.Session.Id, o.Session.Server)
+		again, saved := c.journal.Superseded(w.hash, w.intent(0), o.Session.ID, o.Session.Server)
 		if again {
 			c.routes.Deliver(w.key)
 		}
@@ -436,7 +436,7 @@ func (c *Cache) written(w *write, now int64, replies []rueidis.RedisResult, o li
 	w.expected = w.baseOf()
 	var sentOn uint64
 	if o.Unknown {
-		sentOn = o.Session.Id
+		sentOn = o.Session.ID
 	}
 	saved, err := c.remember(w, sentOn)
 	c.invalidateFlight(w)
@@ -448,7 +448,8 @@ func (c *Cache) written(w *write, now int64, replies []rueidis.RedisResult, o li
 }
 
 // freshUntilAfterWrite returns the end of the freshness of an acknowledged write's copy. It is
-// Unconfirmed if the copy must be read first, because the server announces only changes of keys that were read.
+// Unconfirmed if the copy must be read first, because the server announces only changes of keys
+// that were read.
 func (c *Cache) freshUntilAfterWrite(w *write, now int64, o link.Outcome) local.FreshUntil {
 	tracked := o.Session.Tracks(w.key)
 	if w.del || o.Asked || tracked && c.opts.Tracking.Mode == TrackReads {

@@ -19,8 +19,8 @@ import (
 //   - After the write, no caller joins a flight that began beside it, and its result is not
 //     stored: it may have read the previous value.
 
-// putSuperseding is local.Put, and makes the write supersede a load of the key. It returns false if
-// w is itself the result of a load, and a write has superseded that.
+// putSuperseding is local.Tier.Put, and makes the write supersede a load of the key. It
+// returns false if w is itself the result of a load, and a write has superseded that.
 func (c *Cache) putSuperseding(ctx context.Context, w *write, now int64) (done bool) {
 	if w.flight != nil {
 		w.old, w.seq, done = c.local.PutUnless(w.hash, w.entry, &w.flight.SupersededDuringStore, w.seen)

@@ -100,7 +100,7 @@ func (p plain) del(key string) error { return p.do(p.client.B().Del().Key(key).B
 type caching struct{ plain }
 
 // localTTL is the longest life of a local copy, the same as the default of
-// Options.Tier.MaxTTL.
+// Options.Local.MaxTTL.
 const localTTL = 10 * time.Minute
 
 func (c caching) get(key string) (source, error) {

@@ -35,12 +35,12 @@ type Dialer struct {
 	KeepAlive time.Duration
 
 	hearing     *Hearing // of a session; nil for a dedicated connection
-	Plain       bool     // no HELLO: see manner.go
+	Plain       bool     // the handshake omits HELLO; see Manner
 	Credentials *Credentials
 
 	// Late is set when the handshake was cut short by its time limit.
 	Late  atomic.Bool
-	watch *time.Timer // written before dial returns, stopped by shaken
+	watch *time.Timer // written before Dial returns, stopped by HandshakeDone
 
 	mu struct {
 		sync.Mutex
@@ -49,10 +49,12 @@ type Dialer struct {
 		secure bool     // the connection uses TLS
 		step   string   // the step before the first command
 		sent   []string // names of the commands sent, until settled
-		words  string   // the server's last words before a write failed
+		words  string   // the server's last error before a write failed
 	}
 }
 
+// Dial makes the one connection for which the Dialer has a permit. Without it Dial fails at once,
+// so that a call cannot redial (law 3).
 func (d *Dialer) Dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls.Config) (net.Conn, error) {
 	if !d.Permit.CompareAndSwap(true, false) {
 		return nil, ErrNoPermit
@@ -77,7 +79,7 @@ func (d *Dialer) Dial(ctx context.Context, addr string, nd *net.Dialer, cfg *tls
 	}
 	lost := func(cause error) { d.Lost(auth.lost(cause)) }
 	conn := &wire{Conn: guard(raw, resp.DefaultLimits, lost), mapErr: d.MapErr, login: auth, plain: d.Plain, hearing: d.hearing}
-	conn.shaking.Store(d)
+	conn.handshaking.Store(d)
 	d.mu.Lock()
 	closed := d.mu.closed
 	d.mu.conn = conn
@@ -112,14 +114,14 @@ func (d *Dialer) Connection() *wire {
 	return d.mu.conn
 }
 
-// Ended reports that the connection has ended, even before lost was called.
+// Ended reports that the connection has ended, even before Lost was called.
 func (d *Dialer) Ended() bool {
 	conn := d.Connection()
 	return conn == nil || conn.Ended()
 }
 
-// Shaken notes that the handshake is over, successful or not.
-func (d *Dialer) Shaken() {
+// HandshakeDone notes that the handshake is over, successful or not.
+func (d *Dialer) HandshakeDone() {
 	if d.watch != nil {
 		d.watch.Stop()
 	}
@@ -221,19 +223,19 @@ func connPanicked(err *error) {
 var errNoConn = errors.New("holdfast: Redis.DialCtxFn returned neither a connection nor an error")
 
 // wire is the guarded connection. Its writer yields the processor before a write. rueidis flushes
-// as soon as it finds no further command: of forty callers that were answered at once, the first
-// two pay for a system call of 10 us each, and the others after them. Two yields let the goroutines
-// that are ready add their commands, so one write carries five times as many.
+// as soon as it finds no further command: of forty callers that were answered at once, without the
+// yield two callers each cause a write of 10 us, while the others wait. Two yields let the
+// goroutines that are ready add their commands, so one write carries five times as many.
 //
-// If no goroutine is ready, a yield costs next to nothing. If it took longer than yieldTooLong,
-// there is none for yieldHurry: beside goroutines that compute rather than wait, the writer would
-// queue behind all of them.
+// If no goroutine is ready, a yield costs next to nothing. If it took longer than yieldTooLong, the
+// writer does not yield for yieldHurry: beside goroutines that compute rather than wait, the writer
+// would queue behind all of them.
 type wire struct {
 	*resp.Conn
-	mapErr  func(error) error
-	hearing *Hearing
-	hurried time.Time              // no yield before this time
-	shaking atomic.Pointer[Dialer] // records the commands sent; nil once settled
+	mapErr      func(error) error
+	hearing     *Hearing
+	hurried     time.Time              // no yield before this time
+	handshaking atomic.Pointer[Dialer] // records the commands sent; nil once settled
 
 	// For the handshake, which a single goroutine performs before all others.
 	login *login
@@ -268,13 +270,13 @@ func (w *wire) Write(p []byte) (int, error) {
 		}
 		return len(p), nil
 	}
-	if d := w.shaking.Load(); d != nil {
+	if d := w.handshaking.Load(); d != nil {
 		if !w.Conn.Ended() { // else it is the PING that rueidis sends when it closes
 			d.sends(p)
 		}
 		n, err := w.Conn.Write(p)
 		if err != nil {
-			d.lastWords(w)
+			d.readLastError(w)
 			if w.mapErr != nil {
 				err = w.mapErr(err)
 			}
@@ -330,7 +332,7 @@ func (d *Dialer) Close() {
 func ClientOption(pl Plan, d *Dialer) rueidis.ClientOption {
 	o := pl.Option
 	if pl.Manner != MannerFull {
-		o = withoutCourtesies(o)
+		o = withoutClientOptions(o)
 	}
 	o.TLSConfig = nodeTLS(pl.Option, pl.Addr)
 	o.InitAddress = []string{pl.Addr}

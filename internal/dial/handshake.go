@@ -74,9 +74,9 @@ func nextCommand(p []byte) (args []string, rest []byte) {
 	return args, p
 }
 
-// lastWords reads the server's error from before the failed write, such as too many clients or a
-// missing certificate. It blocks for at most 50 ms.
-func (d *Dialer) lastWords(w *wire) {
+// readLastError reads the server's error from before the failed write, such as too many clients or
+// a missing certificate. It blocks for at most 50 ms.
+func (d *Dialer) readLastError(w *wire) {
 	raw := w.NetConn()
 	if raw.SetReadDeadline(time.Now().Add(50*time.Millisecond)) != nil {
 		return
@@ -108,7 +108,7 @@ func (d *Dialer) Settled() {
 	d.mu.sent = nil
 	d.mu.Unlock()
 	if conn != nil {
-		conn.shaking.Store(nil)
+		conn.handshaking.Store(nil)
 		conn.Settled()
 	}
 }

@@ -17,7 +17,9 @@ import (
 // load for each system call.
 type Hearing struct {
 	Clock clock.Clock
-	Heard func(at int64) // runs on the goroutine that reads the connection
+	// LastAlive gets the time at which an answered request was sent. It runs on the goroutine that
+	// reads the connection.
+	LastAlive func(at int64)
 
 	nth atomic.Int64 // number of the watched request, 0 for none; guards at
 	at  atomic.Int64 // earliest time at which it was sent
@@ -40,5 +42,5 @@ func (h *Hearing) reads(replies int64) {
 	}
 	at := h.at.Load()
 	h.nth.Store(0)
-	h.Heard(at)
+	h.LastAlive(at)
 }

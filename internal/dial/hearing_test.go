@@ -11,7 +11,7 @@ import (
 // that the server was there when the request was sent, and not a moment later.
 func TestAServerWasHeardWhenTheRequestWasSentThatItAnswered(t *testing.T) {
 	var heard []int64
-	h := &Hearing{Clock: clock.Start(), Heard: func(at int64) { heard = append(heard, at) }}
+	h := &Hearing{Clock: clock.Start(), LastAlive: func(at int64) { heard = append(heard, at) }}
 	base := h.Clock.Base
 	sent := func(requests int64, at time.Duration) { h.sends(requests, base.Add(at)) }
 	want := func(what string, all ...time.Duration) {

@@ -118,8 +118,8 @@ func withoutHello(p []byte) []byte { return bytes.Replace(p, []byte(hello2), []b
 // usual length fits into one write.
 const plainBuffer = 64 << 10
 
-// withoutCourtesies removes the options that need HELLO or CLIENT.
-func withoutCourtesies(o rueidis.ClientOption) rueidis.ClientOption {
+// withoutClientOptions removes the options that need HELLO or CLIENT.
+func withoutClientOptions(o rueidis.ClientOption) rueidis.ClientOption {
 	o.AlwaysRESP2 = true
 	o.ClientSetInfo = rueidis.DisableClientSetInfo
 	o.ClientName, o.ClientNoEvict, o.ClientNoTouch = "", false, false

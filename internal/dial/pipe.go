@@ -74,7 +74,7 @@ func (p *Pipe) Dial(life context.Context, pl Plan) (err error) {
 		}
 	}()
 	p.Client, err = rueidis.NewClient(ClientOption(pl, p.Dialer))
-	p.Dialer.Shaken()
+	p.Dialer.HandshakeDone()
 	if p.Dialer.Late.Load() {
 		err = context.DeadlineExceeded
 	}

@@ -5,9 +5,9 @@ import (
 	"sync"
 )
 
-// graph guards run.Follower: which loads wait for which others because their loaders ask for
-// them. It is one lock for all Caches, because a loader of one may ask another. Only calls
-// from within a loader take it.
+// graph guards Run.waits: which loads wait for which others because their loaders ask for them. It
+// is one lock for all Caches, because a loader of one may ask another. Only calls from within a
+// loader take it.
 var graph sync.Mutex
 
 // Run is one call of a loader, for one key or for the keys of a batch, and the count of the

@@ -32,7 +32,8 @@ type Group struct {
 }
 
 // Spawn runs f on a goroutine, under a name that a goroutine profile shows. It returns false,
-// and does not run f, once Wait has been called.
+// and does not run f, once Wait has been called. All goroutines start here, so that none is
+// left behind (law 10).
 func (g *Group) Spawn(name string, f func()) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -25,8 +25,8 @@ type Shard struct {
 	_       [40]byte // a cache line each
 }
 
-// Enter returns the lane by which the call must leave, and false if the gate is closed. The
-// call must leave the lane in either case.
+// Enter returns the Shard by which the call must leave, and false if the gate is closed. The
+// call must leave the Shard in either case.
 func (f *Gate) Enter() (*Shard, bool) {
 	l := &f.shards[Spread()%shardCount]
 	l.entered.Add(1)
@@ -46,8 +46,8 @@ func (l *Shard) Leave() { l.others.Add(1) }
 // Close keeps new calls out. It returns false if the gate was closed before.
 func (f *Gate) Close() bool { return f.Closed.CompareAndSwap(false, true) }
 
-// Drained reports whether no call is inside. In each lane the exits are read first: if they
-// equal the entries read later, no call was inside at that moment. After close, a call that
+// Drained reports whether no call is inside. In each Shard the exits are read first: if they
+// equal the entries read later, no call was inside at that moment. After Close, a call that
 // enters leaves again without doing anything.
 func (f *Gate) Drained() bool {
 	for i := range f.shards {
@@ -75,7 +75,7 @@ func (f *Gate) Wait(limit time.Duration) bool {
 
 // Guard is a call's stay inside the gate that can be interrupted for user code: a codec may
 // run for any time, or end its goroutine, and Close waits for the calls inside. It must be
-// ended by leave or hit.
+// ended by Leave or Hit.
 type Guard struct {
 	Gate  *Gate
 	Shard *Shard // nil: not inside
@@ -88,7 +88,7 @@ func (f *Gate) Guard() *Guard {
 	return v
 }
 
-// Leave ends the visit. It does nothing if the visit has ended.
+// Leave ends the stay. It does nothing if the stay has ended.
 func (v *Guard) Leave() {
 	if v.Shard != nil {
 		v.Shard.Leave()
@@ -96,14 +96,14 @@ func (v *Guard) Leave() {
 	}
 }
 
-// Hit ends the visit and counts a local hit.
+// Hit ends the stay and counts a local hit.
 func (v *Guard) Hit() {
 	v.Shard.Hit()
 	v.Shard = nil
 }
 
-// Pause calls f outside of the gate and enters again. If the gate was closed meanwhile,
-// open is false afterwards, and the caller must do nothing more inside.
+// Pause calls f outside of the gate and enters again. If the gate was closed meanwhile, Open
+// is false afterwards, and the caller must do nothing more inside.
 func (v *Guard) Pause(f func() bool) bool {
 	v.Leave()
 	defer func() { v.Shard, v.Open = v.Gate.Enter() }()

@@ -38,8 +38,9 @@ func (j *Journal) Invalidated(h keyhash.Hash, key string, now int64) bool {
 	return in != nil && j.invalidateLocked(in, now)
 }
 
-// invalidateLocked is invalidated for one intent. The replay decides where the invalidation may
-// come from an unanswered write of our own, from its echo, or from the expiry of the base.
+// invalidateLocked is Invalidated for one intent. The replay decides where the invalidation
+// may come from an unanswered write of our own, from its echo, or from the expiry of the
+// base.
 func (j *Journal) invalidateLocked(in *Intent, now int64) bool {
 	ownEnd := in.Expected.held && over(in.Expected.gone, now)
 	replayed := in.expectedSeq == foundByReplay
@@ -54,7 +55,7 @@ func (j *Journal) invalidateLocked(in *Intent, now int64) bool {
 	return true
 }
 
-// InvalidatedAll is invalidated for all owned keys, after a flush of a database.
+// InvalidatedAll is Invalidated for all owned keys, after a flush of a database.
 func (j *Journal) InvalidatedAll(now int64, owns func(key string) bool) (some bool) {
 	if j.Keys.Load() == 0 {
 		return false

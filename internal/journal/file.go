@@ -299,10 +299,10 @@ func (j *Journal) Swept(ctx context.Context) (again bool, err error) {
 }
 
 // Sweep deletes resolved intents from memory after their drop records are in the file. When
-// it is done, the file has all that the journal had when sweep was called, or JournalError
-// says that it has not. again reports that some of the intents were written again
-// meanwhile, and must be replayed. sweep waits for the disk, and for another sweep, each as
-// long as durable. If it gives up, done is false, and tidy sweeps later.
+// it is done, the file has all that the journal had when Sweep was called, or JournalError
+// says that it has not. again reports that some of the intents were written again meanwhile,
+// and must be replayed. Sweep waits for the disk, and for another sweep, each as long as
+// Durable. If it gives up, done is false, and Tidy sweeps later.
 func (j *Journal) Sweep(ctx context.Context, began int64) (again, done bool) {
 	f := j.file
 	if f == nil {

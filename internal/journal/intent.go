@@ -11,11 +11,11 @@ import (
 // delete.
 type Intent struct {
 	Value    []byte // nil for a delete
-	Deadline int64  // of a set; never: it does not expire
+	Deadline int64  // of a set; clock.Never: it does not expire
 	Seq      uint64 // the order of the writes of one key
 	checkAt  checkTime
 
-	PlainUntil int64 // see write; 0 after it was sent
+	PlainUntil int64 // see Write; 0 after it was sent
 
 	Expected           Expected
 	expectedSeq        uint64 // sequence number of the write that found the base, or foundByReplay

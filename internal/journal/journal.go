@@ -142,17 +142,17 @@ type Write struct {
 	Expected   Expected
 	SentOn     uint64 // session on which the write may have reached Redis; 0 for none
 
-	// Until PlainUntil the write counts as waiting on the wire: it is sent as the ordinary
-	// command of its caller. 0: it never is.
+	// Until PlainUntil the write is sent as the ordinary command of its caller, without a
+	// comparison. 0: it never is.
 	PlainUntil int64
 }
 
 // mayHaveRun reports whether the write may have reached Redis.
 func (w *Write) mayHaveRun() bool { return w.SentOn != 0 }
 
-// Put stores the write, unless a later write of the same key is there already. A possible
-// effect of the write on Redis is recorded in any case. put does not block. Before the
-// write is accepted, the caller waits for the returned saving.
+// Put stores the write, unless a later write of the same key is there already. A possible effect
+// of the write on Redis is recorded in any case. Put does not block. Before the write is accepted,
+// the caller waits for the returned saving.
 func (j *Journal) Put(h keyhash.Hash, w Write) (admission, Saving) {
 	sh := j.shard(h)
 	sh.mu.Lock()
@@ -283,12 +283,12 @@ func (j *Journal) AllowLocalValue(h keyhash.Hash, key string, now int64) {
 }
 
 // Superseded handles a write that began before its key was journaled and that Redis has
-// acknowledged. An intent of an earlier write is then resolved: either it was never sent,
-// or it was sent on the same session before this write, so Redis has run it before this
-// write. An exception is an intent that is being sent, or that has an unanswered write of
-// another session. That write may still run late, so the intent stays and takes over this
-// write's value; again reports that it must be replayed. superseded does not block. Before
-// the write is acknowledged, the caller waits for saved.
+// acknowledged. An intent of an earlier write is then resolved: either it was never sent, or it
+// was sent on the same session before this write, so Redis has run it before this write. An
+// exception is an intent that is being sent, or that has an unanswered write of another session.
+// That write may still run late, so the intent stays and takes over this write's value; again
+// reports that it must be replayed. Superseded does not block. Before the write is acknowledged,
+// the caller waits for saved.
 func (j *Journal) Superseded(h keyhash.Hash, w Write, sessionID uint64, server string) (again bool, saved Saving) {
 	if j.Keys.Load() == 0 {
 		return false, Saving{}
@@ -317,15 +317,15 @@ func (j *Journal) Superseded(h keyhash.Hash, w Write, sessionID uint64, server s
 
 // BeginFlush is called before this process sends a flush, and EndFlush after flushed, or when the
 // flush has failed. A set that is replayed meanwhile may run behind the flush, so its intent stays
-// until flushed has made it a delete, or it is replayed once more.
+// until Flushed has made it a delete, or it is replayed once more.
 func (j *Journal) BeginFlush() { j.flushing.Add(1) }
 func (j *Journal) EndFlush()   { j.flushing.Add(-1) }
 
-// Flushed handles a flush that this process sent and the server has run, after all writes
-// that the server had accepted. Each set that waits for its replay or its second check
-// becomes a delete, and so does each delete that still has a value in the local tier.
-// Writes in spare stay, because they were sent after the flush. flushed returns the keys
-// that must be replayed, and the last change of the file.
+// Flushed handles a flush that this process sent and the server has run, after all writes that the
+// server had accepted. Each set that waits for its replay or its second check becomes a delete,
+// and so does each delete that still has a value in the local tier. Writes in spare stay, because
+// they were sent after the flush. Flushed returns the keys that must be replayed, and the last
+// change of the file.
 func (j *Journal) Flushed(owns func(key string) bool, spare map[string]uint64) (keys []string, last Saving) {
 	if j.Keys.Load() == 0 {
 		return nil, Saving{}
@@ -357,8 +357,8 @@ func afterwards(v []byte, del bool, deadline int64, server string) Expected {
 	return Holding(v, deadline, server)
 }
 
-// Touch changes the deadline of a journaled set. touched is false where the key has no live
-// set that waits for its replay. touch does not block; for saved see put.
+// Touch changes the deadline of a journaled set. touched is false where the key has no live set
+// that waits for its replay. Touch does not block; for saved see Put.
 func (j *Journal) Touch(h keyhash.Hash, key string, now, deadline int64) (saved Saving, touched bool) {
 	sh := j.shard(h)
 	sh.mu.Lock()
@@ -384,8 +384,8 @@ func (j *Journal) leaveLocked(sh *shard, key string, in *Intent) Saving {
 	return j.file.forget(sh, key, in)
 }
 
-// DropLocked removes the intent from memory. The caller holds the shard's lock, and calls
-// announce after it has released it.
+// dropLocked removes the intent from memory. The caller holds the shard's lock, and calls announce
+// after it has released it.
 func (j *Journal) dropLocked(sh *shard, key string, in *Intent) {
 	delete(sh.intents, key)
 	if len(sh.intents) == 0 && sh.grown > shardKept {

@@ -86,11 +86,11 @@ func (j *Journal) Refusal(text string, ofCommand bool) *objection {
 	return r
 }
 
-// Hold ends a task that Redis refuses for itself: the entry is held for refusal r, unless a
-// later write of the key has replaced it. again reports that the entry was held before, or
-// was replaced. news reports that the refusal is to be logged. If ok is false, too many
-// entries are held, and this one stays queued. ran, if not 0, is the session on which the
-// task may have run nevertheless.
+// Hold ends a task that Redis refuses while it accepts others: the entry is held for
+// refusal r, unless a later write of the key has replaced it. again reports that the entry
+// was held before, or was replaced. news reports that the refusal is to be logged. If ok is
+// false, too many entries are held, and this one stays queued. ran, if not 0, is the
+// session on which the task may have run nevertheless.
 func (j *Journal) Hold(t *Task, r *objection, ran uint64, now int64) (again, news, ok bool) {
 	ok = true
 	first := false

@@ -104,7 +104,7 @@ func (j *Journal) takePoison(sh *shard, key string, hash func(string) keyhash.Ha
 	return []Task{t}
 }
 
-// TakeOne is take for one key; it returns nil where the key has no queued intent.
+// TakeOne is Take for one key; it returns nil where the key has no queued intent.
 func (j *Journal) TakeOne(h keyhash.Hash, key string) []Task {
 	if !j.reserve() {
 		return nil

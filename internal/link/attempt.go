@@ -50,10 +50,10 @@ func (l *Link) attempt(ctx context.Context) time.Duration {
 		l.Busy.Store(next) // before the gate is shut
 		r.err = err
 		r.report()
-		return l.busied(next, err)
+		return l.keepBusySession(next, err)
 	case next.bare:
 		r.err = errBusyOver
-		return l.bared(next, c, err)
+		return l.endBareSession(next, c, err)
 	}
 	return l.conclude(ctx, r, next, old, c, err)
 }
@@ -89,7 +89,7 @@ func (l *Link) conclude(ctx context.Context, r *attemptResult, next, old *Sessio
 		return l.schedule.Max
 	case rediserr.Redirect:
 		// The cluster's map is outdated. The next probe follows with another map and another key.
-		l.notBusy(err)
+		l.clearBusy(err)
 		l.Routes.Follow(next, err)
 		l.probing = ""
 		l.setError(err)
@@ -111,7 +111,7 @@ func (l *Link) conclude(ctx context.Context, r *attemptResult, next, old *Sessio
 		return l.schedule.Next()
 	default:
 		var again time.Duration
-		again, r.err = l.unanswered(next, old, err)
+		again, r.err = l.handleFailedProbe(next, old, err)
 		if rediserr.IsReply(r.err) && l.Gate.Load() != nil {
 			r.report()
 			l.Breaker.Trip() // the server refuses reads and writes alike: every call would fail
@@ -124,9 +124,9 @@ func (l *Link) conclude(ctx context.Context, r *attemptResult, next, old *Sessio
 // Such a session can do nothing else.
 var errBusyOver = errors.New("holdfast: redis is not busy any more")
 
-// busied keeps the session of a server that is busy with a script, beside a shut gate: commands
-// that a busy server allows are sent over it. Callers' dedicated connections stay, too.
-func (l *Link) busied(s *Session, err error) (again time.Duration) {
+// keepBusySession keeps the session of a server that is busy with a script, beside a shut gate:
+// commands that a busy server allows are sent over it. Callers' dedicated connections stay, too.
+func (l *Link) keepBusySession(s *Session, err error) (again time.Duration) {
 	l.session = s
 	l.Breaker.Trip()
 	l.apply(evProbeFailed, err)
@@ -136,17 +136,17 @@ func (l *Link) busied(s *Session, err error) (again time.Duration) {
 	return l.schedule.Next()
 }
 
-// notBusy ends the special role of the session in busy; unless it is at the gate, its period ends.
-func (l *Link) notBusy(why error) {
+// clearBusy clears Busy. If that session does not serve, its dedicated connections end.
+func (l *Link) clearBusy(why error) {
 	if s := l.Busy.Swap(nil); s != nil && l.Gate.Load() != s {
 		s.endServing(why)
 	}
 }
 
-// bared closes a bare session once the server is not busy any more. It returns the wait until the
-// next attempt.
-func (l *Link) bared(s *Session, c rediserr.Class, err error) (again time.Duration) {
-	l.notBusy(errBusyOver)
+// endBareSession closes a bare session once the server is not busy any more. It returns the wait
+// until the next attempt.
+func (l *Link) endBareSession(s *Session, c rediserr.Class, err error) (again time.Duration) {
+	l.clearBusy(errBusyOver)
 	s.Close()
 	l.session, l.bare = nil, false
 	if c == rediserr.OK || c == rediserr.WriteRefused || c == rediserr.Redirect {
@@ -173,14 +173,14 @@ func (l *Link) unreached(err error) error {
 	return err
 }
 
-// unanswered handles a probe that got no answer or was refused altogether. It returns the wait
-// until the next attempt and the result for the breaker.
-func (l *Link) unanswered(next, old *Session, err error) (again time.Duration, reported error) {
+// handleFailedProbe handles a probe that got no answer or was refused altogether. It returns the
+// wait until the next attempt and the result for the breaker.
+func (l *Link) handleFailedProbe(next, old *Session, err error) (again time.Duration, reported error) {
 	if rediserr.GaveUp(err) {
 		err = ErrBudget
 	}
 	reported = err
-	l.notBusy(err)
+	l.clearBusy(err)
 	if old == nil && l.Gate.Load() == nil && rediserr.IsReply(err) && strings.HasPrefix(err.Error(), "NOAUTH") {
 		next.Close() // the next session logs in again
 		l.session = nil
@@ -315,15 +315,14 @@ func (l *Link) reportTrackingErr(s *Session) {
 	l.trackingErr = why
 }
 
-// Judge probes the session now, for a caller that got an unknown error text. It returns nil
-// if the probe succeeds: then the text is about the caller's command alone. Otherwise the
-// text is about the server or the way to it, and judge returns the error of the probe, to
-// be classified like any other error of the session. It has then asked the supervisor for a
-// probe of its own.
+// Judge probes the session now, for a caller that got an unknown error text. It returns nil if the
+// probe succeeds: then the text is about the caller's command alone. Otherwise the text is about
+// the server or the way to it, and Judge returns the error of the probe, to be classified like any
+// other error of the session. It has then asked the supervisor for a probe of its own.
 //
-// judge is safe from any goroutine, also for a session that does not serve any more. It
-// blocks for at most Options.Timeout, and does not report to the breaker. Each call sends a
-// probe, so a caller with many such texts calls it once for all of them.
+// Judge is safe from any goroutine, also for a session that does not serve any more. It blocks for
+// at most Options.Timeout, and does not report to the breaker. Each call sends a probe, so a caller
+// with many such texts calls it once for all of them.
 func (l *Link) Judge(ctx context.Context, s *Session) error {
 	bounded, cancel := context.WithTimeout(ctx, l.cfg.Timeout)
 	defer cancel()

@@ -3,7 +3,7 @@ package link
 import "context"
 
 // AwaitLink waits for a session of the link that find returns, as long as an attempt may bring one
-// (see moment). It waits within the budget of a call that began at now, and calls find again after
+// (see Moment). It waits within the budget of a call that began at now, and calls find again after
 // each attempt, because the first one may find a cluster. If the gate is open, or no attempt can be
 // waited for, it returns at once. waited reports whether it waited.
 func (r *Remote) AwaitLink(ctx context.Context, now int64, first bool, find func() *Link) (l *Link, waited bool) {

@@ -28,7 +28,7 @@ type Item struct {
 	asking  bool
 	outcome Outcome // of the last try
 
-	Payload     any  // the caller's; batch does not read it
+	Payload     any  // the caller's; Batch does not read it
 	Size        int  // bytes to send beside the key, approximately
 	Reads       bool // the reply contains a value
 	Stays       bool // a redirection is the answer, and is not followed
@@ -280,7 +280,7 @@ func (p *pipelines) fail(o Outcome) {
 				ids = append(ids, p.session.Link.Suspects.id(it.Key, p.build(p.session.Client.B(), it, nil)))
 			}
 		}
-		p.session.unanswered(ids, p.how == sendAlone, p.item(p.from).Key, o)
+		p.session.recordUnanswered(ids, p.how == sendAlone, p.item(p.from).Key, o)
 	}
 	o.Unknown = false
 	for i := p.to; i < p.n; i++ {

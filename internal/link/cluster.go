@@ -46,9 +46,9 @@ type Slot struct {
 const (
 	// refreshPause is the shortest time between two readings of the map.
 	refreshPause = 100 * time.Millisecond
-	// strangers bounds the links to nodes named by a redirection but by no map: the targets of a
-	// migration, or inventions of a hostile server.
-	strangers = 16
+	// unmappedMost bounds the links to nodes named by a redirection but by no map: the targets of
+	// a migration, or addresses that a hostile server made up.
+	unmappedMost = 16
 )
 
 var (
@@ -170,7 +170,7 @@ func (c *cluster) redirected(to redirection) *Link {
 				unmapped++
 			}
 		}
-		if unmapped >= strangers {
+		if unmapped >= unmappedMost {
 			return nil
 		}
 		// It gets the slot once the map or another redirection names it, too.

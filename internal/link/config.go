@@ -10,8 +10,9 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// Config is what the links of a Cache need to know. The fields up to AllowAddress are the
-// options of the same names.
+// Config is what the links of a Cache need to know. The fields up to AllowAddress are options:
+// Topology is Options.Mode, the back-offs are those of Options.Breaker, and the others have the
+// names of theirs.
 type Config struct {
 	Topology     Topology
 	Timeout      time.Duration
@@ -58,8 +59,9 @@ type Watcher interface {
 	Invalidated(key string, serving bool)
 	// Changed passes on the keys of an invalidation as they came; nil: any key may have changed.
 	Changed(keys []rueidis.RedisMessage)
-	// Emptied handles a flush of the keys for which owns returns true. It reports whether the
-	// replayer must look at the journal.
+	// Emptied handles a flush of some database: journaled sets among the owned keys must be
+	// compared. Local copies are not its task. It reports whether the replayer must look at the
+	// journal.
 	Emptied(owns func(key string) bool) (replay bool)
 	// StateChanged handles a change of state. From and To are equal for a first attempt that failed
 	// for a new cause.
@@ -99,7 +101,7 @@ type Breaker interface {
 	WhileClosed(f func()) (closed bool) // runs f if the circuit is closed, and keeps it closed meanwhile
 }
 
-// State is the state of a link; see link.
+// State is the state of a link; see Link.
 type State uint8
 
 const (
@@ -133,7 +135,7 @@ type Health struct {
 	Shards []Health
 }
 
-// Topology says how the servers are found.
+// Topology says how the servers are found. Its values have the order of Options.Mode.
 type Topology uint8
 
 const (

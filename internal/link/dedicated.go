@@ -18,8 +18,8 @@ import (
 // dedicatedPool holds the dedicated connections of one link, beside its session: for transactions,
 // subscriptions, streams and commands that block. They are dialled on demand, and only while the
 // link's session serves: no connection is dialled to a Redis that the supervisor does not hold to
-// be there. They end with the period in which the session serves, so that no caller waits for a
-// server that has fallen silent.
+// be there. They end with the session's servingCtx, so that no caller waits for a server that has
+// fallen silent.
 //
 // After a failed dial no other is made until its back-off has passed; callers that come meanwhile
 // get an error at once. Each connection and each dial takes a slot, and few dials run at once.
@@ -135,10 +135,10 @@ func (o *dedicatedPool) failed(p *servingCtx, err error) error {
 	return Unavailable{cause}
 }
 
-// Acquire returns a connection, either an idle one or a new one. It blocks for at most Dialer.Timeout
-// until it may dial, and then for as long as connect takes; less if ctx or the period ends. With
-// fresh set it returns a new connection on which rueidis sends PINGs. The caller has entered the
-// call gate.
+// Acquire returns a connection, either an idle one or a new one. It blocks for at most
+// Dialer.Timeout until it may dial, and then for as long as connect takes; less if ctx or the
+// servingCtx ends. With fresh set it returns a new connection on which rueidis sends PINGs. The
+// caller has entered the call gate.
 func (o *dedicatedPool) Acquire(ctx context.Context, fresh bool) (*Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -404,7 +404,7 @@ func (d *dedicatedDial) leave(why error) error {
 }
 
 // connect makes one dial and one handshake. It blocks for at most twice Dialer.Timeout, after the
-// call of Redis.AuthCredentialsFn (ten seconds at most); less if the period ends.
+// call of Redis.AuthCredentialsFn (ten seconds at most); less if p ends.
 func (o *dedicatedPool) connect(p *servingCtx, s *Session, pings bool) (conn *Conn, err error) {
 	conn = &Conn{pool: o, Session: s, serving: p, waits: make(chan struct{}, dedicatedWaits)}
 	d := &dial.Dialer{
@@ -419,11 +419,11 @@ func (o *dedicatedPool) connect(p *servingCtx, s *Session, pings bool) (conn *Co
 	d.Lost = func(error) { free() }
 	conn.dialer = d
 	defer func() {
-		// As in pipe.Dial: rueidis may panic on the replies of a handshake.
+		// As in Pipe.Dial: rueidis may panic on the replies of a handshake.
 		if r := recover(); r != nil {
 			err = fmt.Errorf("the handshake made no sense: %v", r)
 		}
-		d.Shaken()
+		d.HandshakeDone()
 		if err != nil {
 			d.Close()
 			free()
@@ -441,7 +441,7 @@ func (o *dedicatedPool) connect(p *servingCtx, s *Session, pings bool) (conn *Co
 	}
 	d.Permit.Store(true)
 	conn.Dedicated, _ = rc.Dedicate()
-	d.Shaken()
+	d.HandshakeDone()
 	if d.Late.Load() {
 		return nil, dial.Unanswered(context.DeadlineExceeded, o.link.cfg.Redis.Dialer.Timeout)
 	}
@@ -476,7 +476,7 @@ func (o *dedicatedPool) option(s *Session, d *dial.Dialer, pings bool) rueidis.C
 	return option
 }
 
-// Do sends the commands in one pipeline and waits until ctx or the period ends.
+// Do sends the commands in one pipeline and waits until ctx or the servingCtx ends.
 func (c *Conn) Do(ctx context.Context, asking bool, cmds []rueidis.Completed) []rueidis.RedisResult {
 	// A caller that finds rueidis' ring full is blocked regardless of its context.
 	select {

@@ -13,10 +13,10 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// streaming is the rueidis client for the streams of one period. The caller reads a stream at its
-// own pace, and only rueidis knows when it was read to its end; rueidis then returns the connection
-// to a pool of its own. So all streams of a period share one rueidis client, and it dials only for
-// calls whose context has a streamCall.
+// streaming is the rueidis client for the streams of one servingCtx. The caller reads a stream at
+// its own pace, and only rueidis knows when it was read to its end; rueidis then returns the
+// connection to a pool of its own. So all streams of a servingCtx share one rueidis client, and it
+// dials only for calls whose context has a streamCall.
 type streaming struct {
 	client  rueidis.Client
 	serving *servingCtx
@@ -55,7 +55,7 @@ func (o *dedicatedPool) Stream(ctx context.Context, send func(context.Context, r
 	return rueidis.NewErrorResultStream(o.link.Why())
 }
 
-// streamsOf returns the rueidis client for the streams of the period, nil if there is none.
+// streamsOf returns the rueidis client for the streams of the servingCtx p, nil if there is none.
 func (o *dedicatedPool) streamsOf(s *Session, p *servingCtx) rueidis.Client {
 	if p == nil {
 		return nil
@@ -96,7 +96,7 @@ func (o *dedicatedPool) streamBy(ctx context.Context, p *servingCtx, rc rueidis.
 	if sc.dialer != nil {
 		sc.stop()
 		if !sc.left {
-			sc.dialer.Shaken()
+			sc.dialer.HandshakeDone()
 		}
 		switch {
 		case err == nil:

@@ -64,7 +64,7 @@ type suspects struct {
 	mu    sync.Mutex                   // held while the table is replaced
 }
 
-// suspectTable maps a command's id to its record; see suspects.Id.
+// suspectTable maps a command's id to its record; see suspects.id.
 type suspectTable struct {
 	of    map[uint64]suspect
 	sweep int64 // when to remove records that are out of date
@@ -301,7 +301,7 @@ func (l *Link) Treat(key string, del bool) treatment {
 // Blame records the commands with these ids when a session was lost under them. If the loss
 // isolates a command, it is counted and logged with the key.
 func (l *Link) Blame(s *Session, ids []uint64, alone bool, key string) {
-	if len(ids) == 0 || !l.Suspects.blame(ids, s.Id, alone) {
+	if len(ids) == 0 || !l.Suspects.blame(ids, s.ID, alone) {
 		return
 	}
 	l.excused.Store(true)
@@ -312,7 +312,7 @@ func (l *Link) Blame(s *Session, ids []uint64, alone bool, key string) {
 	}
 }
 
-// blameAbandoned is blame for the calls that gave up waiting.
+// blameAbandoned is Blame for the calls that gave up waiting.
 func (l *Link) blameAbandoned(s *Session) {
 	ids, alone, key := s.left.take()
 	l.Blame(s, alone, true, key)

@@ -27,7 +27,7 @@ func TestWhichDatabaseWasEmptiedIsJudgedByWhatIsLeft(t *testing.T) {
 		{"nobody knows now", keyCounts{3: 100, 5: 7}, nil, 0, true},
 		{"nobody knew before", nil, keyCounts{3: 100}, 0, true},
 	} {
-		if got := emptied(tt.before, tt.now, 3, tt.copies); got != tt.want {
+		if got := databaseEmptied(tt.before, tt.now, 3, tt.copies); got != tt.want {
 			t.Errorf("%s: emptied is %v", tt.name, got)
 		}
 	}

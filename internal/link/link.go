@@ -32,10 +32,11 @@ import (
 // The gate is open in Up and ReadOnly, while the session lives and the breaker is closed. An
 // attempt is made when the schedule says that one is due.
 //
-// A link rests when no call came recently, the journal is empty and no caller is in WaitReady. A
-// resting link that is Up is probed once every restMost. A lost connection is replaced at once, and
-// after a failure by a back-off that grows to restMost. A link that is ReadOnly is probed by the
-// same back-off. For the attempts that calls wait for, see moment.
+// A link rests when no call came recently, the journal is empty, no caller is in WaitReady, no view
+// listens and no dedicated connection is in use. A resting link that is Up is probed once every
+// restMost. A lost connection is replaced at once, and after a failure by a back-off that grows to
+// restMost. A link that is ReadOnly is probed by the same back-off. For the attempts that calls
+// wait for, see Moment.
 type Link struct {
 	cfg     *Config
 	Routes  *Routes
@@ -79,10 +80,10 @@ type Link struct {
 	failedFrom atomic.Int64           // beginning of that attempt
 	lostAt     atomic.Int64           // when a serving connection was last lost
 	// PlainFrom is set when the first attempt has failed. An intent whose PlainUntil is not later
-	// than PlainFrom no longer counts as on the wire; see write.PlainUntil.
+	// than PlainFrom is no longer sent unconditionally; see journal.Write.PlainUntil.
 	PlainFrom atomic.Int64
 
-	broken atomic.Pointer[chan struct{}] // nil while no goroutine waits; see stream
+	broken atomic.Pointer[chan struct{}] // nil while no goroutine waits; see Stream
 
 	Suspects suspects    // commands that may cause the loss of connections
 	excused  atomic.Bool // a suspect command caused the last loss
@@ -94,14 +95,15 @@ type Link struct {
 	session  *Session
 	served   *Session // the last session that the gate was opened to
 	schedule clock.Backoff
-	excuses  int64         // time up to which losses are already excused
+	excuses  int64         // end of the allowance of immediate attempts after losses caused by a command
 	resting  clock.Backoff // back-off while the link rests
 	causes   causes
 	probing  string // key of the probe
-	bare     bool   // open the next session bare; see session.bare
+	bare     bool   // open the next session bare; see Session.bare
 	answered bool   // the current attempt's probe was answered and its session serves
 	// overtaken: the current attempt was a probe over a connection that served and was lost
-	// meanwhile while unused. Its failure says no more than the loss: the next attempt decides.
+	// meanwhile while unused. A failed probe of a lost connection is not counted as a failed
+	// attempt; another attempt follows at once.
 	overtaken bool
 	// skipScripts: the last greeting ended at the question whether the server runs the script.
 	skipScripts bool
@@ -120,7 +122,9 @@ type Link struct {
 // locator finds the server of a link. Only the supervisor calls it; where and fits may block.
 type locator interface {
 	// where returns the address of the server. It may ask the network for it, and may take longer
-	// while no session serves.
+	// while no session serves. It is called before each probe, also while a session serves. If its
+	// address differs from the session's, writes stop at once and the session is replaced. So a
+	// locator of two endpoints returns the same one until disbelieve is called.
 	where(ctx context.Context, serving bool) (addr string, err error)
 	// disbelieve reports that the server named by where is no master or is unreachable.
 	disbelieve()
@@ -141,7 +145,7 @@ type keyspace interface {
 	ProbeKey(last string) string
 	// Scopes calls each for the epoch scopes of the keys.
 	Scopes(each func(*local.EpochScope))
-	// wanted, hits and copies are those of demand, as far as they say something about this link.
+	// wanted, hits and copies are those of Demand, as far as they say something about this link.
 	wanted() bool
 	hits() uint64
 	copies() int64
@@ -178,7 +182,7 @@ const (
 	evClose
 )
 
-// step is the table in the comment of link.
+// step is the table in the comment of Link.
 func step(s State, ev event) State {
 	switch {
 	case ev == evClose || s == Closed:
@@ -270,7 +274,8 @@ func (l *Link) look() {
 	}
 }
 
-// shut closes the gate when the breaker opens. It runs under gobreaker's lock.
+// shut closes the gate when the breaker opens, so that no call waits for Redis any more (law 2). It
+// runs under gobreaker's lock.
 func (l *Link) shut() {
 	if l.Gate.Load() == nil {
 		l.look() // an attempt failed: the gate was shut already
@@ -328,7 +333,7 @@ func (l *Link) Stream() <-chan struct{} {
 	}
 }
 
-// interrupt closes the channel of stream. It takes no lock, because the gate is shut under
+// interrupt closes the channel of Stream. It takes no lock, because the gate is shut under
 // gobreaker's.
 func (l *Link) interrupt() {
 	if ch := l.broken.Swap(nil); ch != nil {

@@ -51,7 +51,7 @@ func (m *Moment) isOver() bool {
 }
 
 // openMoment begins a moment, unless there is one, an attempt has failed within MaxBackoff, or the
-// link is needless. lost is the time of the loss that causes it, or 0.
+// link has no keys to serve. lost is the time of the loss that causes it, or 0.
 func (l *Link) openMoment(lost int64) {
 	if l.moment.Load() != nil || l.clock.Now()-l.failedAt.Load() < int64(l.schedule.Max) || l.Keys.empty() {
 		return
@@ -91,8 +91,8 @@ func (l *Link) ask(m *Moment) {
 	}
 }
 
-// Forced is window for Check, which must look in any case: it joins a running attempt or causes
-// one. If an attempt has failed within MinBackoff, that counts as the look, and forced returns nil.
+// Forced is window for Check: it joins a running attempt or causes one. Check needs the result of
+// an attempt. A failure within MinBackoff is such a result, and Forced returns nil.
 func (l *Link) Forced() *Moment {
 	m := l.moment.Load()
 	if m == nil {

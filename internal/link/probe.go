@@ -34,7 +34,7 @@ func ProbeCommands(b rueidis.Builder, key string, cmds []rueidis.Completed) []ru
 		b.Get().Key(key).Build())
 }
 
-// probe sends a probe and returns its result, as probed does. It needs no slot of the
+// probe sends a probe and returns its result, as Probed does. It needs no slot of the
 // bulkhead, so a full bulkhead cannot hide that the server is back. Its answer frees the
 // slots of abandoned calls. probe blocks at most until ctx ends.
 func (s *Session) probe(ctx context.Context, key string) (rediserr.Class, error) {
@@ -46,9 +46,9 @@ func (s *Session) probe(ctx context.Context, key string) (rediserr.Class, error)
 	return Probed(ctx, replies)
 }
 
-// Probed evaluates the replies by the table above. The class is OK, WriteRefused,
-// Busy or Redirect, or for a server that is not usable Down, Unknown or
-// Canceled.
+// Probed evaluates the replies by the table above, on which Health relies (law 9). The
+// class is OK, WriteRefused, Busy or Redirect, or for a server that is not usable Down,
+// Unknown or Canceled.
 func Probed(ctx context.Context, replies []rueidis.RedisResult) (rediserr.Class, error) {
 	writeErr := replies[0].Error()
 	w := rediserr.Classify(ctx, writeErr)

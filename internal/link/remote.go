@@ -48,7 +48,7 @@ type Outcome struct {
 	lost    bool
 	tooLate bool
 
-	// Session is the session that answered, or failed to. asked: the command was sent with ASKING,
+	// Session is the session that answered, or failed to. Asked: the command was sent with ASKING,
 	// to a server that imports the slot and does not own it. Its reply is an answer, but is not
 	// kept as fresh.
 	Session *Session
@@ -67,9 +67,9 @@ func (o *Outcome) TryAgain() bool {
 const hungAfter = 10
 
 // Bound is the context of one call of the user to Redis. All commands of the call share one budget,
-// except in a batch; see remote.Batch.
+// except in a batch; see Remote.Batch.
 type Bound struct {
-	context.Context                 // ends with the budget or with caller
+	context.Context                 // ends with the budget or with Caller
 	Caller          context.Context // the caller's own context
 	Began           int64
 }
@@ -105,7 +105,7 @@ func (r *Remote) mayFollow(cmds []rueidis.Completed) bool {
 
 // successor returns the session that serves in place of one that was replaced or lost after a call
 // had chosen it, nil if there is none. If the link was unused, successor waits for the connection
-// attempt; see moment.
+// attempt; see Moment.
 func (r *Remote) successor(ctx Bound, s *Session) *Session {
 	next := s.Link.Gate.Load()
 	if next == nil {
@@ -168,7 +168,7 @@ func (r *Remote) doOn(ctx Bound, s *Session, alone bool, cmds []rueidis.Complete
 		// no more commands.
 		return replies, Outcome{Class: rediserr.Down, Err: err, Session: s, tooLate: true}
 	}
-	o := r.unanswered(ctx, s, completed, err)
+	o := r.reportUnanswered(ctx, s, completed, err)
 	o.lost = o.Unknown && !rediserr.GaveUp(err) && !dead && !s.Ended.Load()
 	return replies, o
 }
@@ -181,8 +181,8 @@ func Unsent(ctx Bound) Outcome {
 	return Outcome{Class: rediserr.Down, Err: ErrBudget}
 }
 
-// unanswered returns and reports the outcome of commands that got no reply.
-func (r *Remote) unanswered(ctx Bound, s *Session, completed uint64, err error) Outcome {
+// reportUnanswered returns and reports the outcome of commands that got no reply.
+func (r *Remote) reportUnanswered(ctx Bound, s *Session, completed uint64, err error) Outcome {
 	o := Outcome{Class: rediserr.Classify(ctx.Caller, err), Err: err, Unknown: !errors.Is(err, dial.ErrNoPermit), Session: s}
 	switch {
 	case o.Class == rediserr.Canceled:
@@ -215,11 +215,11 @@ func (r *Remote) reply(s *Session, res rueidis.RedisResult) Outcome {
 	return Outcome{Class: c, Err: err, Session: s}
 }
 
-// RemoteValue is the value that Redis holds for a key. ttl is 0 for no expiry.
+// RemoteValue is the value that Redis holds for a key. TTL is 0 for no expiry.
 type RemoteValue struct {
 	Found bool
 	Bytes []byte
-	Ttl   time.Duration
+	TTL   time.Duration
 	Open  bool // the expiry is not known: PTTL is refused
 }
 
@@ -288,9 +288,9 @@ func ReadValue(replies []rueidis.RedisResult, o Outcome) (RemoteValue, Outcome) 
 	case err != nil || ms == -2:
 		// The key expired between the two commands, or PTTL failed: the value answers this call,
 		// but is not kept.
-		v.Ttl = time.Nanosecond
+		v.TTL = time.Nanosecond
 	case ms >= 0:
-		v.Ttl = max(Millis(ms), time.Nanosecond)
+		v.TTL = max(Millis(ms), time.Nanosecond)
 	}
 	return v, o
 }
@@ -303,9 +303,9 @@ func Millis(ms int64) time.Duration {
 	return time.Duration(ms) * time.Millisecond
 }
 
-// unanswered records that commands with these ids got no answer on the session. If they were sent
-// alone, key is their key.
-func (s *Session) unanswered(ids []uint64, alone bool, key string, o Outcome) {
+// recordUnanswered records that commands with these ids got no answer on the session. If they were
+// sent alone, key is their key.
+func (s *Session) recordUnanswered(ids []uint64, alone bool, key string, o Outcome) {
 	switch {
 	case o.lost:
 		s.Link.Blame(s, ids, alone, key)
@@ -361,12 +361,12 @@ func (r *Remote) ask(ctx Bound, s *Session, who subject, cmds ...rueidis.Complet
 		if id[0] == 0 {
 			id[0] = who.id(s)
 		}
-		s.unanswered(id[:], how == sendAlone, who.named(), o)
+		s.recordUnanswered(id[:], how == sendAlone, who.named(), o)
 	}
 	return replies, o
 }
 
-// SetCommand builds the SET of the plain value, which redis-cli GET shows unchanged.
+// SetCommand builds the SET of the plain value, which redis-cli GET shows unchanged (law 8).
 func SetCommand(b rueidis.Builder, key string, data []byte, ttl time.Duration) rueidis.Completed {
 	set := b.Set().Key(key).Value(ViewString(data))
 	if ttl == 0 {

@@ -148,7 +148,7 @@ func (r *Routes) Follow(s *Session, err error) (next *Session, asking bool) {
 	return l.Reader(), to.ask
 }
 
-// noteUp closes ready when all of Redis is up for the first time.
+// noteUp closes Ready when all of Redis is up for the first time.
 func (r *Routes) noteUp() {
 	if r.Health().State == Up {
 		r.once.Do(func() { close(r.Ready) })
@@ -230,8 +230,8 @@ func (s *seeds) where(ctx context.Context, _ bool) (string, error) {
 	return "", errAllKnown
 }
 
-// knownByNumber reports whether addr has a name of a node that the cluster calls by its IP address.
-// Otherwise such a node would be dialled twice as often. It blocks for at most Dialer.Timeout.
+// knownByNumber reports whether addr resolves to the address of a node that has a link already.
+// Without this check the seed link would dial that node too. It blocks for at most Dialer.Timeout.
 func (s *seeds) knownByNumber(ctx context.Context, c *cluster, addr string) bool {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil || s.routes.cfg.Redis.DialCtxFn != nil { // the dial function resolves names

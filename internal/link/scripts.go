@@ -15,11 +15,11 @@ import (
 // The greeting of a session asks whether the server runs the replay's script. Without the
 // script nothing can be compared, and the journaled sets become deletes. That cannot be
 // undone, and a permission may be missing for a moment. So the sets wait, and the server is
-// asked again. It is believed only if
+// asked again. The refusal counts as permanent only if
 //
-//  - it says no again at least scriptsAfter after its first no,
-//  - less than scriptsAfter passed between two such answers in a row, unless the server was
-//    believed before and has not run the script since, and
+//  - the server refuses the script again at least scriptsAfter after the first refusal,
+//  - less than scriptsAfter passed between two refusals in a row, unless the refusal counted
+//    as permanent before and the server has not run the script since, and
 //  - the session serves at both times, so that a probe has shown that the server is
 //    healthy otherwise. Before that, the answer may come from a proxy on the way.
 //

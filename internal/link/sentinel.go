@@ -13,12 +13,13 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// sentinels find the master. They are asked before each dial. While a session serves, one is asked
-// over a standing connection before each probe, about once every Breaker.MaxBackoff, but not within
-// Sentinel.TopologyRefreshInterval of the last answer. It asks instead of listening: the
-// announcement of a new master can be lost unnoticed, an answer cannot.
+// sentinels is the locator of a master behind sentinels. Before a dial the locator asks the
+// sentinels in turn until one answers. While a session serves it asks one, over a standing
+// connection before each probe, about once every Breaker.MaxBackoff, but not within
+// Sentinel.TopologyRefreshInterval of the last answer. It does not subscribe: the announcement of
+// a new master can be lost unnoticed, an answer cannot.
 //
-// Only the supervisor uses it.
+// Only the supervisor uses the locator.
 type sentinels struct {
 	routes  *Routes
 	life    context.Context

@@ -56,9 +56,9 @@ type Session struct {
 	serving atomic.Pointer[servingCtx]
 	life    context.Context
 
-	// Id numbers sessions. Commands of one session run in the order in which they were sent;
+	// ID numbers sessions. Commands of one session run in the order in which they were sent;
 	// commands of an earlier session may still run late.
-	Id uint64
+	ID uint64
 
 	// valueSize is an estimate of the size in bytes of the values that batches read, 0 if unknown.
 	valueSize atomic.Int64
@@ -156,8 +156,8 @@ func (b *bulkhead) Abandon(ticket uint64) {
 // returned (10 s at most) it blocks for at most three times Dialer.Timeout, and less if life ends.
 // If it fails, how says whether the server refused the manner of the introduction.
 func (l *Link) openSession(life context.Context, addr string, m dial.Manner, bare bool) (s *Session, how dial.TurnedAway, err error) {
-	// Not the named result: callbacks of the connection may run after the return.
-	next := &Session{Pipe: &dial.Pipe{}, Link: l, Manner: m, bare: bare, life: life, Id: l.Routes.sessions.Add(1)}
+	// s is not assigned here, because callbacks of the connection may run after the return.
+	next := &Session{Pipe: &dial.Pipe{}, Link: l, Manner: m, bare: bare, life: life, ID: l.Routes.sessions.Add(1)}
 	next.freed = make(chan struct{}, BulkheadSlots)
 	option := l.cfg.connection()
 	if bare {
@@ -169,7 +169,7 @@ func (l *Link) openSession(life context.Context, addr string, m dial.Manner, bar
 		Manner:      m,
 		Credentials: &l.credentials,
 		Attempt:     func() { l.stats.Dials.Add(1) },
-		Hearing:     &dial.Hearing{Clock: l.clock, Heard: next.hears},
+		Hearing:     &dial.Hearing{Clock: l.clock, LastAlive: next.hears},
 		Lost:        func() { l.lostSession(next) },
 		Invalidated: func(keys []rueidis.RedisMessage) { l.invalidated(next, keys) },
 	})
@@ -203,7 +203,7 @@ type servingCtx struct {
 	end context.CancelCauseFunc
 }
 
-// beginServing starts a period unless one is running.
+// beginServing starts a servingCtx unless one is running.
 func (s *Session) beginServing() {
 	if s.serving.Load() == nil {
 		p := &servingCtx{}
@@ -212,8 +212,8 @@ func (s *Session) beginServing() {
 	}
 }
 
-// inherit takes over the period of old, a session that this one replaces, if both are with the same
-// server: callers' dedicated connections to it stay valid.
+// inherit takes over the servingCtx of old, a session that this one replaces, if both are with the
+// same server: callers' dedicated connections to it stay valid.
 func (s *Session) inherit(old *Session) {
 	if s.Server == "" || s.Server != old.Server {
 		return
@@ -228,8 +228,8 @@ func (s *Session) inherit(old *Session) {
 	}
 }
 
-// endServing ends the period. It may run under gobreaker's lock, so everything that ends with the
-// period does so on other goroutines.
+// endServing ends the servingCtx. It may run under gobreaker's lock, so everything that ends with
+// it does so on other goroutines.
 func (s *Session) endServing(cause error) {
 	if p := s.serving.Swap(nil); p != nil {
 		p.end(cause)
@@ -365,8 +365,8 @@ func (s *Session) refuse(err error) bool {
 }
 
 // introduce opens a session in the next manner. It dials once, and in two cases a second time:
-// after a session without HELLO has connected, to learn whether the server accepts a full one by
-// now; and if the server is busy, because a caller may want to end its script.
+// after a session without HELLO has connected, to learn whether the server accepts a handshake with
+// HELLO by now; and if the server is busy, because a caller may want to end its script.
 func (l *Link) introduce(life context.Context, addr string) (*Session, error) {
 	if l.bare {
 		return l.introduceBare(life, addr)

@@ -204,8 +204,8 @@ func (l *Link) observe() bool {
 	l.Breaker.Trip() // a lost connection opens the circuit at once
 	if lost && serving && l.mending() {
 		l.setError(err)
-		l.Watcher.Changed(nil) // the state does not change, so nothing else informs them
-		return true            // it becomes Down only if the new attempt fails
+		l.Watcher.Changed(nil) // the state does not change, so the views are informed here
+		return true            // the link becomes Down only if the new attempt fails
 	}
 	l.apply(evLost, err)
 	return serving

@@ -213,25 +213,25 @@ func TestACallThatGaveUpIsBlamedForALossThatComesLater(t *testing.T) {
 	s.freed = make(chan struct{}, BulkheadSlots)
 	late := Outcome{Unknown: true}
 	for i := range uint64(2) {
-		s.Id = i + 1
+		s.ID = i + 1
 		s.abandoned.Add(1)
 		s.used.Add(1)
-		s.unanswered([]uint64{1}, false, "", late)
+		s.recordUnanswered([]uint64{1}, false, "", late)
 		s.Answered(10 * (i + 1)) // of another, that was sent later
-		s.unanswered([]uint64{2}, false, "", late)
+		s.recordUnanswered([]uint64{2}, false, "", late)
 		s.Link.blameAbandoned(s)
 	}
 	if got := [2]treatment{s.Link.Suspects.judge(1), s.Link.Suspects.judge(2)}; got != [2]treatment{SendInCompany, sendAlone} {
 		t.Errorf("%v", got)
 	}
-	s.Id = 3
-	s.unanswered([]uint64{2}, true, "k", late)
+	s.ID = 3
+	s.recordUnanswered([]uint64{2}, true, "k", late)
 	s.Link.blameAbandoned(s)
 	if s.Link.Suspects.judge(2) != SendNot {
 		t.Error("it was alone, and nothing else was answered")
 	}
 	for i := range uint64(2 * abandonedMost) {
-		s.unanswered([]uint64{i}, false, "", late)
+		s.recordUnanswered([]uint64{i}, false, "", late)
 	}
 	if n := len(s.left.mu.ids); n > abandonedMost {
 		t.Error(fmt.Sprint(n, " are remembered"))

@@ -20,7 +20,8 @@ import (
 // keys that it evicts, from its data or from its table of readers, while it executes a command of
 // this client, and it forgets them all the same: of 200 copies 165 to 200 were stale for good. So
 // an invalidation may be the echo of our own write, and it invalidates only a copy that was read
-// since; see local.Invalidate. In prefix mode the server has no such table, and NOLOOP is safe.
+// since; see local.Tier.Invalidate. In prefix mode the server has no such table, and NOLOOP is
+// safe.
 
 // command returns the command that enables tracking, or nil if it is off.
 func (t *TrackedKeys) command() []string {
@@ -72,7 +73,7 @@ func (l *Link) invalidated(s *Session, keys []rueidis.RedisMessage) {
 			l.suspectFlush(s)
 			l.interrupt()
 			if l.Gate.Load() == s {
-				l.emptiedHere()
+				l.compareJournaled()
 			}
 			l.Watcher.Changed(nil)
 		}
@@ -90,8 +91,8 @@ func (l *Link) invalidated(s *Session, keys []rueidis.RedisMessage) {
 
 // When a server empties a database it sends a flush to all clients that read from any database, and
 // does not say which database it was. Copies read before it are no longer fresh. But they are
-// invalid only if they came from that database; otherwise an outage may serve them. So the copies
-// are suspect, and not served, until the supervisor has asked how many keys each database holds.
+// invalid for good only if they came from that database; otherwise an outage may serve them. So the
+// copies are invalid until the supervisor has asked how many keys each database holds.
 //
 // The counts to compare with are from the last attempt: at most MaxBackoff ago, or restMost if the
 // link rests. A database that was emptied and filled again at once may be taken for one that was
@@ -105,8 +106,8 @@ type flushSuspicion struct {
 	by             *Session // session of the last flush
 }
 
-// emptiedHere has the journaled sets compared that a flush of this server may have removed.
-func (l *Link) emptiedHere() {
+// compareJournaled has the journaled sets compared that a flush of this server may have removed.
+func (l *Link) compareJournaled() {
 	if l.Watcher.Emptied(l.Keys.Owns) {
 		l.Replayer.Wake()
 	}
@@ -146,7 +147,7 @@ func (l *Link) resolveFlush(ctx context.Context) {
 		return
 	}
 	l.flushes.resolved, l.keyCounts, l.keyCountsOf = made, now, by
-	if emptied(before, now, l.cfg.Redis.SelectDB, l.Keys.copies()) {
+	if databaseEmptied(before, now, l.cfg.Redis.SelectDB, l.Keys.copies()) {
 		l.Keys.Scopes((*local.EpochScope).ConfirmFlush)
 	} else {
 		l.Keys.Scopes((*local.EpochScope).DismissFlush)
@@ -174,11 +175,11 @@ func (l *Link) noteKeyCounts(ctx context.Context) {
 // keyCounts is the number of keys of each database that is not empty; nil if unknown.
 type keyCounts map[int]int64
 
-// emptied reports whether a flush must be assumed to have emptied database db. It was not emptied
-// if both counts are known, db holds keys and db lost at most an eighth of them. If no other
-// database is seen to have become empty, db must also hold seven eighths of the number of local
-// copies, because the counts before are old.
-func emptied(before, now keyCounts, db int, copies int64) bool {
+// databaseEmptied reports whether a flush must be assumed to have emptied database db. It was not
+// emptied if both counts are known, db holds keys and db lost at most an eighth of them. If no
+// other database is seen to have become empty, db must also hold seven eighths of the number of
+// local copies, because the counts before are old.
+func databaseEmptied(before, now keyCounts, db int, copies int64) bool {
 	if now == nil || before == nil {
 		return true
 	}

@@ -25,10 +25,10 @@ type EpochScope struct {
 	Until atomic.Int64
 }
 
-// Suspect makes every entry of the domain suspect.
+// Suspect makes every entry of the epoch scope suspect.
 func (d *EpochScope) Suspect() { d.Epoch.Add(1) }
 
-// Flush makes every entry of the domain invalid: the server has emptied the database.
+// Flush makes every entry of the epoch scope invalid: this process has emptied the database.
 func (d *EpochScope) Flush() { d.Floor.Store(d.Epoch.Add(1)) }
 
 // SuspectFlush makes every entry invalid until DismissFlush or ConfirmFlush: the server has
@@ -55,12 +55,12 @@ type Entry struct {
 	check  uint64 // Hash.Check; includes the key's length
 	data   *byte
 	length uint32
-	Epoch  atomic.Uint32 // the domain's epoch when the entry was filled
+	Epoch  atomic.Uint32 // the epoch of Scope when the entry was filled
 	Scope  *EpochScope
 
-	Confirmed atomic.Int64 // time of the last confirmation by Redis, or of the write; see absent
+	Confirmed atomic.Int64 // time of the last confirmation by Redis, or of the write; see Absent
 	fresh     atomic.Int64 // a FreshUntil
-	Expires   atomic.Int64 // end of its own TTL; never: no TTL; wrong: not to be served
+	Expires   atomic.Int64 // end of its own TTL; clock.Never: no TTL; Invalidated: not to be served
 
 	decoded atomic.Pointer[Decoded] // cached by a Typed; nil: none
 }
@@ -151,7 +151,7 @@ func (g StaleIfError) Or(d time.Duration) time.Duration {
 	return time.Duration(g-1) * StaleIfErrorUnit
 }
 
-// Freshness is the part of an entry that can change: its times, domain and epoch.
+// Freshness is the part of an entry that can change: its times, epoch scope and epoch.
 type Freshness struct {
 	Confirmed, Expires int64
 	Fresh              FreshUntil
@@ -161,7 +161,7 @@ type Freshness struct {
 
 func NewEntry(key string, val []byte, k Freshness) *Entry {
 	e := &Entry{
-		check:  keyhash.KeyLength(len(key)), // local.storeLocked adds the hash
+		check:  keyhash.KeyLength(len(key)), // Tier.storeLocked adds the hash
 		data:   unsafe.SliceData(val),
 		length: uint32(len(val)),
 		Scope:  k.Scope,

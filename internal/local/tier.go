@@ -30,7 +30,7 @@ type Tier struct {
 	store *ristretto.Cache[uint64, *Entry]
 	keys  keyhash.Hasher
 
-	// StandaloneScope is the domain of every key where there is no cluster.
+	// StandaloneScope is the epoch scope of every key where there is no cluster.
 	StandaloneScope EpochScope
 
 	stripes [stripeCount]stripe
@@ -68,7 +68,7 @@ const (
 type pending struct {
 	check       uint64
 	entry       *Entry // nil: a tombstone, the key was deleted or must be read again
-	size        int64  // counted in local.Overlay
+	size        int64  // counted in Tier.Overlay
 	writers     int32  // own writes on their way to Redis
 	dirty       uint32 // changes with each write, so that the flusher notices one
 	overlap     bool   // two own writes were in flight at once: only Redis knows their order
@@ -640,7 +640,7 @@ func (l *Tier) admit(h keyhash.Hash, e *Entry, grown bool) {
 	l.store.Set(h.Place, e, e.size())
 }
 
-// Bytes and len are for Stats. bytes locks ristretto's policy.
+// Bytes and Len are for Stats. Bytes locks ristretto's policy.
 func (l *Tier) Bytes() int64 {
 	return l.store.MaxCost() - l.store.RemainingCost() + l.Overlay.Load()
 }

@@ -8,8 +8,8 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/link"
 )
 
-// askAgain asks a server that did not run the script when it was last asked, if that is
-// due. It blocks for at most the replay's timeout.
+// askAgain asks the server again, when the next question is due, whether it runs the script. It
+// blocks for at most the replay's timeout.
 func (r *Replayer) askAgain(ctx context.Context, s *link.Session) {
 	if now := r.clock.Now(); !s.ScriptsAwaited() || now < r.nextAsk(s) {
 		return

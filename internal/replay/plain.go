@@ -12,12 +12,12 @@ import (
 
 // sendPlain sends some tasks as the ordinary commands of their callers: writes that were
 // accepted during the first attempt to reach Redis, no longer ago than Timeout, unless that
-// attempt has failed. They count as if they had waited on the wire. Nothing is compared:
-// the last writer wins, as with any command. sendPlain puts their answers into out, and
-// returns the indexes of the other tasks.
+// attempt has failed. They are sent unconditionally, as if the caller had waited for the
+// connection. Nothing is compared: the last writer wins, as with any command. sendPlain
+// puts their answers into out, and returns the indexes of the other tasks.
 //
-// A task is sent so only once. If it gets no answer, it may run late, and only the script
-// can decide on the key afterwards.
+// A task is sent without a comparison only once. If it gets no answer, it may run late, and
+// only the script can decide on the key afterwards.
 func (r *Replayer) sendPlain(ctx context.Context, s *link.Session, tasks []journal.Task, asking bool, out []answer) (others []int) {
 	var cmds []rueidis.Completed
 	var plain []int

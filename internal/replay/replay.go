@@ -29,13 +29,13 @@ type Replayer struct {
 	watcher Watcher
 	copies  Copies
 
-	timeout time.Duration
-	maxHeld time.Duration // how long a set is held before it becomes a delete
-	pauses  clock.Backoff // after rounds that Redis did not answer
-	share   time.Duration // the target time of one pipeline: a share of a caller's timeout
-	rule    journal.ConflictRule
-	pace    pace
-	kick    chan struct{}
+	timeout        time.Duration
+	maxHeld        time.Duration // how long a set is held before it becomes a delete
+	pauses         clock.Backoff // after rounds that Redis did not answer
+	pipelineTarget time.Duration // the target time of one pipeline: a share of a caller's timeout
+	rule           journal.ConflictRule
+	pace           pace
+	kick           chan struct{}
 }
 
 // Watcher hears of the results. Its methods do not block.
@@ -43,13 +43,13 @@ type Watcher interface {
 	Replayed()             // Redis has a write
 	Superseded(key string) // another client wrote the key
 	Rejected(key string)   // Redis refuses the set for good; it becomes a delete
-	// Held: Redis refuses the write for itself, and it stays. first: no other write was refused for
-	// this reason before.
+	// Held: Redis refuses this write and accepts others, and the write stays. first: no other
+	// write was refused for this reason before.
 	Held(w Held, again, first bool)
 	Finished(total Total) // a round has ended
 }
 
-// Held is a write that Redis refuses for itself.
+// Held is a write that Redis refuses while it accepts others.
 type Held struct {
 	Key     string
 	Del     bool
@@ -68,8 +68,10 @@ type Copies interface {
 	// OnReplayed is called for each set that Redis has, before it leaves the journal. A read must
 	// confirm the local copy before it is fresh again.
 	OnReplayed(h keyhash.Hash)
-	Doubt(h keyhash.Hash)  // there was nothing to compensate
-	Forget(h keyhash.Hash) // Redis does not have the value of the local copy
+	// Doubt makes the local copy suspect: there was nothing to compensate.
+	Doubt(h keyhash.Hash)
+	// Forget removes the local copy: Redis does not have its value.
+	Forget(h keyhash.Hash)
 }
 
 const (
@@ -102,20 +104,20 @@ type Config struct {
 
 func New(c *Config, l *link.Link, owns func(key string) bool) *Replayer {
 	return &Replayer{
-		journal: c.Journal,
-		link:    l,
-		routes:  l.Routes,
-		owns:    owns,
-		clock:   c.Clock,
-		watcher: c.Watcher,
-		copies:  c.Copies,
-		timeout: max(c.Timeout, leastTimeout),
-		maxHeld: journal.HeldSets,
-		pauses:  clock.Backoff{Min: leastPause, Max: c.MaxBackoff},
-		share:   c.Timeout / 8,
-		rule:    c.Rule,
-		pace:    newPace(c.MaxRate, MostKeys),
-		kick:    make(chan struct{}, 1),
+		journal:        c.Journal,
+		link:           l,
+		routes:         l.Routes,
+		owns:           owns,
+		clock:          c.Clock,
+		watcher:        c.Watcher,
+		copies:         c.Copies,
+		timeout:        max(c.Timeout, leastTimeout),
+		maxHeld:        journal.HeldSets,
+		pauses:         clock.Backoff{Min: leastPause, Max: c.MaxBackoff},
+		pipelineTarget: c.Timeout / 8,
+		rule:           c.Rule,
+		pace:           newPace(c.MaxRate, MostKeys),
+		kick:           make(chan struct{}, 1),
 	}
 }
 
@@ -199,7 +201,7 @@ func (r *Replayer) drain(ctx context.Context, s *link.Session) bool {
 	r.askAgain(ctx, s)
 	r.expireHeld()
 	d := &draining{Replayer: r, session: s}
-	var lanes group.Group // a new group each time: after wait, a group starts nothing
+	var lanes group.Group // a new group each time: after Wait, a group starts nothing
 	for range pipelines - 1 {
 		lanes.Spawn("replayer", func() { d.lane(ctx) })
 	}
@@ -248,7 +250,7 @@ func (d *draining) lane(ctx context.Context) {
 		leave()
 		took := time.Duration(d.clock.Now() - began)
 		quickest = min(quickest, took)
-		size = NextBatch(size, took-quickest, d.share)
+		size = NextBatch(size, took-quickest, d.pipelineTarget)
 		if !d.note(round, ok) {
 			return
 		}
@@ -269,7 +271,7 @@ func (d *draining) enter(ctx context.Context, tasks []journal.Task) (leave func(
 	}
 	if !ok {
 		for i := range tasks {
-			d.journal.Resolve(tasks[i], journal.FoundUnsent, s.Id, s.Server, d.clock.Now())
+			d.journal.Resolve(tasks[i], journal.FoundUnsent, s.ID, s.Server, d.clock.Now())
 		}
 	}
 	return leave, ok
@@ -318,9 +320,9 @@ func NextBatch(size int, took, limit time.Duration) int {
 	return size
 }
 
-// Replay sends the tasks in one pipeline and resolves each. It blocks for at most the
-// replayer's timeout and one second for each megabyte of values. A second try after ASK, the
-// probe of judge and the disk take time of their own. Only the journal waits for replay.
+// Replay sends the tasks in one pipeline and resolves each. It blocks for at most the replayer's
+// timeout and one second for each megabyte of values. A second try after ASK, the probe of
+// pass.judge and the disk take time of their own. No caller waits for Replay.
 func (r *Replayer) Replay(ctx context.Context, s *link.Session, tasks []journal.Task) (round Total, ok bool) {
 	// The file must have the tasks that are sent, or the next process would take our own
 	// value for another writer's. It must also have the results of the round before.
@@ -340,12 +342,12 @@ type pass struct {
 	asking  bool // the server is importing the slots of the keys, so each command needs ASKING
 	dead    bool // the connection had ended before
 
-	round   Total
-	failed  bool
-	plain   []journal.Task                   // tasks for which the server does not run the script
-	against []refusedTask                    // tasks that Redis refuses, for a reason not yet known
-	asked   map[*link.Session][]journal.Task // tasks that were redirected by ASK
-	late    bool                             // a task that ran out of time was reported
+	round        Total
+	failed       bool
+	plain        []journal.Task                   // tasks for which the server does not run the script
+	refusedTasks []refusedTask                    // tasks that Redis refuses, for a reason not yet known
+	asked        map[*link.Session][]journal.Task // tasks that were redirected by ASK
+	late         bool                             // a task that ran out of time was reported
 }
 
 // Pass tries the tasks once on the session, and those that it redirects by ASK once on the
@@ -434,7 +436,7 @@ func (p *pass) decided(t *journal.Task, v verdict) {
 		// once more, and by then absence is no conflict.
 		now := p.clock.Now()
 		if t.MayFindNothing(p.session.Server, now) {
-			p.journal.Resolve(*t, journal.FoundAgain, p.session.Id, p.session.Server, now)
+			p.journal.Resolve(*t, journal.FoundAgain, p.session.ID, p.session.Server, now)
 			p.Wake()
 			return
 		}
@@ -466,7 +468,7 @@ func (v verdict) found() journal.Found {
 
 // await keeps a set in the journal until it is certain whether the server runs scripts.
 func (p *pass) await(t *journal.Task) {
-	p.journal.Resolve(*t, journal.FoundUnsent, p.session.Id, p.session.Server, p.clock.Now())
+	p.journal.Resolve(*t, journal.FoundUnsent, p.session.ID, p.session.Server, p.clock.Now())
 }
 
 // refusedTask is a task with the error by which Redis refused it, and its class.
@@ -487,19 +489,19 @@ func (p *pass) refused(t *journal.Task, c rediserr.Class, err error) {
 		p.resolve(t, journal.FoundTheirs) // the value in Redis may be older: the next round deletes it
 		return
 	}
-	p.against = append(p.against, refusedTask{*t, c, err})
+	p.refusedTasks = append(p.refusedTasks, refusedTask{*t, c, err})
 }
 
 // judge probes the server once for all tasks that were refused. If the probe succeeds, the
 // tasks themselves are refused, and they are held. Otherwise the server or the way to it
 // refuses everything, or all writes, and the tasks wait.
 func (p *pass) judge() {
-	if len(p.against) == 0 {
+	if len(p.refusedTasks) == 0 {
 		return
 	}
 	why := p.session.Link.Judge(p.parent, p.session)
-	for i := range p.against {
-		if r := &p.against[i]; why != nil || !p.hold(r) {
+	for i := range p.refusedTasks {
+		if r := &p.refusedTasks[i]; why != nil || !p.hold(r) {
 			p.postpone(&r.Task, r.class, r.err)
 		}
 	}
@@ -513,7 +515,7 @@ func (p *pass) hold(r *refusedTask) bool {
 	reason := p.journal.Refusal(Refusal(r.err, r.Key), r.class == rediserr.Command)
 	var ran uint64
 	if errors.Is(r.err, rediserr.ErrNonsense) {
-		ran = p.session.Id
+		ran = p.session.ID
 	}
 	again, news, ok := p.journal.Hold(&r.Task, reason, ran, p.clock.Now())
 	if !ok {
@@ -562,7 +564,7 @@ func (p *pass) postpone(t *journal.Task, c rediserr.Class, err error) {
 	if what == journal.FoundCut {
 		p.link.Blame(s, []uint64{p.link.Suspects.Write(t.Key, t.Del)}, t.Isolated, t.Key)
 	}
-	p.journal.Resolve(*t, what, s.Id, s.Server, p.clock.Now())
+	p.journal.Resolve(*t, what, s.ID, s.Server, p.clock.Now())
 	if what == journal.FoundCut && t.Isolated && t.Disconnects > journal.PoisonDisconnects && !t.Del {
 		p.rejected(t)
 		p.journal.GiveUp(t)
@@ -621,7 +623,7 @@ func (p *pass) resolve(t *journal.Task, what journal.Found) {
 	default:
 		p.copies.Forget(t.Hash)
 	}
-	p.journal.Resolve(*t, what, p.session.Id, p.session.Server, p.clock.Now())
+	p.journal.Resolve(*t, what, p.session.ID, p.session.Server, p.clock.Now())
 	if t.Canary != nil {
 		p.routes.Wake() // the entries held with it are queued again
 	}

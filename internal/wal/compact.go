@@ -40,11 +40,11 @@ func (l *Log) NeedsCompaction(live int64) bool {
 //
 // If Compact succeeds, everything is durable, and Err is nil unless a write failed
 // meanwhile. If Err is nil, the data are not suspect at the next Open, because live has
-// supplied the current state. So a caller that got a Report.Suspect acts on it first. If
-// Compact fails, the older files stay and are as good as before; it may be called again.
-// It blocks on the disk, for a time in proportion to the live data, and on another
-// Compact. The error is ErrClosed, ErrTooLarge, *InUse if another Log has taken a directory
-// that this one had lost, or the disk's.
+// supplied the current state. So a caller that got a Report.Doubt acts on it first. If
+// Compact fails, the older files stay and are as good as before; it may be called again. It
+// blocks on the disk, for a time in proportion to the live data, and on another Compact.
+// The error is ErrClosed, ErrTooLarge, *InUse if another Log has taken a directory that
+// this one had lost, or the disk's.
 func (l *Log) Compact(live func(yield func(key string, seq uint64, payload []byte) bool)) error {
 	l.compacting <- struct{}{}
 	defer func() { <-l.compacting }()

@@ -27,7 +27,7 @@
 //   - [Log.Check] notices a directory that was removed, replaced or changed while a Log
 //     is open. The next Compact takes the directory again and writes everything anew.
 //     Files that belong to another Log by then are not touched.
-//   - Open reports recovered data that may be out of date: [Report.Suspect]. That is the
+//   - Open reports recovered data that may be out of date: [Report.Doubt]. That is the
 //     case after a failed write, after damage, and after the death of a machine unless
 //     every write was forced to the disk.
 //
