@@ -105,6 +105,7 @@ func TestCloseDeliversWhatTheJournalHolds(t *testing.T) {
 	s, p := behind(t)
 	var h gossip
 	o := at(p.Addr())
+	o.CloseTimeout = patience
 	h.hear(&o)
 	c := open(t, o)
 	ready(t, c)

@@ -622,28 +622,6 @@ func TestALateRunOfOurOwnWriteIsUndoneByTheSecondCheck(t *testing.T) {
 	})
 }
 
-func TestAPipelineGrowsWhileItIsQuickAndShrinksWhereItIsNot(t *testing.T) {
-	const share = 8 * time.Millisecond
-	for _, tt := range []struct {
-		batch int
-		took  time.Duration
-		want  int
-	}{
-		{8, 0, 16},
-		{8, share/2 - 1, 16},
-		{8, share / 2, 8},
-		{8, share, 8},
-		{32, share + 1, 16},
-		{replay.FirstBatch, time.Hour, replay.FirstBatch},
-		{replay.MostKeys, 0, replay.MostKeys},
-		{replay.MostKeys - 1, 0, replay.MostKeys},
-	} {
-		if got := replay.NextBatch(tt.batch, tt.took, share); got != tt.want {
-			t.Errorf("%d took %v: %d follow, want %d", tt.batch, tt.took, got, tt.want)
-		}
-	}
-}
-
 // queued puts a set in the journal without telling the replayer.
 func (r *replayed) queued(key string, sentOn uint64) keyhash.Hash {
 	h := r.c.local.Hash(key)

@@ -1,3 +1,5 @@
+// Package dial makes one connection to one server: the permit to dial it once, TLS, credentials, the
+// handshake and the cause of its failure, and the rueidis client on top.
 package dial
 
 import (

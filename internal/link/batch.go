@@ -121,7 +121,7 @@ func bySession(items []Item) [][]int {
 // destination. It reports whether that took more than one pipeline. A redirected item is left for
 // redirect.
 func (r *Remote) part(ctx Bound, items []Item, indexes []int, stride int, build commands, each func(i int, replies []rueidis.RedisResult, o Outcome)) (long bool) {
-	p := pipelines{remote: r, items: items, indexes: indexes, n: len(indexes), stride: stride, build: build, each: each}
+	p := pipelines{remote: r, items: items, indexes: indexes, n: len(indexes), stride: stride}
 	if indexes == nil {
 		p.n = len(items)
 	}
@@ -137,10 +137,10 @@ func (r *Remote) part(ctx Bound, items []Item, indexes []int, stride int, build 
 			cancel()
 			ctx, cancel = r.Bound(ctx.Caller, r.clock.Now())
 		}
-		p.fill()
+		p.fill(build)
 		long = long || p.to < p.n
 		if p.how == SendNot {
-			p.conclude(p.from, nil, Outcome{Class: rediserr.Down, Err: errIsolated, Session: p.session})
+			p.conclude(p.from, nil, Outcome{Class: rediserr.Down, Err: errIsolated, Session: p.session}, each)
 			continue
 		}
 		completed := p.session.Completed.Load()
@@ -149,9 +149,9 @@ func (r *Remote) part(ctx Bound, items []Item, indexes []int, stride int, build 
 			p.to = p.from // no slot yet, but Redis answers other calls: try again
 			continue
 		}
-		p.distribute(replies, o)
+		p.distribute(replies, o, each)
 		if o.Class != rediserr.OK {
-			p.fail(o)
+			p.fail(o, build, each)
 			return long
 		}
 		p.session.Link.Suspects.Clear(p.ids...)
@@ -166,8 +166,6 @@ type pipelines struct {
 	indexes []int // of the items to send; nil: all
 	n       int   // number of these
 	stride  int
-	build   commands
-	each    func(i int, replies []rueidis.RedisResult, o Outcome)
 
 	session *Session
 	asking  bool
@@ -190,7 +188,7 @@ func (p *pipelines) index(i int) int {
 func (p *pipelines) item(i int) *Item { return &p.items[p.index(i)] }
 
 // fill builds the commands of the pipeline that begins at from. A suspect gets a pipeline of its own.
-func (p *pipelines) fill() {
+func (p *pipelines) fill(build commands) {
 	s := p.session
 	table := &s.Link.Suspects
 	watched := table.Any()
@@ -198,7 +196,7 @@ func (p *pipelines) fill() {
 	p.to = p.end()
 	for i := p.from; i < p.to; i++ {
 		before := len(p.cmds)
-		p.cmds = p.build(s.Client.B(), p.item(i), p.cmds)
+		p.cmds = build(s.Client.B(), p.item(i), p.cmds)
 		if watched {
 			id := table.id(p.item(i).Key, p.cmds[before:])
 			if how := table.judge(id); how != SendInCompany && i > p.from {
@@ -234,7 +232,7 @@ func (p *pipelines) send(ctx Bound) (replies []rueidis.RedisResult, o Outcome) {
 }
 
 // distribute gives each item of the pipeline its replies.
-func (p *pipelines) distribute(replies []rueidis.RedisResult, o Outcome) {
+func (p *pipelines) distribute(replies []rueidis.RedisResult, o Outcome, each func(i int, replies []rueidis.RedisResult, o Outcome)) {
 	var size sizes
 	for i := p.from; i < p.to; i++ {
 		it, itemReplies, at := p.item(i), replies, o
@@ -256,7 +254,7 @@ func (p *pipelines) distribute(replies []rueidis.RedisResult, o Outcome) {
 		default:
 			itemReplies = nil
 		}
-		p.conclude(i, itemReplies, at)
+		p.conclude(i, itemReplies, at, each)
 	}
 	if p.n > 1 {
 		p.session.sized(size, p.to-p.from, o)
@@ -264,20 +262,20 @@ func (p *pipelines) distribute(replies []rueidis.RedisResult, o Outcome) {
 }
 
 // conclude sets the outcome of an item. A redirected item is left for redirect.
-func (p *pipelines) conclude(i int, replies []rueidis.RedisResult, o Outcome) {
+func (p *pipelines) conclude(i int, replies []rueidis.RedisResult, o Outcome, each func(i int, replies []rueidis.RedisResult, o Outcome)) {
 	if p.item(i).outcome = o; o.Class != rediserr.Redirect {
-		p.each(p.index(i), replies, o)
+		each(p.index(i), replies, o)
 	}
 }
 
 // fail ends the sending: the failure of one pipeline stands for all. Items that got no answer are
 // recorded as possible causes.
-func (p *pipelines) fail(o Outcome) {
+func (p *pipelines) fail(o Outcome, build commands, each func(i int, replies []rueidis.RedisResult, o Outcome)) {
 	if o.Unknown {
 		var ids []uint64
 		for i := p.from; i < p.to; i++ {
 			if it := p.item(i); it.outcome.Unknown {
-				ids = append(ids, p.session.Link.Suspects.id(it.Key, p.build(p.session.Client.B(), it, nil)))
+				ids = append(ids, p.session.Link.Suspects.id(it.Key, build(p.session.Client.B(), it, nil)))
 			}
 		}
 		p.session.recordUnanswered(ids, p.how == sendAlone, p.item(p.from).Key, o)
@@ -285,7 +283,7 @@ func (p *pipelines) fail(o Outcome) {
 	o.Unknown = false
 	for i := p.to; i < p.n; i++ {
 		p.item(i).outcome = o
-		p.each(p.index(i), nil, o)
+		each(p.index(i), nil, o)
 	}
 }
 

@@ -32,7 +32,8 @@ type Config struct {
 	Script   Script
 
 	// NewBreaker makes the circuit breaker of a link, with an open circuit. opened is called
-	// whenever the circuit opens, under the breaker's lock; it does not block.
+	// whenever the circuit opens, under the breaker's lock, and so before NewBreaker has returned; it
+	// does not block.
 	NewBreaker func(opened func()) Breaker
 
 	Clock   clock.Clock
@@ -150,7 +151,7 @@ func (t Topology) String() string {
 }
 
 // TrackedKeys are the keys of which the server reports changes: those that were read, or those that
-// begin with one of the prefixes, or none.
+// begin with one of the prefixes, or none. Prefixes count only where Reads is false.
 type TrackedKeys struct {
 	Reads    bool
 	Prefixes []string

@@ -1,3 +1,6 @@
+// Package link is how Redis is reached: one Link for each server, with a supervisor that dials and
+// probes, a gate, a bulkhead and a budget for calls; Routes from keys to links, for one server,
+// sentinels and clusters; Remote, which sends commands; and dedicated connections.
 package link
 
 import (

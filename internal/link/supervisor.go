@@ -21,7 +21,7 @@ func (l *Link) supervise(ctx context.Context) {
 		v.handleEvents(now)
 		v.noteDemand(now)
 		if now >= v.due && !l.Keys.empty() {
-			if v.attempt(ctx, now); ctx.Err() != nil {
+			if v.makeAttempt(ctx, now); ctx.Err() != nil {
 				return
 			}
 			continue
@@ -129,8 +129,8 @@ func (v *supervision) noteDemand(now int64) {
 	}
 }
 
-// attempt makes the attempt that is due.
-func (v *supervision) attempt(ctx context.Context, now int64) {
+// makeAttempt makes the attempt that is due.
+func (v *supervision) makeAttempt(ctx context.Context, now int64) {
 	up := v.state() == Up && v.Gate.Load() != nil
 	v.begun = now
 	interval := v.reach(ctx)

@@ -7,9 +7,9 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
 )
 
-// Refusal returns the text of an error for display and comparison: printable, and without
+// refusalText returns the text of an error for display and comparison: printable, and without
 // the key and numbers, which differ from entry to entry.
-func Refusal(err error, key string) string {
+func refusalText(err error, key string) string {
 	text := err.Error()
 	if len(text) > journal.RefusalRead+len(key) {
 		text = text[:journal.RefusalRead+len(key)]

@@ -1,3 +1,4 @@
+// Package replay sends the journaled writes to Redis when it is back, and compares before it writes.
 package replay
 
 import (
@@ -75,11 +76,11 @@ type Copies interface {
 }
 
 const (
-	// One pipeline begins with FirstBatch intents and grows to MostKeys where the server
+	// One pipeline begins with firstBatch intents and grows to mostKeys where the server
 	// is quick. The commands of callers wait behind it. On a slow server a long pipeline
 	// would time them out, and open the circuit that has just closed.
-	FirstBatch = 8
-	MostKeys   = 256
+	firstBatch = 8
+	mostKeys   = 256
 	batchBytes = 1 << 20
 	// jitterMost is the longest random wait before a replay, so that the clients of a
 	// fleet do not start at the same moment when Redis comes back.
@@ -116,7 +117,7 @@ func New(c *Config, l *link.Link, owns func(key string) bool) *Replayer {
 		pauses:         clock.Backoff{Min: leastPause, Max: c.MaxBackoff},
 		pipelineTarget: c.Timeout / 8,
 		rule:           c.Rule,
-		pace:           newPace(c.MaxRate, MostKeys),
+		pace:           newPace(c.MaxRate, mostKeys),
 		kick:           make(chan struct{}, 1),
 	}
 }
@@ -224,7 +225,7 @@ func (d *draining) lane(ctx context.Context) {
 		return (del || s.Writable.Load() && !s.ScriptsAwaited()) && d.owns(key) && d.link.Treat(key, del) != link.SendNot
 	}
 	quickest := time.Duration(clock.Never) // the time that does not depend on the batch
-	for size := FirstBatch; ; {
+	for size := firstBatch; ; {
 		if !d.note(Total{}, true) {
 			return
 		}
@@ -250,7 +251,7 @@ func (d *draining) lane(ctx context.Context) {
 		leave()
 		took := time.Duration(d.clock.Now() - began)
 		quickest = min(quickest, took)
-		size = NextBatch(size, took-quickest, d.pipelineTarget)
+		size = nextBatch(size, took-quickest, d.pipelineTarget)
 		if !d.note(round, ok) {
 			return
 		}
@@ -307,15 +308,15 @@ func (d *draining) note(round Total, ok bool) bool {
 	return !d.mu.failed
 }
 
-// NextBatch chooses the next size so that a pipeline takes between half the limit and the
+// nextBatch chooses the next size so that a pipeline takes between half the limit and the
 // limit. took is the time beyond that of the quickest pipeline: the quickest one's time is
 // the network's, and a pipeline with a single key would take as long.
-func NextBatch(size int, took, limit time.Duration) int {
+func nextBatch(size int, took, limit time.Duration) int {
 	switch {
 	case took > limit:
-		return max(FirstBatch, size/2)
+		return max(firstBatch, size/2)
 	case took < limit/2:
-		return min(MostKeys, size*2)
+		return min(mostKeys, size*2)
 	}
 	return size
 }
@@ -512,7 +513,7 @@ func (p *pass) judge() {
 
 // hold holds a refused task. It returns false if too many are held already.
 func (p *pass) hold(r *refusedTask) bool {
-	reason := p.journal.Refusal(Refusal(r.err, r.Key), r.class == rediserr.Command)
+	reason := p.journal.Refusal(refusalText(r.err, r.Key), r.class == rediserr.Command)
 	var ran uint64
 	if errors.Is(r.err, rediserr.ErrNonsense) {
 		ran = p.session.ID

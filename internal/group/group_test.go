@@ -1,24 +1,18 @@
-package holdfast
+package group
 
 import (
-	"context"
-	"crypto/tls"
-	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/holdfast-cache/holdfast/internal/group"
-	"github.com/redis/rueidis"
 )
 
 // One process died once beside Close: a WaitGroup takes it ill when somebody joins
 // while it is waited for.
 func TestAGroupThatIsWaitedForTakesNoFurtherMember(t *testing.T) {
 	for range 2000 {
-		var g group.Group
+		var g Group
 		var ran, refused atomic.Int64
 		var callers sync.WaitGroup
 		begin := make(chan struct{})
@@ -52,7 +46,7 @@ func TestAGroupThatIsWaitedForTakesNoFurtherMember(t *testing.T) {
 }
 
 func TestAGroupSaysWhoDoesNotEnd(t *testing.T) {
-	var g group.Group
+	var g Group
 	hold := make(chan struct{})
 	g.Spawn("replayer", func() { <-hold })
 	g.Spawn("supervisor", func() { <-hold })
@@ -66,32 +60,5 @@ func TestAGroupSaysWhoDoesNotEnd(t *testing.T) {
 	close(hold)
 	if !g.Wait(time.Minute) || len(g.Members()) != 0 {
 		t.Fatalf("%v did not end", g.Members())
-	}
-}
-
-// A goroutine that the machine did not run is not blamed on hooks, of which there are none.
-func TestAStarvedCloseBlamesNoneOfTheUsersCode(t *testing.T) {
-	var f userCode
-	var g group.Group
-	var late stuck
-	hold := make(chan struct{})
-	g.Spawn("supervisor", func() { <-hold })
-	late.group(&g, f.names)
-	close(hold)
-	g.Wait(time.Minute)
-	const want = "holdfast: close: did not return in time: the goroutine supervisor, which had no time to run"
-	if err := late.err(); err == nil || err.Error() != want {
-		t.Errorf("%v", err)
-	}
-	if o := f.watch(rueidis.ClientOption{}, new(group.Group)); o.DialCtxFn != nil || o.AuthCredentialsFn != nil {
-		t.Error("functions were set that the user did not set")
-	}
-	dials := 0
-	o := f.watch(rueidis.ClientOption{DialCtxFn: func(context.Context, string, *net.Dialer, *tls.Config) (net.Conn, error) {
-		dials = len(f.names())
-		return nil, net.ErrClosed
-	}}, new(group.Group))
-	if _, err := o.DialCtxFn(context.Background(), "", nil, nil); err != net.ErrClosed || dials != 1 || len(f.names()) != 0 {
-		t.Errorf("%v, %d names within the dial function, %d behind it", err, dials, len(f.names()))
 	}
 }
