@@ -173,7 +173,7 @@ type pipelines struct {
 	// The present pipeline has the items from up to, but without, to.
 	from, to int
 	cmds     []rueidis.Completed
-	offsets  []int    // end of each item's commands, used if stride is 0
+	offsets  []int    // end of each item's commands, if stride is 0 and there are several
 	ids      []uint64 // collected while there are suspects
 	how      treatment
 }
@@ -207,7 +207,7 @@ func (p *pipelines) fill(build commands) {
 			}
 			p.ids = append(p.ids, id)
 		}
-		if p.stride == 0 {
+		if p.stride == 0 && p.n > 1 {
 			p.offsets = append(p.offsets, len(p.cmds))
 		}
 	}
@@ -236,7 +236,7 @@ func (p *pipelines) distribute(replies []rueidis.RedisResult, o Outcome, each fu
 	var size sizes
 	for i := p.from; i < p.to; i++ {
 		it, itemReplies, at := p.item(i), replies, o
-		if itemReplies != nil {
+		if itemReplies != nil && p.n > 1 {
 			itemReplies = share(replies, i-p.from, p.stride, p.offsets)
 		}
 		switch {
