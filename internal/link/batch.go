@@ -208,6 +208,9 @@ func (p *pipelines) fill(build commands) {
 			p.ids = append(p.ids, id)
 		}
 		if p.stride == 0 && p.n > 1 {
+			if p.offsets == nil {
+				p.offsets = make([]int, 0, min(p.n, KeysAtOnce))
+			}
 			p.offsets = append(p.offsets, len(p.cmds))
 		}
 	}
