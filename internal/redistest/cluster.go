@@ -416,8 +416,36 @@ func (m *Move) End() {
 func (c *Cluster) awaitOwner(slot int, to *Server) {
 	c.tb.Helper()
 	c.await(fmt.Sprintf("every node to know the new owner of slot %d", slot), func() error {
-		return c.all(func(s *Server) error { return seesOwner(s, slot, c.ids[to]) })
+		epoch, err := epochOf(to, c.ids[to])
+		if err != nil {
+			return err
+		}
+		return c.all(func(s *Server) error {
+			if err := seesOwner(s, slot, c.ids[to]); err != nil || !s.responsive() {
+				return err
+			}
+			// A node that has not heard of this epoch would take the same one when the slot moves
+			// on to it, and the others would not believe it.
+			if seen, err := epochOf(s, c.ids[to]); err != nil || seen != epoch {
+				return fmt.Errorf("%s has not heard of the owner's epoch %d: %d, %v", s.Addr(), epoch, seen, err)
+			}
+			return nil
+		})
 	})
+}
+
+// epochOf returns the configuration epoch of a node, as another node or the node itself knows it.
+func epochOf(s *Server, id string) (int, error) {
+	lines, err := nodeLines(s)
+	if err != nil {
+		return 0, err
+	}
+	for _, l := range lines {
+		if l.id == id {
+			return l.epoch, nil
+		}
+	}
+	return 0, fmt.Errorf("%s does not know node %s", s.Addr(), id)
 }
 
 // Evict moves every slot of a master, with the keys, to another, as if the node were
