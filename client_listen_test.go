@@ -193,7 +193,7 @@ func TestAViewHearsNothingOnceItIsClosed(t *testing.T) {
 		t.Errorf("a view that was closed: %v", err)
 	}
 	before := second.none()
-	must(t, c.Close())
+	closedEmpty(t, c)
 	if second.none() == before {
 		t.Error("the Cache was closed, and the view not told")
 	}

@@ -479,7 +479,7 @@ func TestAViewEndsAloneAndWithTheCache(t *testing.T) {
 	if other.Mode() != rueidis.ClientModeStandalone {
 		t.Errorf("the mode is %v", other.Mode())
 	}
-	must(t, c.Close())
+	closedEmpty(t, c)
 	for _, args := range [][]string{{"GET", "k"}, {"SET", "k", "v"}, {"PING"}} {
 		if _, err := ask(other, args...); !errors.Is(err, holdfast.ErrClosed) {
 			t.Errorf("%q after Close: %v", args, err)

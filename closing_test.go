@@ -115,7 +115,7 @@ func TestCloseDeliversWhatTheJournalHolds(t *testing.T) {
 	}
 	p.SetMode(redistest.Pass)
 	waitState(t, c, holdfast.Up)
-	must(t, c.Close()) // the replay has hardly begun
+	closedEmpty(t, c) // the replay has hardly begun
 	if n := s.MustDo("DBSIZE"); n != "500" && n != "501" {
 		t.Errorf("redis has %s keys", n)
 	}
@@ -194,7 +194,7 @@ func TestCloseSaysWhatItCouldNotDeliver(t *testing.T) {
 			if keys := h.undelivered(); !slices.Equal(keys, want) {
 				t.Errorf("%d drops", len(keys))
 			}
-			must(t, c.Close())
+			closedEmpty(t, c)
 		})
 	}
 }
@@ -213,7 +213,7 @@ func TestCloseWithADirectoryLosesNothingAndSaysNothing(t *testing.T) {
 		must(t, c.Set(ctx, fmt.Sprint("k", i), []byte("v"), 0))
 	}
 	redistest.WaitFor(t, patience, "an attempt to fail", func() bool { return c.Health().LastError != nil })
-	must(t, c.Close())
+	closedEmpty(t, c)
 	if lines := h.of("undelivered"); len(lines)+len(h.undelivered()) != 0 {
 		t.Errorf("told: %q, %v", lines, h.undelivered())
 	}
@@ -245,7 +245,7 @@ func TestCloseAddsNothingToAShutdown(t *testing.T) {
 			go func() { shut <- c.Shutdown(limited) }()
 			if beside {
 				synctest.Wait()
-				must(t, c.Close())
+				closedEmpty(t, c)
 			}
 			err = <-shut
 			var u *holdfast.UndeliveredError
@@ -256,7 +256,7 @@ func TestCloseAddsNothingToAShutdown(t *testing.T) {
 				t.Errorf("beside %v: it took %v", beside, took)
 			}
 			start = time.Now()
-			must(t, c.Close())
+			closedEmpty(t, c)
 			if took := time.Since(start); took > time.Millisecond {
 				t.Errorf("the Close after it took %v", took)
 			}
@@ -366,7 +366,7 @@ func TestDrainBesideCloseEndsInPeace(t *testing.T) {
 			})
 		}
 		must(t, c.Set(ctx, "k", nil, 0))
-		must(t, c.Close())
+		closedEmpty(t, c)
 		users.Wait()
 	}
 }

@@ -274,5 +274,5 @@ func (r *crashRun) verify(toTheEnd bool) {
 	if t.Failed() {
 		t.FailNow()
 	}
-	must(t, c.Close())
+	closedEmpty(t, c)
 }

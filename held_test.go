@@ -543,7 +543,7 @@ func TestWhatIsHeldSurvivesTheProcess(t *testing.T) {
 	must(t, c.Delete(ctx, "theirs:deleted"))
 	p.SetMode(redistest.Pass)
 	redistest.WaitFor(t, patience, "both to be held", func() bool { return c.Health().HeldKeys == 2 })
-	must(t, c.Close())
+	closedEmpty(t, c)
 	c = open(t, o)
 	wantGet(t, c, "theirs:set", "v")
 	redistest.WaitFor(t, patience, "both to be held", func() bool { return c.Health().HeldKeys == 2 })

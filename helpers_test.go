@@ -159,6 +159,15 @@ func closed(t testing.TB, c *holdfast.Cache) {
 	}
 }
 
+// closedEmpty closes a Cache whose writes were all delivered, or are on the disk.
+func closedEmpty(t testing.TB, c *holdfast.Cache) {
+	t.Helper()
+	var u *holdfast.UndeliveredError
+	if err := c.Close(); err != nil && (asUndelivered(err, &u) || !starved(err)) {
+		t.Fatalf("close: %v", err)
+	}
+}
+
 // starved reports whether Close gave up on a goroutine that a stalled machine had not run for a
 // second. A goroutine that does not end at all is found by the check for those left behind.
 func starved(err error) bool {

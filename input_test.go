@@ -476,7 +476,7 @@ func TestAClosedCacheSaysSo(t *testing.T) {
 		if err := c.Shutdown(ctx); !errors.Is(err, holdfast.ErrClosed) {
 			t.Errorf("shutdown: %v", err)
 		}
-		must(t, c.Close())
+		closedEmpty(t, c)
 		if h := c.Health(); h.State != holdfast.Closed || h.Writable {
 			t.Errorf("health %+v", h)
 		}

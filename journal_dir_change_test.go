@@ -65,7 +65,7 @@ func TestWhatAHealthyProcessAcceptsAfterDamageIsNotInDoubt(t *testing.T) {
 					for i := range n {
 						must(t, c.Set(ctx, fmt.Sprint("new", i), []byte("v"), 0))
 					}
-					must(t, c.Close())
+					closedEmpty(t, c)
 				}
 				c := open(t, in(addr, dir))
 				if st := c.Stats(); st.Restored != uint64(found)+n || st.Downgraded != 0 {
@@ -177,7 +177,7 @@ func TestADirectoryOfANewerVersionIsRefusedInWords(t *testing.T) {
 	o := in(redistest.FreeAddr(t), dir)
 	c := open(t, o)
 	must(t, c.Set(t.Context(), "k", []byte("v"), 0))
-	must(t, c.Close())
+	closedEmpty(t, c)
 	name := files(t, dir, "*.log")[0]
 	data, err := os.ReadFile(name)
 	must(t, err)
@@ -216,7 +216,7 @@ func TestAClosedJournalThatWasCutShortRestoresNoReplacedValue(t *testing.T) {
 	must(t, c.Set(ctx, "replaced", []byte("new"), 0))
 	between := size()
 	must(t, c.Delete(ctx, "deleted"))
-	must(t, c.Close())
+	closedEmpty(t, c)
 	to := size()
 	for _, at := range []int64{0, 20, 48, from, from + 1, between, to - 1} {
 		o := in(addr, cut(t, dir, files(t, dir, "*.log")[0], int(at)))
@@ -226,7 +226,7 @@ func TestAClosedJournalThatWasCutShortRestoresNoReplacedValue(t *testing.T) {
 				t.Errorf("cut from %d to %d: %s is %q, %v", to, at, key, v, err)
 			}
 		}
-		must(t, c.Close())
+		closedEmpty(t, c)
 	}
 	gone := imageOf(t, dir)
 	must(t, os.Remove(files(t, gone, "*.log")[0]))
@@ -324,7 +324,7 @@ func TestAJournalWhoseDirectoryWasRemovedIsWrittenByClose(t *testing.T) {
 	c := open(t, o)
 	must(t, c.Set(ctx, "k", []byte("v"), 0))
 	removeAll(t, dir)
-	must(t, c.Close())
+	closedEmpty(t, c)
 	c = open(t, o)
 	wantGet(t, c, "k", "v")
 }
@@ -352,7 +352,7 @@ func TestALockFileThatIsRemovedLetsNobodyIn(t *testing.T) {
 	if err := c.Health().JournalError; err != nil {
 		t.Errorf("nothing is lost, and it says %v", err)
 	}
-	must(t, c.Close())
+	closedEmpty(t, c)
 	c = open(t, o)
 	wantGet(t, c, "k", "v")
 }

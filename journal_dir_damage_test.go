@@ -142,7 +142,7 @@ func TestNoFileKeepsNewFromWorkingAndNoneIsGuessedAt(t *testing.T) {
 				must(t, c.Delete(ctx, fmt.Sprint("d", i)))
 				must(t, c.Set(ctx, fmt.Sprint("s", i), []byte("v"), 0))
 			}
-			must(t, c.Close())
+			closedEmpty(t, c)
 			tt.harm(t, dir)
 
 			var lines logLines

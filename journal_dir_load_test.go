@@ -89,7 +89,7 @@ func TestWhatIsFoundIsWhatWasUndelivered(t *testing.T) {
 	if st.Downgraded+st.Superseded > 0 {
 		t.Errorf("%d sets were made deletes and %d superseded, where nobody else writes", st.Downgraded, st.Superseded)
 	}
-	must(t, c.Close())
+	closedEmpty(t, c)
 
 	c = open(t, o)
 	if found := c.Stats().Restored; found != uint64(undelivered) {

@@ -226,7 +226,7 @@ func TestCloseLeavesWhatIsUndeliveredAndShutdownNothing(t *testing.T) {
 		must(t, c.Set(ctx, fmt.Sprint("k", i), []byte("v"), 0))
 		must(t, c.Delete(ctx, fmt.Sprint("d", i)))
 	}
-	must(t, c.Close())
+	closedEmpty(t, c)
 	c = open(t, in(p.Addr(), dir))
 	if n := c.Stats().Restored; n != 200 {
 		t.Fatalf("%d of 200 keys were found", n)
@@ -281,7 +281,7 @@ func TestASmallerMaxKeysRefusesNothingThatWasAccepted(t *testing.T) {
 		must(t, c.Set(ctx, fmt.Sprint("k", i), []byte("v"), 0))
 		must(t, c.Delete(ctx, fmt.Sprint("d", i)))
 	}
-	must(t, c.Close())
+	closedEmpty(t, c)
 	o := in(p.Addr(), dir)
 	o.Journal.MaxKeys = 10
 	c = open(t, o)
@@ -321,7 +321,7 @@ func TestASmallerMaxBytesTurnsSetsIntoDeletesAndCountsThem(t *testing.T) {
 		must(t, c.Set(ctx, fmt.Sprint("k", i), bytes.Repeat([]byte("v"), 100), 0))
 		s.MustDo("SET", fmt.Sprint("k", i), "before")
 	}
-	must(t, c.Close())
+	closedEmpty(t, c)
 	o := in(p.Addr(), dir)
 	o.Journal.MaxBytes = 1000
 	c = open(t, o)

@@ -114,7 +114,7 @@ func TestAFullJournalMakesDeletesOfSetsAndThenRefuses(t *testing.T) {
 				t.Errorf("%s found no room as a value, and is %.10q", key, v)
 			}
 		}
-		must(t, c.Close()) // and with it all hooks have run
+		closedEmpty(t, c) // and with it all hooks have run
 		st = c.Stats()
 		if drops[holdfast.DropRefused].Load()+drops[holdfast.DropDowngraded].Load()+st.HooksDropped < st.Refused+st.Downgraded {
 			t.Errorf("%d refused and %d downgraded, and not all of them told", st.Refused, st.Downgraded)
@@ -193,7 +193,7 @@ func TestPoisonEntriesAreTriedOnceAndHoldNothingUp(t *testing.T) {
 		redistest.WaitFor(t, patience, "what was forbidden", func() bool { return s.master.MustDo("GET", "forbidden") == "ours" })
 		redistest.WaitFor(t, patience, "the journal to know", func() bool { return c.Health().HeldKeys == 0 })
 		drain(t, c)
-		must(t, c.Close()) // and with it all hooks have run
+		closedEmpty(t, c) // and with it all hooks have run
 		for key, why := range map[string]holdfast.DropReason{
 			"k:list": holdfast.DropSuperseded, "k:large": holdfast.DropRejected,
 		} {

@@ -229,7 +229,7 @@ func TestCloseWritesWhatTheDiskDidNotTakeBefore(t *testing.T) {
 	must(t, c.Set(ctx, "k", []byte("v"), 0))
 	must(t, c.Delete(ctx, "d"))
 	goOn()
-	must(t, c.Close())
+	closedEmpty(t, c)
 	c = open(t, o)
 	if st := c.Stats(); st.Restored != 2 || st.Downgraded != 0 {
 		t.Errorf("%d keys are found, %d of them made deletes", st.Restored, st.Downgraded)

@@ -137,7 +137,7 @@ func TestASetThatHasReturnedIsNotUndoneByALoadBesideIt(t *testing.T) {
 			c := open(t, opts)
 			ready(t, c)
 			test(t, ctx, c)
-			must(t, c.Close())
+			closedEmpty(t, c)
 		}
 	})
 	t.Run("local", func(t *testing.T) {

@@ -445,7 +445,7 @@ func TestCloseReleasesWhoWaitsForALoad(t *testing.T) {
 		}()
 		<-began
 		redistest.WaitFor(t, patience, "both to wait", func() bool { return c.Stats().LoadsShared == 1 })
-		must(t, c.Close())
+		closedEmpty(t, c)
 		for range 2 {
 			if err := <-errs; err != holdfast.ErrClosed {
 				t.Errorf("who waited got %v", err)

@@ -48,7 +48,7 @@ func TestASetRightAfterNewReplacesWhatRedisHolds(t *testing.T) {
 					must(t, c.Set(ctx, "user:7", []byte("of another moment"), time.Hour))
 					must(t, c.Set(ctx, "user:7", fmt.Appendf(nil, "Ada %d", round), time.Hour))
 					must(t, c.Delete(ctx, "gone"))
-					must(t, c.Close())
+					closedEmpty(t, c)
 					if v, _ := b.get("user:7"); v != fmt.Sprintf("Ada %d", round) {
 						t.Fatalf("round %d: redis holds %q", round, v)
 					}
@@ -84,7 +84,7 @@ func TestWritesInTheFirstMomentsKeepTheirOrder(t *testing.T) {
 			if s := c.Stats(); s.Superseded != 0 {
 				t.Fatalf("round %d: %d superseded", round, s.Superseded)
 			}
-			must(t, c.Close())
+			closedEmpty(t, c)
 		}
 	})
 }
@@ -124,7 +124,7 @@ func TestAWriteOfTheFirstMomentsDoesNotWaitForTheReplaysTurn(t *testing.T) {
 			o.Timeout = 105 * time.Millisecond // in a bubble the first attempt is made within 100ms
 			c := open(t, o)
 			must(t, c.Set(ctx, "k", fmt.Appendf(nil, "ours %d", round), 0))
-			must(t, c.Close())
+			closedEmpty(t, c)
 			if got, _ := v.redis.Get("k"); got != fmt.Sprintf("ours %d", round) {
 				t.Fatalf("round %d: redis holds %q", round, got)
 			}

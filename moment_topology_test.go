@@ -38,7 +38,7 @@ func TestTheFirstMomentsOfACluster(t *testing.T) {
 			if m := c.Client().Mode(); m != rueidis.ClientModeCluster {
 				t.Errorf("right after New the mode is %v", m)
 			}
-			must(t, c.Close())
+			closedEmpty(t, c)
 		}
 	})
 	quietTime(t, ctx, one(), r.Addrs(), func() {
@@ -70,7 +70,7 @@ func firstMoments(t *testing.T, ctx context.Context, options func() holdfast.Opt
 			for i := range 30 {
 				must(t, c.Set(ctx, fmt.Sprint("k", i), fmt.Appendf(nil, "v%d of %d", i, round), 0))
 			}
-			must(t, c.Close())
+			closedEmpty(t, c)
 			for i := range 30 {
 				if v := get(fmt.Sprint("k", i)); v != fmt.Sprintf("v%d of %d", i, round) {
 					t.Fatalf("round %d: redis holds %q", round, v)
@@ -105,7 +105,7 @@ func firstMoments(t *testing.T, ctx context.Context, options func() holdfast.Opt
 			if err := call(c); err != nil {
 				t.Errorf("%s: %v; health %+v", name, err, c.Health())
 			}
-			must(t, c.Close())
+			closedEmpty(t, c)
 		}
 	})
 }

@@ -163,7 +163,7 @@ func TestTheFirstCallAfterNewIsAnsweredByRedis(t *testing.T) {
 			if err := call(ctx, c); err != nil {
 				t.Fatalf("%s: %v; health %+v", name, err, c.Health())
 			}
-			must(t, c.Close())
+			closedEmpty(t, c)
 		}
 	}
 }

@@ -209,7 +209,7 @@ func TestAPanicInTheLogHandlerGoesNoFurther(t *testing.T) {
 	o.Hooks.OnStateChange = func(holdfast.StateChange) { changes.Add(1); panic("hook") }
 	c := open(t, o)
 	ready(t, c)
-	must(t, c.Close())
+	closedEmpty(t, c)
 }
 
 type panicking struct{}

@@ -162,7 +162,7 @@ func TestASentinelByURL(t *testing.T) {
 		t.Cleanup(func() { c.Close() })
 		ready(t, c)
 		must(t, c.Set(ctx, "k", []byte("v"), 0))
-		must(t, c.Close())
+		closedEmpty(t, c)
 		if got := r.Master().MustDo("INFO", "keyspace"); !strings.Contains(got, "db3:") || strings.Contains(got, "db0:") {
 			t.Errorf("%s: it did not write to database 3: %q", url, got)
 		}
@@ -222,7 +222,7 @@ func TestSentinelsAreDialledTheirOwnWay(t *testing.T) {
 				c := open(t, o)
 				ready(t, c)
 				must(t, c.Set(ctx, "k", []byte("v"), 0))
-				must(t, c.Close())
+				closedEmpty(t, c)
 			}
 			mu.Lock()
 			defer mu.Unlock()

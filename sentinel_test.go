@@ -77,7 +77,7 @@ func TestTwoMastersOfASentinelGoAndNoAcceptedWriteDoes(t *testing.T) {
 	if n := oursAt(r.Sentinels()); n > 1 {
 		t.Errorf("%d connections to sentinels", n)
 	}
-	must(t, c.Close())
+	closedEmpty(t, c)
 	if n := dials.Open(); n != 0 {
 		t.Errorf("%d connections left open", n)
 	}

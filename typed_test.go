@@ -531,7 +531,7 @@ func TestATypedReturnsWhatItsCacheDoesOfContextsAndClosing(t *testing.T) {
 	if _, err := typed.GetOrLoadWith(ctx, "k", 0, holdfast.LoadOptions{}, nil); err == nil {
 		t.Error("a nil loader of the rich form: no error")
 	}
-	must(t, c.Close())
+	closedEmpty(t, c)
 	for i, err := range calls(ctx) {
 		if !errors.Is(err, holdfast.ErrClosed) {
 			t.Errorf("call %d, closed: %v", i, err)

@@ -230,7 +230,7 @@ func TestALengthThatAServerAnnouncesCostsNothing(t *testing.T) {
 		})
 		runtime.ReadMemStats(&after)
 		for _, c := range caches {
-			must(t, c.Close())
+			closedEmpty(t, c)
 		}
 		sessions := uint64(l.Accepted())
 		// A rueidis client has two buffers of half a megabyte, and a ring.
