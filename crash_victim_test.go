@@ -30,9 +30,10 @@ type victimOptions struct {
 	Dir      string
 	Fsync    holdfast.FsyncPolicy
 	MaxKeys  int
-	Defaults bool     // the breaker's
-	FileSize int64    // no file may grow over it; 0 for any size
-	Prefixes []string // tracked; nil for what is read
+	Defaults bool          // the breaker's
+	Timeout  time.Duration // of a call; 0 for the tests' own
+	FileSize int64         // no file may grow over it; 0 for any size
+	Prefixes []string      // tracked; nil for what is read
 
 	// Life is not 0 for a victim that writes by itself, with so many writers.
 	Life, Writers int
@@ -68,6 +69,9 @@ func victim(file string) error {
 		// What an fsync of a busy disk takes, whose write would be in memory only for so
 		// long: it says what was acknowledged, and not what Health said.
 		opts.Timeout = 10 * time.Second
+	}
+	if o.Timeout != 0 {
+		opts.Timeout = o.Timeout
 	}
 	opts.Logger = slogTo(&lines)
 	opts.Hooks.OnStateChange = func(c holdfast.StateChange) {

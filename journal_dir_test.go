@@ -116,7 +116,8 @@ func TestALateWriteOfAnEarlierProcessDoesNotUndoWhatThisOneReplayed(t *testing.T
 	begin(t)
 	s, p := behind(t)
 	dir := t.TempDir()
-	v := startVictim(t, victimOptions{Addr: p.Addr(), Dir: dir})
+	// Within its time a starved process sends what is to run late.
+	v := startVictim(t, victimOptions{Addr: p.Addr(), Dir: dir, Timeout: 300 * time.Millisecond})
 	v.restored()
 	reach(t, v, "up")
 	v.must("set", "deleted", "before", "0s")
