@@ -52,6 +52,9 @@ func (h *heard) none() int {
 func listening(t *testing.T, s *redistest.Server, o holdfast.Options, fn func([]rueidis.RedisMessage)) (*holdfast.Cache, rueidis.Client) {
 	t.Helper()
 	o.Redis = at(s.Addr()).Redis
+	if o.Timeout == 0 {
+		o.Timeout = 5 * time.Second // the server is there, and no call shall miss it on a busy machine
+	}
 	c := open(t, o)
 	ready(t, c)
 	cl, err := c.NewClient(rueidis.ClientOption{OnInvalidations: fn})

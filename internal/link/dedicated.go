@@ -331,7 +331,12 @@ func (g *dialSlot) wait(ctx context.Context, limit <-chan time.Time, idle <-chan
 		case <-g.serving.Done():
 			full = o.failed(g.serving, dial.ErrConnClosed)
 		case <-limit:
-			full = Unavailable{full}
+			// After a stall both times may be over: the caller's own ended first if it was shorter.
+			if deadline, ok := ctx.Deadline(); ok && !time.Now().Before(deadline) {
+				full = context.DeadlineExceeded
+			} else {
+				full = Unavailable{full}
+			}
 		}
 		if slots == nil {
 			<-o.slots
