@@ -1,6 +1,8 @@
 package holdfast
 
 import (
+	"context"
+
 	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/redis/rueidis"
 )
@@ -86,6 +88,9 @@ func (h *pendingHooks) install(conn *link.Conn) {
 	// The goroutine ends with the connection at the latest.
 	if !h.cl.c.workers.Spawn("hooks", func() {
 		for err := range ended {
+			if err != nil { // rueidis' own error, if its PING got no answer
+				err, _ = conn.Worded(context.Background(), err)
+			}
 			h.ended <- err
 		}
 		close(h.ended)

@@ -118,6 +118,35 @@ func TestNothingIsDialledForAConnectionOfItsOwnWhileRedisIsAway(t *testing.T) {
 	}
 }
 
+// The PING of rueidis may find out before the circuit opens. Its own error reached the hooks.
+func TestHooksThatEndByAPingWithoutAnswerEndAsUnavailable(t *testing.T) {
+	begin(t)
+	_, p := behind(t)
+	o := at(p.Addr())
+	o.Timeout, o.Breaker.Failures = 50*time.Millisecond, 1000
+	o.Breaker.MaxBackoff = patience
+	o.Redis.Dialer.KeepAlive, o.Redis.ConnWriteTimeout = 50*time.Millisecond, 100*time.Millisecond
+	c := open(t, o)
+	ready(t, c)
+	cl := c.Client()
+	var ends []<-chan error
+	for range 20 {
+		d, release := cl.Dedicate()
+		defer release()
+		ends = append(ends, d.SetPubSubHooks(rueidis.PubSubHooks{OnMessage: func(rueidis.PubSubMessage) {}}))
+		must(t, d.Do(context.Background(), cl.B().Subscribe().Channel("ch").Build()).Error())
+	}
+	p.SetMode(redistest.Hang)
+	for _, end := range ends {
+		select {
+		case err := <-end:
+			wantUnavailable(t, "the hooks", err)
+		case <-time.After(patience):
+			t.Fatal("the hooks did not end")
+		}
+	}
+}
+
 func TestWhatWaitsOnAConnectionOfItsOwnFailsWhenTheCircuitOpens(t *testing.T) {
 	ctx := undisturbed(t) // the supervisor is to find out first
 	s, c, dials := counted(t)

@@ -251,10 +251,10 @@ func TestACallerWhoCancelsGetsItsErrorAndTripsNothing(t *testing.T) {
 	ctx := begin(t)
 	s, p := behind(t)
 	o := at(p.Addr())
-	o.Timeout = time.Second
+	o.Timeout = 5 * time.Second
 	c := open(t, o)
 	ready(t, c)
-	p.SetLatency(30 * time.Millisecond)
+	p.SetLatency(300 * time.Millisecond) // far more than a busy machine adds to 5 ms
 	var canceled, deadline atomic.Int64
 	var wg sync.WaitGroup
 	for g := range 50 {
