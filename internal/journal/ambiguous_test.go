@@ -296,7 +296,7 @@ func TestTheBaseIsWhatRedisLastHeldAndTheLateOnesAreOurOwn(t *testing.T) {
 		t.Errorf("%d values are remembered of a hundred; it is bounded, and keeps the first", len(l.Sums))
 	}
 
-	// The first write's base stays: it is what Redis held before all of them.
+	// The first write's base stays: Redis held it before all of them.
 	j := roomyJournal()
 	w := set("k", "v1", 1)
 	w.Expected = Holding([]byte("v0"), clock.Never, "server")

@@ -86,7 +86,7 @@ func TestNewsThatComesBesideAComparisonIsComparedOnceMore(t *testing.T) {
 	}
 }
 
-// Somebody deletes what was there, and its end comes before the replay: that does not
+// Another client deletes the previous value, and its end comes before the replay: that does not
 // explain the absence.
 func TestADeleteThatWasToldIsNotUndoneBecauseTheValueWouldHaveEnded(t *testing.T) {
 	j := roomyJournal()

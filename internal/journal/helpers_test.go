@@ -66,7 +66,7 @@ func takeOnly(t *testing.T, j *Journal, now int64) Task {
 	return tasks[0]
 }
 
-// wantHolds asserts what a reader finds: a value, "gone" for a fenced key
+// wantHolds asserts the answer for a reader: a value, "gone" for a journaled key
 // without one, "" for a key that is not fenced.
 func wantHolds(t *testing.T, j *Journal, key string, now int64, want string) {
 	t.Helper()

@@ -103,7 +103,7 @@ func TestAFurtherKeyThanMaxKeysIsRefused(t *testing.T) {
 	put(t, j, set("e", "1", 1), Rejected)
 }
 
-// Redis may still run it, over whatever is written next.
+// Redis may still run it, over the next write.
 func TestARefusedWriteThatMayRunLateFencesItsKey(t *testing.T) {
 	for _, w := range []Write{set("late", "1", 1), set("late", "", 1), del("late", 1)} {
 		j := New(Config{MaxKeys: 1, MaxBytes: 1 << 20})
@@ -196,7 +196,7 @@ func TestAJournalOfItsDefaultSizeCostsLittleBesideKeysAndValues(t *testing.T) {
 	runtime.KeepAlive(j)
 }
 
-// Many sets that do not fit are tried at once: what is only tried neither shows in the
+// Many sets that do not fit are tried at once: a set that is only tried neither shows in the
 // gauge nor costs a set that fits its value.
 func TestBytesThatAreOnlyTriedAreNeverCounted(t *testing.T) {
 	const most = 1 << 20

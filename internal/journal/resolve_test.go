@@ -142,7 +142,7 @@ func TestATouchDuringAReplayIsReplayedToo(t *testing.T) {
 
 // A set timed out on session 1 and was replayed on session 2, which did not
 // answer in time either, and then on session 2 once more, which did. That
-// settles what session 2 was sent, and says nothing of what the server may still
+// settles the write sent on session 2, and says nothing of the writes that the server may still
 // read from session 1.
 func TestAReplayThatFailedDoesNotForgetAnEarlierSessionsLateWrite(t *testing.T) {
 	const now = int64(time.Hour)

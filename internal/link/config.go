@@ -10,7 +10,7 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// Config is what the links of a Cache need to know. The fields up to AllowAddress are options:
+// Config has the knowledge that the links of a Cache share. The fields up to AllowAddress are options:
 // Topology is Options.Mode, the back-offs are those of Options.Breaker, and the others have the
 // names of theirs.
 type Config struct {
@@ -43,7 +43,7 @@ type Config struct {
 	Closed  func() bool     // reports whether the Cache is closed
 }
 
-// Counters count what happens on the links.
+// Counters count the events on the links.
 type Counters struct {
 	Dials           atomic.Uint64 // attempts to connect to Redis or a sentinel
 	Timeouts        atomic.Uint64 // calls that used up the budget
@@ -53,7 +53,7 @@ type Counters struct {
 	StreamLosses    atomic.Uint64 // losses of an invalidation stream
 }
 
-// Watcher hears what the links learn of their servers. Its methods do not block and are safe from
+// Watcher is told the news of the servers. Its methods do not block and are safe from
 // any goroutine: most run on the goroutine that reads the connection.
 type Watcher interface {
 	// Invalidated handles an invalidation of key. serving: it came over the session that serves.

@@ -534,7 +534,7 @@ func (c *Conn) Worded(ctx context.Context, err error) (worded error, named bool)
 }
 
 // IsUnavailable reports whether failed has made the error. Its cause may then be the last error of
-// the link, which says nothing about this connection or about what the server answered on it.
+// the link, which says nothing about this connection or about an answer of the server on it.
 func IsUnavailable(err error) bool { return errors.Is(err, ErrUnavailable) }
 
 // Misuse reports whether rueidis refused to send a command.
