@@ -10,11 +10,11 @@ const (
 	ratePerSec = 1.2
 )
 
-// RateOK checks the rate of attempts against a server that is away: at most 5 in the
-// first second after from, and after that at most 1.2 per second on average, plus one for
+// RateOK checks the rate of attempts against a server that is away: at most 5 within a second of
+// the first attempt after from, and after that at most 1.2 per second on average, plus one for
 // the edge of the window. The average is taken up to the last attempt, over at least one
-// second; attempts before from do not count. The error contains the figures. It does not
-// block.
+// second; attempts before from do not count. The second begins with an attempt, not with from:
+// a busy machine may start a client late. The error contains the figures. It does not block.
 func RateOK(times []time.Time, from time.Time) error {
 	until := from
 	for _, t := range times {
@@ -28,7 +28,13 @@ func RateOK(times []time.Time, from time.Time) error {
 // RateOKUntil is RateOK for a test that knows when it stopped measuring: the average is
 // taken up to until, and attempts after it do not count.
 func RateOKUntil(times []time.Time, from, until time.Time) error {
-	edge := from.Add(time.Second)
+	start := until
+	for _, t := range times {
+		if !t.Before(from) && t.Before(start) {
+			start = t
+		}
+	}
+	edge := start.Add(time.Second)
 	first, later := 0, 0
 	for _, t := range times {
 		switch {
