@@ -28,13 +28,13 @@ func RateOK(times []time.Time, from time.Time) error {
 // RateOKUntil is RateOK for a test that knows when it stopped measuring: the average is
 // taken up to until, and attempts after it do not count.
 func RateOKUntil(times []time.Time, from, until time.Time) error {
-	start := until
+	began := until
 	for _, t := range times {
-		if !t.Before(from) && t.Before(start) {
-			start = t
+		if !t.Before(from) && t.Before(began) {
+			began = t
 		}
 	}
-	edge := start.Add(time.Second)
+	edge := began.Add(time.Second)
 	first, later := 0, 0
 	for _, t := range times {
 		switch {
