@@ -52,7 +52,7 @@ var rooms = map[string][]string{
 	"internal/keyhash":      nil,
 	"internal/link": append(inRoom("clock", "dial", "group", "inflight", "local", "rediserr"),
 		"github.com/redis/rueidis"),
-	"internal/local":     append(inRoom("clock", "keyhash"), "github.com/dgraph-io/ristretto/v2"),
+	"internal/local":     append(inRoom("clock", "inflight", "keyhash"), "github.com/dgraph-io/ristretto/v2"),
 	"internal/rediserr":  {"github.com/redis/rueidis"},
 	"internal/redistest": nil,
 	"internal/replay": append(inRoom("clock", "dial", "group", "journal", "keyhash", "link", "rediserr"),

@@ -136,27 +136,25 @@ func BenchmarkEmptyJournal(b *testing.B) {
 
 // getUnfenced is Get without the look at the journal.
 func getUnfenced(c *Cache, ctx context.Context, key string) ([]byte, error) {
-	lane, open := c.inflight.Enter()
-	if err := enterable(ctx, open); err != nil {
-		lane.Leave()
+	if err := enterable(ctx, !c.inflight.Closed.Load()); err != nil {
 		return nil, err
 	}
-	h, now := c.local.Hash(key), c.clock.Now()
-	e, fresh := lookUnfenced(c, h, now)
+	h := c.local.Hash(key)
+	e, fresh := lookUnfenced(c, h)
 	if fresh {
-		lane.Hit()
+		c.local.CountHit(h)
 		return e.Bytes(), nil
 	}
-	defer lane.Leave()
-	answer, err := c.read(ctx, "get", h, key, now, e)
+	answer, err := c.readCounted(ctx, "get", h, key, e)
 	return answer.Value, err
 }
 
-func lookUnfenced(c *Cache, h keyhash.Hash, now int64) (e *local.Entry, fresh bool) {
+func lookUnfenced(c *Cache, h keyhash.Hash) (e *local.Entry, fresh bool) {
 	if e = c.local.Get(h); e == nil {
 		return nil, false
 	}
-	return e, e.EpochValid(now) && e.FreshAt(now)
+	end := e.FreshEnd()
+	return e, c.coarse.Before(end) || c.clock.Now() < end
 }
 
 // freshCopies is a Cache with fresh copies of all keys in its local tier.
@@ -441,11 +439,11 @@ func BenchmarkHeapMillion(b *testing.B) {
 			if err := c.Set(context.Background(), key(i), make([]byte, 100), time.Hour); err != nil {
 				b.Fatal(err)
 			}
-			for i%1000 == 999 && c.local.OverlayBytes() > room/16 {
+			for i%1000 == 999 && c.local.Bytes() > room/8*7 {
 				runtime.Gosched()
 			}
 		}
-		for c.local.OverlayBytes() > 0 {
+		for c.local.Queued() > 0 {
 			time.Sleep(time.Millisecond)
 		}
 		ours := heap() - start

@@ -22,20 +22,20 @@ import (
 type Cache struct {
 	opts     Options // without passwords
 	clock    clock.Clock
+	coarse   *clock.Coarse
 	stats    counters
 	inflight inflight.Gate
 
-	// The workers use Redis and end with life. The notifier and the flusher finish the
-	// work that workers and calls have queued; they end with stop, after the workers.
+	// The workers use Redis and end with life. The notifier and the feeder of the local tier
+	// finish the work that workers and calls have queued; they end with stop, after the workers.
 	life     context.Context
 	cancel   context.CancelFunc
 	workers  group.Group
 	stop     chan struct{}
 	notifier group.Group
-	flusher  group.Group
+	feeder   group.Group // with the goroutine of the coarse clock
 	keeper   group.Group // of the journal's file
 	loaders  group.Group
-	closer   group.Group // outlives Close: waits for code that did not return in time
 
 	local     *local.Tier
 	notify    *notifier
@@ -68,20 +68,16 @@ type Cache struct {
 //
 // The bytes may be shared: read them, do not write to them.
 func (c *Cache) Get(ctx context.Context, key string) ([]byte, error) {
-	sh, open := c.inflight.Enter()
-	if err := enterable(ctx, open); err != nil {
-		sh.Leave()
+	if err := enterable(ctx, !c.inflight.Closed.Load()); err != nil {
 		return nil, err
 	}
-	h, now := c.local.Hash(key), c.clock.Now()
-	e, fresh := c.look(h, key, now)
+	h := c.local.Hash(key)
+	e, fresh := c.lookCoarse(h, key)
 	if fresh {
-		sh.Hit()
+		c.local.CountHit(h)
 		return e.Bytes(), nil
 	}
-	defer sh.Leave()
-	got, err := c.read(ctx, "get", h, key, now, e)
-	c.counted(got, err)
+	got, err := c.readCounted(ctx, "get", h, key, e)
 	return got.Value, err
 }
 
@@ -92,21 +88,16 @@ func (c *Cache) Lookup(ctx context.Context, key string) (Entry, error) {
 }
 
 func (c *Cache) lookup(ctx context.Context, op, key string) (Entry, error) {
-	sh, open := c.inflight.Enter()
-	if err := enterable(ctx, open); err != nil {
-		sh.Leave()
+	if err := enterable(ctx, !c.inflight.Closed.Load()); err != nil {
 		return Entry{}, err
 	}
 	h, now := c.local.Hash(key), c.clock.Now()
 	e, fresh := c.look(h, key, now)
 	if fresh {
-		sh.Hit()
+		c.local.CountHit(h)
 		return Entry{Value: e.Bytes(), Tier: Local, TTL: clock.Left(now, e.Expires.Load())}, nil
 	}
-	defer sh.Leave()
-	got, err := c.read(ctx, op, h, key, now, e)
-	c.counted(got, err)
-	return got, err
+	return c.readCounted(ctx, op, h, key, e)
 }
 
 // enterable is the first check of every call. The caller's context always wins, even over
@@ -133,9 +124,32 @@ func (c *Cache) look(h keyhash.Hash, key string, now int64) (e *local.Entry, fre
 	if e = c.local.Get(h); e == nil {
 		return nil, false
 	}
-	// The epoch is read before the freshness: a confirmation clears the old freshness,
-	// then stores the epoch, then the new freshness.
-	return e, e.EpochValid(now) && e.FreshAt(now)
+	return e, now < e.FreshEnd()
+}
+
+// lookCoarse is look for now. It reads the clock only for a copy that is not fresh for long.
+func (c *Cache) lookCoarse(h keyhash.Hash, key string) (e *local.Entry, fresh bool) {
+	if c.journal.Keys.Load() != 0 {
+		return c.look(h, key, c.clock.Now())
+	}
+	if e = c.local.Get(h); e == nil {
+		return nil, false
+	}
+	end := e.FreshEnd()
+	return e, c.coarse.Before(end) || c.clock.Now() < end
+}
+
+// readCounted is read for a call that is not inside the call gate yet, and counts it.
+func (c *Cache) readCounted(ctx context.Context, op string, h keyhash.Hash, key string, e *local.Entry) (Entry, error) {
+	sh, open := c.inflight.Enter()
+	defer sh.Leave()
+	if !open {
+		return Entry{}, ErrClosed
+	}
+	c.local.CountRead(h)
+	got, err := c.read(ctx, op, h, key, c.clock.Now(), e)
+	c.counted(got, err)
+	return got, err
 }
 
 // read answers a call that found no fresh local copy: from the journal, from Redis, or
@@ -262,7 +276,7 @@ func servable(e *local.Entry, now int64, outage bool, o OutageOptions) bool {
 	return now < expires || expires != clock.Never && now-expires < int64(o.ServeStaleFor)
 }
 
-// counted counts the result of a read that the call gate did not count as a local hit. It is
+// counted counts the result of a read that the local tier did not count as a hit. It is
 // called once a read, where its caller's answer is known: a load asks the tiers, too, and
 // several callers may wait for its result.
 func (c *Cache) counted(e Entry, err error) {

@@ -7,10 +7,7 @@ import (
 )
 
 func TestWhatTheServerRefutedIsNeverServedAgain(t *testing.T) {
-	l, err := local.New(1 << 20)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := local.New(1 << 20)
 	t.Cleanup(l.Close)
 	h := l.Hash("k")
 	set := func(expires int64) *local.Entry {

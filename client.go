@@ -170,17 +170,15 @@ func (cl *client) DoMultiCache(ctx context.Context, multi ...rueidis.CacheableTT
 // the Cache is closed or ctx has ended.
 func (cl *client) hit(ctx context.Context, key string) *local.Entry {
 	c := cl.c
-	guard, open := c.inflight.Enter()
-	if cl.closed.Load() || enterable(ctx, open) != nil {
-		guard.Leave()
+	if cl.closed.Load() || enterable(ctx, !c.inflight.Closed.Load()) != nil {
 		return nil
 	}
-	e, fresh := c.look(c.local.Hash(key), key, c.clock.Now())
+	h := c.local.Hash(key)
+	e, fresh := c.lookCoarse(h, key)
 	if !fresh {
-		guard.Leave()
 		return nil
 	}
-	guard.Hit()
+	c.local.CountHit(h)
 	return e
 }
 
@@ -191,14 +189,14 @@ func (cl *client) get(ctx context.Context, key string, cache bool, ttl time.Dura
 	}
 	c := cl.c
 	guard, open := c.inflight.Enter()
+	defer guard.Leave()
 	if err := enterable(ctx, open); err != nil {
-		guard.Leave()
 		return rueidis.NewErrorResult(err)
 	}
 	h, now := c.local.Hash(key), c.clock.Now()
 	e, fresh := c.look(h, key, now)
 	if fresh && (!cache || young(e, now, ttl)) {
-		guard.Hit()
+		c.local.CountHit(h)
 		m := cl.answers.text(e.Bytes())
 		if cache {
 			got := Entry{Tier: Local, TTL: clock.Left(now, e.Expires.Load())}
@@ -206,7 +204,7 @@ func (cl *client) get(ctx context.Context, key string, cache bool, ttl time.Dura
 		}
 		return replied(m)
 	}
-	defer guard.Leave()
+	c.local.CountRead(h)
 	got, err := c.read(ctx, "get", h, key, now, e)
 	c.counted(got, err)
 	switch {

@@ -21,7 +21,7 @@ func BenchmarkClientHit(b *testing.B) {
 	for _, size := range []int{100, 10_000} {
 		b.Run(strconv.Itoa(size), func(b *testing.B) {
 			c := freshCopies(b, keys, make([]byte, size))
-			for c.local.OverlayBytes() > 0 {
+			for c.local.Queued() > 0 {
 				time.Sleep(time.Millisecond)
 			}
 			cl := c.Client()

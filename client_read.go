@@ -18,6 +18,7 @@ import (
 func (r *pipelineCall) read(st *commandState, at int, key string) {
 	c := r.c
 	h := c.local.Hash(key)
+	c.local.CountRead(h)
 	e, fresh := c.look(h, key, r.now)
 	if fresh && st.takes(e, r.now) && !r.isDirty(key) {
 		r.found(st, at, Entry{Value: e.Bytes(), Tier: Local, TTL: clock.Left(r.now, e.Expires.Load())}, e)

@@ -32,6 +32,7 @@ func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte,
 	var hits, journalReads uint64
 	for _, key := range keys {
 		h := c.local.Hash(key)
+		c.local.CountRead(h)
 		if e, fresh := c.look(h, key, now); fresh {
 			values[key] = e.Bytes()
 			hits++

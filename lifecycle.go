@@ -195,17 +195,14 @@ func (c *Cache) swept(ctx context.Context) error {
 func (c *Cache) Stats() Stats {
 	r := statSource{
 		counters:     &c.stats,
-		guardHits:    c.inflight.Hits(),
+		tierHits:     c.local.Hits(),
 		localEvicted: c.local.Evicted.Load(),
 		localDropped: c.local.Dropped.Load(),
 		journalKeys:  c.journal.Keys.Load(),
 		journalBytes: c.journal.Bytes.Load(),
 		heldKeys:     c.journal.Held.N.Load(),
-	}
-	guard, open := c.inflight.Enter()
-	defer guard.Leave()
-	if open { // ristretto must not be asked beside its Close
-		r.localBytes, r.localEntries = c.local.Bytes(), c.local.Len()
+		localBytes:   c.local.Bytes(),
+		localEntries: c.local.Len(),
 	}
 	return r.snapshot()
 }
@@ -264,22 +261,10 @@ func (c *Cache) end(why error, shutdown bool) error {
 	lost := c.lost(why, shutdown)
 	close(c.stop)
 	slow.group(&c.notifier, c.notify.running)
-	slow.group(&c.flusher, func() []string { return nil })
+	slow.group(&c.feeder, func() []string { return nil })
 	var unsaved error
 	c.keeper.Spawn("journal", func() { unsaved = c.journal.Close() })
 	onDisk := c.keeper.Wait(diskLimit)
-	if slow.err() == nil {
-		c.local.Close()
-	} else {
-		// A call may still be inside, and ristretto panics when it is closed beside a call.
-		// So it is closed after the last call has left.
-		c.closer.Spawn("closer", func() {
-			c.inflight.Wait(clock.Never)
-			c.workers.Wait(clock.Never)
-			c.flusher.Wait(clock.Never)
-			c.local.Close()
-		})
-	}
 	if !onDisk {
 		slow.add("the disk of Journal.Dir")
 	} else if unsaved != nil {

@@ -70,21 +70,27 @@ func (p *PanicError) Unwrap() error {
 //
 // The bytes may be shared: read them, do not write to them.
 func (c *Cache) GetOrLoad(ctx context.Context, key string, ttl time.Duration, load func(context.Context) ([]byte, error)) ([]byte, error) {
-	sh, open := c.inflight.Enter()
-	if err := loadable(ctx, open, ttl, load == nil); err != nil {
-		sh.Leave()
+	if err := loadable(ctx, !c.inflight.Closed.Load(), ttl, load == nil); err != nil {
 		return nil, loadError("getorload", key, err)
 	}
-	h, now := c.local.Hash(key), c.clock.Now()
-	e, fresh := c.look(h, key, now)
-	if fresh {
-		if part := c.opts.Load.EarlyRefresh; part > 0 && refreshDue(now, e.Confirmed.Load(), e.Expires.Load(), ttl, part) {
-			c.refresh(ctx, newRequest("getorload", key, h, ttl, c.opts.Load, plainly(load)))
-		}
-		sh.Hit()
+	h := c.local.Hash(key)
+	e, fresh := c.lookCoarse(h, key)
+	if fresh && !c.refreshDue(e, ttl, c.opts.Load.EarlyRefresh) {
+		c.local.CountHit(h)
 		return e.Bytes(), nil
 	}
-	v := inflight.Guard{Gate: &c.inflight, Shard: sh, Open: true}
+	sh, open := c.inflight.Enter()
+	v := inflight.Guard{Gate: &c.inflight, Shard: sh, Open: open}
+	defer v.Leave()
+	if !open {
+		return nil, loadError("getorload", key, ErrClosed)
+	}
+	if fresh {
+		c.refresh(ctx, newRequest("getorload", key, h, ttl, c.opts.Load, plainly(load)))
+		c.local.CountHit(h)
+		return e.Bytes(), nil
+	}
+	c.local.CountRead(h)
 	got, err := c.loaded(ctx, newRequest("getorload", key, h, ttl, c.opts.Load, plainly(load)), &v)
 	c.counted(got, err)
 	return got.Value, err
@@ -119,16 +125,15 @@ func (c *Cache) load(ctx context.Context, op, key string, ttl time.Duration, o L
 		return Entry{}, ErrClosed
 	}
 	if fresh {
-		if part := o.EarlyRefresh; part > 0 && refreshDue(now, e.Confirmed.Load(), e.Expires.Load(), ttl, part) {
+		if c.refreshDue(e, ttl, o.EarlyRefresh) {
 			c.refresh(ctx, newRequest(op, key, h, ttl, o, load))
 		}
-		if again {
-			v.Leave()
-		} else {
-			v.Hit()
+		if !again {
+			c.local.CountHit(h)
 		}
 		return Entry{Value: e.Bytes(), Tier: Local, TTL: clock.Left(now, e.Expires.Load())}, nil
 	}
+	c.local.CountRead(h)
 	if err := o.validateWithin(c.opts.Load); err != nil {
 		return Entry{}, loadError(op, key, errors.Join(err...))
 	}
@@ -432,6 +437,11 @@ func entryOfCopy(e *local.Entry, now int64, degraded bool) Entry {
 // maySubstitute decides whether a copy that expires at this time may stand in for a load.
 func maySubstitute(now, expires int64, limit time.Duration) bool {
 	return limit > 0 && (expires == clock.Never || now-expires < int64(limit))
+}
+
+// refreshDue decides whether a fresh copy is due for an early refresh; part 0 is never.
+func (c *Cache) refreshDue(e *local.Entry, ttl time.Duration, part float64) bool {
+	return part > 0 && refreshDue(c.clock.Now(), e.Confirmed.Load(), e.Expires.Load(), ttl, part)
 }
 
 // refreshDue decides whether a fresh copy is due for an early refresh: more than part of

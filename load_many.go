@@ -130,6 +130,9 @@ func (b *batch) joinAll(keys []string, v *inflight.Guard) {
 			continue
 		}
 		h := c.local.Hash(key)
+		if !b.again {
+			c.local.CountRead(h)
+		}
 		if e, fresh := c.look(h, key, now); fresh && b.request.usable.of(key, e.Bytes(), v) {
 			b.found[key] = e.Bytes()
 			hits++

@@ -1,18 +1,12 @@
 package holdfast
 
-// The first tier as the Cache sees it: its options, their check, and how it is built. The
-// tier itself is internal/local.
+// The options of the first tier, and their check. The tier itself is internal/local.
 
-import (
-	"fmt"
-	"time"
-
-	"github.com/holdfast-cache/holdfast/internal/local"
-)
+import "time"
 
 // LocalOptions bounds the in-process tier.
 type LocalOptions struct {
-	// MaxBytes bounds keys, values and their bookkeeping (about 250 bytes an entry). Default
+	// MaxBytes bounds keys, values and their bookkeeping (about 280 bytes an entry). Default
 	// 64 MiB; at least 64 KiB. When full, the least used entries are evicted. An entry larger
 	// than MaxBytes/8 is not kept locally; it still goes to Redis.
 	MaxBytes int64
@@ -33,13 +27,4 @@ func (o LocalOptions) validate(bad func(format string, args ...any)) {
 	if o.MaxBytes < 64<<10 {
 		bad("Local.MaxBytes is %d: it must be at least 65536", o.MaxBytes)
 	}
-}
-
-// buildLocal makes the first tier. The caller runs its Flush, and closes it.
-func buildLocal(o LocalOptions) (*local.Tier, error) {
-	tier, err := local.New(o.MaxBytes)
-	if err != nil {
-		return nil, fmt.Errorf("holdfast: local tier: %w", err)
-	}
-	return tier, nil
 }

@@ -13,15 +13,14 @@ func (c *Cache) Journaled(key string) (fenced, queued bool) {
 // Replaying is how many intents are on their way to Redis.
 func (c *Cache) Replaying() int { return c.journal.BeingSent() }
 
-// Leftover says what is left in the journal or in the overlay, nil for nothing.
+// Leftover says what is left in the journal or waits for the local tier's policy, nil for nothing.
 func (c *Cache) Leftover() error {
 	intents := c.journal.Sizes()
-	pending, _ := c.local.InOverlay()
+	pending, writers := c.local.Queued(), c.local.Writers()
 	keys, queued, bytes := c.journal.Keys.Load(), c.journal.Queued.Load(), c.journal.Bytes.Load()
-	overlay := c.local.OverlayBytes()
-	if intents != 0 || keys != 0 || queued != 0 || bytes != 0 || pending != 0 || overlay != 0 {
-		return fmt.Errorf("left behind: %d intents, counted as %d keys, %d queued, %d bytes; %d places in the overlay, counted as %d bytes",
-			intents, keys, queued, bytes, pending, overlay)
+	if intents != 0 || keys != 0 || queued != 0 || bytes != 0 || pending != 0 || writers != 0 {
+		return fmt.Errorf("left behind: %d intents, counted as %d keys, %d queued, %d bytes; %d keys not judged, %d writes under way",
+			intents, keys, queued, bytes, pending, writers)
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/flight"
 	"github.com/holdfast-cache/holdfast/internal/journal"
+	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/redis/rueidis"
 )
 
@@ -21,18 +22,15 @@ func New(opts Options) (*Cache, error) {
 	if err := opts.validate(); err != nil {
 		return nil, err
 	}
-	tier, err := buildLocal(opts.Local)
-	if err != nil {
-		return nil, err
-	}
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &Cache{
 		opts:    opts,
 		clock:   clock.Start(),
+		coarse:  clock.NewCoarse(),
 		life:    ctx,
 		cancel:  cancel,
 		stop:    make(chan struct{}),
-		local:   tier,
+		local:   local.New(opts.Local.MaxBytes),
 		journal: journal.New(opts.Journal.config()),
 		closed:  make(chan struct{}),
 	}
@@ -49,11 +47,14 @@ func New(opts Options) (*Cache, error) {
 	if opts.Journal.Dir != "" && len(opts.Redis.InitAddress) > 0 {
 		if err := c.restore(); err != nil {
 			cancel()
-			c.local.Close()
 			return nil, err
 		}
 	}
-	c.flusher.Spawn("flusher", func() { c.local.Flush(c.stop) })
+	c.feeder.Spawn("feeder", func() {
+		c.local.Feed(c.stop)
+		c.local.Close()
+	})
+	c.feeder.Spawn("clock", func() { c.coarse.Run(c.clock, c.stop) })
 	c.notifier.Spawn("notifier", func() { c.notify.run(c.stop) })
 	if len(opts.Redis.InitAddress) == 0 {
 		return c, nil

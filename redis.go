@@ -100,7 +100,7 @@ func (e *linkEvents) Isolated(key, addr string)         { e.c.notify.isolated(ke
 type linkDemand struct{ c *Cache }
 
 func (d *linkDemand) Wanted() bool     { return d.c.journal.Keys.Load() > 0 || d.c.listeners.any() }
-func (d *linkDemand) Hits() uint64     { return d.c.inflight.Hits() + d.c.stats.localAnswers() }
+func (d *linkDemand) Hits() uint64     { return d.c.local.Hits() + d.c.stats.localAnswers() }
 func (d *linkDemand) Journaling() bool { return d.c.journal.Keys.Load() != 0 }
 func (d *linkDemand) Copies() int64    { return d.c.local.Len() - d.c.journal.Keys.Load() }
 

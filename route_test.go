@@ -57,8 +57,7 @@ func TestARedirectionOutsideAClusterLosesNoWrite(t *testing.T) {
 		t.Errorf("%d of 2 read back, %v", len(got), err)
 	}
 	redistest.WaitFor(t, time.Minute, "nothing to be under way", func() bool {
-		_, writers := c.local.InOverlay()
-		return writers == 0
+		return c.local.Writers() == 0
 	})
 }
 

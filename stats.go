@@ -100,7 +100,7 @@ type counters struct {
 type statSource struct {
 	*counters
 
-	guardHits    uint64 // local hits that the call gate counted
+	tierHits     uint64 // local hits that the local tier counted
 	localEvicted uint64
 	localDropped uint64
 
@@ -122,7 +122,7 @@ type statRow struct {
 // statTable has a row for each field of Stats, in the order of the fields.
 var statTable = [...]statRow{
 	{"LocalHits", "reads", false, "Reads answered by a fresh local copy.",
-		func(r *statSource) uint64 { return r.guardHits + r.batchHits.Load() }},
+		func(r *statSource) uint64 { return r.tierHits + r.batchHits.Load() }},
 	{"DoubtHits", "reads", false, "Reads answered by a local copy that Redis could not confirm.",
 		func(r *statSource) uint64 { return r.doubtHits.Load() }},
 	{"StaleHits", "reads", false, "Reads answered by a local copy past its TTL.",

@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"unsafe"
+
+	"github.com/holdfast-cache/holdfast/internal/local"
 )
 
 // The table, the struct and the comments of its fields say the same.
@@ -76,8 +78,7 @@ func TestEachFieldOfStatsIsReadFromItsOwnCounter(t *testing.T) {
 	delete(want, "")
 
 	// Those that are counted elsewhere.
-	call, _ := c.inflight.Enter()
-	call.Hit()
+	c.local.CountHit(c.local.Hash("k"))
 	want["LocalHits"]++
 	c.local.Evicted.Store(next())
 	want["LocalEvicted"] = n
@@ -89,14 +90,13 @@ func TestEachFieldOfStatsIsReadFromItsOwnCounter(t *testing.T) {
 	want["JournalBytes"] = n
 	c.journal.Held.N.Store(int64(next()))
 	want["HeldKeys"] = n
-	c.local.Overlay.Add(int64(next()))
-	want["LocalBytes"] = n
-	c.local.Entries.Add(int64(next()))
-	want["LocalEntries"] = n
+	for _, key := range []string{"a", "b"} {
+		c.local.Put(c.local.Hash(key), local.NewEntry(key, []byte("v"), local.Freshness{Scope: &c.local.StandaloneScope}))
+	}
+	want["LocalBytes"], want["LocalEntries"] = uint64(c.local.Bytes()), 2
 
 	s := c.Stats()
 	c.journal.Keys.Store(0)
-	c.local.Overlay.Store(0)
 	var names []string
 	for st := range s.All() {
 		names = append(names, st.Name)

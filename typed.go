@@ -161,7 +161,7 @@ type TypedEntry[V any] struct {
 
 // Get returns the value of key, or ErrMiss. It waits as Cache.Get does.
 func (t *Typed[V]) Get(ctx context.Context, key string) (V, error) {
-	if k, _, _ := t.hit(ctx, key, 0, 0); k != nil {
+	if k, _ := t.hit(ctx, key, 0, 0); k != nil {
 		return t.handOut("get", key, k)
 	}
 	e, err := t.lookup(ctx, "get", t.prefix+key)
@@ -170,38 +170,34 @@ func (t *Typed[V]) Get(ctx context.Context, key string) (V, error) {
 
 // Lookup is Get with the origin of the value. It waits as Cache.Lookup does.
 func (t *Typed[V]) Lookup(ctx context.Context, key string) (TypedEntry[V], error) {
-	if k, e, now := t.hit(ctx, key, 0, 0); k != nil {
+	if k, e := t.hit(ctx, key, 0, 0); k != nil {
+		ttl := clock.Left(t.c.clock.Now(), e.Expires.Load())
 		v, err := t.handOut("lookup", key, k)
-		return TypedEntry[V]{Value: v, Tier: Local, TTL: clock.Left(now, e.Expires.Load())}, err
+		return TypedEntry[V]{Value: v, Tier: Local, TTL: ttl}, err
 	}
 	return t.lookup(ctx, "lookup", t.prefix+key)
 }
 
-// hit returns the decoded value of a fresh local entry, the entry, and the time at
-// which it was fresh. In every other case, errors included, it returns nil, and the
-// caller takes the slow path: also if a refresh of the entry is due, by a caller whose
-// part of its ttl is not 0.
-func (t *Typed[V]) hit(ctx context.Context, key string, part float64, ttl time.Duration) (*local.DecodedAs[V], *local.Entry, int64) {
+// hit returns the decoded value of a fresh local entry, and the entry. In every other case,
+// errors included, it returns nil, and the caller takes the slow path: also if a refresh of the
+// entry is due, by a caller whose part of its ttl is not 0.
+func (t *Typed[V]) hit(ctx context.Context, key string, part float64, ttl time.Duration) (*local.DecodedAs[V], *local.Entry) {
 	c := t.c
 	// look needs the whole key only if the journal has keys.
 	if !t.keeps || t.prefix != "" && c.journal.Keys.Load() != 0 {
-		return nil, nil, 0
+		return nil, nil
 	}
-	sh, open := c.inflight.Enter()
-	if enterable(ctx, open) != nil {
-		sh.Leave()
-		return nil, nil, 0
+	if enterable(ctx, !c.inflight.Closed.Load()) != nil {
+		return nil, nil
 	}
-	now := c.clock.Now()
-	if e, fresh := c.look(t.hash(key), key, now); fresh {
-		due := part > 0 && refreshDue(now, e.Confirmed.Load(), e.Expires.Load(), ttl, part)
-		if k := local.KeptBy[V](e, t.owner); k != nil && !due {
-			sh.Hit()
-			return k, e, now
+	h := t.hash(key)
+	if e, fresh := c.lookCoarse(h, key); fresh {
+		if k := local.KeptBy[V](e, t.owner); k != nil && !c.refreshDue(e, ttl, part) {
+			c.local.CountHit(h)
+			return k, e
 		}
 	}
-	sh.Leave()
-	return nil, nil, 0
+	return nil, nil
 }
 
 // hash returns the hash of the whole key, which is built on the stack.

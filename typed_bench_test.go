@@ -38,7 +38,7 @@ func BenchmarkTypedHit(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
-			for c.local.OverlayBytes() > 0 {
+			for c.local.Queued() > 0 {
 				time.Sleep(time.Millisecond)
 			}
 			before := c.Stats()

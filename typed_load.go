@@ -32,7 +32,7 @@ var (
 // that wait get the error, and nothing is stored.
 func (t *Typed[V]) GetOrLoad(ctx context.Context, key string, ttl time.Duration, load func(context.Context) (V, error)) (V, error) {
 	if load != nil && ttl >= 0 {
-		if k, _, _ := t.hit(ctx, key, t.load.EarlyRefresh, t.life(ttl)); k != nil {
+		if k, _ := t.hit(ctx, key, t.load.EarlyRefresh, t.life(ttl)); k != nil {
 			return t.handOut("getorload", key, k)
 		}
 	}

@@ -64,7 +64,7 @@ func (t *Typed[V]) GetOrLoadMany(ctx context.Context, keys []string, ttl time.Du
 func (t *Typed[V]) hits(ctx context.Context, op string, keys []string) (values map[string]V, missing []string, errs errorList) {
 	values = make(map[string]V, len(keys))
 	for _, key := range keys {
-		k, _, _ := t.hit(ctx, key, 0, 0)
+		k, _ := t.hit(ctx, key, 0, 0)
 		if k == nil {
 			missing = append(missing, t.prefix+key)
 			continue

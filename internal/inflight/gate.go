@@ -8,9 +8,7 @@ import (
 )
 
 // Gate is the gate of the calls in flight: it counts them in and out and, once closed, waits
-// until the last has left: ristretto must not be closed beside a call. A call that leaves is
-// counted as a local hit or as any other call, so that the statistic and the gate are one
-// increment.
+// until the last has left. A local hit does not enter: there is nothing that must wait for it.
 type Gate struct {
 	Closed atomic.Bool
 	shards [shardCount]Shard
@@ -20,9 +18,8 @@ const shardCount = 32
 
 type Shard struct {
 	entered atomic.Uint64
-	hits    atomic.Uint64 // calls that left with a local hit
-	others  atomic.Uint64
-	_       [40]byte // a cache line each
+	left    atomic.Uint64
+	_       [48]byte // a cache line each
 }
 
 // Enter returns the Shard by which the call must leave, and false if the gate is closed. The
@@ -40,8 +37,8 @@ func Spread() uintptr {
 	return (uintptr(unsafe.Pointer(&here)) >> 11) * 0x9E3779B1 >> 7
 }
 
-func (l *Shard) Hit()   { l.hits.Add(1) }
-func (l *Shard) Leave() { l.others.Add(1) }
+// Leave ends a call's stay.
+func (l *Shard) Leave() { l.left.Add(1) }
 
 // Close keeps new calls out. It returns false if the gate was closed before.
 func (f *Gate) Close() bool { return f.Closed.CompareAndSwap(false, true) }
@@ -52,7 +49,7 @@ func (f *Gate) Close() bool { return f.Closed.CompareAndSwap(false, true) }
 func (f *Gate) Drained() bool {
 	for i := range f.shards {
 		l := &f.shards[i]
-		out := l.hits.Load() + l.others.Load()
+		out := l.left.Load()
 		if l.entered.Load() != out {
 			return false
 		}
@@ -75,7 +72,7 @@ func (f *Gate) Wait(limit time.Duration) bool {
 
 // Guard is a call's stay inside the gate that can be interrupted for user code: a codec may
 // run for any time, or end its goroutine, and Close waits for the calls inside. It must be
-// ended by Leave or Hit.
+// ended by Leave.
 type Guard struct {
 	Gate  *Gate
 	Shard *Shard // nil: not inside
@@ -96,24 +93,10 @@ func (v *Guard) Leave() {
 	}
 }
 
-// Hit ends the stay and counts a local hit.
-func (v *Guard) Hit() {
-	v.Shard.Hit()
-	v.Shard = nil
-}
-
 // Pause calls f outside of the gate and enters again. If the gate was closed meanwhile, Open
 // is false afterwards, and the caller must do nothing more inside.
 func (v *Guard) Pause(f func() bool) bool {
 	v.Leave()
 	defer func() { v.Shard, v.Open = v.Gate.Enter() }()
 	return f()
-}
-
-func (f *Gate) Hits() uint64 {
-	var n uint64
-	for i := range f.shards {
-		n += f.shards[i].hits.Load()
-	}
-	return n
 }

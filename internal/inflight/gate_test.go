@@ -38,11 +38,7 @@ func TestAfterCloseAndWaitNobodyIsInside(t *testing.T) {
 						t.Errorf("round %d: a call was inside when wait returned", round)
 					}
 					inside.Add(-1)
-					if i%2 == 0 {
-						l.Hit()
-					} else {
-						l.Leave()
-					}
+					l.Leave()
 				}
 			})
 		}
@@ -79,7 +75,7 @@ func TestWaitWaitsForEachLane(t *testing.T) {
 			if f.Drained() {
 				t.Errorf("drained with a call in lane %d", i)
 			}
-			time.AfterFunc(50*time.Millisecond, l.Hit)
+			time.AfterFunc(50*time.Millisecond, l.Leave)
 			start := time.Now()
 			f.Wait(clock.Never)
 			if took := time.Since(start); took < 50*time.Millisecond || took > 52*time.Millisecond {
@@ -157,29 +153,4 @@ func TestAFenceClosesOnceAndKeepsNewCallsOut(t *testing.T) {
 	}
 	l.Leave()
 	f.Wait(clock.Never)
-}
-
-func TestEachHitIsCountedOnce(t *testing.T) {
-	var f Gate
-	var wg sync.WaitGroup
-	const goroutines, each = 16, 1000
-	for range goroutines {
-		wg.Go(func() {
-			for i := range each {
-				l, _ := f.Enter()
-				if i%4 == 0 {
-					l.Leave()
-				} else {
-					l.Hit()
-				}
-			}
-		})
-	}
-	wg.Wait()
-	if got, want := f.Hits(), uint64(goroutines*each*3/4); got != want {
-		t.Errorf("%d hits, want %d", got, want)
-	}
-	if !f.Drained() {
-		t.Error("not drained, and all have left")
-	}
 }

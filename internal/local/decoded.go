@@ -36,36 +36,22 @@ func KeptBy[V any](e *Entry, owner unsafe.Pointer) *DecodedAs[V] {
 // Attach attaches d to the key's entry, if val is still the entry's very slice and there is
 // room. It replaces the decoded value of an earlier owner.
 func (l *Tier) Attach(h keyhash.Hash, val []byte, d *Decoded) {
-	s := l.stripe(h)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	p, e := l.lookLocked(s, h)
+	s, k, e := l.lock(h)
+	defer l.unlock(s, h)
 	if e == nil || !e.Holds(val) {
 		return
 	}
-	size := e.size() + int64(d.Size)
+	change := d.Size
 	if old := e.decoded.Load(); old != nil {
 		d.grace = old.grace
-		if old.Size >= d.Size {
-			d.Size = old.Size // the cost that is counted already
-			e.decoded.Store(d)
-			return
-		}
-		size -= int64(old.Size)
+		d.Size = max(d.Size, old.Size) // the cost that is counted already
+		change = d.Size - old.Size
 	}
-	if size > l.maxEntry || !l.room(p, size) {
+	if e.size()+int64(change) > l.maxEntry || l.bytes.Load()+int64(change) > l.maxBytes {
 		return
 	}
 	e.decoded.Store(d)
-	// With its new cost the entry must be admitted again, so it goes through the overlay.
-	if p == nil {
-		p = l.pendLocked(s, h)
-		p.entry = e
-	}
-	l.Overlay.Add(size - p.size)
-	p.size, p.grown = size, true
-	p.dirty++
-	l.wake()
+	l.account(k, 0, int64(change))
 }
 
 // Footprint returns the size in bytes of a type's values, and whether they also refer to

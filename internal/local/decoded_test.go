@@ -85,10 +85,10 @@ func TestADecodedValueIsKeptOnlyWithItsOwnBytes(t *testing.T) {
 	if l.Get(h).decoded.Load() != nil || attached(l, "k", one, mine, 1) {
 		t.Error("it outlived its bytes")
 	}
-	// In ristretto, too.
-	redistest.WaitFor(t, time.Minute, "the overlay to be empty", func() bool { return l.Overlay.Load() == 0 })
+	// After the policy's judgement, too.
+	waitJudged(t, l)
 	if !attached(l, "k", two, mine, 1) {
-		t.Error("not kept in ristretto")
+		t.Error("not kept once the entry was judged")
 	}
 }
 
@@ -99,10 +99,10 @@ func TestADecodedValueCountsWithItsEntry(t *testing.T) {
 	settled := func(want int64) {
 		t.Helper()
 		redistest.WaitFor(t, time.Minute, "the bytes to be counted", func() bool {
-			return l.Overlay.Load() == 0 && l.Bytes() == want && l.Len() == 1
+			return l.Queued() == 0 && l.Bytes() == want && l.Len() == 1
 		})
 	}
-	bare := int64(len("k")+len(value)) + entryOverhead
+	bare := int64(len("k")) + 16 + entryOverhead
 	l.Put(l.Hash("k"), NewEntry("k", value, Freshness{Expires: clock.Never, Scope: &l.StandaloneScope}))
 	settled(bare)
 	a, b := new(int), new(int)
@@ -110,14 +110,14 @@ func TestADecodedValueCountsWithItsEntry(t *testing.T) {
 		t.Fatal("not kept")
 	}
 	settled(bare + size)
-	// Owners who take turns do not make it go through the overlay each time.
+	// Owners who take turns do not make the policy judge it each time.
 	for range 10 {
 		if !attached(l, "k", value, b, size) || !attached(l, "k", value, a, size-1) {
 			t.Fatal("not kept")
 		}
 	}
-	if l.Overlay.Load() != 0 {
-		t.Error("it went through the overlay")
+	if l.Queued() != 0 {
+		t.Error("the policy was asked again")
 	}
 	settled(bare + size)
 	if attached(l, "k", value, a, int32(l.maxEntry)) {
@@ -140,10 +140,7 @@ func TestDecodedValuesOfEntriesThatAreThereStayWithinTheBound(t *testing.T) {
 		values[i] = []byte("value")
 		l.Put(l.Hash(key(i)), NewEntry(key(i), values[i], Freshness{Expires: clock.Never, Scope: &l.StandaloneScope}))
 	}
-	empty := func() {
-		redistest.WaitFor(t, time.Minute, "the overlay to be empty", func() bool { return l.Overlay.Load() == 0 })
-	}
-	empty()
+	waitJudged(t, l)
 	if n := l.Len(); n != entries {
 		t.Fatalf("only %d entries are there", n)
 	}
@@ -156,7 +153,7 @@ func TestDecodedValuesOfEntriesThatAreThereStayWithinTheBound(t *testing.T) {
 			t.Fatalf("%d bytes, over %d", n, room)
 		}
 		if i%5 == 4 {
-			empty()
+			waitJudged(t, l)
 		}
 	}
 	if n := l.Bytes(); n > room || n < room/4 || kept < room/size/4 {
@@ -180,16 +177,17 @@ func TestALoadersWordOutlivesADecoding(t *testing.T) {
 	}
 }
 
-func TestNoEntryGivesWayInTheOverlayToWhatWasDecoded(t *testing.T) {
-	// No flusher: what is in the overlay stays.
-	l, err := New(64 << 10)
-	if err != nil {
-		t.Fatal(err)
-	}
+func TestNoEntryGivesWayToWhatWasDecoded(t *testing.T) {
+	// No feeder: nothing makes room.
+	l := New(64 << 10)
 	defer l.Close()
 	value := []byte("value")
 	l.Put(l.Hash("k"), NewEntry("k", value, Freshness{Expires: clock.Never, Scope: &l.StandaloneScope}))
-	room := int32(l.maxOverlay - l.Overlay.Load())
+	for i := range 15 {
+		key := strconv.Itoa(i)
+		l.Put(l.Hash(key), NewEntry(key, make([]byte, 3800), Freshness{Expires: clock.Never, Scope: &l.StandaloneScope}))
+	}
+	room := int32(l.maxBytes - l.Bytes())
 	if attached(l, "k", value, new(int), room+1) {
 		t.Error("kept where there is no room")
 	}

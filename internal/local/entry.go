@@ -3,6 +3,7 @@ package local
 import (
 	"bytes"
 	"math"
+	"math/bits"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -104,6 +105,17 @@ func (e *Entry) FreshUntil() FreshUntil { return FreshUntil(e.fresh.Load()) }
 // goes; see EpochValid for the rest.
 func (e *Entry) FreshAt(now int64) bool { return now < e.fresh.Load() }
 
+// FreshEnd is the time until which the entry may be served without asking Redis: freshness,
+// invalidation stream and the time that the server was heard taken together. The epoch is read
+// before the freshness: a confirmation clears the old freshness, then stores the epoch, then the
+// new freshness.
+func (e *Entry) FreshEnd() int64 {
+	if !e.unbroken() {
+		return 0
+	}
+	return min(e.Scope.Until.Load(), e.fresh.Load())
+}
+
 // SetUnconfirmed makes the entry Unconfirmed.
 func (e *Entry) SetUnconfirmed() { e.setFresh(Unconfirmed) }
 
@@ -182,11 +194,19 @@ func (e *Entry) Holds(val []byte) bool {
 // decoded value may be attached at any time unless the caller holds the stripe; a caller
 // without it must ask again under the lock.
 func (e *Entry) size() int64 {
-	size := keyhash.LengthIn(e.check) + int64(e.length) + entryOverhead
+	size := keyhash.LengthIn(e.check) + allocated(int64(e.length)) + entryOverhead
 	if d := e.decoded.Load(); d != nil {
 		size += int64(d.Size)
 	}
 	return size
+}
+
+// allocated is about the size that Go's allocator gives to that many bytes: its size classes are
+// multiples of 16 bytes, and further apart for large ones. So a value that changes its length a
+// little seldom changes its cost.
+func allocated(n int64) int64 {
+	step := int64(max(16, 1<<bits.Len64(uint64(n))>>4))
+	return (n + step - 1) / step * step
 }
 
 // StaleIfError returns the loader's grace for the copy. It is rare, so it is stored with the decoded

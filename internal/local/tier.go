@@ -1,49 +1,45 @@
-// Package local is the first tier: a cache in this process, with ristretto below.
+// Package local is the first tier: a cache in this process, whose entries ristretto advises to
+// keep or to evict.
 package local
 
 import (
 	"sync"
 	"sync/atomic"
-	"time"
 
-	"github.com/dgraph-io/ristretto/v2"
 	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
 )
 
-// Tier is the first tier: ristretto decides which entries to keep, and an overlay in front
-// of it makes read-your-writes exact.
+// Tier is the first tier: an index of entries in stripes, and ristretto, which decides which of
+// them stay.
 //
-// ristretto alone keeps the first of two quick Sets of a new key, shows a new key only after
-// its queue was worked off, and blocks in Del. So callers write only to the overlay, and
-// readers ask the overlay first. One goroutine, the flusher, copies the overlay's keys into
-// ristretto. It removes a key from the overlay once ristretto's own barrier shows that the
-// entry was admitted or rejected.
+// ristretto alone keeps the first of two quick Sets of a new key, shows a new key only after its
+// queue was worked off, and blocks in Del. So it holds no entries: a write or a fill goes into the
+// index under the stripe's lock, and is seen from then on. The feeder tells ristretto of it later,
+// and removes the entry if ristretto rejects it.
 //
 // Invariants:
-//   - The overlay's entry of a key is newer than ristretto's.
-//   - A key with own writes in flight stays in the overlay.
-//   - Only the flusher calls ristretto.Set and Del, so ristretto's queue never overflows and
-//     runs in our order.
-//   - The bounds of ristretto and of the overlay add up to MaxBytes.
+//   - The index alone has the entries: what a write stored is read, or nothing.
+//   - A key that ristretto has not judged is queued for the feeder.
+//   - The entries take MaxBytes together. Only one that is larger than the reserve may be over,
+//     until ristretto has judged it.
 type Tier struct {
-	store *ristretto.Cache[uint64, *Entry]
-	keys  keyhash.Hasher
+	keys keyhash.Hasher
 
 	// StandaloneScope is the epoch scope of every key where there is no cluster.
 	StandaloneScope EpochScope
 
 	stripes [stripeCount]stripe
+	policy  policy
 
-	maxEntry   int64
-	maxOverlay int64
-	Overlay    atomic.Int64 // bytes in the overlay
-	Entries    atomic.Int64 // Entries in ristretto
-	Evicted    atomic.Uint64
-	Dropped    atomic.Uint64 // entries for which the overlay had no room
+	maxBytes int64
+	maxEntry int64
+	reserve  int64 // for entries that ristretto has not judged
 
-	kicked atomic.Bool
-	kick   chan struct{}
+	bytes   atomic.Int64 // of all entries
+	entries atomic.Int64
+	Evicted atomic.Uint64
+	Dropped atomic.Uint64 // new entries for which there was no room
 }
 
 const (
@@ -51,37 +47,16 @@ const (
 	// other's fills: a write invalidates the fills in flight of its whole stripe.
 	stripeCount = 1024
 
-	// entryOverhead is the cost in bytes of an entry beside its key and value: the entry
-	// itself and ristretto's two map slots. BenchmarkHeapMillion measures it.
-	entryOverhead = 250
-
-	// flushChunk is well below half of ristretto's queue of 32,768: an entry that grew takes
-	// two places in it.
-	flushChunk = 4096
-
-	// flushPause lets writes gather: the barrier costs two goroutine switches, for one entry
-	// as for a thousand.
-	flushPause = time.Millisecond
+	// entryOverhead is the cost in bytes of an entry beside its key and value: the entry itself,
+	// its slot in the index and ristretto's two map slots. BenchmarkHeapMillion measures it.
+	entryOverhead = 280
 )
-
-// pending is a key in the overlay. Guarded by its stripe.
-type pending struct {
-	check       uint64
-	entry       *Entry // nil: a tombstone, the key was deleted or must be read again
-	size        int64  // counted in Tier.Overlay
-	writers     int32  // own writes on their way to Redis
-	dirty       uint32 // changes with each write, so that the flusher notices one
-	overlap     bool   // two own writes were in flight at once: only Redis knows their order
-	invalidated bool   // invalidated while an own write was in flight
-	grown       bool   // ristretto may have the same entry at a lower cost
-}
 
 type stripe struct {
 	mu      sync.Mutex
-	overlay map[uint64]*pending
-	n       atomic.Int32  // len(overlay); at 0 readers skip the lock
 	version atomic.Uint64 // grows with every write and invalidation
-	_       [32]byte      // a cache line each
+	index   atomic.Pointer[index]
+	_       [40]byte // a cache line each
 }
 
 // Token is taken before a read is sent and proves, when the answer is stored, that the stripe
@@ -92,319 +67,282 @@ type Token struct {
 	Epoch   uint32
 }
 
-func New(maxBytes int64) (*Tier, error) {
+// New returns a tier. The caller runs Feed, and Close after it.
+func New(maxBytes int64) *Tier {
 	l := &Tier{
-		keys:       keyhash.NewHasher(),
-		maxEntry:   min(maxBytes/8, 1<<30),
-		maxOverlay: maxBytes / 8,
-		kick:       make(chan struct{}, 1),
+		keys:     keyhash.NewHasher(),
+		maxBytes: maxBytes,
+		maxEntry: min(maxBytes/8, 1<<30),
+		reserve:  maxBytes / 64,
 	}
 	l.StandaloneScope.Until.Store(clock.Never) // without Redis there is no invalidation stream to lose
-	for i := range l.stripes {
-		l.stripes[i].overlay = make(map[uint64]*pending)
-	}
-	var err error
-	l.store, err = ristretto.NewCache(&ristretto.Config[uint64, *Entry]{
-		// Ten counters for each entry that fits, at about 640 B an entry: at 4-5 bytes
-		// each, allocated at once, the counters take a tenth of MaxBytes.
-		NumCounters: max(1000, maxBytes/64),
-		MaxCost:     maxBytes - l.maxOverlay,
-		BufferItems: 64,
-		// entry.Size includes the overhead already.
-		IgnoreInternalCost: true,
-		// ristretto's default would box the key, which is a hash already.
-		KeyToHash: func(h uint64) (uint64, uint64) { return h, 0 },
-		OnEvict:   l.gone,
-		OnReject:  l.gone,
-	})
-	return l, err
-}
-
-// gone runs on ristretto's goroutine when an entry is evicted or rejected.
-func (l *Tier) gone(i *ristretto.Item[*Entry]) {
-	if i.Value != nil {
-		l.Entries.Add(-1)
-		l.Evicted.Add(1)
-	}
+	l.policy.kick, l.policy.rush = make(chan struct{}, 1), make(chan struct{}, 1)
+	return l
 }
 
 func (l *Tier) Hash(key string) keyhash.Hash { return l.keys.Of(key) }
 
-func (l *Tier) stripe(h keyhash.Hash) *stripe { return &l.stripes[h.Place%stripeCount] }
+func (l *Tier) stripe(place uint64) *stripe { return &l.stripes[place%stripeCount] }
 
 // Get returns the key's entry, fresh or not, or nil. It does not block.
 func (l *Tier) Get(h keyhash.Hash) *Entry {
-	// The overlay first: an entry is in ristretto before it leaves the overlay.
-	if s := l.stripe(h); s.n.Load() != 0 {
-		s.mu.Lock()
-		p := s.overlay[h.Place]
-		if p != nil && p.check == h.Check {
-			e := p.entry
-			s.mu.Unlock()
-			return e
-		}
-		s.mu.Unlock()
+	if k := l.stripe(h.Place).index.Load().find(h.Place); k != nil {
+		return k.of(h)
 	}
-	if e, ok := l.store.Get(h.Place); ok && e.check == h.Check {
+	return nil
+}
+
+// of returns the slot's entry if it is of that key, or nil. Another key with the same place may
+// have taken the slot.
+func (s *slot) of(h keyhash.Hash) *Entry {
+	if e := s.entry.Load(); e != nil && e.check == h.Check {
 		return e
 	}
 	return nil
 }
 
+// lock locks the key's stripe, and returns its slot and entry; either may be nil.
+func (l *Tier) lock(h keyhash.Hash) (*stripe, *slot, *Entry) {
+	s := l.stripe(h.Place)
+	s.mu.Lock()
+	if k := s.find(h.Place); k != nil {
+		return s, k, k.of(h)
+	}
+	return s, nil, nil
+}
+
+// unlock unlocks the key's stripe, in which the key may have got a new entry.
+func (l *Tier) unlock(s *stripe, h keyhash.Hash) {
+	s.mu.Unlock()
+	if held := l.bytes.Load(); held > l.maxBytes {
+		l.trim(h)
+	} else if held > l.maxBytes/startAt && !l.policy.started.Load() {
+		l.policy.wake()
+	}
+}
+
 // Token must be taken before the read is sent, and before its connection is chosen: the epoch
 // then shows whether that connection may have missed an invalidation.
 func (l *Tier) Token(h keyhash.Hash, d *EpochScope) Token {
-	return Token{l.stripe(h).version.Load(), d, d.Epoch.Load()}
+	return Token{l.stripe(h.Place).version.Load(), d, d.Epoch.Load()}
 }
+
+// fillable reports whether an answer that was read under the token may still be stored in the
+// key's slot. The caller holds the stripe.
+func (s *stripe) fillable(k *slot, t Token) bool {
+	return s.version.Load() == t.version && t.Scope.Epoch.Load() == t.Epoch && !k.writing()
+}
+
+// writing reports whether a write of ours to the slot's key is in flight. The caller holds the
+// stripe.
+func (s *slot) writing() bool { return s != nil && s.writers > 0 }
 
 // Fill stores Redis' answer. It discards the answer if a write of our own, an invalidation or
 // a loss of the stream came since the token was taken, or if a later read has filled already.
-func (l *Tier) Fill(h keyhash.Hash, key string, val []byte, t Token, k Freshness) bool {
-	s := l.stripe(h)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	p, old, ok := l.fillableLocked(s, h, t)
-	if !ok {
-		if old = l.olderLocked(s, h, k.Confirmed); old != nil && !old.equals(val) {
+func (l *Tier) Fill(h keyhash.Hash, key string, val []byte, t Token, f Freshness) bool {
+	s, k, old := l.lock(h)
+	defer l.unlock(s, h)
+	if !s.fillable(k, t) {
+		if old.olderThan(k, f.Confirmed) && !old.equals(val) {
 			old.invalidate()
 		}
 		return false
 	}
-	if old != nil && old.Confirmed.Load() > k.Confirmed {
+	if old != nil && old.Confirmed.Load() > f.Confirmed {
 		return false
 	}
 	// An unchanged value is confirmed in place: so reading a copy again when its time is up
 	// costs neither memory nor ristretto's attention.
-	if old != nil && old.Scope == k.Scope && old.StaleIfError()&NotInRedis == 0 && old.equals(val) {
-		old.Confirm(k)
+	if old != nil && old.Scope == f.Scope && old.StaleIfError()&NotInRedis == 0 && old.equals(val) {
+		old.Confirm(f)
 		return true
 	}
-	return l.storeLocked(s, h, p, old, NewEntry(key, val, k))
+	return l.put(s, k, h, NewEntry(key, val, f))
 }
 
-// olderLocked returns the key's copy if it is older than an answer that Redis gave at that time
-// and that cannot be stored; nil if there is none, or while a write of ours is in flight. The
-// caller of the read gets the answer, so no later call may get an older value, not even in an
-// outage: a copy that differs must be invalidated. The caller holds the stripe.
-func (l *Tier) olderLocked(s *stripe, h keyhash.Hash, read int64) *Entry {
-	p, old := l.lookLocked(s, h)
-	if old == nil || p != nil && p.writers > 0 || old.Confirmed.Load() > read {
-		return nil
-	}
-	return old
+// olderThan reports whether the copy in that slot is older than an answer that Redis gave at the
+// given time and that cannot be stored. The caller of the read gets the answer, so no later call
+// may get an older value, not even in an outage: a copy that differs must be invalidated. It is
+// false for no copy, and while a write of ours is in flight.
+func (e *Entry) olderThan(k *slot, read int64) bool {
+	return e != nil && !k.writing() && e.Confirmed.Load() <= read
 }
 
 // Forget is Fill for the answer that Redis has no such key. A copy past its own time and a
 // mark of absence stay: the answer is nothing new for them, and the copy may stand in for a
 // load that fails.
 func (l *Tier) Forget(h keyhash.Hash, t Token, now int64) {
-	s := l.stripe(h)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	p, old, ok := l.fillableLocked(s, h, t)
-	if !ok {
-		if old = l.olderLocked(s, h, now); old != nil && !old.saysAbsent(now) {
-			old.invalidate()
-		}
-		return
+	s, k, old := l.lock(h)
+	defer l.unlock(s, h)
+	switch {
+	case old == nil || old.saysAbsent(now):
+	case s.fillable(k, t):
+		l.replace(s, k, nil)
+	case old.olderThan(k, now):
+		old.invalidate()
 	}
-	if old == nil || !old.saysAbsent(now) {
-		l.storeLocked(s, h, p, old, nil)
-	}
-}
-
-// fillableLocked is lookLocked, and reports whether an answer that was read under the token
-// may still be stored. The caller holds the stripe.
-func (l *Tier) fillableLocked(s *stripe, h keyhash.Hash, t Token) (p *pending, old *Entry, ok bool) {
-	if s.version.Load() != t.version || t.Scope.Epoch.Load() != t.Epoch {
-		return nil, nil, false
-	}
-	p, old = l.lookLocked(s, h)
-	return p, old, p == nil || p.writers == 0
 }
 
 // Begin makes e the key's value, or deletes the key if e is nil, while the write goes to
 // Redis. It returns the previous entry and the write's sequence number in the stripe. The
-// caller must call end afterwards. An entry that does not fit leaves a tombstone: the
-// previous value is never left in its place.
+// caller must call End afterwards. The previous value is never left in the place of an entry that
+// does not fit.
 func (l *Tier) Begin(h keyhash.Hash, e *Entry) (old *Entry, seq uint64) {
-	old, seq, _ = l.open(h, nil, func(*Entry) *Entry { return e })
-	return old, seq
+	s, k, old := l.lock(h)
+	defer l.unlock(s, h)
+	return old, l.begin(s, k, h, e)
 }
 
-// BeginUnless is begin, unless superseded is set: then it does nothing.
+// BeginUnless is Begin, unless superseded is set: then it does nothing.
 func (l *Tier) BeginUnless(h keyhash.Hash, e *Entry, superseded *atomic.Bool) (old *Entry, seq uint64, begun bool) {
-	return l.open(h, superseded, func(*Entry) *Entry { return e })
-}
-
-// Hold is begin for a write that keeps the previous entry until Redis has decided.
-func (l *Tier) Hold(h keyhash.Hash) (old *Entry, seq uint64) {
-	old, seq, _ = l.open(h, nil, func(old *Entry) *Entry { return old })
-	return old, seq
-}
-
-func (l *Tier) open(h keyhash.Hash, superseded *atomic.Bool, next func(old *Entry) *Entry) (old *Entry, seq uint64, begun bool) {
-	s := l.stripe(h)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if superseded != nil && superseded.Load() {
+	s, k, old := l.lock(h)
+	defer l.unlock(s, h)
+	if superseded.Load() {
 		return nil, 0, false
 	}
-	seq = s.version.Add(1)
-	p, old := l.lookLocked(s, h)
-	if p == nil {
-		p = l.pendLocked(s, h)
-	}
-	p.overlap = p.overlap || p.writers > 0
-	p.writers++
-	l.storeLocked(s, h, p, old, next(old))
-	return old, seq, true
+	return old, l.begin(s, k, h, e), true
 }
 
-// End closes a write that begin opened. The entry stays only if Redis acknowledged the write
+// Hold is Begin for a write that keeps the previous entry until Redis has decided.
+func (l *Tier) Hold(h keyhash.Hash) (old *Entry, seq uint64) {
+	s, k, old := l.lock(h)
+	defer l.unlock(s, h)
+	return old, l.begin(s, k, h, old)
+}
+
+func (l *Tier) begin(s *stripe, k *slot, h keyhash.Hash, e *Entry) (seq uint64) {
+	if k == nil {
+		k = s.take(h.Place)
+	}
+	k.overlap = k.writers > 0
+	k.writers++
+	l.put(s, k, h, e)
+	return s.version.Add(1)
+}
+
+// End closes a write that Begin opened. The entry stays only if Redis acknowledged the write
 // (keep) and no other write of ours overlapped it: only Redis knows which of two such writes
 // ran last. An entry that stays is fresh until the given time, or keeps its freshness (KeepFreshness);
 // an invalidation during the write makes it unread in either case.
 func (l *Tier) End(h keyhash.Hash, keep bool, fresh FreshUntil) {
-	l.closeWrite(h, fresh, func(p *pending) *Entry {
-		if keep {
-			return p.entry
-		}
-		return nil
-	})
-}
-
-// EndRefused closes a write that begin opened and Redis refused: Redis' value has not
-// changed, so the previous entry is put back as it was. If an invalidation came meanwhile, a
-// tombstone takes its place.
-func (l *Tier) EndRefused(h keyhash.Hash, was *Entry) {
-	l.closeWrite(h, KeepFreshness, func(p *pending) *Entry {
-		if p.invalidated {
-			return nil
-		}
-		return was
-	})
-}
-
-// EndAs closes a write that hold opened: e replaces the previous entry, as with end.
-func (l *Tier) EndAs(h keyhash.Hash, e *Entry, fresh FreshUntil) {
-	l.closeWrite(h, fresh, func(*pending) *Entry { return e })
-}
-
-func (l *Tier) closeWrite(h keyhash.Hash, fresh FreshUntil, next func(*pending) *Entry) {
-	s := l.stripe(h)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.version.Add(1)
-	p := s.overlay[h.Place]
-	if p == nil || p.check != h.Check {
-		return // another key with the same hash took the place
+	s, k, e := l.lock(h)
+	defer l.unlock(s, h)
+	if !keep {
+		e = nil
 	}
-	p.writers--
-	e := next(p)
-	if p.overlap {
+	l.end(s, k, h, e, fresh)
+}
+
+// EndRefused closes a write that Begin opened and Redis refused: Redis' value has not
+// changed, so the previous entry is put back as it was, unless an invalidation came meanwhile.
+func (l *Tier) EndRefused(h keyhash.Hash, was *Entry) {
+	s, k, _ := l.lock(h)
+	defer l.unlock(s, h)
+	if k != nil && k.invalidated {
+		was = nil
+	}
+	l.end(s, k, h, was, KeepFreshness)
+}
+
+// EndAs closes a write that Hold opened: e replaces the previous entry, as with End.
+func (l *Tier) EndAs(h keyhash.Hash, e *Entry, fresh FreshUntil) {
+	s, k, _ := l.lock(h)
+	defer l.unlock(s, h)
+	l.end(s, k, h, e, fresh)
+}
+
+func (l *Tier) end(s *stripe, k *slot, h keyhash.Hash, e *Entry, fresh FreshUntil) {
+	s.version.Add(1)
+	if !k.writing() {
+		return // another key with the same place took the slot
+	}
+	k.writers--
+	if k.overlap {
 		e = nil
 	}
 	if e != nil && fresh != KeepFreshness {
-		if p.invalidated {
+		if k.invalidated {
 			fresh = Unconfirmed
 		}
 		e.setFresh(fresh)
 	}
-	if p.writers == 0 {
-		p.overlap, p.invalidated = false, false
+	if k.writers == 0 {
+		k.overlap, k.invalidated = false, false
 	}
-	l.storeLocked(s, h, p, p.entry, e)
+	l.put(s, k, h, e)
 }
 
 // Writing reports whether a write of ours to the key is in flight.
 func (l *Tier) Writing(h keyhash.Hash) bool {
-	s := l.stripe(h)
-	if s.n.Load() == 0 {
-		return false
-	}
-	s.mu.Lock()
+	s, k, _ := l.lock(h)
 	defer s.mu.Unlock()
-	p, _ := l.lookLocked(s, h)
-	return p != nil && p.writers > 0
+	return k.writing()
 }
 
-// Put is begin and end in one, for a write that is not sent to Redis now.
+// Put is Begin and End in one, for a write that is not sent to Redis now.
 func (l *Tier) Put(h keyhash.Hash, e *Entry) (old *Entry, seq uint64) {
-	s := l.stripe(h)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return l.putLocked(s, h, e)
+	s, k, old := l.lock(h)
+	defer l.unlock(s, h)
+	return old, l.overwrite(s, k, h, e)
 }
 
-// PutUnless is put, unless superseded is set or the key's entry is by now another than seen.
+// PutUnless is Put, unless superseded is set or the key's entry is by now another than seen.
 // A writer that sets superseded and then writes the key wins: either PutUnless sees the flag,
 // or the writer gets the later sequence number.
 func (l *Tier) PutUnless(h keyhash.Hash, e *Entry, superseded *atomic.Bool, seen *Entry) (old *Entry, seq uint64, done bool) {
-	s := l.stripe(h)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, now := l.lookLocked(s, h); superseded.Load() || now != nil && now != seen {
+	s, k, old := l.lock(h)
+	defer l.unlock(s, h)
+	if superseded.Load() || old != nil && old != seen {
 		return nil, 0, false
 	}
-	old, seq = l.putLocked(s, h, e)
-	return old, seq, true
+	return old, l.overwrite(s, k, h, e), true
 }
 
-func (l *Tier) putLocked(s *stripe, h keyhash.Hash, e *Entry) (old *Entry, seq uint64) {
-	seq = s.version.Add(1)
-	p, old := l.lookLocked(s, h)
-	if p != nil {
+func (l *Tier) overwrite(s *stripe, k *slot, h keyhash.Hash, e *Entry) (seq uint64) {
+	if k != nil {
 		// A write of ours that is still in flight may run at Redis after this one: it must
 		// leave no entry behind either.
-		p.overlap = p.overlap || p.writers > 0
+		k.overlap = k.writers > 0
 	}
-	l.storeLocked(s, h, p, old, e)
-	return old, seq
+	l.put(s, k, h, e)
+	return s.version.Add(1)
 }
 
-// Add is put if the key has no live entry; it reports whether it stored e.
+// Add is Put if the key has no live entry; it reports whether it stored e.
 func (l *Tier) Add(h keyhash.Hash, e *Entry, now int64) bool {
-	s := l.stripe(h)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	p, old := l.lookLocked(s, h)
+	s, k, old := l.lock(h)
+	defer l.unlock(s, h)
 	if old != nil && now < old.Expires.Load() {
 		return false
 	}
 	s.version.Add(1)
-	l.storeLocked(s, h, p, old, e)
+	l.put(s, k, h, e)
 	return true
 }
 
 // Suspect makes the next reader ask Redis, and keeps the copy as a fallback. The function end
 // gives the copy's new end from its present one.
 func (l *Tier) Suspect(h keyhash.Hash, end func(old int64) int64) {
-	s := l.stripe(h)
-	s.mu.Lock()
+	s, _, old := l.lock(h)
 	defer s.mu.Unlock()
 	s.version.Add(1)
-	if _, old := l.lookLocked(s, h); old != nil && !old.Invalid() {
+	if old != nil && !old.Invalid() {
 		old.SetUnconfirmed()
 		old.Expires.Store(end(old.Expires.Load()))
 	}
 }
 
-// Retime is doubt with another end for the copy that the caller saw. A copy that came
+// Retime is Suspect with another end for the copy that the caller saw. A copy that came
 // meanwhile is removed: only Redis knows which of the two ends it has.
 func (l *Tier) Retime(h keyhash.Hash, was *Entry, end int64) {
-	s := l.stripe(h)
-	s.mu.Lock()
+	s, k, old := l.lock(h)
 	defer s.mu.Unlock()
 	s.version.Add(1)
-	p, old := l.lookLocked(s, h)
 	switch {
 	case old == nil:
 	case old != was:
-		if p != nil {
-			p.overlap = p.overlap || p.writers > 0
-		}
-		l.storeLocked(s, h, p, old, nil)
+		k.overlap = k.writers > 0
+		l.replace(s, k, nil)
 	case !old.Invalid():
 		old.SetUnconfirmed()
 		old.Expires.Store(end)
@@ -415,12 +353,11 @@ func (l *Tier) Retime(h keyhash.Hash, was *Entry, end int64) {
 // write left is unread, and stays as a fallback until Redis is asked again. Any other copy is
 // removed: it was read from Redis before the journal had the write.
 func (l *Tier) OnReplayed(h keyhash.Hash) {
-	s := l.stripe(h)
-	s.mu.Lock()
+	s, k, old := l.lock(h)
 	defer s.mu.Unlock()
 	s.version.Add(1)
-	if p, old := l.lookLocked(s, h); old != nil && old.FreshUntil() != Unconfirmed {
-		l.storeLocked(s, h, p, old, nil)
+	if old != nil && old.FreshUntil() != Unconfirmed {
+		l.replace(s, k, nil)
 	}
 }
 
@@ -429,7 +366,7 @@ func SameEnd(old int64) int64 { return old }
 
 // Invalidate handles an invalidation: the key has changed, or Redis dropped it. A copy that
 // was read becomes invalid in place (its end is wrong). The goroutine that reads the
-// connection calls invalidate, so it allocates nothing and waits for nothing but the stripe's
+// connection calls Invalidate, so it allocates nothing and waits for nothing but the stripe's
 // lock.
 //
 // Some copies lose only their freshness:
@@ -439,18 +376,15 @@ func SameEnd(old int64) int64 { return old }
 //   - A copy past its own time: the server may be announcing just that expiry, and
 //     Outage.ServeStaleFor may still use the copy.
 func (l *Tier) Invalidate(h keyhash.Hash, now int64) {
-	s := l.stripe(h)
-	s.mu.Lock()
+	s, k, old := l.lock(h)
 	defer s.mu.Unlock()
 	s.version.Add(1)
-	p, old := l.lookLocked(s, h)
-	writing := p != nil && p.writers > 0
-	if writing {
-		p.invalidated = true
+	if k.writing() {
+		k.invalidated = true
 	}
 	switch {
 	case old == nil:
-	case writing, old.FreshUntil() == Unconfirmed:
+	case k.writing(), old.FreshUntil() == Unconfirmed:
 		old.SetUnconfirmed()
 	default:
 		old.setFresh(Suspect)
@@ -460,217 +394,90 @@ func (l *Tier) Invalidate(h keyhash.Hash, now int64) {
 	}
 }
 
-// lookLocked returns the key's pending in the overlay and its entry; either may be nil. The
-// caller holds the stripe.
-func (l *Tier) lookLocked(s *stripe, h keyhash.Hash) (*pending, *Entry) {
-	if p := s.overlay[h.Place]; p != nil && p.check == h.Check {
-		return p, p.entry
-	}
-	if e, ok := l.store.Get(h.Place); ok && e.check == h.Check {
-		return nil, e
-	}
-	return nil, nil
-}
-
-// pendLocked gives the key a place in the overlay. The caller holds the stripe.
-func (l *Tier) pendLocked(s *stripe, h keyhash.Hash) *pending {
-	if was := s.overlay[h.Place]; was != nil {
-		l.Overlay.Add(-was.size) // another key with the same hash: the newer one takes the place
-	} else {
-		s.n.Add(1)
-	}
-	p := &pending{check: h.Check}
-	s.overlay[h.Place] = p
-	return p
-}
-
-// storeLocked makes e the overlay's entry of the key, visible to readers at once and carried
-// on by the flusher later. p and old are the results of lookLocked. If there is no room, it
-// leaves a tombstone and returns false. Tombstones always have room: there are never more of
-// them than entries and writes in flight. The caller holds the stripe.
-func (l *Tier) storeLocked(s *stripe, h keyhash.Hash, p *pending, old, e *Entry) bool {
-	fits := e == nil || l.fits(p, e.size())
+// put makes e the key's entry, or removes it if e is nil. k is the key's slot, nil if it has none.
+// An entry that does not fit removes the previous one, and put returns false. The caller holds the
+// stripe.
+func (l *Tier) put(s *stripe, k *slot, h keyhash.Hash, e *Entry) bool {
+	fits := e == nil || e.size() <= l.maxEntry && l.room(e)
 	if !fits {
 		e = nil
 	}
-	if p == nil {
-		if e == nil && old == nil {
-			return fits // no entry to store and none to remove
+	if k == nil {
+		if e == nil {
+			return fits
 		}
-		p = l.pendLocked(s, h)
-	}
-	size := int64(entryOverhead)
-	if e != nil {
-		if e.check != h.Check {
-			e.check = h.Check // e is new: readers may be reading an entry that is not
+		if l.policy.queued.Load() > l.maxBytes/entryOverhead {
+			l.Dropped.Add(1)
+			return false
 		}
-		size = e.size()
+		k = s.take(h.Place)
 	}
-	l.Overlay.Add(size - p.size)
-	p.entry, p.size = e, size
-	p.dirty++
-	l.wake()
+	if e != nil && e.check != h.Check {
+		e.check = h.Check // e is new: readers may be reading an entry that is not
+	}
+	l.replace(s, k, e)
 	return fits
 }
 
-func (l *Tier) fits(p *pending, size int64) bool {
-	if size > l.maxEntry {
-		return false
+// room reports whether there may be room for e. Until the policy runs, nothing makes room.
+func (l *Tier) room(e *Entry) bool {
+	if l.policy.running.Load() || l.bytes.Load()+e.size() <= l.maxBytes {
+		return true
 	}
-	if !l.room(p, size) {
-		l.Dropped.Add(1)
-		return false
-	}
-	return true
+	l.Dropped.Add(1)
+	return false
 }
 
-// room reports whether the overlay can hold size bytes for a key in place of p.
-func (l *Tier) room(p *pending, size int64) bool {
-	held := l.Overlay.Load()
-	if p != nil {
-		held -= p.size
+// replace makes e the slot's entry, nil for none. The caller holds the stripe.
+func (l *Tier) replace(s *stripe, k *slot, e *Entry) {
+	var added, change int64
+	if old := k.entry.Load(); old != nil {
+		added, change = -1, -old.size()
 	}
-	return held+size <= l.maxOverlay
+	if e != nil {
+		added, change = added+1, change+e.size()
+	}
+	k.entry.Store(e)
+	l.account(k, added, change)
+	s.release(k)
 }
 
-// wake signals the flusher that the overlay has keys. It does not block.
-func (l *Tier) wake() {
-	if !l.kicked.Load() && l.kicked.CompareAndSwap(false, true) {
-		l.kick <- struct{}{} // has room: kicked was false
+// account counts a change of the slot's entry in entries and bytes, and tells the policy.
+func (l *Tier) account(k *slot, added, change int64) {
+	if added != 0 {
+		l.entries.Add(added)
 	}
-}
-
-// Flush is the flusher's loop. It ends when stop is closed.
-func (l *Tier) Flush(stop <-chan struct{}) {
-	pause := time.NewTimer(flushPause)
-	defer pause.Stop()
-	var chunk []carried
-	for {
-		select {
-		case <-stop:
-			return
-		case <-l.kick:
-			// Before the pass: a write during the pass must signal again.
-			l.kicked.Store(false)
-		}
-		chunk = l.carry(chunk)
-		if l.Overlay.Load() > l.maxOverlay/4 {
-			continue
-		}
-		pause.Reset(flushPause)
-		select {
-		case <-stop:
-			return
-		case <-pause.C:
-		}
+	if change != 0 {
+		l.bytes.Add(change)
+	}
+	if change != 0 && (k.judged || k.entry.Load() != nil) {
+		l.policy.tell(k)
 	}
 }
 
-// carried is a key on its way to ristretto, as the flusher found it.
-type carried struct {
-	h     keyhash.Hash
-	p     *pending
-	entry *Entry
-	dirty uint32
-	grown bool
+// Bytes and Len are for Stats.
+func (l *Tier) Bytes() int64 { return l.bytes.Load() }
+func (l *Tier) Len() int64   { return l.entries.Load() }
+
+// Close may be called only after Feed has ended.
+func (l *Tier) Close() {
+	l.policy.closed.Store(true)
+	if l.policy.store != nil {
+		l.policy.store.Close()
+	}
 }
 
-// carry moves every key without a writer from the overlay to ristretto, in chunks that
-// ristretto's queue can hold.
-func (l *Tier) carry(chunk []carried) []carried {
+// Writers counts the writes in flight. It takes the lock of each stripe, so it is for tests.
+func (l *Tier) Writers() (n int) {
 	for i := range l.stripes {
 		s := &l.stripes[i]
-		if s.n.Load() == 0 {
-			continue
-		}
 		s.mu.Lock()
-		for place, p := range s.overlay {
-			if p.writers == 0 {
-				chunk = append(chunk, carried{keyhash.Hash{Place: place, Check: p.check}, p, p.entry, p.dirty, p.grown})
+		if x := s.index.Load(); x != nil {
+			for j := range x.slots {
+				n += int(x.slots[j].writers)
 			}
 		}
 		s.mu.Unlock()
-		if len(chunk) >= flushChunk {
-			chunk = l.moveChunk(chunk)
-		}
-	}
-	return l.moveChunk(chunk)
-}
-
-// moveChunk moves one chunk and returns the slice emptied.
-func (l *Tier) moveChunk(chunk []carried) []carried {
-	if len(chunk) == 0 {
-		return chunk
-	}
-	for _, b := range chunk {
-		l.admit(b.h, b.entry, b.grown)
-	}
-	l.store.Wait()
-	for _, b := range chunk {
-		s := l.stripe(b.h)
-		s.mu.Lock()
-		if s.overlay[b.h.Place] == b.p && b.p.dirty == b.dirty && b.p.writers == 0 {
-			delete(s.overlay, b.h.Place)
-			s.n.Add(-1)
-			l.Overlay.Add(-b.p.size)
-		}
-		s.mu.Unlock()
-	}
-	clear(chunk)
-	return chunk[:0]
-}
-
-// admit offers e to ristretto in place of the stored entry; a nil e removes that. The stored
-// entry may be e itself, grown.
-func (l *Tier) admit(h keyhash.Hash, e *Entry, grown bool) {
-	old, stored := l.store.Get(h.Place)
-	// An update in place may grow past MaxCost; an addition makes room first. Readers find
-	// the key in the overlay meanwhile.
-	if stored && (e == nil || grown || e.size() > old.size()) {
-		l.store.Del(h.Place)
-		l.Entries.Add(-1)
-		stored = false
-	}
-	if e == nil {
-		return
-	}
-	if !stored {
-		l.Entries.Add(1)
-	}
-	l.store.Set(h.Place, e, e.size())
-}
-
-// Bytes and Len are for Stats. Bytes locks ristretto's policy.
-func (l *Tier) Bytes() int64 {
-	return l.store.MaxCost() - l.store.RemainingCost() + l.Overlay.Load()
-}
-
-func (l *Tier) Len() int64 {
-	n := l.Entries.Load()
-	for i := range l.stripes {
-		n += int64(l.stripes[i].n.Load())
 	}
 	return n
-}
-
-// Close may be called only after the flusher has ended and no caller is inside: ristretto
-// panics when its Close runs beside Get or Set.
-func (l *Tier) Close() { l.store.Close() }
-
-// OverlayBytes is the size of the overlay in bytes.
-func (l *Tier) OverlayBytes() int64 { return l.Overlay.Load() }
-
-// InOverlay counts the keys of the overlay and the writes in flight of these keys. It takes
-// the lock of each stripe, so it is for tests.
-func (l *Tier) InOverlay() (keys, writers int) {
-	for i := range l.stripes {
-		s := &l.stripes[i]
-		s.mu.Lock()
-		keys += len(s.overlay)
-		for _, p := range s.overlay {
-			writers += int(p.writers)
-		}
-		s.mu.Unlock()
-	}
-	return keys, writers
 }

@@ -1,0 +1,343 @@
+package local
+
+import (
+	"math"
+	"math/bits"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/dgraph-io/ristretto/v2"
+	"github.com/holdfast-cache/holdfast/internal/inflight"
+	"github.com/holdfast-cache/holdfast/internal/keyhash"
+)
+
+// ristretto decides which keys stay. It gets keys and costs, and a sample of the callers' reads;
+// the entries are in the index. One goroutine, the feeder, is the only one that calls it: so its
+// queues never overflow, no key is added twice, and no caller waits for it. It is started when the
+// tier is half full: before that there is nothing to decide, and the number of entries that its
+// counters are for is not known.
+
+// policy is the feeder's side of ristretto.
+type policy struct {
+	store   *ristretto.Cache[uint64, struct{}] // nil until it is started
+	started atomic.Bool // changes are queued from now on
+	running atomic.Bool // each entry is queued or judged
+	closed  atomic.Bool
+
+	// The places of the keys whose entry or size has changed, oldest first. A slot that is not
+	// queued has a change that trim took back.
+	mu      sync.Mutex
+	changed []uint64
+	queued  atomic.Int64 // changes, with those that are being judged
+	trimmed int          // index of the first that trim has not looked at
+
+	reads    [readShards]readShard
+	interval atomic.Uint64 // one read in so many is sampled
+	paced    time.Time     // when the interval was chosen
+	offered  uint64        // reads that were sampled since
+
+	kicked atomic.Bool
+	kick   chan struct{}
+	rush   chan struct{} // a sample is half full: ends the feeder's pause
+}
+
+const (
+	// startAt is the part of MaxBytes at which ristretto is started.
+	startAt = 2
+
+	// feedChunk is well below half of ristretto's queue of 32,768: a key whose size has changed
+	// takes two places in it.
+	feedChunk = 4096
+
+	// feedPause lets changes gather: the barrier behind them costs two goroutine switches, for one
+	// key as for a thousand.
+	feedPause = time.Millisecond
+
+	readShards = 32
+	sampleSize = 256 // a power of two
+
+	// samplesPerSecond bounds the work of ristretto's counters to a fifth of a core. Up to that
+	// rate each read is sampled; of faster reads one in an interval is.
+	samplesPerSecond = 2_000_000
+	samplePace       = 10 * time.Millisecond
+)
+
+// readShard counts the reads of some callers, and has the last ones that were sampled.
+type readShard struct {
+	hits    atomic.Uint64
+	others  atomic.Uint64
+	sampled atomic.Uint64
+	_       [40]byte // a cache line each
+	sample  [sampleSize]atomic.Uint64
+	drained uint64 // of sampled; the feeder's
+	_       [56]byte
+}
+
+// CountHit records that a caller was answered with the key's entry.
+func (l *Tier) CountHit(h keyhash.Hash) {
+	r := &l.policy.reads[inflight.Spread()%readShards]
+	l.policy.sample(r, r.hits.Add(1), h)
+}
+
+// CountRead records that a caller read the key in another way. An access that is not recorded
+// makes the policy take the key for one that nobody reads.
+func (l *Tier) CountRead(h keyhash.Hash) {
+	r := &l.policy.reads[inflight.Spread()%readShards]
+	l.policy.sample(r, r.others.Add(1), h)
+}
+
+// Hits is the number of calls of CountHit.
+func (l *Tier) Hits() (n uint64) {
+	for i := range l.policy.reads {
+		n += l.policy.reads[i].hits.Load()
+	}
+	return n
+}
+
+// sample samples the shard's nth read if its turn has come. The choice by a multiple of the golden
+// ratio spreads evenly over the keys of callers that read in a cycle.
+func (p *policy) sample(r *readShard, nth uint64, h keyhash.Hash) {
+	const golden = 0x9E3779B97F4A7C15
+	if interval := p.interval.Load(); interval == 0 || nth*golden > math.MaxUint64/interval {
+		return
+	}
+	i := r.sampled.Add(1)
+	r.sample[i%sampleSize].Store(h.Place)
+	if i%(sampleSize/2) == 0 {
+		p.wake()
+		select {
+		case p.rush <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// start starts ristretto for as many entries as the tier will have when it is full, and queues the
+// present ones.
+func (l *Tier) start() {
+	p := &l.policy
+	expected := float64(l.entries.Load()) * float64(l.maxBytes) / float64(max(l.bytes.Load(), 1))
+	var err error
+	p.store, err = ristretto.NewCache(&ristretto.Config[uint64, struct{}]{
+		NumCounters: max(1000, int64(10*expected)), // as ristretto's documentation advises
+		MaxCost:     l.maxBytes - l.reserve,
+		BufferItems: 64,
+		// Entry.size includes the overhead already.
+		IgnoreInternalCost: true,
+		// ristretto's default would box the key, which is a hash already.
+		KeyToHash: func(place uint64) (uint64, uint64) { return place, 0 },
+		OnEvict:   l.gone,
+		OnReject:  l.gone,
+	})
+	if err != nil {
+		panic("holdfast: ristretto refuses its own bounds: " + err.Error())
+	}
+	p.started.Store(true)
+	p.interval.Store(1)
+	for i := range l.stripes {
+		s := &l.stripes[i]
+		s.mu.Lock()
+		if x := s.index.Load(); x != nil {
+			for j := range x.slots {
+				if k := &x.slots[j]; k.entry.Load() != nil {
+					p.tell(k)
+				}
+			}
+		}
+		s.mu.Unlock()
+	}
+	p.running.Store(true)
+}
+
+// tell queues a change of the key for the feeder. The caller holds the stripe.
+func (p *policy) tell(k *slot) {
+	if k.queued || !p.started.Load() {
+		return
+	}
+	k.queued = true
+	p.queued.Add(1)
+	p.mu.Lock()
+	p.changed = append(p.changed, k.place.Load())
+	p.mu.Unlock()
+	p.wake()
+}
+
+// wake signals the feeder. It does not block.
+func (p *policy) wake() {
+	if !p.kicked.Load() && p.kicked.CompareAndSwap(false, true) {
+		p.kick <- struct{}{} // has room: kicked was false
+	}
+}
+
+// take moves the oldest changes to chunk.
+func (p *policy) take(chunk []uint64) []uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := min(len(p.changed), feedChunk)
+	chunk = append(chunk, p.changed[:n]...)
+	p.changed = p.changed[n:]
+	if len(p.changed) == 0 {
+		p.changed = nil
+	}
+	p.trimmed = max(0, p.trimmed-n)
+	return chunk
+}
+
+// oldest returns the place of the oldest change that it has not returned before. It stops at the
+// place that is to be kept.
+func (p *policy) oldest(keep uint64) (place uint64, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.trimmed == len(p.changed) || p.changed[p.trimmed] == keep {
+		return 0, false
+	}
+	p.trimmed++
+	return p.changed[p.trimmed-1], true
+}
+
+// trim removes the oldest entries that the policy has not judged while the tier is over its bound.
+// The newest, which is given, stays if it is larger than the reserve: it would else never be judged.
+func (l *Tier) trim(newest keyhash.Hash) {
+	var keep uint64
+	if e := l.Get(newest); e != nil && e.size() > l.reserve {
+		keep = newest.Place
+	}
+	for l.bytes.Load() > l.maxBytes {
+		place, ok := l.policy.oldest(keep)
+		if !ok {
+			return
+		}
+		s := l.stripe(place)
+		s.mu.Lock()
+		if k := s.find(place); k != nil && k.queued && k.entry.Load() != nil {
+			k.queued = false
+			l.replace(s, k, nil)
+			l.Dropped.Add(1)
+		}
+		s.mu.Unlock()
+	}
+}
+
+// Feed is the feeder's loop. It ends when stop is closed.
+func (l *Tier) Feed(stop <-chan struct{}) {
+	p := &l.policy
+	pause := time.NewTimer(feedPause)
+	defer pause.Stop()
+	var chunk []uint64
+	for {
+		select {
+		case <-stop:
+			return
+		case <-p.kick:
+			// Before the pass: a change during the pass must signal again.
+			p.kicked.Store(false)
+		}
+		if p.store == nil {
+			l.start()
+		}
+		// The reads count after the judgement. A new key's own read would else weigh as much as
+		// those of the keys that it is compared with: in a cycle of reads it would always win, and
+		// evict the key that is read next.
+		for chunk = p.take(chunk[:0]); len(chunk) > 0; chunk = p.take(chunk[:0]) {
+			l.judge(chunk)
+			p.drainReads()
+		}
+		p.drainReads()
+		if l.bytes.Load() > l.maxBytes-l.reserve/2 {
+			continue // new entries have little room until the policy has judged them
+		}
+		pause.Reset(feedPause)
+		select {
+		case <-stop:
+			return
+		case <-p.rush:
+		case <-pause.C:
+		}
+	}
+}
+
+// drainReads tells ristretto of the sampled reads. ristretto drops what comes faster than its own
+// goroutine can count, so that gets its turn after each shard.
+func (p *policy) drainReads() {
+	for i := range p.reads {
+		r := &p.reads[i]
+		n := r.sampled.Load()
+		if n == r.drained {
+			continue
+		}
+		p.offered += n - r.drained
+		for j := max(r.drained, n-min(n, sampleSize)) + 1; j <= n; j++ {
+			p.store.Get(r.sample[j%sampleSize].Load())
+			if j%64 == 0 {
+				runtime.Gosched()
+			}
+		}
+		r.drained = n
+	}
+	if elapsed := time.Since(p.paced); elapsed > samplePace {
+		rate := float64(p.offered*p.interval.Load()) / elapsed.Seconds()
+		p.interval.Store(1 << bits.Len64(uint64(rate)/samplesPerSecond))
+		p.paced, p.offered = time.Now(), 0
+	}
+}
+
+// judge gives ristretto the present sizes of the keys, and waits until it has decided on them.
+func (l *Tier) judge(places []uint64) {
+	for _, place := range places {
+		s := l.stripe(place)
+		s.mu.Lock()
+		k := s.find(place)
+		if k == nil || !k.queued {
+			s.mu.Unlock()
+			continue
+		}
+		e := k.entry.Load()
+		var cost int64
+		if e != nil {
+			cost = e.size()
+		}
+		k.queued, k.judged = false, e != nil
+		s.release(k)
+		s.mu.Unlock()
+		// An update in place could grow past MaxCost; an addition makes room first.
+		if _, known := l.policy.store.GetTTL(place); known {
+			l.policy.store.Del(place)
+		}
+		if e != nil && !l.policy.store.Set(place, struct{}{}, cost) {
+			l.unjudged(place)
+		}
+	}
+	l.policy.store.Wait()
+	l.policy.queued.Add(int64(-len(places)))
+}
+
+// Queued is the number of changes that the policy has yet to judge.
+func (l *Tier) Queued() int64 { return l.policy.queued.Load() }
+
+// gone runs on ristretto's goroutine when a key is evicted or rejected.
+func (l *Tier) gone(i *ristretto.Item[struct{}]) {
+	if !l.policy.closed.Load() {
+		l.unjudged(i.Key)
+	}
+}
+
+// unjudged removes the entry of a key that the policy does not keep. A change that the policy has
+// yet to be told of decides anew.
+func (l *Tier) unjudged(place uint64) {
+	s := l.stripe(place)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := s.find(place)
+	if k == nil || !k.judged {
+		return
+	}
+	k.judged = false
+	if k.queued || k.entry.Load() == nil {
+		s.release(k)
+		return
+	}
+	l.replace(s, k, nil)
+	l.Evicted.Add(1)
+}

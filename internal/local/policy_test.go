@@ -1,0 +1,94 @@
+package local
+
+import (
+	"fmt"
+	"runtime"
+	"testing"
+
+	"github.com/holdfast-cache/holdfast/internal/clock"
+)
+
+func (l *Tier) putPlain(key string, value []byte) {
+	l.Put(l.Hash(key), NewEntry(key, value, Freshness{Expires: clock.Never, Scope: &l.StandaloneScope}))
+}
+
+// An eighth of MaxBytes was held back for new entries.
+func TestAllOfMaxBytesIsUsable(t *testing.T) {
+	const n, value = 10_000, 96
+	l := startLocal(t, n*(4+value+entryOverhead))
+	for i := range n {
+		l.putPlain(fmt.Sprint(1000+i)[:4]+fmt.Sprint(i), make([]byte, value))
+	}
+	waitJudged(t, l)
+	if got, want := l.Bytes(), l.maxBytes*97/100; got < want {
+		t.Errorf("%d bytes are used of %d", got, l.maxBytes)
+	}
+}
+
+// ristretto drops a Set when its queue is full. Each entry is judged all the same, or is gone.
+func TestAFloodIsJudgedOrGone(t *testing.T) {
+	l := startLocal(t, 8<<20)
+	for i := range 200_000 {
+		l.putPlain(fmt.Sprint(i), make([]byte, i%200))
+		if i%3 == 0 {
+			l.CountRead(l.Hash(fmt.Sprint(i / 2)))
+		}
+		if i%5 == 0 {
+			l.Put(l.Hash(fmt.Sprint(i/2)), nil)
+		}
+	}
+	waitJudged(t, l)
+	var bytes, entries int64
+	for i := range l.stripes {
+		s := &l.stripes[i]
+		s.mu.Lock()
+		if x := s.index.Load(); x != nil {
+			for j := range x.slots {
+				k := &x.slots[j]
+				if e := k.entry.Load(); e != nil {
+					entries++
+					bytes += e.size()
+					if !k.judged {
+						t.Errorf("an entry that the policy does not know: %+v", k.state)
+					}
+				}
+			}
+		}
+		s.mu.Unlock()
+		checkIndex(t, s)
+	}
+	if bytes != l.Bytes() || entries != l.Len() {
+		t.Errorf("%d entries of %d bytes, counted as %d of %d", entries, bytes, l.Len(), l.Bytes())
+	}
+	if bytes > l.maxBytes || bytes < l.maxBytes*9/10 {
+		t.Errorf("%d bytes of %d are used after a flood", bytes, l.maxBytes)
+	}
+	if used := l.policy.store.MaxCost() - l.policy.store.RemainingCost(); used < bytes || used > bytes+bytes/50 {
+		t.Errorf("the policy counts %d bytes, the tier %d", used, bytes)
+	}
+}
+
+// The heap was 1.31 to 1.47 times MaxBytes under a scan.
+func TestTheHeapStaysWithinMaxBytes(t *testing.T) {
+	heap := func() int64 {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	for _, size := range []int{20, 100, 1000, 5000} {
+		before := heap()
+		l := startLocal(t, 32<<20)
+		for i := range 4 * (32 << 20) / (300 + size) {
+			l.putPlain(fmt.Sprint("key:", i), make([]byte, size))
+		}
+		waitJudged(t, l)
+		held := heap() - before
+		t.Logf("values of %d bytes: %d entries, heap %.3f of MaxBytes", size, l.Len(), float64(held)/float64(l.maxBytes))
+		if held > l.maxBytes*11/10 {
+			t.Errorf("values of %d bytes: the heap is %.2f times MaxBytes", size, float64(held)/float64(l.maxBytes))
+		}
+		runtime.KeepAlive(l)
+	}
+}
