@@ -22,8 +22,8 @@ import (
 // policy is the feeder's side of ristretto.
 type policy struct {
 	store   *ristretto.Cache[uint64, struct{}] // nil until it is started
-	started atomic.Bool // changes are queued from now on
-	running atomic.Bool // each entry is queued or judged
+	started atomic.Bool                        // changes are queued from now on
+	running atomic.Bool                        // each entry is queued or judged
 	closed  atomic.Bool
 
 	// The places of the keys whose entry or size has changed, oldest first. A slot that is not

@@ -17,7 +17,7 @@ func TestAllOfMaxBytesIsUsable(t *testing.T) {
 	const n, value = 10_000, 96
 	l := startLocal(t, n*(4+value+entryOverhead))
 	for i := range n {
-		l.putPlain(fmt.Sprint(1000+i)[:4]+fmt.Sprint(i), make([]byte, value))
+		l.putPlain(fmt.Sprint(1000 + i)[:4]+fmt.Sprint(i), make([]byte, value))
 	}
 	waitJudged(t, l)
 	if got, want := l.Bytes(), l.maxBytes*97/100; got < want {
