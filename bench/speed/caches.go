@@ -36,27 +36,28 @@ type cache interface {
 	close()
 }
 
-// local is a kind of cache of which each has a size, in its own unit.
+// local is a kind of cache whose size is given in a unit of its own.
 type local struct {
-	name string
-	open func(size int) (cache, error)
-	unit int // units of an entry of valueSize, with room to spare
+	name  string
+	open  func(size int) (cache, error)
+	unit  int // units of an entry of valueSize, with room to spare
+	least int // the size of a small cache
 }
 
 // locals are the caches without Redis.
 func locals() []local {
 	return []local{
-		{"holdfast", openHoldfast, 640}, // bytes
-		{"otter", openOtter, 1},
-		{"theine", openTheine, 1},
-		{"ristretto", openRistretto(0), 1},
-		{"ristretto with TTL", openRistretto(keptFor), 1},
-		{"sturdyc", openSturdyc, 2}, // its shards are not of the same size
+		{"holdfast", openHoldfast, 640, 64 << 20}, // bytes; 64 MiB are the default
+		{"otter", openOtter, 1, 1000},
+		{"theine", openTheine, 1, 1000},
+		{"ristretto", openRistretto(0), 1, 1000},
+		{"ristretto with TTL", openRistretto(keptFor), 1, 1000},
+		{"sturdyc", openSturdyc, 2, 2000}, // its shards are not of the same size
 	}
 }
 
 // roomFor opens a cache that has no need to evict any of n entries.
-func (l local) roomFor(n int) (cache, error) { return l.open(max(n, 1000) * l.unit * 11 / 10) }
+func (l local) roomFor(n int) (cache, error) { return l.open(max(n*l.unit*11/10, l.least)) }
 
 type holdfastCache struct {
 	c    *holdfast.Cache

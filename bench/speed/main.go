@@ -14,12 +14,15 @@
 package main
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"slices"
 	"strings"
+	"syscall"
 )
 
 func main() {
@@ -45,7 +48,9 @@ func main() {
 	case *list:
 		listRows(os.Stdout, p.rows)
 	default:
-		err = p.run()
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+		defer stop()
+		err = p.run(ctx)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "speed:", err)

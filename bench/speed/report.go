@@ -157,10 +157,10 @@ func formatRatios(all []float64) string {
 		return ""
 	}
 	if len(all) == 1 {
-		return fmt.Sprintf("%.2f", all[0])
+		return fmt.Sprintf("%.3f", all[0])
 	}
 	low, high := stats.Interval(all)
-	return fmt.Sprintf("%.2f (%.2f-%.2f)", stats.Median(all), low, high)
+	return fmt.Sprintf("%.3f (%.3f-%.3f)", stats.Median(all), low, high)
 }
 
 // unit is how a figure is printed.

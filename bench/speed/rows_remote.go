@@ -299,7 +299,7 @@ func outageRow() row {
 
 // cutOff returns a Cache whose circuit is open: it was connected to a server that has ended.
 func cutOff() (*holdfast.Cache, error) {
-	s, err := startServer()
+	s, err := startServer(bg)
 	if err != nil {
 		return nil, err
 	}

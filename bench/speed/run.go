@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -34,8 +35,8 @@ type result struct {
 	failed []string
 }
 
-// run measures all rows. The report of a row is written when the row has been measured.
-func (p *plan) run() error {
+// run measures all rows, or until the context ends. The report of a row is written when the row has been measured.
+func (p *plan) run(ctx context.Context) error {
 	about, err := describe(p)
 	if err != nil {
 		return err
@@ -43,7 +44,7 @@ func (p *plan) run() error {
 	fmt.Fprint(p.out, about)
 	failed := 0
 	for _, r := range p.rows {
-		res, err := p.measure(r)
+		res, err := p.measure(ctx, r)
 		if err != nil {
 			return fmt.Errorf("%s: %w", r.name, err)
 		}
@@ -65,7 +66,7 @@ func (p *plan) run() error {
 }
 
 // measure lets the contenders of a row take turns.
-func (p *plan) measure(r row) (*result, error) {
+func (p *plan) measure(ctx context.Context, r row) (*result, error) {
 	res := &result{row: r, found: map[string][]map[point]sample{}}
 	turns := p.turns
 	if r.turns > 0 {
@@ -77,7 +78,7 @@ func (p *plan) measure(r row) (*result, error) {
 	var s *server
 	if r.redis {
 		var err error
-		if s, err = startServer(); err != nil {
+		if s, err = startServer(ctx); err != nil {
 			return nil, err
 		}
 		defer s.stop()
@@ -97,7 +98,10 @@ func (p *plan) measure(r row) (*result, error) {
 					return nil, err
 				}
 			}
-			all, err := delegate(j)
+			all, err := delegate(ctx, j)
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
 			if err != nil {
 				res.failed = append(res.failed, fmt.Sprintf("%s, turn %d: %v", c.name, turn+1, err))
 				fmt.Fprintf(p.log, "%s: %s\n", r.name, res.failed[len(res.failed)-1])
@@ -122,7 +126,7 @@ func (r *result) add(contender string, all []sample) {
 }
 
 // delegate runs a job in a process of its own.
-func delegate(j *job) ([]sample, error) {
+func delegate(ctx context.Context, j *job) ([]sample, error) {
 	order, err := json.Marshal(j)
 	if err != nil {
 		return nil, err
@@ -131,7 +135,7 @@ func delegate(j *job) ([]sample, error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(self)
+	cmd := exec.CommandContext(ctx, self)
 	cmd.Env = append(os.Environ(), jobVariable+"="+string(order))
 	var out, says bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &says

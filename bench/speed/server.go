@@ -28,14 +28,15 @@ func serverProgram() string {
 	return "redis-server"
 }
 
-func startServer() (*server, error) {
+// startServer returns when the server answers. The server is killed when the context ends.
+func startServer(ctx context.Context) (*server, error) {
 	addr, err := freeAddr()
 	if err != nil {
 		return nil, err
 	}
 	_, port, _ := net.SplitHostPort(addr)
 	s := &server{addr: addr, exited: make(chan struct{})}
-	s.cmd = exec.Command(serverProgram(), "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
+	s.cmd = exec.CommandContext(ctx, serverProgram(), "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no")
 	if err := s.cmd.Start(); err != nil {
 		return nil, err
 	}
