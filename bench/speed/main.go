@@ -93,8 +93,8 @@ func split(names string) []string {
 	return strings.FieldsFunc(names, func(r rune) bool { return r == ',' })
 }
 
-func listRows(w io.Writer, rows []row) {
-	for _, r := range rows {
+func listRows(w io.Writer, chosen []row) {
+	for _, r := range chosen {
 		fmt.Fprintf(w, "%s: %s\n", r.name, r.title)
 		for _, c := range r.contenders {
 			mark := ""

@@ -92,16 +92,16 @@ func newCanvas(width, height float64, title string) *canvas {
 	return c
 }
 
-func (c *canvas) line(x1, y1, x2, y2 float64, colour string, width float64) {
-	fmt.Fprintf(c, `<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="%s" stroke-width="%.1f"/>`+"\n", x1, y1, x2, y2, colour, width)
+func (c *canvas) line(x1, y1, x2, y2 float64, stroke string, width float64) {
+	fmt.Fprintf(c, `<line x1="%.1f" y1="%.1f" x2="%.1f" y2="%.1f" stroke="%s" stroke-width="%.1f"/>`+"\n", x1, y1, x2, y2, stroke, width)
 }
 
-func (c *canvas) rect(x, y, width, height float64, colour string) {
-	fmt.Fprintf(c, `<rect x="%.1f" y="%.1f" width="%.1f" height="%.1f" fill="%s"/>`+"\n", x, y, width, height, colour)
+func (c *canvas) rect(x, y, width, height float64, paint string) {
+	fmt.Fprintf(c, `<rect x="%.1f" y="%.1f" width="%.1f" height="%.1f" fill="%s"/>`+"\n", x, y, width, height, paint)
 }
 
-func (c *canvas) text(x, y float64, anchor, text string) {
-	fmt.Fprintf(c, `<text x="%.1f" y="%.1f" text-anchor="%s">%s</text>`+"\n", x, y, anchor, html.EscapeString(text))
+func (c *canvas) text(x, y float64, anchor, s string) {
+	fmt.Fprintf(c, `<text x="%.1f" y="%.1f" text-anchor="%s">%s</text>`+"\n", x, y, anchor, html.EscapeString(s))
 }
 
 func (c *canvas) end() []byte {

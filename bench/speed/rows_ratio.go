@@ -29,8 +29,8 @@ const (
 
 // traces returns the same traces in each process.
 func traces(length int) []trace {
-	zipf := rand.NewZipf(rand.New(rand.NewSource(7)), 1.01, 1, zipfKeys-1)
-	popular := func() uint32 { return scatter(zipf.Uint64(), zipfKeys) }
+	ranks := rand.NewZipf(rand.New(rand.NewSource(7)), 1.01, 1, zipfKeys-1)
+	popular := func() uint32 { return scatter(ranks.Uint64(), zipfKeys) }
 	all := []trace{{name: "Zipf 1.01", span: zipfKeys}, {name: "scan + Zipf", span: zipfKeys}, {name: "loop", span: loopKeys}}
 	for i := range length {
 		all[0].keys = append(all[0].keys, popular())

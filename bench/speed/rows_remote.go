@@ -274,7 +274,7 @@ func outageRow() row {
 		{callers: 64, ops: 20_000, warm: 1000, every: 1},
 	}
 	value := newValue()
-	load := func(context.Context) ([]byte, error) { return value, nil }
+	loader := func(context.Context) ([]byte, error) { return value, nil }
 	measure := func(op func(c *holdfast.Cache, key string) error) func(*job) ([]sample, error) {
 		return timed(loads, func(j *job) (*subject, error) {
 			c, err := cutOff()
@@ -290,7 +290,7 @@ func outageRow() row {
 		about: "The circuit is open. The loader returns at once; value of 100 B. All keys fit into the journal. The latency is that of each call.",
 		contenders: []contender{
 			{"holdfast GetOrLoad", measure(func(c *holdfast.Cache, key string) error {
-				return full(c.GetOrLoad(bg, key, keptFor, load))
+				return full(c.GetOrLoad(bg, key, keptFor, loader))
 			})},
 			{"holdfast Set", measure(func(c *holdfast.Cache, key string) error { return c.Set(bg, key, value, keptFor) })},
 		},
