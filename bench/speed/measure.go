@@ -32,7 +32,6 @@ func (m *meter) run(l load, op func(n int) error, finish func()) (map[string]flo
 	var cpu time.Duration
 	var start time.Time
 	took, ops, err := m.spread(l.callers, l.ops, l.every, op, func() {
-		runtime.GC()
 		runtime.ReadMemStats(&before)
 		cpu, start = cpuTime(), time.Now()
 	})
@@ -134,8 +133,10 @@ func timed(loads []load, open func(j *job) (*subject, error)) func(*job) ([]samp
 	}
 }
 
+// measure measures the subject under each load, and checks it.
 func (s *subject) measure(j *job, m *meter, line string, loads []load) ([]sample, error) {
 	var all []sample
+	runtime.GC() // of the garbage that the preparation has left
 	for _, l := range loads {
 		l.ops, l.warm = j.size(l.ops), j.size(l.warm)
 		found, err := m.run(l, s.op, nil)

@@ -23,14 +23,14 @@ type order struct {
 
 func hitRows() []row {
 	const n = 1000
-	zipfOnly := []order{{"", zipf}}
+	zipfOnly, uniformly := []order{{"", zipf}}, []order{{"", uniform}}
 	var loads []load
 	for _, callers := range []int{1, 2, 8, 64, 2000} {
 		loads = append(loads, load{callers: callers, ops: 2_000_000, warm: 100_000, every: 64})
 	}
 	near := row{
 		name: "hit", title: "A hit in the process, 1,000 keys of 100 B", axis: "goroutines", baseline: "otter", plot: []string{"time"}, redis: true,
-		about: "The keys are read in Zipf's order (1.01). holdfast is connected to a Redis that reports changes, and its copies are " +
+		about: "The keys are read at random, one as often as another. holdfast is connected to a Redis that reports changes, and its copies are " +
 			"confirmed: the run fails if a read was answered by another copy or by Redis. rueidis, go-redis/cache and gocache are connected to it, too; " +
 			"\"holdfast, local tier only\" and the others have no Redis." + sampled,
 	}
@@ -40,7 +40,7 @@ func hitRows() []row {
 			if err != nil {
 				return nil, err
 			}
-			return measureHits(j, c, n, loads, zipfOnly)
+			return measureHits(j, c, n, loads, uniformly)
 		}})
 	}
 	for _, l := range locals() {
@@ -48,7 +48,7 @@ func hitRows() []row {
 		if name == "holdfast" {
 			name = "holdfast, local tier only"
 		}
-		near.contenders = append(near.contenders, localHits(name, l, n, loads, zipfOnly))
+		near.contenders = append(near.contenders, localHits(name, l, n, loads, uniformly))
 	}
 
 	far := row{
@@ -256,7 +256,7 @@ func (c *clientHits) subject(all keys, op clientOp) (s *subject, err error) {
 	if err = fill(doCache{c.client}, all); err != nil {
 		return nil, err
 	}
-	seq := zipf(all.len())
+	seq := uniform(all.len())
 	pins := make([]pinned, all.len())
 	for i := range pins {
 		b := c.client.B
