@@ -24,9 +24,10 @@ type order struct {
 func hitRows() []row {
 	const n = 1000
 	zipfOnly, uniformly := []order{{"", zipf}}, []order{{"", uniform}}
-	var loads []load
+	var loads, many []load // with many keys an operation takes longer
 	for _, callers := range []int{1, 2, 8, 64, 2000} {
-		loads = append(loads, load{callers: callers, ops: 2_000_000, warm: 100_000, every: 64})
+		loads = append(loads, load{callers: callers, ops: 5_000_000, warm: 100_000, every: 64})
+		many = append(many, load{callers: callers, ops: 2_000_000, warm: 100_000, every: 64})
 	}
 	near := row{
 		name: "hit", title: "A hit in the process, 1,000 keys of 100 B", axis: "goroutines", baseline: "otter", plot: []string{"time"}, redis: true,
@@ -60,8 +61,8 @@ func hitRows() []row {
 		about: "Caches without Redis." + sampled, huge: true, turns: 5,
 	}
 	for _, l := range locals() {
-		far.contenders = append(far.contenders, localHits(l.name, l, 1_000_000, loads, zipfOnly))
-		huge.contenders = append(huge.contenders, localHits(l.name, l, 10_000_000, loads,
+		far.contenders = append(far.contenders, localHits(l.name, l, 1_000_000, many, zipfOnly))
+		huge.contenders = append(huge.contenders, localHits(l.name, l, 10_000_000, many,
 			[]order{{"Zipf 1.01", zipf}, {"uniform", uniform}}))
 	}
 	return []row{near, far, huge}
