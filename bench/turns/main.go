@@ -15,12 +15,12 @@ import (
 	"flag"
 	"fmt"
 	"math"
-	"math/rand/v2"
 	"os"
 	"os/exec"
-	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/holdfast-cache/holdfast/bench/stats"
 )
 
 func main() {
@@ -66,9 +66,9 @@ func main() {
 		if len(ratios[name]) == 0 {
 			continue
 		}
-		low, high := interval(ratios[name])
+		low, high := stats.Interval(ratios[name])
 		both := times[name]
-		fmt.Printf("%-48s %10.1f %10.1f  %6.3f  %.3f to %.3f\n", name, median(both[0]), median(both[1]), median(ratios[name]), low, high)
+		fmt.Printf("%-48s %10.1f %10.1f  %6.3f  %.3f to %.3f\n", name, stats.Median(both[0]), stats.Median(both[1]), stats.Median(ratios[name]), low, high)
 		slower = slower || *limit > 0 && low > *limit
 	}
 	if slower {
@@ -104,26 +104,4 @@ func run(binary, bench, length string) (took map[string]float64, order []string,
 		}
 	}
 	return took, order, nil
-}
-
-func median(all []float64) float64 {
-	s := slices.Sorted(slices.Values(all))
-	n := len(s)
-	return (s[(n-1)/2] + s[n/2]) / 2
-}
-
-// interval returns the 95% interval of the median, by bootstrap.
-func interval(all []float64) (low, high float64) {
-	const resamples = 10_000
-	random := rand.New(rand.NewPCG(1, 2)) // the same data give the same interval
-	medians := make([]float64, resamples)
-	sample := make([]float64, len(all))
-	for i := range medians {
-		for j := range sample {
-			sample[j] = all[random.IntN(len(all))]
-		}
-		medians[i] = median(sample)
-	}
-	slices.Sort(medians)
-	return medians[resamples*25/1000], medians[resamples*975/1000]
 }
