@@ -16,8 +16,8 @@ import (
 //
 // The only exported calls that return a command without sending it are DoStream and DoMultiStream of
 // a closed client. They take the locks of a connection pool, so the recycler collects commands and
-// returns a batch at a time. A go:linkname to rueidis' own function would save a tenth of a hit, but
-// a program with a rueidis that has no such function would not link.
+// returns a batch at a time. A go:linkname to rueidis' own function would save 26 of 166 ns, but a
+// program with a rueidis that has no such function would not link.
 type recycler struct {
 	closed  rueidis.Client
 	batches sync.Pool // of *recycled
