@@ -13,7 +13,7 @@ import (
 // same Cache (target: at most 1.5) and beside DoCache of rueidis' own client, which has the
 // key in its cache, too (target: at most 0.75). With "built" the command is built each time,
 // as programs do, by both; without, it is pinned. A batch is a DoMulti or DoMultiCache of 16
-// commands. Targets: no allocation; for a batch one.
+// commands. Targets: no allocation; for a batch two, the slices of commands and of replies.
 func BenchmarkClientHit(b *testing.B) {
 	ctx := context.Background()
 	const n, batch = 1 << 9, 16
