@@ -33,7 +33,7 @@ var layers = []layer{
 	}},
 	{"drop-in", []string{"api", "core"}, []string{
 		"client.go", "client_dedicated.go", "client_hooks.go", "client_keys.go", "client_listen.go",
-		"client_own.go", "client_pass.go", "client_read.go", "client_reply.go", "client_run.go", "client_write.go",
+		"client_own.go", "client_pass.go", "client_read.go", "client_recycle.go", "client_reply.go", "client_run.go", "client_write.go",
 	}},
 }
 

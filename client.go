@@ -2,14 +2,11 @@ package holdfast
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
-	"net"
+	"math"
 	"sync/atomic"
 	"time"
 
-	"github.com/holdfast-cache/holdfast/internal/clock"
-	"github.com/holdfast-cache/holdfast/internal/dial"
 	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/redis/rueidis"
@@ -29,6 +26,8 @@ type client struct {
 type dropIn struct {
 	builder rueidis.Builder
 	answers *answers
+	recycle *recycler
+	unix    unixClock
 }
 
 // Client returns the Cache as a rueidis.Client: a program that is written for rueidis keeps its
@@ -91,26 +90,14 @@ type dropIn struct {
 func (c *Cache) Client() rueidis.Client {
 	d, _ := c.dropIn.Load().(*dropIn)
 	if d == nil {
-		c.dropIn.CompareAndSwap(nil, &dropIn{builder: newBuilder(), answers: newAnswers()})
+		// A Builder can only be taken from a client, and the zero Builder panics.
+		r := newRecycler()
+		c.dropIn.CompareAndSwap(nil, &dropIn{
+			builder: r.closed.B(), answers: newAnswers(), recycle: r, unix: unixClock{clock: c.clock},
+		})
 		d = c.dropIn.Load().(*dropIn)
 	}
 	return &client{dropIn: d, c: c}
-}
-
-// newBuilder takes a Builder from a rueidis client that has no connection and cannot get one. There
-// is no other way to get a Builder, and the zero Builder panics.
-func newBuilder() rueidis.Builder {
-	unconnected, _ := rueidis.NewClient(rueidis.ClientOption{
-		InitAddress:       []string{"nowhere:0"},
-		ForceSingleClient: true,
-		DisableCache:      true,
-		DialCtxFn: func(context.Context, string, *net.Dialer, *tls.Config) (net.Conn, error) {
-			return nil, dial.ErrNoPermit
-		},
-	})
-	b := unconnected.B()
-	unconnected.Close()
-	return b
 }
 
 // B returns the builder of commands. In a cluster it does not reject keys of several slots; Redis
@@ -120,22 +107,34 @@ func (cl *client) B() rueidis.Builder { return cl.builder }
 // Do writes the answer of a hit directly into its named result. A RedisResult that is passed from
 // function to function is copied each time, which costs as much as the hash of the key.
 func (cl *client) Do(ctx context.Context, cmd rueidis.Completed) (res rueidis.RedisResult) {
-	if key, ok := cl.plainGet(cmd); ok {
-		if e := cl.hit(ctx, key); e != nil {
-			cl.answers.answer(&res, e.Bytes())
-			return res
-		}
-		return cl.get(ctx, key, false, 0)
+	key, ok := cl.plainGet(cmd)
+	if !ok {
+		return cl.do(ctx, []commandState{{givenCommand: givenCommand{cmd: cmd}}})[0]
 	}
-	return cl.do(ctx, []commandState{{cmd: cmd}})[0]
+	if e := cl.hit(ctx, key); e != nil {
+		cl.answers.answer(&res, e.Bytes())
+	} else {
+		res = cl.get(ctx, key, cl.c.clock.Now(), false, 0)
+	}
+	cl.recycle.put(cmd, &res)
+	return res
 }
 
-func (cl *client) DoCache(ctx context.Context, cmd rueidis.Cacheable, ttl time.Duration) rueidis.RedisResult {
+func (cl *client) DoCache(ctx context.Context, cmd rueidis.Cacheable, ttl time.Duration) (res rueidis.RedisResult) {
 	plain := rueidis.Completed(cmd)
-	if key, ok := cl.plainGet(plain); ok {
-		return cl.get(ctx, key, true, ttl)
+	key, ok := cl.plainGet(plain)
+	if !ok {
+		given := givenCommand{cmd: plain, cache: true, cached: ttl}
+		return cl.do(ctx, []commandState{{givenCommand: given}})[0]
 	}
-	return cl.do(ctx, []commandState{{cmd: plain, cache: true, cached: ttl}})[0]
+	now := cl.c.clock.Now()
+	if e := cl.youngHit(ctx, key, now, ttl); e != nil {
+		cl.answers.answerHit(&res, e.Bytes(), cl.unix.millis(now, cachedFor(e, now, ttl)))
+	} else {
+		res = cl.get(ctx, key, now, true, ttl)
+	}
+	cl.recycle.put(plain, &res)
+	return res
 }
 
 // plainGet returns the key of a GET that goes through the tiers.
@@ -151,20 +150,67 @@ func (cl *client) plainGet(cmd rueidis.Completed) (key string, ok bool) {
 }
 
 func (cl *client) DoMulti(ctx context.Context, multi ...rueidis.Completed) []rueidis.RedisResult {
-	turns := make([]commandState, len(multi))
-	for i, cmd := range multi {
-		turns[i].cmd = cmd
-	}
-	return cl.do(ctx, turns)
+	return cl.doMulti(ctx, len(multi), func(i int) givenCommand { return givenCommand{cmd: multi[i]} })
 }
 
 func (cl *client) DoMultiCache(ctx context.Context, multi ...rueidis.CacheableTTL) []rueidis.RedisResult {
-	turns := make([]commandState, len(multi))
-	for i, m := range multi {
-		turns[i] = commandState{cmd: rueidis.Completed(m.Cmd), cache: true, cached: m.TTL}
-	}
-	return cl.do(ctx, turns)
+	return cl.doMulti(ctx, len(multi), func(i int) givenCommand {
+		return givenCommand{cmd: rueidis.Completed(multi[i].Cmd), cache: true, cached: multi[i].TTL}
+	})
 }
+
+func (cl *client) doMulti(ctx context.Context, n int, given func(int) givenCommand) []rueidis.RedisResult {
+	replies := cl.leadingHits(ctx, n, given)
+	if len(replies) == n {
+		return replies
+	}
+	turns := make([]commandState, n-len(replies))
+	for i := range turns {
+		turns[i].givenCommand = given(len(replies) + i)
+	}
+	rest := cl.do(ctx, turns)
+	if replies == nil {
+		return rest
+	}
+	return append(replies, rest...)
+}
+
+// leadingHits answers the first commands of a batch of GETs, up to one that is no hit. It answers
+// none of a batch that has another command, which may take the whole batch past the tiers.
+func (cl *client) leadingHits(ctx context.Context, n int, given func(int) givenCommand) (replies []rueidis.RedisResult) {
+	for i := range n {
+		if _, ok := cl.plainGet(given(i).cmd); !ok {
+			return nil
+		}
+	}
+	now := cl.c.clock.Now()
+	for i := range n {
+		st := given(i)
+		ttl := anyAge
+		if st.cache {
+			ttl = st.cached
+		}
+		key, _ := cl.plainGet(st.cmd)
+		e := cl.youngHit(ctx, key, now, ttl)
+		if e == nil {
+			break
+		}
+		if replies == nil {
+			replies = make([]rueidis.RedisResult, 0, n)
+		}
+		replies = replies[:i+1]
+		if st.cache {
+			cl.answers.answerHit(&replies[i], e.Bytes(), cl.unix.millis(now, cachedFor(e, now, ttl)))
+		} else {
+			cl.answers.answer(&replies[i], e.Bytes())
+		}
+		cl.recycle.put(st.cmd, &replies[i])
+	}
+	return replies
+}
+
+// anyAge is longer than the age of any copy.
+const anyAge = time.Duration(math.MaxInt64)
 
 // hit returns the fresh copy of the key. It returns nil where there is none, or where the view or
 // the Cache is closed or ctx has ended.
@@ -182,8 +228,23 @@ func (cl *client) hit(ctx context.Context, key string) *local.Entry {
 	return e
 }
 
-// get is the fast path of Do and DoCache for GET, the most frequent command.
-func (cl *client) get(ctx context.Context, key string, cache bool, ttl time.Duration) rueidis.RedisResult {
+// youngHit is hit for a copy that is younger than ttl.
+func (cl *client) youngHit(ctx context.Context, key string, now int64, ttl time.Duration) *local.Entry {
+	c := cl.c
+	if cl.closed.Load() || enterable(ctx, !c.inflight.Closed.Load()) != nil {
+		return nil
+	}
+	h := c.local.Hash(key)
+	e, fresh := c.look(h, key, now)
+	if !fresh || !young(e, now, ttl) {
+		return nil
+	}
+	c.local.CountHit(h)
+	return e
+}
+
+// get answers a GET that is no hit.
+func (cl *client) get(ctx context.Context, key string, now int64, cache bool, ttl time.Duration) rueidis.RedisResult {
 	if cl.closed.Load() {
 		return rueidis.NewErrorResult(rueidis.ErrClosing)
 	}
@@ -193,18 +254,9 @@ func (cl *client) get(ctx context.Context, key string, cache bool, ttl time.Dura
 	if err := enterable(ctx, open); err != nil {
 		return rueidis.NewErrorResult(err)
 	}
-	h, now := c.local.Hash(key), c.clock.Now()
-	e, fresh := c.look(h, key, now)
-	if fresh && (!cache || young(e, now, ttl)) {
-		c.local.CountHit(h)
-		m := cl.answers.text(e.Bytes())
-		if cache {
-			got := Entry{Tier: Local, TTL: clock.Left(now, e.Expires.Load())}
-			cl.answers.cached(&m, got, e, now, ttl)
-		}
-		return replied(m)
-	}
+	h := c.local.Hash(key)
 	c.local.CountRead(h)
+	e, _ := c.look(h, key, now)
 	got, err := c.read(ctx, "get", h, key, now, e)
 	c.counted(got, err)
 	switch {
@@ -261,7 +313,11 @@ func (cl *client) do(ctx context.Context, turns []commandState) []rueidis.RedisR
 	r.all()
 	replies := make([]rueidis.RedisResult, len(turns))
 	for i := range turns {
-		replies[i] = turns[i].reply
+		st := &turns[i]
+		replies[i] = st.reply
+		if !st.sent {
+			cl.recycle.put(st.cmd, &replies[i])
+		}
 	}
 	return replies
 }

@@ -11,12 +11,12 @@ import (
 
 // BenchmarkClientHit is a GET through Client that the local tier answers: beside Get of the
 // same Cache (target: at most 1.5) and beside DoCache of rueidis' own client, which has the
-// key in its cache, too (target: below 1). With "built" the command is built each time, as
-// programs do, by both; without, it is pinned: a command that is not sent cannot be given
-// back to rueidis' pool. Targets: at most 2 allocs.
+// key in its cache, too (target: at most 0.75). With "built" the command is built each time,
+// as programs do, by both; without, it is pinned. A batch is a DoMulti or DoMultiCache of 16
+// commands. Targets: no allocation; for a batch two, the slices of commands and of replies.
 func BenchmarkClientHit(b *testing.B) {
 	ctx := context.Background()
-	const n = 1 << 9
+	const n, batch = 1 << 9, 16
 	keys := benchKeys(n)
 	for _, size := range []int{100, 10_000} {
 		b.Run(strconv.Itoa(size), func(b *testing.B) {
@@ -45,14 +45,27 @@ func BenchmarkClientHit(b *testing.B) {
 			do := func(_, i int) { cl.Do(ctx, pinned[at(i)]) }
 			doBuilt := func(_, i int) { cl.Do(ctx, cl.B().Get().Key(keys[at(i)]).Build()) }
 			before := c.Stats()
-			doCache := func(_, i int) {
-				cl.DoCache(ctx, cl.B().Get().Key(keys[at(i)]).Cache(), time.Hour)
+			doCache := func(cl rueidis.Client) func(_, i int) {
+				return func(_, i int) { cl.DoCache(ctx, cl.B().Get().Key(keys[at(i)]).Cache(), time.Hour) }
 			}
 			theirHit := func(_, i int) { plain.DoCache(ctx, theirs[at(i)], time.Hour) }
-			theirBuilt := func(_, i int) {
-				plain.DoCache(ctx, plain.B().Get().Key(keys[at(i)]).Cache(), time.Hour)
+			doMulti := func(_, i int) {
+				var cmds [batch]rueidis.Completed
+				for j := range cmds {
+					cmds[j] = cl.B().Get().Key(keys[at(i*batch+j)]).Build()
+				}
+				cl.DoMulti(ctx, cmds[:]...)
 			}
-			for _, g := range []int{1, 8} {
+			doMultiCache := func(cl rueidis.Client) func(_, i int) {
+				return func(_, i int) {
+					var cmds [batch]rueidis.CacheableTTL
+					for j := range cmds {
+						cmds[j] = rueidis.CT(cl.B().Get().Key(keys[at(i*batch+j)]).Cache(), time.Hour)
+					}
+					cl.DoMultiCache(ctx, cmds[:]...)
+				}
+			}
+			for _, g := range []int{1, 2, 8} {
 				for _, what := range []struct {
 					name       string
 					ours, base func(_, i int)
@@ -60,8 +73,10 @@ func BenchmarkClientHit(b *testing.B) {
 					{"pinned/beside=Get", do, get},
 					{"built/beside=Get", doBuilt, get},
 					{"pinned/beside=rueidis", do, theirHit},
-					{"built/beside=rueidis", doBuilt, theirBuilt},
-					{"DoCache/beside=rueidis", doCache, theirBuilt},
+					{"built/beside=rueidis", doBuilt, doCache(plain)},
+					{"DoCache/beside=rueidis", doCache(cl), doCache(plain)},
+					{"DoMulti/beside=rueidis", doMulti, doMultiCache(plain)},
+					{"DoMultiCache/beside=rueidis", doMultiCache(cl), doMultiCache(plain)},
 				} {
 					b.Run(what.name+"/callers="+strconv.Itoa(g), func(b *testing.B) { versus(b, g, what.ours, what.base) })
 				}

@@ -305,6 +305,16 @@ func TestBlockingCommandsWaitForLongerThanTheBudget(t *testing.T) {
 	if err := cl.Do(ctx, b.Blpop().Key("q").Timeout(0.01).Build()).Error(); !rueidis.IsRedisNil(err) {
 		t.Errorf("BLPOP that timed out: %v", err)
 	}
+	// A batch with a blocking command passes the tiers, also with a GET that is a hit alone.
+	s.MustDo("SET", "k", "v")
+	redistest.WaitFor(t, patience, "a copy of k", func() bool {
+		return cl.DoCache(ctx, b.Get().Key("k").Cache(), time.Hour).IsCacheHit()
+	})
+	before := c.Stats().LocalHits
+	batch := cl.DoMulti(ctx, b.Get().Key("k").Build(), b.Blpop().Key("q").Timeout(0.01).Build())
+	if got, err := textOf(batch[0]); err != nil || got != "v" || c.Stats().LocalHits != before {
+		t.Errorf("GET beside BLPOP: %q, %v; local hits %d, before %d", got, err, c.Stats().LocalHits, before)
+	}
 	short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
 	defer cancel()
 	if err := cl.Do(short, b.Arbitrary("BLPOP").Keys("q").Args("0").Build()).Error(); !errors.Is(err, context.DeadlineExceeded) {

@@ -52,6 +52,7 @@ func (r *pipelineCall) pass(first, n int) {
 		// In a batch the flags of a command may make rueidis look for a client-side cache, see
 		// turn.Plain. So only its arguments are used, in a new command.
 		*p = passed{command: st.command, cmd: st.cmd, used: st.cache || !st.reads || len(r.commands) > 1}
+		st.sent = !p.used
 		if st.reads {
 			p.args = slices.Clone(st.args)
 		} else {

@@ -61,6 +61,15 @@ func young(e *local.Entry, now int64, ttl time.Duration) bool {
 	return now-e.Confirmed.Load() < int64(ttl)
 }
 
+// cachedFor returns how long DoCache may go on serving a copy with the given ttl.
+func cachedFor(e *local.Entry, now int64, ttl time.Duration) time.Duration {
+	ttl -= time.Duration(now - e.Confirmed.Load())
+	if left := clock.Left(now, e.Expires.Load()); left > 0 {
+		ttl = min(ttl, left)
+	}
+	return max(ttl, time.Millisecond)
+}
+
 func (r *pipelineCall) fallback(st *commandState, at int, e *local.Entry) {
 	standIn, err := r.c.fallback(e, r.now)
 	if err != nil {

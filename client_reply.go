@@ -3,9 +3,11 @@ package holdfast
 import (
 	"encoding/binary"
 	"reflect"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/redis/rueidis"
 )
 
@@ -28,7 +30,7 @@ type message struct {
 	array  *rueidis.RedisMessage
 	intlen int64
 	typ    byte
-	ttl    [7]byte
+	ttl    [ttlBytes]byte
 }
 
 // result is the memory layout of rueidis.RedisResult.
@@ -94,7 +96,12 @@ func (a *answers) sound() bool {
 	}
 	var res rueidis.RedisResult
 	a.answer(&res, []byte("thing"))
-	if thing, err := res.ToString(); err != nil || thing != "thing" {
+	if thing, err := res.ToString(); err != nil || thing != "thing" || res.IsCacheHit() {
+		return false
+	}
+	var cached rueidis.RedisResult
+	a.answerHit(&cached, []byte("other"), 1<<42)
+	if other, err := cached.ToString(); err != nil || other != "other" || !cached.IsCacheHit() || cached.CachePXAT() != 1<<42 {
 		return false
 	}
 	s, err1 := all[0].ToString()
@@ -122,6 +129,18 @@ func (a *answers) answer(res *rueidis.RedisResult, data []byte) {
 	}
 	p := (*result)(unsafe.Pointer(res))
 	p.val.typ, p.val.bytes, p.val.intlen = typeText, unsafe.SliceData(data), int64(len(data))
+}
+
+// answerHit is answer for a hit in the client-side cache that expires at end; see asHit.
+func (a *answers) answerHit(res *rueidis.RedisResult, data []byte, end int64) {
+	if !a.direct {
+		m := a.text(data)
+		a.asHit(&m, end)
+		*res = replied(m)
+		return
+	}
+	a.answer(res, data)
+	a.asHit((*rueidis.RedisMessage)(unsafe.Pointer(&(*result)(unsafe.Pointer(res)).val)), end)
 }
 
 func (a *answers) number(n int64) (m rueidis.RedisMessage) {
@@ -165,10 +184,9 @@ func (a *answers) asCached(m *rueidis.RedisMessage, end int64) {
 	if !a.direct {
 		return // it could not be told from a hit
 	}
-	p := (*message)(unsafe.Pointer(m))
-	for i := range p.ttl {
-		p.ttl[i] = byte(end >> (8 * i))
-	}
+	var ttl [8]byte
+	binary.LittleEndian.PutUint64(ttl[:], uint64(end))
+	(*message)(unsafe.Pointer(m)).ttl = [ttlBytes]byte(ttl[:ttlBytes])
 }
 
 // ttlBytes is the length of the expiry in an encoded message.
@@ -216,4 +234,23 @@ func unixMillis(ttl time.Duration) int64 {
 		return 0
 	}
 	return time.Now().Add(ttl).UnixMilli()
+}
+
+// unixClock tells Unix time without a further reading of a clock. Once a second it reads how far
+// Unix time and the monotonic clock are apart: an administrator may set the system clock, and on a
+// suspended machine the monotonic clock stands still.
+type unixClock struct {
+	clock  clock.Clock
+	apart  atomic.Int64 // Unix time less the time of clock, in nanoseconds
+	readAt atomic.Int64 // by clock; 0 is never
+}
+
+// millis returns the Unix time in milliseconds of now+ttl, where now was just read from the clock.
+func (u *unixClock) millis(now int64, ttl time.Duration) int64 {
+	if now-u.readAt.Load() > int64(time.Second) {
+		wall := time.Now()
+		u.apart.Store(wall.UnixNano() - u.clock.At(wall))
+		u.readAt.Store(now)
+	}
+	return (u.apart.Load()+now)/int64(time.Millisecond) + ttl.Milliseconds()
 }

@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/redis/rueidis"
 )
 
@@ -65,5 +66,28 @@ func same(t *testing.T, a, b rueidis.RedisMessage) {
 	if a.String() != b.String() || a.IsCacheHit() != b.IsCacheHit() || a.IsArray() != b.IsArray() ||
 		string(a.CacheMarshal(nil)) != string(b.CacheMarshal(nil)) {
 		t.Errorf("%s is not %s", a.String(), b.String())
+	}
+}
+
+func TestASystemClockThatIsSetIsNoticedInASecond(t *testing.T) {
+	u := unixClock{clock: clock.Start()}
+	near := func(now int64) bool {
+		wall := time.Now()
+		off := u.millis(now, time.Hour) - wall.Add(time.Hour+time.Duration(now-u.clock.At(wall))).UnixMilli()
+		return -2 <= off && off <= 2
+	}
+	now := u.clock.Now()
+	if !near(now) {
+		t.Error("the first time is wrong")
+	}
+	u.apart.Add(int64(time.Minute)) // as if the system clock had been set a minute back
+	if near(now + int64(time.Second)/2) {
+		t.Error("the clock was read again within a second: each hit pays for it")
+	}
+	if !near(now + 2*int64(time.Second)) {
+		t.Error("the old time is still told after a second")
+	}
+	if got, most := u.millis(now, 1<<63-1), int64(1<<63-1)/int64(time.Millisecond); got < most {
+		t.Errorf("the longest ttl ends at %d, before %d", got, most)
 	}
 }

@@ -53,15 +53,21 @@ func (r *pipelineCall) newOp() *remoteOp {
 	return new(remoteOp)
 }
 
+// givenCommand is a command of a call as the caller gave it.
+type givenCommand struct {
+	cmd    rueidis.Completed
+	cache  bool          // of DoCache
+	cached time.Duration // maximum age of a copy for DoCache
+}
+
 // commandState is the state of one command of a call.
 type commandState struct {
+	givenCommand
 	command
-	name   string
-	args   []string
-	cmd    rueidis.Completed
-	span   int           // of a transaction: number of commands, MULTI and EXEC included; else 1
-	cached time.Duration // maximum age of a copy for DoCache
-	cache  bool
+	name string
+	args []string
+	sent bool // cmd itself may be sent; rueidis then recycles it
+	span int  // of a transaction: number of commands, MULTI and EXEC included; else 1
 
 	reply rueidis.RedisResult // valid once done is set
 	done  bool

@@ -113,6 +113,11 @@ func TestARepliesFromTheLocalTierLooksAsRueidisOwnDoes(t *testing.T) {
 	if _, err := plain.ToArray(); err == nil || !rueidis.IsParseErr(err) {
 		t.Errorf("a string as an array: %v", err)
 	}
+	ages := cl.DoMultiCache(ctx, rueidis.CT(get(), time.Hour), rueidis.CT(get(), 0), rueidis.CT(get(), 5*time.Second))
+	if !ages[0].IsCacheHit() || ages[1].IsCacheHit() || ages[0].CacheTTL() < 200 || ages[2].CachePTTL() > 5000 {
+		t.Errorf("a batch of the ttls 1 h, 0 and 5 s: hits %v, %v; for %d s and %d ms",
+			ages[0].IsCacheHit(), ages[1].IsCacheHit(), ages[0].CacheTTL(), ages[2].CachePTTL())
+	}
 	many := cl.DoMultiCache(ctx, rueidis.CT(get(), time.Minute), rueidis.CT(cl.B().Mget().Key("k", "none").Cache(), time.Minute))
 	if !many[0].IsCacheHit() {
 		t.Error("a batch asks for what is here")
