@@ -27,8 +27,9 @@ type Item struct {
 	Session *Session // where to send it
 	asking  bool
 	outcome Outcome // of the last try
-	// byDigest: the last try named its script by the digest. byText: the next one sends the text.
-	byDigest, byText bool
+
+	script           *Script // that the last try ran; nil: none
+	byDigest, byText bool    // it named the script by its digest; the next try sends the text
 
 	Payload     any  // the caller's; Batch does not read it
 	Size        int  // bytes to send beside the key, approximately
@@ -268,14 +269,10 @@ func (p *pipelines) distribute(replies []rueidis.RedisResult, o Outcome, each fu
 
 // conclude sets the outcome of an item. An item that is not done is left for redirect.
 func (p *pipelines) conclude(i int, replies []rueidis.RedisResult, o Outcome, each func(i int, replies []rueidis.RedisResult, o Outcome)) {
-	if p.item(i).outcome = o; !p.item(i).unfinished() {
+	if p.item(i).conclude(o) {
 		each(p.index(i), replies, o)
 	}
 }
-
-// unfinished reports whether the item is to be sent again: it was redirected, or its script was not
-// known.
-func (it *Item) unfinished() bool { return it.outcome.Class == rediserr.Redirect || it.needsText() }
 
 // fail ends the sending: the failure of one pipeline stands for all. Items that got no answer are
 // recorded as possible causes.

@@ -252,10 +252,10 @@ func (r *Remote) One(ctx Bound, s *Session, key string, stride int, build comman
 	if o.Class == rediserr.OK {
 		o = r.reply(o.Session, replies[0])
 	}
-	if it.outcome = o; it.unfinished() {
-		return r.redirectOne(ctx, it, stride, build)
+	if it.conclude(o) {
+		return replies, o
 	}
-	return replies, o
+	return r.redirectOne(ctx, it, stride, build)
 }
 
 // readName is the name of a read in the id of a suspect.
