@@ -34,7 +34,7 @@ const leasePrefix = "holdfast:lease:"
 // ARGV[2] is "store" and the key is as it was before the load (absent, or a value of the
 // digest ARGV[3]), it stores ARGV[4] for ARGV[5] ms (0 for no expiry) in KEYS[1]. It returns
 // 1 if it has stored, else 0.
-const leaseScript = `
+var leaseScript = link.NewScript(`
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[2])
 if ARGV[2] ~= 'store' then return 0 end
@@ -50,7 +50,7 @@ else
   redis.call('SET', KEYS[1], ARGV[4], 'PX', ARGV[5])
 end
 return 1
-`
+`)
 
 // lease is a lease that this process holds.
 type lease struct {
@@ -87,10 +87,10 @@ func (c *Cache) leaseName(key string) string {
 	return leaseName(key, c.routes.Cluster.Load() != nil)
 }
 
-// command builds leaseScript.
-func (l *lease) command(b rueidis.Builder, key, op, expects string, val []byte, ttl time.Duration) rueidis.Completed {
-	return b.Eval().Script(leaseScript).Numkeys(2).Key(key, l.name).
-		Arg(l.token, op, expects, link.ViewString(val), strconv.FormatInt(ttl.Milliseconds(), 10)).Build()
+// command builds the command that runs leaseScript.
+func (l *lease) command(b rueidis.Builder, it *link.Item, op, expects string, val []byte, ttl time.Duration) rueidis.Completed {
+	return it.RunScript(b, &leaseScript, []string{it.Key, l.name},
+		l.token, op, expects, link.ViewString(val), strconv.FormatInt(ttl.Milliseconds(), 10))
 }
 
 // leased is the result of waiting for a lease.
@@ -264,8 +264,8 @@ func (c *Cache) giveBack(key string, l *lease) {
 	}
 	bounded, cancel := c.remote.Bound(context.Background(), c.clock.Now())
 	defer cancel()
-	_, o := c.remote.One(bounded, s, key, 1, func(b rueidis.Builder, _ *link.Item, cmds []rueidis.Completed) []rueidis.Completed {
-		return append(cmds, l.command(b, key, "release", "", nil, 0))
+	_, o := c.remote.One(bounded, s, key, 1, func(b rueidis.Builder, it *link.Item, cmds []rueidis.Completed) []rueidis.Completed {
+		return append(cmds, l.command(b, it, "release", "", nil, 0))
 	})
 	if o.Class == rediserr.Command && !l.outlived(c.clock.Now()) {
 		c.remote.One(bounded, s, key, 1, func(b rueidis.Builder, _ *link.Item, cmds []rueidis.Completed) []rueidis.Completed {
@@ -286,7 +286,7 @@ func withoutScripts(err error) bool {
 
 // storeScript stores ARGV[2] for ARGV[3] ms (0 for no expiry) in KEYS[1], if that holds a
 // value of the digest ARGV[1]. It returns 1 if it has stored, else 0.
-const storeScript = `
+var storeScript = link.NewScript(`
 local now = redis.call('GET', KEYS[1])
 if not now or redis.sha1hex(now) ~= ARGV[1] then return 0 end
 if ARGV[3] == '0' then
@@ -295,19 +295,18 @@ else
   redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 end
 return 1
-`
+`)
 
 // loadedCommand builds the command that stores a loaded value if the key is as it was before
 // the load: a client that has written it since has stored a newer value, announced to us or
 // not.
-func (w *write) loadedCommand(b rueidis.Builder) rueidis.Completed {
+func (w *write) loadedCommand(b rueidis.Builder, it *link.Item) rueidis.Completed {
 	var cmd rueidis.Completed
 	switch {
 	case w.lease != nil:
-		cmd = w.lease.command(b, w.key, "store", w.expects, w.value, w.ttl)
+		cmd = w.lease.command(b, it, "store", w.expects, w.value, w.ttl)
 	case w.expects != "":
-		cmd = b.Eval().Script(storeScript).Numkeys(1).Key(w.key).
-			Arg(w.expects, link.ViewString(w.value), strconv.FormatInt(w.ttl.Milliseconds(), 10)).Build()
+		cmd = it.RunScript(b, &storeScript, []string{w.key}, w.expects, link.ViewString(w.value), strconv.FormatInt(w.ttl.Milliseconds(), 10))
 	case w.ttl > 0:
 		cmd = b.Set().Key(w.key).Value(link.ViewString(w.value)).Nx().PxMilliseconds(w.ttl.Milliseconds()).Build()
 	default:

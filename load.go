@@ -18,7 +18,9 @@ import (
 // whether a value has changed (by an ETag or a version) may answer with NotModified.
 //
 // A LoadFunc runs on a goroutine of its own, for all callers that ask for the key in the
-// meantime. Its context has the values of the first caller's context. It ends after
+// meantime, also if there is only one. So a caller returns when its context ends, after
+// Load.HardTimeout and when the Cache is closed, even if the LoadFunc does not return.
+// The context of a LoadFunc has the values of the first caller's context. It ends after
 // Load.HardTimeout, when the Cache is closed, and when no caller waits for the load any
 // more. A LoadFunc may use the Cache for other keys; a call for its own key returns an
 // error. A panic becomes a *PanicError.

@@ -160,3 +160,39 @@ func BenchmarkGetOrLoadRemote(b *testing.B) {
 		func(_, i int) { c.GetOrLoad(ctx, keys[i%len(keys)], time.Hour, load) },
 		func(_, i int) { c.Get(ctx, keys[(i+len(keys)/2)%len(keys)]) })
 }
+
+// BenchmarkLoadCircuitOpen is a load of an absent key while Redis is away, of a source that
+// answers at once, beside a Set. With a deadline each call has a context of its own.
+func BenchmarkLoadCircuitOpen(b *testing.B) {
+	_, c := withoutRedis(b)
+	keys := benchKeys(1 << 14)
+	value := make([]byte, 100)
+	load := func(context.Context) ([]byte, error) { return value, nil }
+	var fresh atomic.Int64
+	for _, deadline := range []bool{false, true} {
+		bound := func() (context.Context, context.CancelFunc) {
+			if deadline {
+				return context.WithTimeout(context.Background(), time.Minute)
+			}
+			return context.Background(), func() {}
+		}
+		for _, g := range []int{1, 64} {
+			b.Run(fmt.Sprintf("deadline=%v/callers=%d", deadline, g), func(b *testing.B) {
+				versus(b, g,
+					func(_, _ int) {
+						ctx, cancel := bound()
+						c.GetOrLoad(ctx, "load"+strconv.FormatInt(fresh.Add(1), 10), time.Hour, load)
+						cancel()
+					},
+					func(j, i int) {
+						ctx, cancel := bound()
+						c.Set(ctx, keys[(i+j)&(1<<14-1)], value, time.Hour)
+						cancel()
+					})
+			})
+		}
+	}
+	if n := c.Stats().Loads; n != uint64(fresh.Load()) {
+		b.Errorf("%d loads of %d keys", n, fresh.Load())
+	}
+}

@@ -23,18 +23,47 @@ var (
 	errNotModified = errors.New("holdfast: the loader says that the copy is still right, and was given none")
 )
 
+// loadContext is the context of a load. It has the values of the first caller's context, and ends
+// with the Cache.
+type loadContext struct {
+	context.Context // the Cache's life
+	caller          context.Context
+	run             *flight.Run[Entry]
+}
+
+func (l *loadContext) Value(key any) any {
+	if key == (loaderOf{}) {
+		return l.run
+	}
+	// The context package asks by a key of its own for the context whose end ends this one. That
+	// is not the caller's.
+	if v := l.Context.Value(key); v != nil {
+		return v
+	}
+	return l.caller.Value(key)
+}
+
 // runLoad carries out a run: it asks the loader for the keys of the request, stores the result,
 // and ends the flights. It runs on a goroutine of its own.
 func (c *Cache) runLoad(ctx context.Context, r *request) {
+	returned := false
+	defer func() {
+		if !returned { // a codec has ended the goroutine
+			c.giveUp(r, refs(r.items), errGoexit)
+		}
+	}()
+	c.loadItems(ctx, r)
+	returned = true
+}
+
+// loadItems is runLoad, unless the goroutine ends meanwhile.
+func (c *Cache) loadItems(ctx context.Context, r *request) {
 	thisRun := r.items[0].f.Run
-	ctx, cancel := context.WithCancel(context.WithValue(context.WithoutCancel(ctx), loaderOf{}, thisRun))
+	ctx, cancel := context.WithCancel(&loadContext{c.life, ctx, thisRun})
 	defer cancel()
-	defer context.AfterFunc(c.life, cancel)()
 	if !thisRun.Start(cancel) {
 		return // abandoned by its callers
 	}
-	// For a codec that ends the goroutine; otherwise the flights have ended by then.
-	defer c.giveUp(r, refs(r.items), errGoexit)
 	taken, err := c.acquireLoadSlot(ctx, thisRun, r.o.HardTimeout)
 	if err != nil {
 		c.giveUp(r, refs(r.items), err)
@@ -61,11 +90,12 @@ func (c *Cache) runLoad(ctx context.Context, r *request) {
 	}
 	limited, stop := context.WithTimeout(ctx, r.o.HardTimeout)
 	defer stop()
-	defer context.AfterFunc(limited, func() {
-		if limited.Err() == context.DeadlineExceeded {
+	late := time.AfterFunc(r.o.HardTimeout, func() {
+		if ctx.Err() == nil {
 			c.giveUp(r, items, errHardTimeout)
 		}
-	})()
+	})
+	defer late.Stop()
 	// Deferred: a loader may end its goroutine.
 	defer func() { c.finishLoad(limited, r, items, l) }()
 	c.call(limited, r, items)
@@ -147,7 +177,7 @@ func (c *Cache) call(ctx context.Context, r *request, items []*loadItem) {
 		if !r.early {
 			it.had = c.copyOf(it.h)
 		}
-		it.err = r.fail(it, errGoexit)
+		it.err = errGoexit
 	}
 	defer func() {
 		if p := recover(); p != nil {
@@ -189,8 +219,7 @@ func (c *Cache) finishLoad(ctx context.Context, r *request, items []*loadItem, l
 	defer v.Leave()
 	// Before the storing begins: pause may call a codec, and a write waits for the end of
 	// the storing.
-	pauses := make([]time.Duration, len(items))
-	for i, it := range items {
+	for _, it := range items {
 		switch {
 		case it.err == nil:
 			it.err = c.accept(r, it)
@@ -198,7 +227,7 @@ func (c *Cache) finishLoad(ctx context.Context, r *request, items []*loadItem, l
 			it.err = r.fail(it, errHardTimeout)
 		}
 		if it.err != nil && !errors.Is(it.err, ErrNotFound) && v.Open {
-			pauses[i] = c.pause(r, it, v)
+			it.pause = c.pause(r, it, v)
 		}
 	}
 	if !v.Open {
@@ -210,14 +239,14 @@ func (c *Cache) finishLoad(ctx context.Context, r *request, items []*loadItem, l
 	c.keepLoaded(r, items, l)
 	c.giveBack(items[0].key, l)
 	anyFailed := false
-	for i, it := range items {
+	for _, it := range items {
 		if it.err == nil {
 			e := Entry{Value: it.loaded.Value, Tier: Loader, TTL: max(it.loaded.TTL, 0)}
 			c.flights.End(it.f, e, nil, 0)
 			continue
 		}
 		notFound := errors.Is(it.err, ErrNotFound)
-		anyFailed = c.flights.End(it.f, Entry{Tier: Loader}, r.fail(it, it.err), pauses[i]) && !notFound || anyFailed
+		anyFailed = c.flights.End(it.f, Entry{Tier: Loader}, r.fail(it, it.err), it.pause) && !notFound || anyFailed
 	}
 	if anyFailed {
 		c.stats.loadErrors.Add(1)

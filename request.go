@@ -87,6 +87,7 @@ type loadItem struct {
 	had    Entry
 	loaded Loaded
 	err    error
+	pause  time.Duration // how long the key is not loaded again
 }
 
 func newRequest(op, key string, h keyhash.Hash, ttl time.Duration, o LoadOptions, load LoadFunc) *request {

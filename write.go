@@ -352,7 +352,10 @@ func (c *Cache) send(ctx context.Context, op string, items []link.Item, now int6
 		stride = 2
 	}
 	build := func(b rueidis.Builder, it *link.Item, cmds []rueidis.Completed) []rueidis.Completed {
-		return c.writeCommands(b, writeOf(it), cmds)
+		if w := writeOf(it); w.flight == nil || w.del || w.blindly {
+			return c.writeCommands(b, w, cmds)
+		}
+		return append(cmds, writeOf(it).loadedCommand(b, it))
 	}
 	c.remote.Batch(bounded, items, stride, build, func(i int, replies []rueidis.RedisResult, o link.Outcome) {
 		w := writeOf(&items[i])
@@ -373,8 +376,6 @@ func (c *Cache) voids() bool { return c.opts.Load.Lease > 0 }
 // writeCommands appends the commands for a write, SET or DEL first.
 func (c *Cache) writeCommands(b rueidis.Builder, w *write, cmds []rueidis.Completed) []rueidis.Completed {
 	switch {
-	case w.flight != nil && !w.del && !w.blindly:
-		return append(cmds, w.loadedCommand(b))
 	case w.verbatim != nil:
 		cmds = append(cmds, link.Kept(b.Arbitrary(w.verbatim...).Build(), len(w.value)))
 	case !w.del:

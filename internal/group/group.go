@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"runtime/pprof"
 	"slices"
 	"sync"
@@ -26,8 +25,8 @@ type Group struct {
 		sync.Mutex
 		waited  bool
 		count   int
-		running map[string]int // number of members, by name
-		ended   chan struct{}  // made by the first wait; closed when no member is left
+		members map[string]*members
+		ended   chan struct{} // made by the first wait; closed when no member is left
 	}
 }
 
@@ -40,25 +39,40 @@ func (g *Group) Spawn(name string, f func()) bool {
 	if g.mu.waited {
 		return false
 	}
-	if g.mu.running == nil {
-		g.mu.running = make(map[string]int)
-	}
+	m := g.membersLocked(name)
 	g.mu.count++
-	g.mu.running[name]++
+	m.running++
 	go func() {
-		defer g.leave(name)
-		pprof.Do(context.Background(), pprof.Labels("holdfast", name), func(context.Context) { f() })
+		defer g.leave(m)
+		pprof.SetGoroutineLabels(m.labels)
+		f()
 	}()
 	return true
 }
 
-func (g *Group) leave(name string) {
+// members are the members of one name.
+type members struct {
+	running int
+	labels  context.Context // of their goroutines
+}
+
+func (g *Group) membersLocked(name string) *members {
+	m := g.mu.members[name]
+	if m == nil {
+		if g.mu.members == nil {
+			g.mu.members = make(map[string]*members)
+		}
+		m = &members{labels: pprof.WithLabels(context.Background(), pprof.Labels("holdfast", name))}
+		g.mu.members[name] = m
+	}
+	return m
+}
+
+func (g *Group) leave(m *members) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.mu.count--
-	if g.mu.running[name]--; g.mu.running[name] == 0 {
-		delete(g.mu.running, name)
-	}
+	m.running--
 	if g.mu.count == 0 && g.mu.ended != nil {
 		close(g.mu.ended)
 	}
@@ -114,5 +128,12 @@ func (g *Group) Wait(limit time.Duration) bool {
 func (g *Group) Members() []string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return slices.Sorted(maps.Keys(g.mu.running))
+	var names []string
+	for name, m := range g.mu.members {
+		if m.running > 0 {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }

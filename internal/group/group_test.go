@@ -1,7 +1,9 @@
 package group
 
 import (
+	"runtime/pprof"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -60,5 +62,31 @@ func TestAGroupSaysWhoDoesNotEnd(t *testing.T) {
 	close(hold)
 	if !g.Wait(time.Minute) || len(g.Members()) != 0 {
 		t.Fatalf("%v did not end", g.Members())
+	}
+}
+
+func TestAProfileShowsTheNamesOfTheGoroutines(t *testing.T) {
+	var g Group
+	let := make(chan struct{})
+	for _, name := range []string{"one", "two", "two"} {
+		started := make(chan struct{})
+		g.Spawn(name, func() { close(started); <-let })
+		<-started
+	}
+	var profile strings.Builder
+	if err := pprof.Lookup("goroutine").WriteTo(&profile, 1); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"one", "two"} {
+		if !strings.Contains(profile.String(), `"holdfast":"`+name+`"`) {
+			t.Errorf("no goroutine is labelled %q", name)
+		}
+	}
+	if got := g.Members(); !slices.Equal(got, []string{"one", "two"}) {
+		t.Errorf("members: %q", got)
+	}
+	close(let)
+	if !g.Wait(time.Minute) || len(g.Members()) != 0 {
+		t.Errorf("left: %q", g.Members())
 	}
 }

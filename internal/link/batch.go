@@ -28,6 +28,9 @@ type Item struct {
 	asking  bool
 	outcome Outcome // of the last try
 
+	script           *Script // that the last try ran; nil: none
+	byDigest, byText bool    // it named the script by its digest; the next try sends the text
+
 	Payload     any  // the caller's; Batch does not read it
 	Size        int  // bytes to send beside the key, approximately
 	Reads       bool // the reply contains a value
@@ -41,7 +44,7 @@ type commands func(b rueidis.Builder, it *Item, cmds []rueidis.Completed) []ruei
 
 // Batch sends the items in pipelines, to all servers at once. It calls each for every item, one at
 // a time, with the replies to the item's commands, or with none if the outcome is not an answer.
-// Redirections are followed.
+// Redirections are followed, and a script that the server does not know is sent to it.
 //
 // The budget applies to each pipeline, as long as the one before was answered in time. So the total
 // time of a batch is not bounded by the budget, but a server that does not answer costs one budget.
@@ -118,8 +121,8 @@ func bySession(items []Item) [][]int {
 }
 
 // part sends the items with the given indexes, or all items if indexes is nil, to their one
-// destination. It reports whether that took more than one pipeline. A redirected item is left for
-// redirect.
+// destination. It reports whether that took more than one pipeline. An item that is not done is left
+// for redirect.
 func (r *Remote) part(ctx Bound, items []Item, indexes []int, stride int, build commands, each func(i int, replies []rueidis.RedisResult, o Outcome)) (long bool) {
 	p := pipelines{remote: r, items: items, indexes: indexes, n: len(indexes), stride: stride}
 	if indexes == nil {
@@ -264,9 +267,9 @@ func (p *pipelines) distribute(replies []rueidis.RedisResult, o Outcome, each fu
 	}
 }
 
-// conclude sets the outcome of an item. A redirected item is left for redirect.
+// conclude sets the outcome of an item. An item that is not done is left for redirect.
 func (p *pipelines) conclude(i int, replies []rueidis.RedisResult, o Outcome, each func(i int, replies []rueidis.RedisResult, o Outcome)) {
-	if p.item(i).outcome = o; o.Class != rediserr.Redirect {
+	if p.item(i).conclude(o) {
 		each(p.index(i), replies, o)
 	}
 }
@@ -366,15 +369,21 @@ func share(replies []rueidis.RedisResult, n, stride int, offsets []int) []rueidi
 	return replies[from:offsets[n]]
 }
 
-// redirect sends redirected items to their new destination, as often as the options allow. An item
-// whose redirection leads nowhere counts as down, and so does any redirection outside a cluster.
+// redirect sends redirected items to their new destination, as often as the options allow, and a
+// script that was not known to the same one with its text. An item whose redirection leads nowhere
+// counts as down, and so does any redirection outside a cluster.
 func (r *Remote) redirect(ctx Bound, items []Item, stride int, build commands, each func(i int, replies []rueidis.RedisResult, o Outcome)) {
 	for hop := 0; ; hop++ {
 		var again []Item
 		var at []int
 		for i := range items {
 			it := &items[i]
-			if it.outcome.Class != rediserr.Redirect {
+			switch {
+			case it.needsText(): // once: from now on the item sends the text
+				it.useText()
+				again, at = append(again, *it), append(at, i)
+				continue
+			case it.outcome.Class != rediserr.Redirect:
 				continue
 			}
 			next, asking := r.routes.Follow(it.Session, it.outcome.Err)
@@ -399,7 +408,7 @@ func (r *Remote) redirect(ctx Bound, items []Item, stride int, build commands, e
 			})
 		}
 		for i := range again {
-			items[at[i]].outcome = again[i].outcome
+			items[at[i]].outcome, items[at[i]].byDigest = again[i].outcome, again[i].byDigest
 		}
 	}
 }

@@ -2,6 +2,8 @@ package link
 
 import (
 	"context"
+	"crypto/sha1"
+	"encoding/hex"
 	"sync/atomic"
 	"time"
 
@@ -29,7 +31,7 @@ type Config struct {
 	FirstSession uint64
 
 	Tracking TrackedKeys
-	Script   Script
+	Script   ScriptCheck
 
 	// NewBreaker makes the circuit breaker of a link, with an open circuit. opened is called
 	// whenever the circuit opens, under the breaker's lock, and so before NewBreaker has returned; it
@@ -157,10 +159,18 @@ type TrackedKeys struct {
 	Prefixes []string
 }
 
-// Script is the script whose permission the greeting checks.
-type Script struct {
-	Text, Digest string
-	Args         []string // with which it does nothing
+// Script is a Lua script and the digest by which a server knows it.
+type Script struct{ Text, Digest string }
+
+func NewScript(text string) Script {
+	sum := sha1.Sum([]byte(text))
+	return Script{Text: text, Digest: hex.EncodeToString(sum[:])}
+}
+
+// ScriptCheck is the run of a script by which the greeting checks the permission.
+type ScriptCheck struct {
+	Script
+	Args []string // with which it does nothing
 	// Check returns the error of the reply to such a run.
 	Check func(rueidis.RedisResult) error
 }

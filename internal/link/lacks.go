@@ -11,6 +11,7 @@ const (
 	LackExists
 	LackLeases
 	LackScripts
+	lackEvalsha // not in names: it costs nothing but the text of the scripts
 )
 
 // lacks is the set of refused helper commands of a session. The last try of each command
@@ -26,6 +27,8 @@ func (l *lacks) Note(what lack, missing bool) {
 		l.And(^uint32(what))
 	}
 }
+
+func (l *lacks) has(what lack) bool { return l.Load()&uint32(what) != 0 }
 
 // names returns the refused commands as Health.Lacks shows them.
 func (l *lacks) names() (names []string) {

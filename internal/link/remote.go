@@ -245,18 +245,17 @@ func (r *Remote) redirectOne(ctx Bound, it Item, stride int, build commands) (re
 	return replies, o
 }
 
-// One is do for a call on one key, and follows redirections.
+// One is Batch for a call on one key.
 func (r *Remote) One(ctx Bound, s *Session, key string, stride int, build commands) ([]rueidis.RedisResult, Outcome) {
 	it := Item{Key: key, Session: s}
 	replies, o := r.ask(ctx, s, subject{it: &it, build: build}, build(s.Client.B(), &it, nil)...)
 	if o.Class == rediserr.OK {
 		o = r.reply(o.Session, replies[0])
 	}
-	if o.Class == rediserr.Redirect {
-		it.outcome = o
-		return r.redirectOne(ctx, it, stride, build)
+	if it.conclude(o) {
+		return replies, o
 	}
-	return replies, o
+	return r.redirectOne(ctx, it, stride, build)
 }
 
 // readName is the name of a read in the id of a suspect.

@@ -115,6 +115,7 @@ func (s *Session) NoteScripts(err error, greeted bool) {
 	switch {
 	case err == nil:
 		k.since, k.logged, k.believed = 0, false, false
+		s.Lacks.Note(lackEvalsha, false)
 	case s.Scriptless(), greeted && k.since != 0 && now-k.since >= int64(scriptsAfter) && s.Link.Gate.Load() == s:
 		state, k.believed = scriptsNone, true
 	default:

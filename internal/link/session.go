@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -41,6 +42,9 @@ type Session struct {
 
 	// scripts says whether the server runs the replay's script; see scripting.
 	scripts atomic.Uint32
+
+	// ran has the scripts of loads that the server has run on this session, by *Script.
+	ran sync.Map
 
 	// Writable: the last write that Redis answered was accepted.
 	Writable atomic.Bool

@@ -2,8 +2,6 @@ package replay
 
 import (
 	"context"
-	"crypto/sha1"
-	"encoding/hex"
 	"strconv"
 	"strings"
 
@@ -132,15 +130,10 @@ all(true)
 return answers
 `
 
-var scriptDigest = func() string {
-	sum := sha1.Sum([]byte(Script))
-	return hex.EncodeToString(sum[:])
-}()
-
 // Check is the run of the script that finds out whether the server runs it. It changes
 // nothing.
-var Check = link.Script{
-	Text: Script, Digest: scriptDigest, Args: []string{"redelete", "", "0", ""},
+var Check = link.ScriptCheck{
+	Script: link.NewScript(Script), Args: []string{"redelete", "", "0", ""},
 	Check: func(reply rueidis.RedisResult) error {
 		verdicts, err := reply.ToArray()
 		if err != nil || len(verdicts) != 1 {
@@ -346,7 +339,7 @@ func (p *scripts) commands(at []int, perScript int) (cmds []rueidis.Completed, b
 		args = append(args, op, link.ViewString(v), strconv.FormatInt(ttl.Milliseconds(), 10), t.ExpectedStates(p.session.Server, now))
 		bytes += len(t.Key) + len(v)
 		if len(keys) == perScript || bytes >= scriptBytes || i == len(at)-1 {
-			cmds = append(cmds, link.Kept(b.Evalsha().Sha1(scriptDigest).Numkeys(int64(len(keys))).Key(keys...).Arg(args...).Build(), bytes))
+			cmds = append(cmds, link.Kept(b.Evalsha().Sha1(Check.Digest).Numkeys(int64(len(keys))).Key(keys...).Arg(args...).Build(), bytes))
 			bounds = append(bounds, i+1)
 			keys, args, bytes = keys[:0], args[:0], 0
 		}
