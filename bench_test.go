@@ -29,7 +29,8 @@ import (
 const turns = 10
 
 // versus runs b.N operations of ours and of base on each of g goroutines, in
-// turns. It reports ours as ns/op, the baseline as base-ns/op, and their ratio.
+// turns. It reports ours as ns/op, the baseline as base-ns/op, and their ratio; and the CPU time of
+// this process, without that of the server.
 func versus(b *testing.B, g int, ours, base func(goroutine, i int)) {
 	b.Helper()
 	b.ReportAllocs()
@@ -47,15 +48,18 @@ func versus(b *testing.B, g int, ours, base func(goroutine, i int)) {
 		wg.Wait()
 		return time.Since(start)
 	}
-	var mine, other time.Duration
+	var mine, other, mineCPU, otherCPU time.Duration
 	ratios := make([]float64, 0, turns)
 	b.ResetTimer()
 	for turn := range turns {
 		b.StopTimer()
+		cpu := cpuTime()
 		o := run(base, turn)
+		between := cpuTime()
 		b.StartTimer()
 		m := run(ours, turn)
 		mine, other = mine+m, other+o
+		mineCPU, otherCPU = mineCPU+cpuTime()-between, otherCPU+between-cpu
 		ratios = append(ratios, float64(m)/float64(o))
 	}
 	b.StopTimer()
@@ -64,6 +68,10 @@ func versus(b *testing.B, g int, ours, base func(goroutine, i int)) {
 	b.ReportMetric(float64(mine)/ops, "ns/op")
 	b.ReportMetric(float64(other)/ops, "base-ns/op")
 	b.ReportMetric((ratios[turns/2-1]+ratios[turns/2])/2, "ratio")
+	if otherCPU > 0 {
+		b.ReportMetric(float64(mineCPU)/ops, "cpu-ns/op")
+		b.ReportMetric(float64(mineCPU)/float64(otherCPU), "cpu-ratio")
+	}
 }
 
 func benchCache(b *testing.B, o Options) *Cache {
