@@ -223,7 +223,8 @@ func (p *pipelines) send(ctx Bound) (replies []rueidis.RedisResult, o Outcome) {
 	if p.asking {
 		cmds = WithAsking(p.session.Client.B(), cmds)
 	}
-	replies, o = p.remote.do(ctx, p.session, p.how == sendAlone, cmds...)
+	a, o := p.remote.do(ctx, p.session, p.how == sendAlone, request{many: cmds})
+	replies = a.many
 	if o.Session != nil {
 		p.session = o.Session
 	}
