@@ -84,7 +84,7 @@ func (c *Cache) readMany(ctx context.Context, op string, keys []string, now int6
 				s, t = c.readerOf(c.local.Hash(key), key)
 			}
 			if s != nil {
-				items, tokens, at = append(items, link.Item{Key: key, Session: s, Reads: true}), append(tokens, t), append(at, i)
+				items, tokens, at = append(items, link.Item{Key: key, Session: s, Reads: true, Plain: true}), append(tokens, t), append(at, i)
 				continue
 			}
 		}

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unsafe"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/dial"
@@ -139,11 +138,16 @@ type response struct {
 }
 
 // send sends the request and waits for its replies. The error says why there is no last reply. A
-// single command costs rueidis no allocation; a pipeline costs it three.
+// command by itself costs rueidis no allocation, a pipeline three.
 func (q request) send(ctx context.Context, s *Session) (a response, err error) {
-	if len(q.many) == 0 {
+	switch len(q.many) {
+	case 0:
 		a.one = s.Client.Do(ctx, q.one)
 		return a, a.one.NonRedisError()
+	case 1:
+		reply := s.Client.Do(ctx, q.many[0])
+		a.many = []rueidis.RedisResult{reply}
+		return a, reply.NonRedisError()
 	}
 	a.many = s.Client.DoMulti(ctx, q.many...)
 	return a, a.many[len(a.many)-1].NonRedisError()
@@ -255,7 +259,7 @@ type RemoteValue struct {
 // Get reads a value with its remaining life, so that a local copy does not outlive it.
 func (r *Remote) Get(ctx Bound, s *Session, key string) (RemoteValue, Outcome) {
 	b := s.Client.B()
-	cmds := []rueidis.Completed{b.Get().Key(key).Build(), b.Pttl().Key(key).Build()}
+	cmds := []rueidis.Completed{getCommand(b, key), pttlCommand(b, key)}
 	a, o := r.ask(ctx, s, subject{name: readName, key: key}, request{many: cmds})
 	if o.Class != rediserr.OK {
 		return RemoteValue{}, o
@@ -305,14 +309,8 @@ func (r *Remote) Set(ctx Bound, s *Session, key string, data []byte, ttl time.Du
 	return o
 }
 
-// readName and setName are the names of a read and of a Set in the id of a suspect.
-const (
-	readName = "GET\x00PTTL"
-	setName  = "SET"
-)
-
 func ReadCommands(b rueidis.Builder, it *Item, cmds []rueidis.Completed) []rueidis.Completed {
-	return append(cmds, b.Get().Key(it.Key).Build(), b.Pttl().Key(it.Key).Build())
+	return append(cmds, getCommand(b, it.Key), pttlCommand(b, it.Key))
 }
 
 // ReadValue decodes the replies of GET and PTTL.
@@ -334,7 +332,7 @@ func ReadValue(replies []rueidis.RedisResult, o Outcome) (RemoteValue, Outcome) 
 	o.Session.Lacks.Note(lackPTTL, v.Open)
 	switch {
 	case v.Open:
-	case err != nil || ms == -2:
+	case err != nil || ms == keyAbsent:
 		// The key expired between the two commands, or PTTL failed: the value answers this call,
 		// but is not kept.
 		v.TTL = time.Nanosecond
@@ -414,29 +412,3 @@ func (r *Remote) ask(ctx Bound, s *Session, who subject, q request) (response, O
 	}
 	return a, o
 }
-
-// SetCommand builds the SET of the plain value, which redis-cli GET shows unchanged (law 8).
-func SetCommand(b rueidis.Builder, key string, data []byte, ttl time.Duration) rueidis.Completed {
-	set := b.Set().Key(key).Value(ViewString(data))
-	if ttl == 0 {
-		return Kept(set.Build(), len(data))
-	}
-	return Kept(set.PxMilliseconds(ttl.Milliseconds()).Build(), len(data))
-}
-
-// Kept pins a large command, so that rueidis does not reuse it. A server may refuse a large command
-// before it has read it to the end. rueidis takes the reply for the end of the command, which it
-// may still be writing.
-func Kept(cmd rueidis.Completed, size int) rueidis.Completed {
-	if size < KeptSize {
-		return cmd
-	}
-	return cmd.Pin()
-}
-
-// KeptSize is the smallest possible proto-max-bulk-len.
-const KeptSize = 1 << 20
-
-// ViewString returns a string that shares the bytes. They are never changed or reused: a command
-// that timed out may still be written to the connection.
-func ViewString(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
