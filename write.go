@@ -159,7 +159,7 @@ func (c *Cache) write(ctx context.Context, op string, ws []write, ttl time.Durat
 		return nil
 	}
 	var errs errorList
-	var send []link.Item
+	send := make([]link.Item, 0, len(ws))
 	var toSave journal.Saving
 	for i := range ws {
 		w := &ws[i]
