@@ -32,8 +32,7 @@ func (r *pipelineCall) write(st *commandState, w *write) {
 	}
 	r.writes = append(r.writes, w)
 	if c.routes == nil {
-		w.entry = c.entryOf(w, r.now, &c.local.StandaloneScope, local.FreshUntil(w.deadline))
-		c.putSuperseding(r.ctx, w, r.now)
+		c.putLocal(r.ctx, w, r.now)
 		r.accepted(e)
 		return
 	}

@@ -76,20 +76,21 @@ func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte,
 // readMany is read for the keys of a batch that are not journaled.
 func (c *Cache) readMany(ctx context.Context, op string, keys []string, now int64, each func(i int, e Entry, err error)) error {
 	items := make([]link.Item, 0, len(keys))
-	tokens := make([]local.Token, 0, len(keys))
-	at := make([]int, 0, len(keys))
+	reads := make([]manyRead, 0, len(keys))
 	for i, key := range keys {
+		h := c.local.Hash(key)
 		if c.routes != nil {
-			s, t := c.readerOf(c.local.Hash(key), key)
+			s, t := c.readerOf(h, key)
 			if s == nil && c.remote.AwaitKey(ctx, now, false, key) {
-				s, t = c.readerOf(c.local.Hash(key), key)
+				s, t = c.readerOf(h, key)
 			}
 			if s != nil {
-				items, tokens, at = append(items, link.Item{Key: key, Session: s, Reads: true}), append(tokens, t), append(at, i)
+				items = append(items, link.Item{Key: key, Session: s, Reads: true, Plain: true})
+				reads = append(reads, manyRead{at: i, hash: h, token: t})
 				continue
 			}
 		}
-		e, err := c.fallback(c.local.Get(c.local.Hash(key)), now)
+		e, err := c.fallback(c.local.Get(h), now)
 		each(i, e, err)
 	}
 	if len(items) == 0 {
@@ -98,12 +99,19 @@ func (c *Cache) readMany(ctx context.Context, op string, keys []string, now int6
 	bounded, cancel := c.remote.Bound(ctx, now)
 	defer cancel()
 	c.remote.Batch(bounded, items, 2, link.ReadCommands, func(i int, replies []rueidis.RedisResult, o link.Outcome) {
-		key := items[i].Key
+		r := &reads[i]
 		v, o := link.ReadValue(replies, o)
-		e, err := c.readOutcome(op, c.local.Hash(key), key, now, tokens[i], v, o)
-		each(at[i], e, err)
+		e, err := c.readOutcome(op, r.hash, items[i].Key, now, r.token, v, o)
+		each(r.at, e, err)
 	})
 	return ctx.Err()
+}
+
+// manyRead is the read of one key of a batch that goes to Redis.
+type manyRead struct {
+	at    int // index of the key
+	hash  keyhash.Hash
+	token local.Token
 }
 
 // Add stores value under key if the key is absent, and reports whether it did. A ttl of 0 means

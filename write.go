@@ -36,8 +36,7 @@ func (c *Cache) Set(ctx context.Context, key string, value []byte, ttl time.Dura
 	if err != nil {
 		return &Error{Op: "set", Key: key, Err: err}
 	}
-	w := [1]write{{key: key, value: cloneBytes(value)}}
-	return c.write(ctx, "set", w[:], ttl)
+	return c.writeOne(ctx, "set", write{key: key, value: cloneBytes(value)}, ttl)
 }
 
 // SetMany is Set for each item, with one ttl for all. The items are sent in pipelines of at
@@ -149,27 +148,18 @@ func (c *Cache) write(ctx context.Context, op string, ws []write, ttl time.Durat
 	}
 	now := c.clock.Now()
 	for i := range ws {
-		w := &ws[i]
-		if err := checkSize(w.key, w.value); err != nil {
-			return &Error{Op: op, Key: w.key, Err: err}
-		}
-		w.hash, w.deadline = c.local.Hash(w.key), clock.Never
-		if !w.del {
-			if w.flight == nil {
-				w.ttl = ttl
-			}
-			w.deadline = clock.After(now, w.ttl)
+		if err := c.prepare(op, &ws[i], now, ttl); err != nil {
+			return err
 		}
 	}
 	if c.routes == nil {
 		for i := range ws {
-			ws[i].entry = c.entryOf(&ws[i], now, &c.local.StandaloneScope, local.FreshUntil(ws[i].deadline))
-			c.putSuperseding(ctx, &ws[i], now)
+			c.putLocal(ctx, &ws[i], now)
 		}
 		return nil
 	}
 	var errs errorList
-	var send []link.Item
+	send := make([]link.Item, 0, len(ws))
 	var toSave journal.Saving
 	for i := range ws {
 		w := &ws[i]
@@ -193,6 +183,57 @@ func (c *Cache) write(ctx context.Context, op string, ws []write, ttl time.Durat
 	}
 	errs.also(c.durable(ctx, now, toSave)) // after the last record is written, all are
 	return errs.join()
+}
+
+// writeOne is write for one set that no load made. It is the way of most writes, and does without
+// the slices of a batch.
+func (c *Cache) writeOne(ctx context.Context, op string, w write, ttl time.Duration) error {
+	exit, open := c.inflight.Enter()
+	defer exit.Leave()
+	if err := enterable(ctx, open); err != nil {
+		return err
+	}
+	now := c.clock.Now()
+	if err := c.prepare(op, &w, now, ttl); err != nil {
+		return err
+	}
+	if c.routes == nil {
+		c.putLocal(ctx, &w, now)
+		return nil
+	}
+	var errs errorList
+	var saved journal.Saving
+	var err error
+	if s := c.aim(ctx, &w, now); s == nil {
+		saved, err = c.keep(ctx, &w, now)
+	} else {
+		saved, err = c.sendOne(ctx, s, &w, now)
+	}
+	errs.add(op, w.key, err)
+	c.invalidateFlight(&w)
+	errs.also(c.durable(ctx, now, saved))
+	return errs.join()
+}
+
+// prepare checks the sizes of a write, and computes its hash and its deadline.
+func (c *Cache) prepare(op string, w *write, now int64, ttl time.Duration) error {
+	if err := checkSize(w.key, w.value); err != nil {
+		return &Error{Op: op, Key: w.key, Err: err}
+	}
+	w.hash, w.deadline = c.local.Hash(w.key), clock.Never
+	if !w.del {
+		if w.flight == nil {
+			w.ttl = ttl
+		}
+		w.deadline = clock.After(now, w.ttl)
+	}
+	return nil
+}
+
+// putLocal does a write where there is no Redis.
+func (c *Cache) putLocal(ctx context.Context, w *write, now int64) {
+	w.entry = c.entryOf(w, now, &c.local.StandaloneScope, local.FreshUntil(w.deadline))
+	c.putSuperseding(ctx, w, now)
 }
 
 // durable waits for the journal's file on behalf of a call that began at began; see
@@ -344,7 +385,7 @@ func (c *Cache) send(ctx context.Context, op string, items []link.Item, now int6
 	defer cancel()
 	for i := range items {
 		if w := writeOf(&items[i]); w.flight == nil {
-			c.supersede(bounded, w)
+			c.supersede(bounded.Context, w)
 		}
 	}
 	stride := 1
@@ -364,6 +405,17 @@ func (c *Cache) send(ctx context.Context, op string, items []link.Item, now int6
 		errs.add(op, w.key, err)
 	})
 	return toSave
+}
+
+// sendOne is send for the write of writeOne.
+func (c *Cache) sendOne(ctx context.Context, s *link.Session, w *write, now int64) (journal.Saving, error) {
+	c.invalidateFlight(w)
+	w.old, w.seq = c.local.Begin(w.hash, w.entry)
+	bounded, cancel := c.remote.Bound(ctx, now)
+	defer cancel()
+	c.supersede(bounded.Context, w)
+	o := c.remote.Set(bounded, s, w.key, w.value, w.ttl)
+	return c.written(w, now, nil, o)
 }
 
 // writeOf returns the write that an item of send is for.

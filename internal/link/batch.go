@@ -34,6 +34,7 @@ type Item struct {
 	Payload     any  // the caller's; Batch does not read it
 	Size        int  // bytes to send beside the key, approximately
 	Reads       bool // the reply contains a value
+	Plain       bool // the commands are ReadCommands, the stride is 2
 	Stays       bool // a redirection is the answer, and is not followed
 	Transaction bool // the replies are those of a transaction
 }
@@ -159,6 +160,7 @@ func (r *Remote) part(ctx Bound, items []Item, indexes []int, stride int, build 
 		}
 		p.session.Link.Suspects.Clear(p.ids...)
 	}
+	p.readAgain(ctx, build, each)
 	return long
 }
 
@@ -179,6 +181,8 @@ type pipelines struct {
 	offsets  []int    // end of each item's commands, if stride is 0 and there are several
 	ids      []uint64 // collected while there are suspects
 	how      treatment
+	mget     bool  // the present pipeline is an MGET
+	again    []int // indexes of the items that an MGET did not answer
 }
 
 func (p *pipelines) index(i int) int {
@@ -197,6 +201,10 @@ func (p *pipelines) fill(build commands) {
 	watched := table.Any()
 	p.cmds, p.offsets, p.ids, p.how = p.cmds[:0], p.offsets[:0], nil, SendInCompany
 	p.to = p.end()
+	if p.mget = !watched && p.usesMGET(); p.mget {
+		p.fillMGET()
+		return
+	}
 	for i := p.from; i < p.to; i++ {
 		before := len(p.cmds)
 		p.cmds = build(s.Client.B(), p.item(i), p.cmds)
@@ -226,7 +234,8 @@ func (p *pipelines) send(ctx Bound) (replies []rueidis.RedisResult, o Outcome) {
 	if p.asking {
 		cmds = WithAsking(p.session.Client.B(), cmds)
 	}
-	replies, o = p.remote.do(ctx, p.session, p.how == sendAlone, cmds...)
+	a, o := p.remote.do(ctx, p.session, p.how == sendAlone, request{many: cmds})
+	replies = a.many
 	if o.Session != nil {
 		p.session = o.Session
 	}
@@ -237,9 +246,61 @@ func (p *pipelines) send(ctx Bound) (replies []rueidis.RedisResult, o Outcome) {
 	return replies, o
 }
 
+// usesMGET reports whether the present pipeline is sent as an MGET.
+func (p *pipelines) usesMGET() bool {
+	if p.to-p.from < 2 || p.asking || p.session.refusesMGET.Load() {
+		return false
+	}
+	inCluster, slot := p.remote.routes.Cluster.Load() != nil, SlotOf(p.item(p.from).Key)
+	for i := p.from; i < p.to; i++ {
+		if !p.item(i).Plain || inCluster && SlotOf(p.item(i).Key) != slot {
+			return false
+		}
+	}
+	return true
+}
+
+// fillMGET is fill for a pipeline that is sent as an MGET.
+func (p *pipelines) fillMGET() {
+	b := p.session.Client.B()
+	mget := b.Arbitrary("MGET")
+	for i := p.from; i < p.to; i++ {
+		mget = mget.Args(p.item(i).Key)
+	}
+	p.cmds = append(p.cmds[:0], mget.ReadOnly())
+	for i := p.from; i < p.to; i++ {
+		p.cmds = append(p.cmds, pttlCommand(b, p.item(i).Key))
+	}
+}
+
+// needsGET reports whether an MGET was no answer for an item.
+func (p *pipelines) needsGET(replies []rueidis.RedisResult) bool {
+	answer := judgeMGET(replies[0], replies[1])
+	if answer == mgetRefused {
+		p.session.refusesMGET.Store(true)
+	}
+	return answer != mgetAnswers
+}
+
+// readAgain sends the GETs of the items that an MGET did not answer.
+func (p *pipelines) readAgain(ctx Bound, build commands, each func(i int, replies []rueidis.RedisResult, o Outcome)) {
+	if len(p.again) == 0 {
+		return
+	}
+	for _, i := range p.again {
+		p.items[i].Plain = false
+	}
+	ctx, cancel := p.remote.Bound(ctx.Caller, p.remote.clock.Now())
+	defer cancel()
+	p.remote.part(ctx, p.items, p.again, p.stride, build, each)
+}
+
 // distribute gives each item of the pipeline its replies.
 func (p *pipelines) distribute(replies []rueidis.RedisResult, o Outcome, each func(i int, replies []rueidis.RedisResult, o Outcome)) {
 	var size sizes
+	if p.mget && replies != nil {
+		replies = arranged(replies)
+	}
 	for i := p.from; i < p.to; i++ {
 		it, itemReplies, at := p.item(i), replies, o
 		if itemReplies != nil && p.n > 1 {
@@ -247,6 +308,12 @@ func (p *pipelines) distribute(replies []rueidis.RedisResult, o Outcome, each fu
 		}
 		switch {
 		case itemReplies == nil:
+		case p.mget && p.needsGET(itemReplies):
+			if o.Class == rediserr.OK {
+				p.again = append(p.again, p.index(i))
+				continue
+			}
+			itemReplies = nil
 		case o.Class == rediserr.OK, itemReplies[0].NonRedisError() == nil:
 			// If the connection was lost, it may have been lost after some of the replies.
 			if p.n > 1 {
@@ -287,6 +354,10 @@ func (p *pipelines) fail(o Outcome, build commands, each func(i int, replies []r
 		p.session.recordUnanswered(ids, p.how == sendAlone, p.item(p.from).Key, o)
 	}
 	o.Unknown = false
+	for _, i := range p.again {
+		p.items[i].outcome = o
+		each(i, nil, o)
+	}
 	for i := p.to; i < p.n; i++ {
 		p.item(i).outcome = o
 		each(p.index(i), nil, o)

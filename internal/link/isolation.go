@@ -134,7 +134,7 @@ func (s *suspects) Write(key string, del bool) uint64 {
 	if del {
 		return s.named(key, "DEL")
 	}
-	return s.named(key, "SET")
+	return s.named(key, setName)
 }
 
 // judge returns the way in which to send the commands with this id.

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unsafe"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/dial"
@@ -81,26 +80,26 @@ func (r *Remote) Bound(ctx context.Context, now int64) (b Bound, cancel context.
 	return b, cancel
 }
 
-// do sends the commands in one pipeline and waits for their replies until the call's budget or the
-// caller's context ends. With alone set it waits until no other command is under way. The replies
-// may be nil if the outcome is not OK. If the session had ended before anything was sent and
-// its link has another one by now, the commands are sent there, once.
-func (r *Remote) do(ctx Bound, s *Session, alone bool, cmds ...rueidis.Completed) ([]rueidis.RedisResult, Outcome) {
-	replies, o := r.doOn(ctx, s, alone, cmds)
+// do sends a request and waits for its replies until the call's budget or the caller's context ends.
+// With alone set it waits until no other command is under way. There may be no replies if the outcome
+// is not OK. If the session had ended before anything was sent and its link has another one by now,
+// the request is sent there, once.
+func (r *Remote) do(ctx Bound, s *Session, alone bool, q request) (response, Outcome) {
+	a, o := r.doOn(ctx, s, alone, q)
 	if o.tooLate {
-		if next := r.successor(ctx, s); next != nil && r.mayFollow(cmds) {
-			return r.doOn(ctx, next, alone, cmds)
+		if next := r.successor(ctx, s); next != nil && r.mayFollow(q) {
+			return r.doOn(ctx, next, alone, q)
 		}
 		s.Link.Report(s, o.Class, o.Err)
 	}
-	return replies, o
+	return a, o
 }
 
-// mayFollow reports whether commands that were not sent may be sent to the session that serves now
+// mayFollow reports whether a request that was not sent may be sent to the session that serves now
 // instead. Writes may not if the journal holds keys: a later write of the same key may be in the
 // journal, and the older command must not run after it.
-func (r *Remote) mayFollow(cmds []rueidis.Completed) bool {
-	return !r.routes.demand.Journaling() || !slices.ContainsFunc(cmds, func(cmd rueidis.Completed) bool { return !cmd.IsReadOnly() })
+func (r *Remote) mayFollow(q request) bool {
+	return !r.routes.demand.Journaling() || q.isReadOnly()
 }
 
 // successor returns the session that serves in place of one that was replaced or lost after a call
@@ -126,29 +125,63 @@ func (r *Remote) successor(ctx Bound, s *Session) *Session {
 	return next
 }
 
+// request is what a call sends: one command, or several in one pipeline.
+type request struct {
+	one  rueidis.Completed   // if many is empty
+	many []rueidis.Completed // must not be changed before the replies have come
+}
+
+// response has the reply or the replies to a request.
+type response struct {
+	one  rueidis.RedisResult
+	many []rueidis.RedisResult
+}
+
+// send sends the request and waits for its replies. The error says why there is no last reply. A
+// command by itself costs rueidis no allocation, a pipeline three.
+func (q request) send(ctx context.Context, s *Session) (a response, err error) {
+	switch len(q.many) {
+	case 0:
+		a.one = s.Client.Do(ctx, q.one)
+		return a, a.one.NonRedisError()
+	case 1:
+		reply := s.Client.Do(ctx, q.many[0])
+		a.many = []rueidis.RedisResult{reply}
+		return a, reply.NonRedisError()
+	}
+	a.many = s.Client.DoMulti(ctx, q.many...)
+	return a, a.many[len(a.many)-1].NonRedisError()
+}
+
+func (q request) isReadOnly() bool {
+	if len(q.many) == 0 {
+		return q.one.IsReadOnly()
+	}
+	return !slices.ContainsFunc(q.many, func(cmd rueidis.Completed) bool { return !cmd.IsReadOnly() })
+}
+
 // doOn is do on the given session.
-func (r *Remote) doOn(ctx Bound, s *Session, alone bool, cmds []rueidis.Completed) ([]rueidis.RedisResult, Outcome) {
+func (r *Remote) doOn(ctx Bound, s *Session, alone bool, q request) (response, Outcome) {
 	if ctx.Err() != nil {
-		return nil, Unsent(ctx) // says nothing about Redis: it was not asked
+		return response{}, Unsent(ctx) // says nothing about Redis: it was not asked
 	}
 	var ticket uint64
 	var err error
 	if alone {
-		ticket, err = s.EnterAlone(ctx)
+		ticket, err = s.EnterAlone(ctx.Context)
 	} else {
-		ticket, err = s.Acquire(ctx)
+		ticket, err = s.Acquire(ctx.Context)
 	}
 	if err != nil {
 		if ctx.Caller.Err() != nil {
-			return nil, Outcome{Class: rediserr.Canceled, Err: ctx.Caller.Err()}
+			return response{}, Outcome{Class: rediserr.Canceled, Err: ctx.Caller.Err()}
 		}
 		r.stats.BulkheadRefused.Add(1)
 		// Nothing was sent, and the calls that hold the slots report their own outcomes.
-		return nil, Outcome{Class: rediserr.Down, Err: err}
+		return response{}, Outcome{Class: rediserr.Down, Err: err}
 	}
 	completed, dead := s.Completed.Load(), s.Lost.Load()
-	replies := s.Client.DoMulti(ctx.Context, cmds...)
-	err = replies[len(replies)-1].NonRedisError()
+	a, err := q.send(ctx.Context, s)
 	keep := int64(0)
 	if err != nil && rediserr.GaveUp(err) {
 		s.Abandon(ticket)
@@ -161,16 +194,16 @@ func (r *Remote) doOn(ctx Bound, s *Session, alone bool, cmds []rueidis.Complete
 	}
 	if err == nil {
 		s.Answered(ticket)
-		return replies, Outcome{Session: s}
+		return a, Outcome{Session: s}
 	}
 	if !rediserr.GaveUp(err) && (dead || errors.Is(err, dial.ErrNoPermit)) {
 		// The connection is closed before the session is marked as lost. A closed connection takes
 		// no more commands.
-		return replies, Outcome{Class: rediserr.Down, Err: err, Session: s, tooLate: true}
+		return a, Outcome{Class: rediserr.Down, Err: err, Session: s, tooLate: true}
 	}
 	o := r.reportUnanswered(ctx, s, completed, err)
 	o.lost = o.Unknown && !rediserr.GaveUp(err) && !dead && !s.Ended.Load()
-	return replies, o
+	return a, o
 }
 
 // Unsent returns the outcome of commands that were not sent because the time of the call was over.
@@ -226,10 +259,12 @@ type RemoteValue struct {
 // Get reads a value with its remaining life, so that a local copy does not outlive it.
 func (r *Remote) Get(ctx Bound, s *Session, key string) (RemoteValue, Outcome) {
 	b := s.Client.B()
-	replies, o := r.ask(ctx, s, subject{name: readName, key: key}, b.Get().Key(key).Build(), b.Pttl().Key(key).Build())
+	cmds := []rueidis.Completed{getCommand(b, key), pttlCommand(b, key)}
+	a, o := r.ask(ctx, s, subject{name: readName, key: key}, request{many: cmds})
 	if o.Class != rediserr.OK {
 		return RemoteValue{}, o
 	}
+	replies := a.many
 	o = r.reply(o.Session, replies[0])
 	if o.Class == rediserr.Redirect {
 		replies, o = r.redirectOne(ctx, Item{Key: key, Session: s, outcome: o}, 2, ReadCommands)
@@ -248,21 +283,33 @@ func (r *Remote) redirectOne(ctx Bound, it Item, stride int, build commands) (re
 // One is Batch for a call on one key.
 func (r *Remote) One(ctx Bound, s *Session, key string, stride int, build commands) ([]rueidis.RedisResult, Outcome) {
 	it := Item{Key: key, Session: s}
-	replies, o := r.ask(ctx, s, subject{it: &it, build: build}, build(s.Client.B(), &it, nil)...)
+	a, o := r.ask(ctx, s, subject{it: &it, build: build}, request{many: build(s.Client.B(), &it, nil)})
 	if o.Class == rediserr.OK {
-		o = r.reply(o.Session, replies[0])
+		o = r.reply(o.Session, a.many[0])
 	}
 	if it.conclude(o) {
-		return replies, o
+		return a.many, o
 	}
 	return r.redirectOne(ctx, it, stride, build)
 }
 
-// readName is the name of a read in the id of a suspect.
-const readName = "GET\x00PTTL"
+// Set is One for the SET of a plain value.
+func (r *Remote) Set(ctx Bound, s *Session, key string, data []byte, ttl time.Duration) Outcome {
+	a, o := r.ask(ctx, s, subject{name: setName, key: key}, request{one: SetCommand(s.Client.B(), key, data, ttl)})
+	if o.Class == rediserr.OK {
+		o = r.reply(o.Session, a.one)
+	}
+	if o.Class == rediserr.Redirect {
+		again := func(b rueidis.Builder, _ *Item, cmds []rueidis.Completed) []rueidis.Completed {
+			return append(cmds, SetCommand(b, key, data, ttl))
+		}
+		_, o = r.redirectOne(ctx, Item{Key: key, Session: s, Size: len(data), outcome: o}, 1, again)
+	}
+	return o
+}
 
 func ReadCommands(b rueidis.Builder, it *Item, cmds []rueidis.Completed) []rueidis.Completed {
-	return append(cmds, b.Get().Key(it.Key).Build(), b.Pttl().Key(it.Key).Build())
+	return append(cmds, getCommand(b, it.Key), pttlCommand(b, it.Key))
 }
 
 // ReadValue decodes the replies of GET and PTTL.
@@ -284,7 +331,7 @@ func ReadValue(replies []rueidis.RedisResult, o Outcome) (RemoteValue, Outcome) 
 	o.Session.Lacks.Note(lackPTTL, v.Open)
 	switch {
 	case v.Open:
-	case err != nil || ms == -2:
+	case err != nil || ms == keyAbsent:
 		// The key expired between the two commands, or PTTL failed: the value answers this call,
 		// but is not kept.
 		v.TTL = time.Nanosecond
@@ -340,16 +387,16 @@ func (w *subject) named() string {
 }
 
 // ask is do for the commands of one key.
-func (r *Remote) ask(ctx Bound, s *Session, who subject, cmds ...rueidis.Completed) ([]rueidis.RedisResult, Outcome) {
+func (r *Remote) ask(ctx Bound, s *Session, who subject, q request) (response, Outcome) {
 	var id [1]uint64
 	how := SendInCompany
 	if s.Link.Suspects.Any() {
 		id[0] = who.id(s)
 		if how = s.Link.Suspects.judge(id[0]); how == SendNot {
-			return nil, Outcome{Class: rediserr.Down, Err: errIsolated, Session: s}
+			return response{}, Outcome{Class: rediserr.Down, Err: errIsolated, Session: s}
 		}
 	}
-	replies, o := r.do(ctx, s, how == sendAlone, cmds...)
+	a, o := r.do(ctx, s, how == sendAlone, q)
 	if o.Session != nil {
 		s = o.Session // do may have used another session
 	}
@@ -362,31 +409,5 @@ func (r *Remote) ask(ctx Bound, s *Session, who subject, cmds ...rueidis.Complet
 		}
 		s.recordUnanswered(id[:], how == sendAlone, who.named(), o)
 	}
-	return replies, o
+	return a, o
 }
-
-// SetCommand builds the SET of the plain value, which redis-cli GET shows unchanged (law 8).
-func SetCommand(b rueidis.Builder, key string, data []byte, ttl time.Duration) rueidis.Completed {
-	set := b.Set().Key(key).Value(ViewString(data))
-	if ttl == 0 {
-		return Kept(set.Build(), len(data))
-	}
-	return Kept(set.PxMilliseconds(ttl.Milliseconds()).Build(), len(data))
-}
-
-// Kept pins a large command, so that rueidis does not reuse it. A server may refuse a large command
-// before it has read it to the end. rueidis takes the reply for the end of the command, which it
-// may still be writing.
-func Kept(cmd rueidis.Completed, size int) rueidis.Completed {
-	if size < KeptSize {
-		return cmd
-	}
-	return cmd.Pin()
-}
-
-// KeptSize is the smallest possible proto-max-bulk-len.
-const KeptSize = 1 << 20
-
-// ViewString returns a string that shares the bytes. They are never changed or reused: a command
-// that timed out may still be written to the connection.
-func ViewString(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }

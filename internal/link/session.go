@@ -67,6 +67,9 @@ type Session struct {
 	// valueSize is an estimate of the size in bytes of the values that batches read, 0 if unknown.
 	valueSize atomic.Int64
 
+	// refusesMGET: the server, or a proxy before it, has refused an MGET that this session sent.
+	refusesMGET atomic.Bool
+
 	bulkhead
 }
 

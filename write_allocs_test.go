@@ -1,0 +1,53 @@
+package holdfast_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/holdfast-cache/holdfast/internal/redistest"
+)
+
+// A Set costs the copy of the value, the local entry, its place in the local tier, and rueidis' copy
+// of the reply. All allocations of the process are counted, those of the local tier's goroutines too.
+func TestASetAndAFirstReadAllocateLittle(t *testing.T) {
+	if raceFactor > 1 {
+		t.Skip("the race detector allocates")
+	}
+	s := redistest.Start(t)
+	ctx := context.Background()
+	const n = 2000
+	set, read := make([]string, n+1), make([]string, n+1)
+	items := map[string][]byte{}
+	for i := range set {
+		set[i], read[i] = fmt.Sprint("set:", i), fmt.Sprint("read:", i)
+		items[read[i]] = make([]byte, 100)
+	}
+	writer, c := open(t, at(s.Addr())), open(t, at(s.Addr()))
+	ready(t, writer)
+	ready(t, c)
+	must(t, writer.SetMany(ctx, items, time.Hour))
+	next := func(keys []string, f func(key string) error) func() {
+		return func() {
+			if err := f(keys[0]); err != nil {
+				t.Error(err)
+			}
+			keys = keys[1:]
+		}
+	}
+	value := make([]byte, 100)
+	for name, of := range map[string]struct {
+		most float64
+		call func()
+	}{
+		"Set":        {6, next(set, func(key string) error { return c.Set(ctx, key, value, 0) })},
+		"first read": {9, next(read, func(key string) error { _, err := c.Get(ctx, key); return err })},
+	} {
+		if got := testing.AllocsPerRun(n, of.call); got > of.most {
+			t.Errorf("%s: %v allocations, over %v", name, got, of.most)
+		} else {
+			t.Logf("%s: %v allocations", name, got)
+		}
+	}
+}
