@@ -36,7 +36,7 @@ type policy struct {
 	reads    [readShards]readShard
 	interval atomic.Uint64 // one read in so many is sampled
 	paced    time.Time     // when the interval was chosen
-	offered  uint64        // reads that were sampled since
+	draining time.Duration // spent on samples since
 
 	kicked atomic.Bool
 	kick   chan struct{}
@@ -58,10 +58,11 @@ const (
 	readShards = 32
 	sampleSize = 256 // a power of two
 
-	// samplesPerSecond bounds the work of ristretto's counters to a fifth of a core. Up to that
-	// rate each read is sampled; of faster reads one in an interval is.
-	samplesPerSecond = 2_000_000
-	samplePace       = 10 * time.Millisecond
+	// Each read is sampled as long as the feeder spends less than an eighth of its time on the
+	// samples; of faster reads one in an interval is.
+	sampleShare     = 8
+	samplePace      = 10 * time.Millisecond
+	longestInterval = 64
 )
 
 // readShard counts the reads of some callers, and has the last ones that were sampled.
@@ -118,10 +119,15 @@ func (p *policy) sample(r *readShard, nth uint64, h keyhash.Hash) {
 // present ones.
 func (l *Tier) start() {
 	p := &l.policy
-	expected := float64(l.entries.Load()) * float64(l.maxBytes) / float64(max(l.bytes.Load(), 1))
+	// Ten counters an entry, as ristretto's documentation advises. It rounds up to a power of two, so
+	// a little over one would cost the double.
+	counters := max(1000, int64(10*float64(l.entries.Load())*float64(l.maxBytes)/float64(max(l.bytes.Load(), 1))))
+	if power := int64(1) << (bits.Len64(uint64(counters)) - 1); power > counters/5*4 {
+		counters = power
+	}
 	var err error
 	p.store, err = ristretto.NewCache(&ristretto.Config[uint64, struct{}]{
-		NumCounters: max(1000, int64(10*expected)), // as ristretto's documentation advises
+		NumCounters: counters,
 		MaxCost:     l.maxBytes - l.reserve,
 		BufferItems: 64,
 		// Entry.size includes the overhead already.
@@ -261,13 +267,13 @@ func (l *Tier) Feed(stop <-chan struct{}) {
 // drainReads tells ristretto of the sampled reads. ristretto drops what comes faster than its own
 // goroutine can count, so that gets its turn after each shard.
 func (p *policy) drainReads() {
+	began := time.Now()
 	for i := range p.reads {
 		r := &p.reads[i]
 		n := r.sampled.Load()
 		if n == r.drained {
 			continue
 		}
-		p.offered += n - r.drained
 		for j := max(r.drained, n-min(n, sampleSize)) + 1; j <= n; j++ {
 			p.store.Get(r.sample[j%sampleSize].Load())
 			if j%64 == 0 {
@@ -276,10 +282,16 @@ func (p *policy) drainReads() {
 		}
 		r.drained = n
 	}
-	if elapsed := time.Since(p.paced); elapsed > samplePace {
-		rate := float64(p.offered*p.interval.Load()) / elapsed.Seconds()
-		p.interval.Store(1 << bits.Len64(uint64(rate)/samplesPerSecond))
-		p.paced, p.offered = time.Now(), 0
+	now := time.Now()
+	p.draining += now.Sub(began)
+	if elapsed := now.Sub(p.paced); elapsed > samplePace {
+		switch interval := p.interval.Load(); {
+		case p.draining > elapsed/sampleShare && interval < longestInterval:
+			p.interval.Store(2 * interval)
+		case p.draining < elapsed/sampleShare/4 && interval > 1:
+			p.interval.Store(interval / 2)
+		}
+		p.paced, p.draining = now, 0
 	}
 }
 
