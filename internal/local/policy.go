@@ -284,12 +284,32 @@ func (p *policy) drainReads() {
 }
 
 // judge gives ristretto the present sizes of the keys, and waits until it has decided on them.
+//
+// A key that ristretto has is deleted first: an update in place could grow past MaxCost, an addition
+// makes room. The deletions are over before the first addition. Otherwise that addition could evict
+// a key whose new entry is about to be added, and the eviction would be taken for that of the new
+// entry.
 func (l *Tier) judge(places []uint64) {
+	p := &l.policy
 	for _, place := range places {
 		s := l.stripe(place)
 		s.mu.Lock()
 		k := s.find(place)
-		if k == nil || !k.queued {
+		known := k != nil && k.queued && k.judged
+		if known {
+			k.judged = false
+		}
+		s.mu.Unlock()
+		if known {
+			p.store.Del(place)
+		}
+	}
+	p.store.Wait()
+	for _, place := range places {
+		s := l.stripe(place)
+		s.mu.Lock()
+		k := s.find(place)
+		if k == nil || !k.queued || k.judged { // judged: a change since then is queued behind
 			s.mu.Unlock()
 			continue
 		}
@@ -301,16 +321,12 @@ func (l *Tier) judge(places []uint64) {
 		k.queued, k.judged = false, e != nil
 		s.release(k)
 		s.mu.Unlock()
-		// An update in place could grow past MaxCost; an addition makes room first.
-		if _, known := l.policy.store.GetTTL(place); known {
-			l.policy.store.Del(place)
-		}
-		if e != nil && !l.policy.store.Set(place, struct{}{}, cost) {
+		if e != nil && !p.store.Set(place, struct{}{}, cost) {
 			l.unjudged(place)
 		}
 	}
-	l.policy.store.Wait()
-	l.policy.queued.Add(int64(-len(places)))
+	p.store.Wait()
+	p.queued.Add(int64(-len(places)))
 }
 
 // Queued is the number of changes that the policy has yet to judge.
