@@ -396,11 +396,11 @@ func (p *program) checkIndexes() {
 
 // Random programs of all calls keep the rules, whatever the index and the policy do.
 func TestRandomProgramsKeepTheRules(t *testing.T) {
-	for round := range 300 {
+	for round := range 100 {
 		// Small tiers reject and evict; the large one never starts the policy.
 		maxBytes := []int64{1000, 5000, 20_000, 1 << 40}[round%4]
 		p := newProgram(t, maxBytes, rand.Uint64())
-		for range 2000 {
+		for range 1000 {
 			p.step()
 			p.check(maxBytes < 1<<40)
 			if p.rnd.IntN(20) == 0 {

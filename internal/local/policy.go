@@ -26,8 +26,8 @@ type policy struct {
 	running atomic.Bool                        // each entry is queued or judged
 	closed  atomic.Bool
 
-	// The places of the keys whose entry or size has changed, oldest first. A slot that is not
-	// queued has a change that trim took back.
+	// The places of the keys whose entry or size has changed, oldest first. A place is there more
+	// than once if trim took a change back and another came.
 	mu      sync.Mutex
 	changed []uint64
 	queued  atomic.Int64 // changes, with those that are being judged
@@ -211,10 +211,13 @@ func (l *Tier) trim(newest keyhash.Hash) {
 		}
 		s := l.stripe(place)
 		s.mu.Lock()
-		if k := s.find(place); k != nil && k.queued && k.entry.Load() != nil {
-			k.queued = false
-			l.replace(s, k, nil)
-			l.Dropped.Add(1)
+		if k := s.find(place); k != nil && k.queued {
+			if k.entry.Load() != nil {
+				l.replace(s, k, nil)
+				l.Dropped.Add(1)
+			}
+			k.queued = false // the next change is queued behind those that trim has looked at
+			s.release(k)
 		}
 		s.mu.Unlock()
 	}
@@ -243,6 +246,11 @@ func (l *Tier) Feed(stop <-chan struct{}) {
 		for chunk = p.take(chunk[:0]); len(chunk) > 0; chunk = p.take(chunk[:0]) {
 			l.judge(chunk)
 			p.drainReads()
+			select {
+			case <-stop:
+				return
+			default:
+			}
 		}
 		p.drainReads()
 		if l.bytes.Load() > l.maxBytes-l.reserve/2 {
@@ -285,19 +293,24 @@ func (p *policy) drainReads() {
 
 // judge gives ristretto the present sizes of the keys, and waits until it has decided on them.
 //
-// A key that ristretto has is deleted first: an update in place could grow past MaxCost, an addition
-// makes room. The deletions are over before the first addition. Otherwise that addition could evict
-// a key whose new entry is about to be added, and the eviction would be taken for that of the new
-// entry.
+// What ristretto has of them is deleted first: an update in place could grow past MaxCost, an
+// addition makes room. The deletions are over before the first addition. Otherwise that could evict
+// a key that is about to be added, and its new entry would be removed with the old one.
 func (l *Tier) judge(places []uint64) {
 	p := &l.policy
+	n := int64(len(places))
+	present := places[:0]
 	for _, place := range places {
 		s := l.stripe(place)
 		s.mu.Lock()
-		k := s.find(place)
-		known := k != nil && k.queued && k.judged
-		if known {
-			k.judged = false
+		k, known := s.find(place), false
+		if k != nil && k.changed() {
+			known = k.judged
+			k.queued, k.judged = false, false // a change from now on is queued anew
+			if k.entry.Load() != nil {
+				present = append(present, place)
+			}
+			s.release(k)
 		}
 		s.mu.Unlock()
 		if known {
@@ -305,28 +318,20 @@ func (l *Tier) judge(places []uint64) {
 		}
 	}
 	p.store.Wait()
-	for _, place := range places {
+	for _, place := range present {
 		s := l.stripe(place)
 		s.mu.Lock()
-		k := s.find(place)
-		if k == nil || !k.queued || k.judged { // judged: a change since then is queued behind
-			s.mu.Unlock()
-			continue
-		}
-		e := k.entry.Load()
 		var cost int64
-		if e != nil {
-			cost = e.size()
+		if k := s.find(place); k != nil && !k.queued && !k.judged && k.entry.Load() != nil {
+			k.judged, cost = true, k.entry.Load().size()
 		}
-		k.queued, k.judged = false, e != nil
-		s.release(k)
 		s.mu.Unlock()
-		if e != nil && !p.store.Set(place, struct{}{}, cost) {
+		if cost > 0 && !p.store.Set(place, struct{}{}, cost) {
 			l.unjudged(place)
 		}
 	}
 	p.store.Wait()
-	p.queued.Add(int64(-len(places)))
+	p.queued.Add(-n)
 }
 
 // Queued is the number of changes that the policy has yet to judge.
