@@ -294,8 +294,8 @@ func (p *policy) drainReads() {
 // judge gives ristretto the present sizes of the keys, and waits until it has decided on them.
 //
 // What ristretto has of them is deleted first: an update in place could grow past MaxCost, an
-// addition makes room. The deletions are over before the first addition. Otherwise that could evict
-// a key that is about to be added, and its new entry would be removed with the old one.
+// addition makes room. All deletions are queued before the first addition. Otherwise that could
+// evict the old cost of a key that is yet to be added, and the key's new entry would be removed.
 func (l *Tier) judge(places []uint64) {
 	p := &l.policy
 	n := int64(len(places))
@@ -317,7 +317,6 @@ func (l *Tier) judge(places []uint64) {
 			p.store.Del(place)
 		}
 	}
-	p.store.Wait()
 	for _, place := range present {
 		s := l.stripe(place)
 		s.mu.Lock()

@@ -93,26 +93,33 @@ func TestTheHeapStaysWithinMaxBytes(t *testing.T) {
 	}
 }
 
-// While the feeder stands still, neither new keys nor updates of known ones may make its queue grow.
-func TestTheQueueOfTheFeederIsBounded(t *testing.T) {
-	l := New(100_000)
-	defer l.Close()
-	write := func(i, size int) {
+// standingStill returns a tier whose feeder stands still. The policy has judged the given number of
+// small entries.
+func standingStill(t *testing.T, maxBytes int64, entries int) (l *Tier, write func(i, size int)) {
+	l = New(maxBytes)
+	t.Cleanup(l.Close)
+	write = func(i, size int) {
 		key := fmt.Sprint("k", i)
 		h := l.Hash(key)
 		l.Begin(h, NewEntry(key, make([]byte, size), Freshness{Expires: clock.Never, Scope: &l.StandaloneScope}))
 		l.End(h, true, FreshUntil(clock.Never))
 	}
-	for i := range 250 {
+	for i := range entries {
 		write(i, 10)
 	}
 	l.start()
 	for chunk := l.policy.take(nil); len(chunk) > 0; chunk = l.policy.take(nil) {
 		l.judge(chunk)
 	}
-	if l.Len() != 250 || l.Queued() != 0 {
+	if l.Len() != int64(entries) || l.Queued() != 0 {
 		t.Fatalf("%d entries, %d changes queued", l.Len(), l.Queued())
 	}
+	return l, write
+}
+
+// While the feeder stands still, neither new keys nor updates of known ones may make its queue grow.
+func TestTheQueueOfTheFeederIsBounded(t *testing.T) {
+	l, write := standingStill(t, 100_000, 250)
 	for round := range 100 {
 		for i := range 500 { // half of them new
 			write(i, 100+round%2*500)
@@ -122,8 +129,19 @@ func TestTheQueueOfTheFeederIsBounded(t *testing.T) {
 	if got, most := l.Queued(), l.maxBytes/entryOverhead+251; got > most {
 		t.Errorf("%d changes are queued, more than %d", got, most)
 	}
-	if got := l.Bytes(); got > l.maxBytes {
-		t.Errorf("%d bytes, over %d", got, l.maxBytes)
+}
+
+// An entry that was removed to make room, and that comes again before the policy has heard of it,
+// can be removed again.
+func TestUpdatesBesideABusyPolicyStayWithinMaxBytes(t *testing.T) {
+	l, write := standingStill(t, 100_000, 150)
+	for round := range 2 {
+		for i := range 150 {
+			write(i, 1000+round*100)
+			if got := l.Bytes(); got > l.maxBytes {
+				t.Fatalf("round %d: %d bytes, over %d", round, got, l.maxBytes)
+			}
+		}
 	}
 }
 
