@@ -22,6 +22,12 @@ type modelKey struct {
 	held []*Entry // the previous entries of the writes in flight, for EndRefused
 }
 
+// modelToken is a token with the version that the model has of the stripe.
+type modelToken struct {
+	Token
+	version uint64
+}
+
 // program runs random calls on a Tier, and the same on the model.
 type program struct {
 	t       *testing.T
@@ -30,22 +36,15 @@ type program struct {
 	scope   EpochScope
 	keys    []*modelKey
 	stripes map[uint64]uint64 // versions
-	tokens  map[*modelKey]struct {
-		Token
-		version uint64
-	}
-	now    int64
-	values int
-	trace  []string
+	tokens  map[*modelKey]modelToken
+	now     int64
+	trace   []string
 }
 
 func newProgram(t *testing.T, maxBytes int64, seed uint64) *program {
 	p := &program{
 		t: t, rnd: rand.New(rand.NewPCG(seed, 7)), l: New(maxBytes), stripes: map[uint64]uint64{}, now: 1000,
-		tokens: map[*modelKey]struct {
-			Token
-			version uint64
-		}{},
+		tokens: map[*modelKey]modelToken{},
 	}
 	p.scope.Until.Store(clock.Never)
 	stripes, homes := uint64(1+p.rnd.IntN(3)), uint64(1+p.rnd.IntN(3))
@@ -57,11 +56,7 @@ func newProgram(t *testing.T, maxBytes int64, seed uint64) *program {
 	return p
 }
 
-func (p *program) version(k *modelKey) *uint64 {
-	v := p.stripes[k.hash.Place%stripeCount]
-	return &v
-}
-
+// moved is called when the version of the key's stripe has grown.
 func (p *program) moved(k *modelKey) { p.stripes[k.hash.Place%stripeCount]++ }
 
 func (p *program) freshness() Freshness {
@@ -78,12 +73,11 @@ func (p *program) freshness() Freshness {
 	return f
 }
 
-// entry is a new entry with one of a few values, so that equal ones meet.
-func (p *program) value() []byte {
-	p.values++
-	return make([]byte, p.rnd.IntN(5)*p.rnd.IntN(60)) // zeros: equal if the length is
-}
+// value is one of a few values, so that equal ones meet. It is all zeros: two are equal if their
+// lengths are.
+func (p *program) value() []byte { return make([]byte, p.rnd.IntN(5)*p.rnd.IntN(60)) }
 
+// entry is a new entry, or nil.
 func (p *program) entry(k *modelKey) *Entry {
 	if p.rnd.IntN(6) == 0 {
 		return nil
@@ -160,10 +154,9 @@ func (p *program) ended(k *modelKey, e *Entry, fresh FreshUntil) {
 
 // fillable reports whether the key's token still allows to store an answer.
 func (p *program) fillable(k *modelKey) (Token, bool) {
-	t := p.tokens[k]
-	if t.Scope == nil {
-		t.Token = p.l.Token(k.hash, &p.scope)
-		t.version = p.stripes[k.hash.Place%stripeCount]
+	t, ok := p.tokens[k]
+	if !ok {
+		t = modelToken{p.l.Token(k.hash, &p.scope), p.stripes[k.hash.Place%stripeCount]}
 	}
 	delete(p.tokens, k)
 	return t.Token, t.version == p.stripes[k.hash.Place%stripeCount] && t.Epoch == p.scope.Epoch.Load() && k.writers == 0
@@ -181,10 +174,7 @@ func (p *program) step() {
 	}
 	switch op {
 	case 0, 1:
-		p.tokens[k] = struct {
-			Token
-			version uint64
-		}{l.Token(h, &p.scope), p.stripes[h.Place%stripeCount]}
+		p.tokens[k] = modelToken{l.Token(h, &p.scope), p.stripes[h.Place%stripeCount]}
 	case 2, 3, 4:
 		token, fillable := p.fillable(k)
 		val, f := p.value(), p.freshness()
