@@ -31,13 +31,17 @@ func NewCoarse() *Coarse { return &Coarse{start: make(chan struct{}, 1)} }
 // Before reports whether it is sure that the time t has not come. It does not block.
 func (c *Coarse) Before(t int64) bool {
 	now := c.now.Load()
-	if !c.asked.Load() && c.asked.CompareAndSwap(false, true) && now == 0 {
+	if now == 0 {
 		select {
 		case c.start <- struct{}{}:
 		default:
 		}
+		return false
 	}
-	return now != 0 && t > now+int64(CoarseMargin)
+	if !c.asked.Load() {
+		c.asked.Store(true)
+	}
+	return t > now+int64(CoarseMargin)
 }
 
 // Run keeps the time by the clock until stop is closed.
@@ -45,6 +49,7 @@ func (c *Coarse) Run(of Clock, stop <-chan struct{}) {
 	ticker := time.NewTicker(coarseStep)
 	ticker.Stop()
 	defer ticker.Stop()
+	defer c.now.Store(0)
 	for {
 		select {
 		case <-stop:
@@ -65,6 +70,5 @@ func (c *Coarse) Run(of Clock, stop <-chan struct{}) {
 		}
 		ticker.Stop()
 		c.now.Store(0)
-		c.asked.Store(false)
 	}
 }

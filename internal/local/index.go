@@ -28,7 +28,7 @@ type state struct {
 	writers     int32 // own writes on their way to Redis
 	overlap     bool  // two own writes were in flight at once: only Redis knows their order
 	invalidated bool  // invalidated while an own write was in flight
-	queued      bool  // the policy has to be told of a change
+	queued      bool  // a change is queued for the policy
 	judged      bool  // the policy has the key, or is being told
 }
 
@@ -66,6 +66,10 @@ func (x *index) find(place uint64) *slot {
 
 // free reports whether the slot has no key. The caller holds the stripe.
 func (s *slot) free() bool { return s.entry.Load() == nil && s.state == state{} }
+
+// changed reports whether the policy has to be told of the slot's key: of a change that is queued,
+// or of the removal of its entry by trim. The caller holds the stripe.
+func (s *slot) changed() bool { return s.queued || s.judged && s.entry.Load() == nil }
 
 // find returns the slot of a place, or nil if it has none. The caller holds the stripe.
 func (s *stripe) find(place uint64) *slot {

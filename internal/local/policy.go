@@ -26,8 +26,8 @@ type policy struct {
 	running atomic.Bool                        // each entry is queued or judged
 	closed  atomic.Bool
 
-	// The places of the keys whose entry or size has changed, oldest first. A slot that is not
-	// queued has a change that trim took back.
+	// The places of the keys whose entry or size has changed, oldest first. A place is there more
+	// than once if trim took a change back and another came.
 	mu      sync.Mutex
 	changed []uint64
 	queued  atomic.Int64 // changes, with those that are being judged
@@ -217,10 +217,13 @@ func (l *Tier) trim(newest keyhash.Hash) {
 		}
 		s := l.stripe(place)
 		s.mu.Lock()
-		if k := s.find(place); k != nil && k.queued && k.entry.Load() != nil {
-			k.queued = false
-			l.replace(s, k, nil)
-			l.Dropped.Add(1)
+		if k := s.find(place); k != nil && k.queued {
+			if k.entry.Load() != nil {
+				l.replace(s, k, nil)
+				l.Dropped.Add(1)
+			}
+			k.queued = false // the next change is queued behind those that trim has looked at
+			s.release(k)
 		}
 		s.mu.Unlock()
 	}
@@ -249,6 +252,11 @@ func (l *Tier) Feed(stop <-chan struct{}) {
 		for chunk = p.take(chunk[:0]); len(chunk) > 0; chunk = p.take(chunk[:0]) {
 			l.judge(chunk)
 			p.drainReads()
+			select {
+			case <-stop:
+				return
+			default:
+			}
 		}
 		p.drainReads()
 		if l.bytes.Load() > l.maxBytes-l.reserve/2 {
@@ -296,33 +304,45 @@ func (p *policy) drainReads() {
 }
 
 // judge gives ristretto the present sizes of the keys, and waits until it has decided on them.
+//
+// What ristretto has of them is deleted first: an update in place could grow past MaxCost, an
+// addition makes room. All deletions are queued before the first addition. Otherwise that could
+// evict the old cost of a key that is yet to be added, and the key's new entry would be removed.
 func (l *Tier) judge(places []uint64) {
+	p := &l.policy
+	n := int64(len(places))
+	present := places[:0]
 	for _, place := range places {
 		s := l.stripe(place)
 		s.mu.Lock()
-		k := s.find(place)
-		if k == nil || !k.queued {
-			s.mu.Unlock()
-			continue
+		k, known := s.find(place), false
+		if k != nil && k.changed() {
+			known = k.judged
+			k.queued, k.judged = false, false // a change from now on is queued anew
+			if k.entry.Load() != nil {
+				present = append(present, place)
+			}
+			s.release(k)
 		}
-		e := k.entry.Load()
-		var cost int64
-		if e != nil {
-			cost = e.size()
-		}
-		k.queued, k.judged = false, e != nil
-		s.release(k)
 		s.mu.Unlock()
-		// An update in place could grow past MaxCost; an addition makes room first.
-		if _, known := l.policy.store.GetTTL(place); known {
-			l.policy.store.Del(place)
+		if known {
+			p.store.Del(place)
 		}
-		if e != nil && !l.policy.store.Set(place, struct{}{}, cost) {
+	}
+	for _, place := range present {
+		s := l.stripe(place)
+		s.mu.Lock()
+		var cost int64
+		if k := s.find(place); k != nil && !k.queued && !k.judged && k.entry.Load() != nil {
+			k.judged, cost = true, k.entry.Load().size()
+		}
+		s.mu.Unlock()
+		if cost > 0 && !p.store.Set(place, struct{}{}, cost) {
 			l.unjudged(place)
 		}
 	}
-	l.policy.store.Wait()
-	l.policy.queued.Add(int64(-len(places)))
+	p.store.Wait()
+	p.queued.Add(-n)
 }
 
 // Queued is the number of changes that the policy has yet to judge.

@@ -254,7 +254,7 @@ func (l *Tier) EndAs(h keyhash.Hash, e *Entry, fresh FreshUntil) {
 func (l *Tier) end(s *stripe, k *slot, h keyhash.Hash, e *Entry, fresh FreshUntil) {
 	s.version.Add(1)
 	if !k.writing() {
-		return // another key with the same place took the slot
+		return // there was no Begin
 	}
 	k.writers--
 	if k.overlap {
@@ -398,17 +398,13 @@ func (l *Tier) Invalidate(h keyhash.Hash, now int64) {
 // An entry that does not fit removes the previous one, and put returns false. The caller holds the
 // stripe.
 func (l *Tier) put(s *stripe, k *slot, h keyhash.Hash, e *Entry) bool {
-	fits := e == nil || e.size() <= l.maxEntry && l.room(e)
+	fits := e == nil || e.size() <= l.maxEntry && l.room(k, e)
 	if !fits {
 		e = nil
 	}
 	if k == nil {
 		if e == nil {
 			return fits
-		}
-		if l.policy.queued.Load() > l.maxBytes/entryOverhead {
-			l.Dropped.Add(1)
-			return false
 		}
 		k = s.take(h.Place)
 	}
@@ -419,9 +415,20 @@ func (l *Tier) put(s *stripe, k *slot, h keyhash.Hash, e *Entry) bool {
 	return fits
 }
 
-// room reports whether there may be room for e. Until the policy runs, nothing makes room.
-func (l *Tier) room(e *Entry) bool {
-	if l.policy.running.Load() || l.bytes.Load()+e.size() <= l.maxBytes {
+// room reports whether there may be room for e in the slot k, nil for none. Until the policy runs,
+// nothing makes room; and it must not fall behind by more changes than there may be entries.
+func (l *Tier) room(k *slot, e *Entry) bool {
+	change := e.size()
+	if k != nil {
+		if old := k.entry.Load(); old != nil {
+			change -= old.size()
+		}
+	}
+	switch {
+	case change == 0:
+		return true
+	case l.policy.queued.Load() > l.maxBytes/entryOverhead:
+	case l.policy.running.Load() || l.bytes.Load()+change <= l.maxBytes:
 		return true
 	}
 	l.Dropped.Add(1)
