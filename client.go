@@ -109,6 +109,9 @@ func (cl *client) B() rueidis.Builder { return cl.builder }
 func (cl *client) Do(ctx context.Context, cmd rueidis.Completed) (res rueidis.RedisResult) {
 	key, ok := cl.plainGet(cmd)
 	if !ok {
+		if text, ttl, ok := cl.plainSet(cmd); ok {
+			return cl.set(ctx, cmd, text, ttl)
+		}
 		return cl.do(ctx, []commandState{{givenCommand: givenCommand{cmd: cmd}}})[0]
 	}
 	if e := cl.hit(ctx, key); e != nil {

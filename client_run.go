@@ -224,19 +224,10 @@ func (r *pipelineCall) modelled(st *commandState) bool {
 func (r *pipelineCall) store(st *commandState) bool {
 	args := st.args
 	switch st.verb {
-	case verbSet:
+	case verbSet, verbSetex:
 		w, ok := r.parseSet(args)
 		if ok {
 			r.write(st, w)
-		}
-		return ok
-	case verbSetex:
-		if len(args) != 4 {
-			return false
-		}
-		ttl, ok := lifetime(args[2], unitOf(st.name))
-		if ok {
-			r.write(st, r.setting(args[1], args[3], ttl))
 		}
 		return ok
 	case verbMset:

@@ -2,6 +2,8 @@ package holdfast
 
 import (
 	"context"
+	"errors"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -114,9 +116,9 @@ func (r *pipelineCall) accepted(e *remoteOp) {
 	}
 }
 
-// unitOf returns the time unit of a command with this name.
+// unitOf returns the time unit of a command or an option with this name.
 func unitOf(name string) time.Duration {
-	if strings.HasPrefix(name, "P") {
+	if name[0] == 'P' || name[0] == 'p' {
 		return time.Millisecond
 	}
 	return time.Second
@@ -125,7 +127,8 @@ func unitOf(name string) time.Duration {
 // number parses an integer in the only notation that Redis accepts.
 func number(text string) (n int64, ok bool) {
 	n, err := strconv.ParseInt(text, 10, 64)
-	return n, err == nil && strconv.FormatInt(n, 10) == text
+	var canonical [20]byte
+	return n, err == nil && string(strconv.AppendInt(canonical[:0], n, 10)) == text
 }
 
 // lifetime parses a positive number of units that fits a Duration. It returns false for any other
@@ -147,19 +150,77 @@ func until(text string, unit time.Duration) (time.Duration, bool) {
 	return time.Duration(n)*unit - time.Duration(time.Now().UnixMilli())*time.Millisecond, true
 }
 
-// parseSet parses SET key value with at most one option, which sets the expiry.
+// plainSet parses SETEX, PSETEX, and SET without an option or with EX or PX. It returns the value
+// and the lifetime, 0 for no expiry.
+func plainSet(args []string) (text string, ttl time.Duration, ok bool) {
+	switch isSet := strings.EqualFold(args[0], "SET"); {
+	case isSet && len(args) == 3:
+		return args[2], 0, true
+	case isSet && len(args) == 5 && oneOf(args[3], "EX", "PX"):
+		ttl, ok = lifetime(args[4], unitOf(args[3]))
+		return args[2], ttl, ok
+	case len(args) == 4 && oneOf(args[0], "SETEX", "PSETEX"):
+		ttl, ok = lifetime(args[2], unitOf(args[0]))
+		return args[3], ttl, ok
+	}
+	return "", 0, false
+}
+
+// plainSet is plainSet for a command by itself that goes through the tiers.
+func (cl *client) plainSet(cmd rueidis.Completed) (text string, ttl time.Duration, ok bool) {
+	if cmd.IsEmpty() || cmd.IsBlock() || cl.only != nil {
+		return "", 0, false
+	}
+	args := cmd.Commands()
+	if text, ttl, ok = plainSet(args); ok {
+		ok = len(args[1]) <= maxString && len(text) <= maxString
+	}
+	return text, ttl, ok
+}
+
+// set sends a write of plainSet through the tiers, as Set does.
+func (cl *client) set(ctx context.Context, cmd rueidis.Completed, text string, ttl time.Duration) (res rueidis.RedisResult) {
+	if cl.closed.Load() {
+		return rueidis.NewErrorResult(rueidis.ErrClosing)
+	}
+	args, op := cmd.Commands(), "set"
+	if len(args) == 4 {
+		op = strings.ToLower(args[0])
+	}
+	w := write{key: strings.Clone(args[1]), value: slices.Clip([]byte(text))}
+	reply, err := cl.c.writeOne(ctx, op, &w, ttl)
+	switch {
+	case err == nil:
+		res = replied(cl.answers.ok)
+	case reply.Error() != nil:
+		res = reply
+	default:
+		res = rueidis.NewErrorResult(ownOfContext(err))
+	}
+	cl.recycle.put(cmd, &res)
+	return res
+}
+
+// ownOfContext returns the context's own error, if err wraps that, else err.
+func ownOfContext(err error) error {
+	for _, own := range []error{context.Canceled, context.DeadlineExceeded} {
+		if errors.Is(err, own) {
+			return own
+		}
+	}
+	return err
+}
+
+// parseSet parses what plainSet parses, and SET with another option that sets the expiry.
 func (r *pipelineCall) parseSet(args []string) (*write, bool) {
-	if len(args) < 3 {
+	if text, ttl, ok := plainSet(args); ok {
+		return r.setting(args[1], text, ttl), true
+	}
+	if len(args) < 4 || !strings.EqualFold(args[0], "SET") {
 		return nil, false
 	}
-	key, text := args[1], args[2]
-	option := ""
-	if len(args) > 3 {
-		option = upper(args[3])
-	}
+	key, text, option := args[1], args[2], upper(args[3])
 	switch {
-	case len(args) == 3:
-		return r.setting(key, text, 0), true
 	case len(args) == 4 && option == "KEEPTTL":
 		deadline, known := r.c.knownEnd(r.ctx, key, r.now)
 		if !known || r.isDirty(key) {
@@ -169,12 +230,6 @@ func (r *pipelineCall) parseSet(args []string) (*write, bool) {
 		w.deadline = deadline
 		w.verbatim = []string{"SET", w.key, link.ViewString(w.value), "KEEPTTL"}
 		return w, true
-	case len(args) == 5 && (option == "EX" || option == "PX"):
-		ttl, ok := lifetime(args[4], unitOf(option))
-		if !ok {
-			return nil, false
-		}
-		return r.setting(key, text, ttl), true
 	case len(args) == 5 && (option == "EXAT" || option == "PXAT"):
 		ttl, ok := until(args[4], unitOf(option))
 		if !ok {

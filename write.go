@@ -36,7 +36,8 @@ func (c *Cache) Set(ctx context.Context, key string, value []byte, ttl time.Dura
 	if err != nil {
 		return &Error{Op: "set", Key: key, Err: err}
 	}
-	return c.writeOne(ctx, "set", write{key: key, value: cloneBytes(value)}, ttl)
+	_, err = c.writeOne(ctx, "set", &write{key: key, value: cloneBytes(value)}, ttl)
+	return err
 }
 
 // SetMany is Set for each item, with one ttl for all. The items are sent in pipelines of at
@@ -186,33 +187,33 @@ func (c *Cache) write(ctx context.Context, op string, ws []write, ttl time.Durat
 }
 
 // writeOne is write for one set that no load made. It is the way of most writes, and does without
-// the slices of a batch.
-func (c *Cache) writeOne(ctx context.Context, op string, w write, ttl time.Duration) error {
+// the slices of a batch. The reply is the one of Redis: OK or an error about this command. It is the
+// zero value if there is none.
+func (c *Cache) writeOne(ctx context.Context, op string, w *write, ttl time.Duration) (reply rueidis.RedisResult, err error) {
 	exit, open := c.inflight.Enter()
 	defer exit.Leave()
-	if err := enterable(ctx, open); err != nil {
-		return err
+	if err = enterable(ctx, open); err != nil {
+		return reply, err
 	}
 	now := c.clock.Now()
-	if err := c.prepare(op, &w, now, ttl); err != nil {
-		return err
+	if err = c.prepare(op, w, now, ttl); err != nil {
+		return reply, err
 	}
 	if c.routes == nil {
-		c.putLocal(ctx, &w, now)
-		return nil
+		c.putLocal(ctx, w, now)
+		return reply, nil
 	}
 	var errs errorList
 	var saved journal.Saving
-	var err error
-	if s := c.aim(ctx, &w, now); s == nil {
-		saved, err = c.keep(ctx, &w, now)
+	if s := c.aim(ctx, w, now); s == nil {
+		saved, err = c.keep(ctx, w, now)
 	} else {
-		saved, err = c.sendOne(ctx, s, &w, now)
+		reply, saved, err = c.sendOne(ctx, s, w, now)
 	}
 	errs.add(op, w.key, err)
-	c.invalidateFlight(&w)
+	c.invalidateFlight(w)
 	errs.also(c.durable(ctx, now, saved))
-	return errs.join()
+	return reply, errs.join()
 }
 
 // prepare checks the sizes of a write, and computes its hash and its deadline.
@@ -407,15 +408,19 @@ func (c *Cache) send(ctx context.Context, op string, items []link.Item, now int6
 	return toSave
 }
 
-// sendOne is send for the write of writeOne.
-func (c *Cache) sendOne(ctx context.Context, s *link.Session, w *write, now int64) (journal.Saving, error) {
+// sendOne is send for the write of writeOne. It also returns the reply, as writeOne does.
+func (c *Cache) sendOne(ctx context.Context, s *link.Session, w *write, now int64) (reply rueidis.RedisResult, saved journal.Saving, err error) {
 	c.invalidateFlight(w)
 	w.old, w.seq = c.local.Begin(w.hash, w.entry)
 	bounded, cancel := c.remote.Bound(ctx, now)
 	defer cancel()
 	c.supersede(bounded.Context, w)
-	o := c.remote.Set(bounded, s, w.key, w.value, w.ttl)
-	return c.written(w, now, nil, o)
+	reply, o := c.remote.Set(bounded, s, w.key, w.value, w.ttl)
+	saved, err = c.written(w, now, nil, o)
+	if o.Class != rediserr.OK && o.Class != rediserr.Command {
+		reply = rueidis.RedisResult{}
+	}
+	return reply, saved, err
 }
 
 // writeOf returns the write that an item of send is for.

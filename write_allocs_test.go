@@ -7,10 +7,11 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/redistest"
+	"github.com/redis/rueidis"
 )
 
 // A Set costs the copy of the value, the local entry, its place in the local tier, and rueidis' copy
-// of the reply. All allocations of the process are counted, those of the local tier's goroutines too.
+// of the reply; a SET of the drop-in client the copy of the key, too. All allocations of the process are counted, those of the local tier's goroutines too.
 func TestASetAndAFirstReadAllocateLittle(t *testing.T) {
 	if raceFactor > 1 {
 		t.Skip("the race detector allocates")
@@ -18,10 +19,10 @@ func TestASetAndAFirstReadAllocateLittle(t *testing.T) {
 	s := redistest.Start(t)
 	ctx := context.Background()
 	const n = 2000
-	set, read := make([]string, n+1), make([]string, n+1)
+	set, read, done := make([]string, n+1), make([]string, n+1), make([]string, n+1)
 	items := map[string][]byte{}
 	for i := range set {
-		set[i], read[i] = fmt.Sprint("set:", i), fmt.Sprint("read:", i)
+		set[i], read[i], done[i] = fmt.Sprint("set:", i), fmt.Sprint("read:", i), fmt.Sprint("done:", i)
 		items[read[i]] = make([]byte, 100)
 	}
 	writer, c := open(t, at(s.Addr())), open(t, at(s.Addr()))
@@ -36,12 +37,15 @@ func TestASetAndAFirstReadAllocateLittle(t *testing.T) {
 			keys = keys[1:]
 		}
 	}
-	value := make([]byte, 100)
+	value, cl := make([]byte, 100), c.Client()
 	for name, of := range map[string]struct {
 		most float64
 		call func()
 	}{
-		"Set":        {6, next(set, func(key string) error { return c.Set(ctx, key, value, 0) })},
+		"Set": {6, next(set, func(key string) error { return c.Set(ctx, key, value, 0) })},
+		"SET of the drop-in": {7, next(done, func(key string) error {
+			return cl.Do(ctx, cl.B().Set().Key(key).Value(rueidis.BinaryString(value)).Px(time.Hour).Build()).Error()
+		})},
 		"first read": {9, next(read, func(key string) error { _, err := c.Get(ctx, key); return err })},
 	} {
 		if got := testing.AllocsPerRun(n, of.call); got > of.most {

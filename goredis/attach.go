@@ -35,7 +35,7 @@ func Attach(rdb redis.UniversalClient, cache *holdfast.Cache) error {
 	if len(o.Redis.InitAddress) == 0 {
 		return errors.New("goredis: the cache has no Redis: its Redis.InitAddress is empty")
 	}
-	h := &hook{cache: cache, client: cache.Client(), timeout: o.Timeout, started: time.Now()}
+	h := &hook{cache: cache, client: cache.Client(), timeout: o.Timeout, noTTL: o.DefaultTTL == 0, started: time.Now()}
 	switch rdb := rdb.(type) {
 	case *redis.Client:
 		if err := sameServer(rdb.Options(), o); err != nil {

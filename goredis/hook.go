@@ -20,6 +20,7 @@ type hook struct {
 	client  rueidis.Client // the cache's own, which returns Redis' replies
 	timeout time.Duration
 	db      int
+	noTTL   bool // the cache has no DefaultTTL
 	started time.Time
 }
 
@@ -36,6 +37,10 @@ func (h *hook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 		case *redis.StringCmd:
 			if key, ok := plainGet(cmd); ok {
 				return h.get(ctx, cmd, key)
+			}
+		case *redis.StatusCmd:
+			if s, ok := h.plainSet(cmd); ok {
+				return h.set(ctx, cmd, s)
 			}
 		case *redis.SliceCmd:
 			if keys, ok := plainMGet(cmd); ok && h.mget(ctx, cmd, keys) {

@@ -349,7 +349,9 @@ func ClientOption(pl Plan, d *Dialer) rueidis.ClientOption {
 	// One wire: replies then arrive in the order in which the writes were sent. More wires gain
 	// nothing on loopback and lose the order.
 	o.PipelineMultiplex = -1
-	// Without it a call whose context ends closes the connection of all calls.
+	// Without it a call whose context ends closes the connection of all calls. rueidis' other mode,
+	// which saves one caller two goroutine switches, cannot be had here: OnInvalidations needs a
+	// goroutine that reads all the time.
 	o.AlwaysPipelining = true
 	// A retry would outlive the budget; without a permit it would spin.
 	o.DisableRetry = true

@@ -294,7 +294,7 @@ func (r *Remote) One(ctx Bound, s *Session, key string, stride int, build comman
 }
 
 // Set is One for the SET of a plain value.
-func (r *Remote) Set(ctx Bound, s *Session, key string, data []byte, ttl time.Duration) Outcome {
+func (r *Remote) Set(ctx Bound, s *Session, key string, data []byte, ttl time.Duration) (rueidis.RedisResult, Outcome) {
 	a, o := r.ask(ctx, s, subject{name: setName, key: key}, request{one: SetCommand(s.Client.B(), key, data, ttl)})
 	if o.Class == rediserr.OK {
 		o = r.reply(o.Session, a.one)
@@ -303,9 +303,13 @@ func (r *Remote) Set(ctx Bound, s *Session, key string, data []byte, ttl time.Du
 		again := func(b rueidis.Builder, _ *Item, cmds []rueidis.Completed) []rueidis.Completed {
 			return append(cmds, SetCommand(b, key, data, ttl))
 		}
-		_, o = r.redirectOne(ctx, Item{Key: key, Session: s, Size: len(data), outcome: o}, 1, again)
+		var replies []rueidis.RedisResult
+		replies, o = r.redirectOne(ctx, Item{Key: key, Session: s, Size: len(data), outcome: o}, 1, again)
+		if len(replies) > 0 {
+			a.one = replies[0]
+		}
 	}
-	return o
+	return a.one, o
 }
 
 func ReadCommands(b rueidis.Builder, it *Item, cmds []rueidis.Completed) []rueidis.Completed {
