@@ -191,7 +191,7 @@ func TestTheServerTellsOfAnExpiry(t *testing.T) {
 		s := redistest.Start(t)
 		c := open(t, tracked(s.Addr(), mode))
 		ready(t, c)
-		s.MustDo("SET", "app:k", "v", "PX", fmt.Sprint((200*time.Millisecond + min(4*slack(), 20*time.Second)).Milliseconds()))
+		s.MustDo("SET", "app:k", "v", "PX", fmt.Sprint((200*time.Millisecond + min(20*lateness(), 20*time.Second)).Milliseconds()))
 		held(t, c, "app:k", "v")
 		told(t, c)
 		before := c.Stats().Invalidations
