@@ -2,6 +2,7 @@ package local
 
 import (
 	"fmt"
+	"runtime"
 	"testing"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
@@ -64,5 +65,83 @@ func TestAFloodIsJudgedOrGone(t *testing.T) {
 	}
 	if used := l.policy.store.MaxCost() - l.policy.store.RemainingCost(); used != bytes {
 		t.Errorf("the policy counts %d bytes, the tier %d", used, bytes)
+	}
+}
+
+// standingStill returns a tier whose feeder stands still. The policy has judged the given number of
+// small entries.
+func standingStill(t *testing.T, maxBytes int64, entries int) (l *Tier, write func(i, size int)) {
+	l = New(maxBytes)
+	t.Cleanup(l.Close)
+	write = func(i, size int) {
+		key := fmt.Sprint("k", i)
+		h := l.Hash(key)
+		l.Begin(h, NewEntry(key, make([]byte, size), Freshness{Expires: clock.Never, Scope: &l.StandaloneScope}))
+		l.End(h, true, FreshUntil(clock.Never))
+	}
+	for i := range entries {
+		write(i, 10)
+	}
+	l.start()
+	for chunk := l.policy.take(nil); len(chunk) > 0; chunk = l.policy.take(nil) {
+		l.judge(chunk)
+	}
+	if l.Len() != int64(entries) || l.Queued() != 0 {
+		t.Fatalf("%d entries, %d changes queued", l.Len(), l.Queued())
+	}
+	return l, write
+}
+
+// While the feeder stands still, neither new keys nor updates of known ones may make its queue grow.
+func TestTheQueueOfTheFeederIsBounded(t *testing.T) {
+	l, write := standingStill(t, 100_000, 250)
+	for round := range 100 {
+		for i := range 500 { // half of them new
+			write(i, 100+round%2*500)
+		}
+	}
+	// A key that the policy has may be queued once more, for its removal.
+	if got, most := l.Queued(), l.maxBytes/entryOverhead+251; got > most {
+		t.Errorf("%d changes are queued, more than %d", got, most)
+	}
+}
+
+// An entry that was removed to make room, and that comes again before the policy has heard of it,
+// can be removed again.
+func TestUpdatesBesideABusyPolicyStayWithinMaxBytes(t *testing.T) {
+	l, write := standingStill(t, 100_000, 150)
+	for round := range 2 {
+		for i := range 150 {
+			write(i, 1000+round*100)
+			if got := l.Bytes(); got > l.maxBytes {
+				t.Fatalf("round %d: %d bytes, over %d", round, got, l.maxBytes)
+			}
+		}
+	}
+}
+
+// Close waits for the feeder, so a long queue must not keep it.
+func TestTheFeederEndsBeforeItsQueue(t *testing.T) {
+	l := New(64 << 20)
+	defer l.Close()
+	for i := range 100_000 {
+		l.putPlain(fmt.Sprint("k", i), make([]byte, 100))
+	}
+	stop := make(chan struct{})
+	ended := make(chan struct{})
+	l.start()
+	l.policy.wake()
+	queued := l.Queued()
+	go func() {
+		l.Feed(stop)
+		close(ended)
+	}()
+	for l.Queued() == queued {
+		runtime.Gosched()
+	}
+	close(stop)
+	<-ended
+	if l.Queued() == 0 {
+		t.Error("the feeder worked off its queue first")
 	}
 }
