@@ -57,8 +57,9 @@ var rooms = map[string][]string{
 	"internal/redistest": nil,
 	"internal/replay": append(inRoom("clock", "dial", "group", "journal", "keyhash", "link", "rediserr"),
 		"github.com/redis/rueidis"),
-	"internal/resp": nil,
-	"internal/wal":  nil,
+	"internal/resp":    nil,
+	"internal/scratch": nil,
+	"internal/wal":     nil,
 }
 
 // inRoom returns the import paths of packages under internal.

@@ -15,6 +15,7 @@ import (
 	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/holdfast-cache/holdfast/internal/rediserr"
+	"github.com/holdfast-cache/holdfast/internal/scratch"
 )
 
 // Cache is a cache with two tiers: memory of the process, and Redis. It is safe for
@@ -53,6 +54,11 @@ type Cache struct {
 	// pointers in a caller's struct without calling their methods, but follows no pointer
 	// inside them; so the passwords are behind a second pointer.
 	dialled *Options
+
+	// The slices of batches: of SetMany, of all batches that go to Redis, and of GetMany.
+	writes scratch.Slices[write]
+	items  scratch.Slices[link.Item]
+	reads  scratch.Slices[manyRead]
 
 	userCode userCode      // user code that is running
 	shutting atomic.Bool   // a Shutdown is draining

@@ -75,8 +75,8 @@ func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte,
 
 // readMany is read for the keys of a batch that are not journaled.
 func (c *Cache) readMany(ctx context.Context, op string, keys []string, now int64, each func(i int, e Entry, err error)) error {
-	items := make([]link.Item, 0, len(keys))
-	reads := make([]manyRead, 0, len(keys))
+	items, reads := c.items.Get(len(keys)), c.reads.Get(len(keys))
+	defer func() { c.items.Put(items); c.reads.Put(reads) }()
 	for i, key := range keys {
 		h := c.local.Hash(key)
 		if c.routes != nil {

@@ -50,10 +50,11 @@ func (c *Cache) SetMany(ctx context.Context, items map[string][]byte, ttl time.D
 	if err != nil {
 		return &Error{Op: "setmany", Err: err}
 	}
-	ws := make([]write, 0, len(items))
+	ws := c.writes.Get(len(items))
 	for key, val := range items {
 		ws = append(ws, write{key: key, value: cloneBytes(val)})
 	}
+	defer c.writes.Put(ws)
 	return c.write(ctx, "setmany", ws, ttl)
 }
 
@@ -160,7 +161,7 @@ func (c *Cache) write(ctx context.Context, op string, ws []write, ttl time.Durat
 		return nil
 	}
 	var errs errorList
-	send := make([]link.Item, 0, len(ws))
+	send := c.items.Get(len(ws))
 	var toSave journal.Saving
 	for i := range ws {
 		w := &ws[i]
@@ -179,6 +180,7 @@ func (c *Cache) write(ctx context.Context, op string, ws []write, ttl time.Durat
 	if len(send) > 0 {
 		toSave = toSave.Or(c.send(ctx, op, send, now, &errs))
 	}
+	c.items.Put(send)
 	for i := range ws {
 		c.invalidateFlight(&ws[i])
 	}

@@ -3,6 +3,8 @@ package holdfast_test
 import (
 	"context"
 	"fmt"
+	"runtime"
+	"runtime/debug"
 	"testing"
 	"time"
 
@@ -52,6 +54,44 @@ func TestASetAndAFirstReadAllocateLittle(t *testing.T) {
 			t.Errorf("%s: %v allocations, over %v", name, got, of.most)
 		} else {
 			t.Logf("%s: %v allocations", name, got)
+		}
+	}
+}
+
+// A batch allocates the values, the local entries, the commands and the replies. Its own slices, of
+// which those of SetMany take 400 B a key, are kept for the next batch.
+func TestABatchAllocatesNoSlicesOfItsOwn(t *testing.T) {
+	if raceFactor > 1 {
+		t.Skip("with the race detector a pool drops some of its slices")
+	}
+	ctx := undisturbed(t)
+	s := redistest.Start(t)
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // a collection empties the pools
+	o := at(s.Addr())
+	o.Local.MaxTTL = time.Millisecond
+	c := open(t, o)
+	ready(t, c)
+	keys, items := many(1000)
+	for name, of := range map[string]struct {
+		most uint64 // bytes per key
+		call func() error
+	}{
+		"SetMany": {300, func() error { return c.SetMany(ctx, items, time.Hour) }},
+		"GetMany": {480, func() error { _, err := c.GetMany(ctx, keys...); return err }},
+	} {
+		<-time.After(2 * time.Millisecond)
+		must(t, of.call())
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		for range 20 {
+			<-time.After(2 * time.Millisecond) // the copies are not fresh any more
+			must(t, of.call())
+		}
+		runtime.ReadMemStats(&after)
+		if got := (after.TotalAlloc - before.TotalAlloc) / 20 / 1000; got > of.most {
+			t.Errorf("%s: %d B a key, over %d", name, got, of.most)
+		} else {
+			t.Logf("%s: %d B a key", name, got)
 		}
 	}
 }
