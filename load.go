@@ -135,7 +135,9 @@ func (c *Cache) load(ctx context.Context, op, key string, ttl time.Duration, o L
 		}
 		return Entry{Value: e.Bytes(), Tier: Local, TTL: clock.Left(now, e.Expires.Load())}, nil
 	}
-	c.local.CountRead(h)
+	if !again {
+		c.local.CountRead(h)
+	}
 	if err := o.validateWithin(c.opts.Load); err != nil {
 		return Entry{}, loadError(op, key, errors.Join(err...))
 	}

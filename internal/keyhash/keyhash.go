@@ -4,7 +4,7 @@ package keyhash
 import "hash/maphash"
 
 // Hash identifies a key in the local tier: two hashes with independent random seeds.
-// ristretto finds an entry by the first. The second replaces the comparison of the key
+// The local tier finds an entry by the first, which is not 0. The second replaces the comparison of the key
 // itself, which would cost a hit two more cache misses, and each entry the memory of its key.
 // The upper 16 bits of the second hold the key's length, which is part of an entry's cost.
 // Two keys of a process that agree in the length and in 112 bits are less likely than a
@@ -25,7 +25,7 @@ func NewHasher() Hasher { return Hasher{[2]maphash.Seed{maphash.MakeSeed(), maph
 // Of returns the hash of a key.
 func (s *Hasher) Of(key string) Hash {
 	check := maphash.String(s.seeds[1], key)&(1<<LengthShift-1) | KeyLength(len(key))
-	return Hash{maphash.String(s.seeds[0], key), check}
+	return Hash{max(1, maphash.String(s.seeds[0], key)), check}
 }
 
 // KeyLength encodes a key's length for Hash.Check.

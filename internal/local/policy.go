@@ -203,14 +203,15 @@ func (p *policy) oldest(keep uint64) (place uint64, ok bool) {
 	return p.changed[p.trimmed-1], true
 }
 
-// trim removes the oldest entries that the policy has not judged while the tier is over its bound.
-// The newest, which is given, stays if it is larger than the reserve: it would else never be judged.
+// trim removes the oldest entries that the policy has not judged, until there is a quarter of the
+// reserve for the next one. The newest, which is given, stays if it is larger than the reserve: it
+// would else never be judged.
 func (l *Tier) trim(newest keyhash.Hash) {
 	var keep uint64
 	if e := l.Get(newest); e != nil && e.size() > l.reserve {
 		keep = newest.Place
 	}
-	for l.bytes.Load() > l.maxBytes {
+	for l.bytes.Load() > l.maxBytes-l.reserve/4 {
 		place, ok := l.policy.oldest(keep)
 		if !ok {
 			return

@@ -114,10 +114,13 @@ func (l *Tier) lock(h keyhash.Hash) (*stripe, *slot, *Entry) {
 // unlock unlocks the key's stripe, in which the key may have got a new entry.
 func (l *Tier) unlock(s *stripe, h keyhash.Hash) {
 	s.mu.Unlock()
-	if held := l.bytes.Load(); held > l.maxBytes {
+	switch held := l.bytes.Load(); {
+	case !l.policy.started.Load():
+		if held > l.maxBytes/startAt {
+			l.policy.wake()
+		}
+	case held > l.maxBytes-l.reserve/4:
 		l.trim(h)
-	} else if held > l.maxBytes/startAt && !l.policy.started.Load() {
-		l.policy.wake()
 	}
 }
 
@@ -428,7 +431,7 @@ func (l *Tier) room(k *slot, e *Entry) bool {
 	case change == 0:
 		return true
 	case l.policy.queued.Load() > l.maxBytes/entryOverhead:
-	case l.policy.running.Load() || l.bytes.Load()+change <= l.maxBytes:
+	case l.bytes.Load()+change <= l.maxBytes, l.policy.running.Load() && e.size() > l.reserve:
 		return true
 	}
 	l.Dropped.Add(1)
