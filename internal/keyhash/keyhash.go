@@ -3,9 +3,9 @@ package keyhash
 
 import "hash/maphash"
 
-// Hash identifies a key in the local tier: two hashes with independent random seeds.
-// The local tier finds an entry by the first, which is not 0. The second replaces the comparison of the key
-// itself, which would cost a hit two more cache misses, and each entry the memory of its key.
+// Hash identifies a key in the local tier: two hashes with independent random seeds. The tier
+// finds an entry by the first, which is not 0. The second replaces the comparison of the key itself,
+// which would cost a hit two more cache misses, and each entry the memory of its key.
 // The upper 16 bits of the second hold the key's length, which is part of an entry's cost.
 // Two keys of a process that agree in the length and in 112 bits are less likely than a
 // failure of the memory that holds them.
