@@ -66,6 +66,7 @@ func TestARecycledCommandIsNeverMixedUpWithAnother(t *testing.T) {
 		"with Redis":    at(redistest.Start(t).Addr()),
 	} {
 		t.Run(name, func(t *testing.T) {
+			o.Timeout = patience // a command that times out is not answered
 			c := open(t, o)
 			remote := len(o.Redis.InitAddress) > 0
 			if remote {
