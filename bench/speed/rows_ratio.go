@@ -145,7 +145,8 @@ func measureRatios(j *job, l local, sizes []int, b bound) ([]sample, error) {
 }
 
 // calibrate returns the size, in the cache's own unit, with which the extent of the full
-// cache is want, to two percent.
+// cache is want, to two percent. If the extent leaps over want, as the heap does where counters
+// are doubled, it returns the largest size that it found below.
 func calibrate(l local, want int, b bound) (int, error) {
 	names := newKeys(b.flood(want))
 	flood := trace{keys: make([]uint32, names.len())}
@@ -153,8 +154,8 @@ func calibrate(l local, want int, b bound) (int, error) {
 		flood.keys[i] = uint32(i)
 	}
 	size := names.len() / 4 * l.unit
-	extent := 0
-	for range 12 {
+	below, above := 0, math.MaxInt
+	for range 16 {
 		before := heap()
 		c, err := l.open(size)
 		if err != nil {
@@ -162,13 +163,24 @@ func calibrate(l local, want int, b bound) (int, error) {
 		}
 		flood.play(c, names)
 		c.settle()
-		extent = b.measure(c, names, before)
+		extent := b.measure(c, names, before)
 		c.close()
 		off := float64(extent)/float64(want) - 1
 		if math.Abs(off) < 0.02 {
 			return size, nil
 		}
+		if off < 0 {
+			below = max(below, size)
+		} else {
+			above = min(above, size)
+		}
 		size = int(float64(size) / (1 + off))
+		if size <= below || size >= above {
+			size = below + (above-below)/2
+		}
 	}
-	return 0, fmt.Errorf("%s has %d in place of %d at size %d, and no better size was found", l.name, extent, want, size)
+	if below == 0 {
+		return 0, fmt.Errorf("%s is over %d at every size, down to %d", l.name, want, size)
+	}
+	return below, nil
 }
