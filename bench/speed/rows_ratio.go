@@ -146,7 +146,7 @@ func measureRatios(j *job, l local, sizes []int, b bound) ([]sample, error) {
 
 // calibrate returns the size, in the cache's own unit, with which the extent of the full
 // cache is want, to two percent. If the extent leaps over want, as the heap does where counters
-// are doubled, it returns the largest size that it found below.
+// are doubled, it returns the largest size that it found below, if that is near: within a fifth.
 func calibrate(l local, want int, b bound) (int, error) {
 	names := newKeys(b.flood(want))
 	flood := trace{keys: make([]uint32, names.len())}
@@ -154,7 +154,7 @@ func calibrate(l local, want int, b bound) (int, error) {
 		flood.keys[i] = uint32(i)
 	}
 	size := names.len() / 4 * l.unit
-	below, above := 0, math.MaxInt
+	below, above, nearest := 0, math.MaxInt, -1.0
 	for range 16 {
 		before := heap()
 		c, err := l.open(size)
@@ -170,7 +170,7 @@ func calibrate(l local, want int, b bound) (int, error) {
 			return size, nil
 		}
 		if off < 0 {
-			below = max(below, size)
+			below, nearest = max(below, size), max(nearest, off)
 		} else {
 			above = min(above, size)
 		}
@@ -179,8 +179,8 @@ func calibrate(l local, want int, b bound) (int, error) {
 			size = below + (above-below)/2
 		}
 	}
-	if below == 0 {
-		return 0, fmt.Errorf("%s is over %d at every size, down to %d", l.name, want, size)
+	if nearest < -0.2 {
+		return 0, fmt.Errorf("%s has no size, down to %d, with an extent of about %d", l.name, size, want)
 	}
 	return below, nil
 }

@@ -191,12 +191,16 @@ func (p *policy) take(chunk []uint64) []uint64 {
 	return chunk
 }
 
-// oldest returns the place of the oldest change that it has not returned before. It stops at the
-// place that is to be kept.
+// oldest returns the place of the oldest change that it has not returned before. It passes over the
+// place that is to be kept, which stays behind the others.
 func (p *policy) oldest(keep uint64) (place uint64, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.trimmed == len(p.changed) || p.changed[p.trimmed] == keep {
+	rest := p.changed[p.trimmed:]
+	if len(rest) > 1 && rest[0] == keep {
+		rest[0], rest[1] = rest[1], rest[0]
+	}
+	if len(rest) == 0 || rest[0] == keep {
 		return 0, false
 	}
 	p.trimmed++
