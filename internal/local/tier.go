@@ -21,8 +21,8 @@ import (
 // Invariants:
 //   - The index alone has the entries: what a write stored is read, or nothing.
 //   - A key that ristretto has not judged is queued for the feeder.
-//   - The entries take MaxBytes together. Only one that is larger than the reserve may be over,
-//     until ristretto has judged it.
+//   - The entries take MaxBytes together. Only such as are larger than the reserve may be over, until
+//     ristretto has judged them: the newest of each writer, and two that it is judging.
 type Tier struct {
 	keys keyhash.Hasher
 

@@ -185,14 +185,14 @@ func TestUpdatesCannotGrowPastMaxBytes(t *testing.T) {
 	for round := range 20 {
 		for i := range 200 {
 			tr.set(fmt.Sprint("k", i), make([]byte, 10+round*2000))
-			// A large one may be over the bound until the policy has judged it, beside the one that
-			// it is judging.
+			// A large one may be over the bound until the policy has judged it, beside two that it is
+			// judging: the feeder may have taken one and its successor before that made room.
 			newest := allocated(int64(10+round*2000)) + entryOverhead + 4
 			if newest <= l.reserve {
 				newest = 0
 			}
-			if got := l.Bytes(); got > l.maxBytes+2*newest {
-				t.Fatalf("%d bytes with two of %d, over %d", got, newest, l.maxBytes)
+			if got := l.Bytes(); got > l.maxBytes+3*newest {
+				t.Fatalf("%d bytes with three of %d, over %d", got, newest, l.maxBytes)
 			}
 		}
 		waitJudged(t, l)
