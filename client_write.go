@@ -211,7 +211,7 @@ func ownOfContext(err error) error {
 	return err
 }
 
-// parseSet parses what plainSet parses, and SET with another option that sets the expiry.
+// parseSet parses the commands of plainSet, and SET with another option that sets the expiry.
 func (r *pipelineCall) parseSet(args []string) (*write, bool) {
 	if text, ttl, ok := plainSet(args); ok {
 		return r.setting(args[1], text, ttl), true

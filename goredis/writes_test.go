@@ -11,7 +11,7 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// The lifetime of a SET is the one that it names, whatever DefaultTTL is.
+// A SET that names a lifetime has that one, with any DefaultTTL.
 func TestASetLivesAsLongAsItSays(t *testing.T) {
 	ctx := begin(t)
 	s := redistest.Start(t)
@@ -62,7 +62,7 @@ func TestASetCopiesItsBytesAndReturnsTheErrorsOfGoRedis(t *testing.T) {
 	}
 }
 
-// The copies of the value and what go-redis makes for each command are most of them; a command
+// The copies of the value and the allocations of go-redis itself are most of them; a command
 // that is encoded, built and parsed has ten more.
 func TestASetAllocatesLittle(t *testing.T) {
 	ctx := begin(t)

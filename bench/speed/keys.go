@@ -14,7 +14,7 @@ const (
 
 func newValue() []byte { return bytes.Repeat([]byte("v"), valueSize) }
 
-// keys are n keys within one string: the collector sees one object, whatever their number.
+// keys are n keys within one string: the collector sees one object for any n.
 type keys struct{ all string }
 
 func newKeys(n int) keys {

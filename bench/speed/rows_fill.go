@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// fillRows are about the first tier as a store: what it costs to put an entry there, what the
-// entries cost the collector, and how much memory they take.
+// fillRows are about the first tier as a store: the cost of a put, the cost of a collection with the
+// entries, and their memory.
 func fillRows() []row {
 	million := row{
 		name: "fill-million", title: "A first tier filled with a million new keys of 100 B",
@@ -68,7 +68,7 @@ func measureFill(l local, n int) func(*job) ([]sample, error) {
 }
 
 // putNew puts the i-th key, the keys in their order, and lets the cache work off its queue now
-// and then: some drop what the queue has no room for.
+// and then: some drop an entry for which the queue has no room.
 func putNew(c cache, all keys, i int, value []byte) {
 	c.put(all.own(i), append([]byte(nil), value...))
 	if i%2048 == 2047 {

@@ -94,7 +94,7 @@ func ratioRows() []row {
 	return []row{byEntries, byHeap}
 }
 
-// bound is what is equal in all caches: a number of entries, or a heap.
+// bound is the size that all caches have in common: a number of entries, or a heap.
 type bound struct {
 	unit int // of the sizes in the table
 	// flood returns the number of keys that are more than enough for want.

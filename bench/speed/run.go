@@ -27,7 +27,7 @@ type plan struct {
 	log   io.Writer
 }
 
-// result has what the processes of a row found.
+// result has the measurements of the processes of a row.
 type result struct {
 	row    row
 	points []point                       // in the order of the table

@@ -10,7 +10,7 @@ import (
 // A pipeline of plain reads is sent as one MGET with a PTTL for each key behind it, if all its keys
 // may be named in one command. Its replies are then arranged as those of GET and PTTL of each key.
 //
-// MGET says of a value that is no string what it says of an absent key, and is refused as a whole
+// MGET answers nil for a value that is no string, as for an absent key, and is refused as a whole
 // for one key that the user may not read. So a key without a value that PTTL does not call absent,
 // and the keys of an MGET that was refused, are read again, each by a GET.
 

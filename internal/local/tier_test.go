@@ -515,3 +515,21 @@ func TestEachHitIsCountedOnce(t *testing.T) {
 		t.Errorf("%d hits, want %d", got, want)
 	}
 }
+
+// A local hit compares the clock with this end alone (law 5).
+func TestACopyIsFreshOnlyWhileItsStreamIsUnbrokenAndTheServerIsHeard(t *testing.T) {
+	var scope EpochScope
+	scope.Until.Store(200)
+	e := NewEntry("k", nil, Freshness{Fresh: 100, Expires: 300, Scope: &scope})
+	if end := e.FreshEnd(); end != 100 {
+		t.Errorf("the end is %d, not the copy's own", end)
+	}
+	scope.Until.Store(50)
+	if end := e.FreshEnd(); end != 50 {
+		t.Errorf("the end is %d, not that of the server's silence", end)
+	}
+	scope.Suspect()
+	if end := e.FreshEnd(); end != 0 {
+		t.Errorf("the end is %d, though the stream is broken", end)
+	}
+}
