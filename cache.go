@@ -211,19 +211,25 @@ func (c *Cache) readOutcome(op string, h keyhash.Hash, key string, now int64, t 
 		c.local.Forget(h, t, now)
 		return Entry{Tier: Remote}, ErrMiss
 	}
-	if v.Open {
-		v.TTL = max(c.opts.Tracking.UntrackedTTL, time.Nanosecond)
+	k := c.freshness(now, v.Life, t, o, key)
+	if !c.local.Fill(h, key, v.Bytes, t, k) {
+		c.stats.fillsDiscarded.Add(1)
 	}
-	k := local.Freshness{Confirmed: now, Expires: clock.After(now, v.TTL), Scope: t.Scope, Epoch: t.Epoch}
+	return Entry{Value: v.Bytes, Tier: Remote, TTL: clock.Left(now, k.Expires)}, nil
+}
+
+// freshness returns the freshness of an answer of Redis that was asked for at now, under the token.
+func (c *Cache) freshness(now int64, life link.Life, t local.Token, o link.Outcome, key string) local.Freshness {
+	if life.Open {
+		life.TTL = max(c.opts.Tracking.UntrackedTTL, time.Nanosecond)
+	}
+	k := local.Freshness{Confirmed: now, Expires: clock.After(now, life.TTL), Scope: t.Scope, Epoch: t.Epoch}
 	// A replica's master may have a newer value. A server that imports a slot does not
 	// report the changes that the slot's owner makes.
 	if o.Session.OfMaster() && !o.Asked {
 		k.Fresh = c.freshUntil(now, k.Expires, o.Session.Tracks(key))
 	}
-	if !c.local.Fill(h, key, v.Bytes, t, k) {
-		c.stats.fillsDiscarded.Add(1)
-	}
-	return Entry{Value: v.Bytes, Tier: Remote, TTL: v.TTL}, nil
+	return k
 }
 
 // freshUntil returns the time until which a copy is fresh; tracked says whether the

@@ -28,6 +28,8 @@ type dropIn struct {
 	answers *answers
 	recycle *recycler
 	unix    unixClock
+
+	replyFlights replyFlights
 }
 
 // Client returns the Cache as a rueidis.Client: a program that is written for rueidis keeps its
@@ -109,6 +111,10 @@ func (cl *client) B() rueidis.Builder { return cl.builder }
 func (cl *client) Do(ctx context.Context, cmd rueidis.Completed) (res rueidis.RedisResult) {
 	key, ok := cl.plainGet(cmd)
 	if !ok {
+		if cl.cachedHit(ctx, givenCommand{cmd: cmd}, &res) {
+			cl.recycle.put(cmd, &res)
+			return res
+		}
 		if text, ttl, ok := cl.plainSet(cmd); ok {
 			return cl.set(ctx, cmd, text, ttl)
 		}
@@ -128,6 +134,10 @@ func (cl *client) DoCache(ctx context.Context, cmd rueidis.Cacheable, ttl time.D
 	key, ok := cl.plainGet(plain)
 	if !ok {
 		given := givenCommand{cmd: plain, cache: true, cached: ttl}
+		if cl.cachedHit(ctx, given, &res) {
+			cl.recycle.put(plain, &res)
+			return res
+		}
 		return cl.do(ctx, []commandState{{givenCommand: given}})[0]
 	}
 	now := cl.c.clock.Now()

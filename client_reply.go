@@ -8,6 +8,7 @@ import (
 	"unsafe"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/redis/rueidis"
 )
 
@@ -141,6 +142,43 @@ func (a *answers) answerHit(res *rueidis.RedisResult, data []byte, end int64) {
 	}
 	a.answer(res, data)
 	a.asHit((*rueidis.RedisMessage)(unsafe.Pointer(&(*result)(unsafe.Pointer(res)).val)), end)
+}
+
+// markHit marks the reply in res as a hit; see asHit.
+func (a *answers) markHit(res *rueidis.RedisResult, end int64) {
+	if a.direct {
+		a.asHit((*rueidis.RedisMessage)(unsafe.Pointer(&(*result)(unsafe.Pointer(res)).val)), end)
+		return
+	}
+	m, _ := res.ToMessage()
+	a.asHit(&m, end)
+	*res = replied(m)
+}
+
+// heap returns about the number of bytes that the reply keeps on the heap, beside the message itself.
+func (a *answers) heap(m *rueidis.RedisMessage) int64 {
+	if !a.direct {
+		// A string of a few bytes takes four times its encoded size in memory.
+		return 4 * int64(m.CacheSize())
+	}
+	return (*message)(unsafe.Pointer(m)).heap()
+}
+
+func (m *message) heap() (size int64) {
+	const each = int64(unsafe.Sizeof(message{}))
+	if m.attrs != nil {
+		size = each + (*message)(unsafe.Pointer(m.attrs)).heap()
+	}
+	switch {
+	case m.array != nil:
+		size += local.Allocated(each * m.intlen)
+		for _, part := range unsafe.Slice((*message)(unsafe.Pointer(m.array)), m.intlen) {
+			size += part.heap()
+		}
+	case m.bytes != nil:
+		size += local.Allocated(m.intlen)
+	}
+	return size
 }
 
 func (a *answers) number(n int64) (m rueidis.RedisMessage) {

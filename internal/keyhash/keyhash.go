@@ -1,7 +1,10 @@
 // Package keyhash hashes keys for the tables of this process.
 package keyhash
 
-import "hash/maphash"
+import (
+	"hash/maphash"
+	"math/bits"
+)
 
 // Hash identifies a key in the local tier: two hashes with independent random seeds. The tier
 // finds an entry by the first, which is not 0. The second replaces the comparison of the key itself,
@@ -26,6 +29,14 @@ func NewHasher() Hasher { return Hasher{[2]maphash.Seed{maphash.MakeSeed(), maph
 func (s *Hasher) Of(key string) Hash {
 	check := maphash.String(s.seeds[1], key)&(1<<LengthShift-1) | KeyLength(len(key))
 	return Hash{max(1, maphash.String(s.seeds[0], key)), check}
+}
+
+// Extend returns the hash of h's key followed by another word. The order of the words counts.
+func (s *Hasher) Extend(h Hash, word string) Hash {
+	const golden = 0x9E3779B97F4A7C15
+	h.Place = (bits.RotateLeft64(h.Place, 23) ^ maphash.String(s.seeds[0], word)) * golden
+	h.Check = (bits.RotateLeft64(h.Check, 23) ^ maphash.String(s.seeds[1], word)) * golden
+	return h
 }
 
 // KeyLength encodes a key's length for Hash.Check.
