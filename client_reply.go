@@ -175,7 +175,10 @@ func (m *message) heap() (size int64) {
 		for _, part := range unsafe.Slice((*message)(unsafe.Pointer(m.array)), m.intlen) {
 			size += part.heap()
 		}
-	case m.bytes != nil:
+	case m.bytes == nil:
+	case m.intlen < 16: // Go puts small strings into one block
+		size += (m.intlen + 7) &^ 7
+	default:
 		size += local.Allocated(m.intlen)
 	}
 	return size
