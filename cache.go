@@ -133,7 +133,7 @@ func (c *Cache) look(h keyhash.Hash, key string, now int64) (e *local.Entry, fre
 	return e, now < e.FreshEnd()
 }
 
-// lookCoarse is look for now. It reads the clock only for a copy that is not fresh for long.
+// lookCoarse is look for now, without a reading of the clock where that is not needed.
 func (c *Cache) lookCoarse(h keyhash.Hash, key string) (e *local.Entry, fresh bool) {
 	if c.journal.Keys.Load() != 0 {
 		return c.look(h, key, c.clock.Now())
@@ -141,8 +141,18 @@ func (c *Cache) lookCoarse(h keyhash.Hash, key string) (e *local.Entry, fresh bo
 	if e = c.local.Get(h); e == nil {
 		return nil, false
 	}
-	end := e.FreshEnd()
-	return e, c.coarse.Before(end) || c.clock.Now() < end
+	_, fresh = c.before(e.FreshEnd())
+	return e, fresh
+}
+
+// before reports whether the time t has not come, and the present time, of which it may be sure only
+// as far as the coarse clock is. It reads the clock only if t is near.
+func (c *Cache) before(t int64) (now int64, yes bool) {
+	if c.coarse.Before(t) {
+		return c.coarse.Last(), true
+	}
+	now = c.clock.Now()
+	return now, now < t
 }
 
 // readCounted is read for a call that is not inside the call gate yet, and counts it.

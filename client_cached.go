@@ -47,30 +47,47 @@ func (c *Cache) storedReply(h, command keyhash.Hash, key string, now int64) (e *
 	return e, m, e != nil && now < e.FreshEnd()
 }
 
-// cachedHit answers a command by a fresh reply that is younger than ttl. It returns false if there
-// is none, or if the view or the Cache is closed or ctx has ended.
-func (cl *client) cachedHit(ctx context.Context, st givenCommand, res *rueidis.RedisResult) bool {
-	c := cl.c
-	if !st.cache && !c.opts.Local.CacheDo || st.cmd.IsEmpty() || cl.only != nil {
+// cachedRead reports whether cachedHit may answer the command.
+func (cl *client) cachedRead(st givenCommand) bool {
+	if !st.cache && !cl.c.opts.Local.CacheDo || st.cmd.IsEmpty() || cl.only != nil {
 		return false
 	}
 	args := st.cmd.Commands()
-	if len(args) < 2 || redisCommands[args[0]].verb != verbCached {
+	return len(args) > 1 && redisCommands[args[0]].verb == verbCached
+}
+
+// cachedHit answers a command by a fresh reply that is younger than the ttl of DoCache. It returns
+// false if there is none, or if the view or the Cache is closed or ctx has ended.
+func (cl *client) cachedHit(ctx context.Context, st givenCommand, res *rueidis.RedisResult) bool {
+	c := cl.c
+	// A command that has a stored reply needs no look at the table.
+	if st.cmd.IsEmpty() || cl.only != nil || !st.cache && !cl.cachedRead(st) {
 		return false
 	}
-	if cl.closed.Load() || enterable(ctx, !c.inflight.Closed.Load()) != nil {
+	args := st.cmd.Commands()
+	if len(args) < 2 || cl.closed.Load() || enterable(ctx, !c.inflight.Closed.Load()) != nil {
 		return false
 	}
 	h, command := c.commandHash(args)
-	now := c.clock.Now()
-	e, m, fresh := c.storedReply(h, command, args[1], now)
-	if !fresh || st.cache && !young(e, now, st.cached) {
+	if cl.journaledNow(h, args[1]) {
+		return false
+	}
+	e, m := local.StoredReply[rueidis.RedisMessage](c.local, command)
+	if e == nil {
+		return false
+	}
+	ttl := anyAge
+	if st.cache {
+		ttl = st.cached
+	}
+	now, fresh := c.before(min(e.FreshEnd(), youngUntil(e, ttl)))
+	if !fresh {
 		return false
 	}
 	c.local.CountHit(command)
-	*res = replied(*m)
+	cl.answers.answerReply(res, m)
 	if st.cache {
-		cl.answers.markHit(res, cl.unix.millis(now, cachedFor(e, now, st.cached)))
+		cl.answers.markHit(res, cl.unix.millis(now, cachedUntil(e, ttl)))
 	}
 	return true
 }

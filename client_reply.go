@@ -144,6 +144,15 @@ func (a *answers) answerHit(res *rueidis.RedisResult, data []byte, end int64) {
 	a.asHit((*rueidis.RedisMessage)(unsafe.Pointer(&(*result)(unsafe.Pointer(res)).val)), end)
 }
 
+// answerReply stores a copy of the reply in res, which must be the zero value.
+func (a *answers) answerReply(res *rueidis.RedisResult, m *rueidis.RedisMessage) {
+	if !a.direct {
+		*res = replied(*m)
+		return
+	}
+	(*result)(unsafe.Pointer(res)).val = *(*message)(unsafe.Pointer(m))
+}
+
 // markHit marks the reply in res as a hit; see asHit.
 func (a *answers) markHit(res *rueidis.RedisResult, end int64) {
 	if a.direct {
@@ -286,12 +295,13 @@ type unixClock struct {
 	readAt atomic.Int64 // by clock; 0 is never
 }
 
-// millis returns the Unix time in milliseconds of now+ttl, where now was just read from the clock.
-func (u *unixClock) millis(now int64, ttl time.Duration) int64 {
+// millis returns a time of the clock in milliseconds of Unix time. now is the present time, by the
+// clock.
+func (u *unixClock) millis(now, at int64) int64 {
 	if now-u.readAt.Load() > int64(time.Second) {
 		wall := time.Now()
 		u.apart.Store(wall.UnixNano() - u.clock.At(wall))
 		u.readAt.Store(now)
 	}
-	return (u.apart.Load()+now)/int64(time.Millisecond) + ttl.Milliseconds()
+	return clock.Saturated(u.apart.Load(), at) / int64(time.Millisecond)
 }
