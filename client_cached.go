@@ -29,21 +29,21 @@ func keepable(k command, args []string) bool {
 		!slices.ContainsFunc(args, func(arg string) bool { return len(arg) > maxString })
 }
 
-// commandHash returns the hashes of the key and of the command, which names the key first.
-func (c *Cache) commandHash(args []string) (key, command keyhash.Hash) {
+// replyHash returns the hashes of the key and of the reply to the command, which names the key first.
+func (c *Cache) replyHash(args []string) (key, reply keyhash.Hash) {
 	key = c.local.Hash(args[1])
 	return key, c.local.CommandHash(key, args, 1)
 }
 
 // storedReply returns the reply to the command and its entry, or nil for both, and whether it may
 // be served without Redis. A journaled key has no replies.
-func (c *Cache) storedReply(h, command keyhash.Hash, key string, now int64) (e *local.Entry, m *rueidis.RedisMessage, fresh bool) {
+func (c *Cache) storedReply(h, stored keyhash.Hash, key string, now int64) (e *local.Entry, m *rueidis.RedisMessage, fresh bool) {
 	if c.journal.Keys.Load() != 0 {
 		if _, inJournal := c.journal.Get(h, key, now); inJournal {
 			return nil, nil, false
 		}
 	}
-	e, m = local.StoredReply[rueidis.RedisMessage](c.local, command)
+	e, m = local.StoredReply[rueidis.RedisMessage](c.local, stored)
 	return e, m, e != nil && now < e.FreshEnd()
 }
 
@@ -68,11 +68,11 @@ func (cl *client) cachedHit(ctx context.Context, st givenCommand, res *rueidis.R
 	if len(args) < 2 || cl.closed.Load() || enterable(ctx, !c.inflight.Closed.Load()) != nil {
 		return false
 	}
-	h, command := c.commandHash(args)
+	h, stored := c.replyHash(args)
 	if cl.journaledNow(h, args[1]) {
 		return false
 	}
-	e, m := local.StoredReply[rueidis.RedisMessage](c.local, command)
+	e, m := local.StoredReply[rueidis.RedisMessage](c.local, stored)
 	if e == nil {
 		return false
 	}
@@ -84,7 +84,7 @@ func (cl *client) cachedHit(ctx context.Context, st givenCommand, res *rueidis.R
 	if !fresh {
 		return false
 	}
-	c.local.CountHit(command)
+	c.local.CountHit(stored)
 	cl.answers.answerReply(res, m)
 	if st.cache {
 		cl.answers.markHit(res, cl.unix.millis(now, cachedUntil(e, ttl)))
@@ -95,9 +95,9 @@ func (cl *client) cachedHit(ctx context.Context, st givenCommand, res *rueidis.R
 // cached answers a command from the first tier, or adds the remote operation that reads the reply.
 func (r *pipelineCall) cached(st *commandState) {
 	c, key := r.c, st.args[1]
-	h, command := c.commandHash(st.args)
-	c.local.CountRead(command)
-	e, m, fresh := c.storedReply(h, command, key, r.now)
+	h, stored := c.replyHash(st.args)
+	c.local.CountRead(stored)
+	e, m, fresh := c.storedReply(h, stored, key, r.now)
 	if fresh && st.takes(e, r.now) && !r.isDirty(key) {
 		r.foundReply(st, *m, Entry{Tier: Local, TTL: clock.Left(r.now, e.Expires.Load())}, e)
 		return
@@ -109,7 +109,7 @@ func (r *pipelineCall) cached(st *commandState) {
 			s, t = c.readerOf(h, key)
 		}
 		if s == nil {
-			r.replyWithoutRedis(st, h, command, c.routes.Link(c.routes.Of(key)).Why())
+			r.replyWithoutRedis(st, h, stored, c.routes.Link(c.routes.Of(key)).Why())
 			return
 		}
 		if c.journal.Holds(h, key) {
@@ -120,7 +120,7 @@ func (r *pipelineCall) cached(st *commandState) {
 			continue // the replay has changed the key
 		}
 		op := r.newOp()
-		*op = remoteOp{command: st, kind: opCached, key: key, hash: h, stored: command, token: t}
+		*op = remoteOp{command: st, kind: opCached, key: key, hash: h, stored: stored, token: t}
 		if len(r.commands) == 1 && !r.lead(op) {
 			if r.follow(op) {
 				return
@@ -208,9 +208,9 @@ func (r *pipelineCall) foundReply(st *commandState, m rueidis.RedisMessage, got 
 
 // replyWithoutRedis answers the command by a suspect reply, if the outage options allow it, or with
 // ErrUnavailable: an absent key has a reply of its own, so there is none for a miss.
-func (r *pipelineCall) replyWithoutRedis(st *commandState, h, command keyhash.Hash, why error) {
+func (r *pipelineCall) replyWithoutRedis(st *commandState, h, stored keyhash.Hash, why error) {
 	now := r.c.clock.Now()
-	e, m, _ := r.c.storedReply(h, command, st.args[1], now)
+	e, m, _ := r.c.storedReply(h, stored, st.args[1], now)
 	got, err := r.c.fallback(e, now)
 	if err != nil {
 		r.failReply(st, st.args[1], why)
@@ -343,35 +343,35 @@ type replyFlights struct {
 
 // replyFlight is a read under way. Its other fields are valid once landed is closed.
 type replyFlight struct {
-	command keyhash.Hash
-	token   local.Token
-	landed  chan struct{}
+	stored keyhash.Hash // of the reply
+	token  local.Token
+	landed chan struct{}
 
 	reply    rueidis.RedisResult
 	answered bool // with a reply of Redis
 }
 
-// join returns the flight for a command, and whether the caller leads it. A flight with another
+// join returns the flight for a reply, and whether the caller leads it. A flight with another
 // token began before a change of the key that the caller may know of: it is not joined.
-func (f *replyFlights) join(command keyhash.Hash, t local.Token) (flight *replyFlight, leads bool) {
+func (f *replyFlights) join(stored keyhash.Hash, t local.Token) (flight *replyFlight, leads bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if flight = f.m[command]; flight != nil && flight.token == t {
+	if flight = f.m[stored]; flight != nil && flight.token == t {
 		return flight, false
 	}
 	if f.m == nil {
 		f.m = map[keyhash.Hash]*replyFlight{}
 	}
-	flight = &replyFlight{command: command, token: t, landed: make(chan struct{})}
-	f.m[command] = flight
+	flight = &replyFlight{stored: stored, token: t, landed: make(chan struct{})}
+	f.m[stored] = flight
 	return flight, true
 }
 
 // land ends a flight. Its leader calls it.
 func (f *replyFlights) land(flight *replyFlight) {
 	f.mu.Lock()
-	if f.m[flight.command] == flight {
-		delete(f.m, flight.command)
+	if f.m[flight.stored] == flight {
+		delete(f.m, flight.stored)
 	}
 	f.mu.Unlock()
 	close(flight.landed)

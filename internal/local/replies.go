@@ -42,9 +42,6 @@ type ReplyAs[V any] struct {
 	Value V
 }
 
-// replyOwner marks the decoded values that are replies.
-var replyOwner byte
-
 const (
 	// endedAtOnce bounds the ended replies that are removed, and the used ones that are passed over,
 	// while a reply is stored.
@@ -56,14 +53,10 @@ const (
 
 // reply returns the reply that the entry stands for, or nil.
 func (e *Entry) reply() *Reply {
-	if e == nil {
+	if e == nil || !keyhash.IsExtended(e.check) {
 		return nil
 	}
-	d := e.decoded.Load()
-	if d == nil || d.Owner != unsafe.Pointer(&replyOwner) {
-		return nil
-	}
-	return (*Reply)(unsafe.Pointer(d))
+	return (*Reply)(unsafe.Pointer(e.decoded.Load()))
 }
 
 // ended reports whether the key may have another value than when the reply was given.
@@ -79,7 +72,6 @@ func (l *Tier) CommandHash(key keyhash.Hash, args []string, keyAt int) keyhash.H
 		}
 	}
 	h.Place = max(h.Place, stripeCount)&^(stripeCount-1) | key.Place&(stripeCount-1)
-	h.Check &= 1<<keyhash.LengthShift - 1 // its cost includes no key
 	return h
 }
 
@@ -105,8 +97,9 @@ func FillReply[V any](l *Tier, key, command keyhash.Hash, value V, size int64, t
 		return false
 	}
 	r := &ReplyAs[V]{Value: value}
-	r.Owner, r.Size, r.place = unsafe.Pointer(&replyOwner), int32(size), command.Place
+	r.Size, r.place = int32(size), command.Place
 	e := NewEntry("", nil, f)
+	e.check = command.Check
 	e.decoded.Store(&r.Decoded)
 
 	s, k, _ := l.lock(key)
