@@ -113,9 +113,19 @@ func TestAReplyIsServedFromMemoryUntilItsKeyChanges(t *testing.T) {
 
 // Every write of a key ends its replies, in whatever way it is made.
 func TestEveryOwnWriteEndsTheRepliesOfItsKeys(t *testing.T) {
+	for _, mode := range []holdfast.TrackingMode{holdfast.TrackReads, holdfast.TrackPrefixes, holdfast.TrackOff} {
+		t.Run(fmt.Sprint(mode), func(t *testing.T) { testOwnWritesEndReplies(t, mode) })
+	}
+}
+
+func testOwnWritesEndReplies(t *testing.T, mode holdfast.TrackingMode) {
 	ctx := begin(t)
 	s := redistest.Start(t)
-	c := open(t, at(s.Addr()))
+	o := at(s.Addr())
+	if o.Tracking.Mode = mode; mode == holdfast.TrackPrefixes {
+		o.Tracking.Prefixes = []string{"h", "i"}
+	}
+	c := open(t, o)
 	ready(t, c)
 	cl := c.Client()
 	script := rueidis.NewLuaScript("return redis.call('HSET', KEYS[1], 'f', 'new')")
@@ -155,6 +165,7 @@ func TestEveryOwnWriteEndsTheRepliesOfItsKeys(t *testing.T) {
 			s.MustDo("DEL", "h", "i")
 			s.MustDo("HSET", "h", "f", "old")
 			// Whether it is a hit or not: the read that fills may be under way when the write begins.
+			must(t, c.Invalidate("h", "i")) // without tracking the changes by others are not seen
 			redistest.WaitFor(t, patience, "the value", func() bool {
 				return anyOf(cl.DoCache(ctx, cacheable(cl, "HGET h f"), time.Hour)) == "old <nil>"
 			})
