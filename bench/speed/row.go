@@ -64,6 +64,7 @@ var figures = [...]figure{
 	{"collection", "CPU of a collection", nanoseconds, true},
 	{"heap", "heap", byteCount, true},
 	{"kept", "entries kept", count, false},
+	{"answered", "reads answered", fraction, false},
 }
 
 // rows returns all rows, in the order of the report.
@@ -71,6 +72,7 @@ func rows() []row {
 	all := hitRows()
 	all = append(all, fillRows()...)
 	all = append(all, clientHitRow())
+	all = append(all, replyRows()...)
 	all = append(all, remoteRows()...)
 	all = append(all, outageRow())
 	return append(all, ratioRows()...)

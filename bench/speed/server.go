@@ -66,7 +66,7 @@ func (s *server) stop() {
 	if s.client != nil {
 		s.client.Close()
 	}
-	s.cmd.Process.Kill()
+	s.cmd.Process.Kill() // also of one that was stopped already
 	<-s.exited
 }
 
