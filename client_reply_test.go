@@ -61,6 +61,40 @@ func TestTheLayoutOfRepliesIsTheOneThatIsKnown(t *testing.T) {
 	}
 }
 
+// A stored reply of any shape is served in both ways alike.
+func TestAStoredReplyIsServedInBothWaysAlike(t *testing.T) {
+	a := newAnswers()
+	slow := &answers{ok: a.ok, null: a.null}
+	inner := a.list([]rueidis.RedisMessage{a.text([]byte("field")), a.number(7), a.null})
+	for _, m := range []rueidis.RedisMessage{a.text([]byte("x")), a.number(-1), a.null, a.ok, a.list(nil), inner,
+		a.list([]rueidis.RedisMessage{inner, a.text(make([]byte, 100)), inner})} {
+		var quick, copied rueidis.RedisResult
+		a.answerReply(&quick, &m)
+		slow.answerReply(&copied, &m)
+		sameReply(t, quick, copied)
+		end := time.Now().Add(time.Hour).UnixMilli()
+		a.markHit(&quick, end)
+		slow.markHit(&copied, end)
+		sameReply(t, quick, copied)
+		if !quick.IsCacheHit() || quick.CachePXAT() != end || m.IsCacheHit() {
+			t.Errorf("a hit until %d says %v, %d; the stored reply says %v", end, quick.IsCacheHit(), quick.CachePXAT(), m.IsCacheHit())
+		}
+		if exact, about := a.heap(&m), slow.heap(&m); about < exact || about > 4*exact+200 {
+			t.Errorf("%s keeps %d bytes, or about %d", m.String(), exact, about)
+		}
+	}
+}
+
+func sameReply(t *testing.T, a, b rueidis.RedisResult) {
+	t.Helper()
+	x, err1 := a.ToMessage()
+	y, err2 := b.ToMessage()
+	if (err1 == nil) != (err2 == nil) {
+		t.Errorf("%v is not %v", err1, err2)
+	}
+	same(t, x, y)
+}
+
 func same(t *testing.T, a, b rueidis.RedisMessage) {
 	t.Helper()
 	if a.String() != b.String() || a.IsCacheHit() != b.IsCacheHit() || a.IsArray() != b.IsArray() ||

@@ -12,11 +12,12 @@ import (
 // present. Counters only grow. All lists the fields with their units.
 //
 // A read is one key that is asked for: by Get, Lookup, GetMany, GetOrLoad, GetOrLoadMany or
-// GetOrLoadWith of a Cache or a Typed, or by GET or MGET of Client. Each read ends in exactly one of
-// the nine results from LocalHits to ReadErrors, so their sum is the number of reads. A call
-// that is turned away at its beginning is no read: ErrClosed, a context that has ended, a
-// nil loader, an invalid TTL, invalid LoadOptions. TTL, EXISTS and Refresh are no reads. GetMany and
-// MGET count a key as often as it is named, GetOrLoadMany counts it once.
+// GetOrLoadWith of a Cache or a Typed, by GET or MGET of Client, or by another read command of Client
+// whose reply the first tier may keep (see Cache.Client; with DoCache, or with Local.CacheDo). Each
+// read ends in exactly one of the nine results from LocalHits to ReadErrors, so their sum is the
+// number of reads. A call that is turned away at its beginning is no read: ErrClosed, a context that
+// has ended, a nil loader, an invalid TTL, invalid LoadOptions. TTL, EXISTS and Refresh are no reads.
+// GetMany and MGET count a key as often as it is named, GetOrLoadMany counts it once.
 type Stats struct {
 	LocalHits    uint64 // Reads answered by a fresh local copy.
 	DoubtHits    uint64 // Reads answered by a local copy that Redis could not confirm.
