@@ -24,6 +24,7 @@ import (
 func cachingAt(addr string, mode holdfast.TrackingMode) holdfast.Options {
 	o := tracked(addr, mode)
 	o.Timeout = 10 * time.Second // the replies are compared, not the machine
+	o.Breaker.MinBackoff, o.Breaker.MaxBackoff = 5*time.Millisecond, 20*time.Millisecond
 	return o
 }
 
@@ -309,13 +310,13 @@ func (p *twins) killed() {
 func (p *twins) lost(name string, f func()) {
 	p.t.Helper()
 	p.happened(name, nil)
-	losses := p.c.Stats().StreamLosses
+	dials := p.c.Stats().DialAttempts
 	f()
 	unseen := randomWrite(p.r)
 	p.happened(fmt.Sprintf("foreign %q", unseen.args), unseen.keys)
 	_, _ = p.server.Do(unseen.args...)
 	_, _ = p.plainServer.Do(unseen.args...)
-	redistest.WaitFor(p.t, patience, "the loss of the stream", func() bool { return p.c.Stats().StreamLosses > losses })
+	redistest.WaitFor(p.t, patience, "the loss to be noticed", func() bool { return p.c.Stats().DialAttempts > dials })
 	waitState(p.t, p.c, holdfast.Up)
 	told(p.t, p.c)
 	p.lookAtAll()
@@ -586,5 +587,54 @@ func TestCommandsOfAllTypesHaveTheRepliesOfAPlainClient(t *testing.T) {
 		p := newTwins(t, ctx, cachingAt(s.Addr(), mode), s)
 		p.readsBeside(2)
 		p.run(steps(t, 200, 4000), p.killed)
+	})
+}
+
+// The address leads to another server, which was a replica. It knows nothing of the reads that the
+// first one has to tell of.
+func TestCommandsOfAllTypesHaveTheRepliesOfAPlainClientOverAPromotion(t *testing.T) {
+	bothModes(t, func(t *testing.T, ctx context.Context, mode holdfast.TrackingMode) {
+		master, replica := replicated(t)
+		way := redistest.NewProxy(t, master.Addr())
+		p := newTwins(t, ctx, cachingAt(way.Addr(), mode), master)
+		p.readsBeside(2)
+		n := steps(t, 40, 400)
+		for range steps(t, 2, 6) {
+			p.run(n, p.killed)
+			master.AwaitReplicas(1)
+			p.lost("a promotion", func() {
+				promote(t, replica, master)
+				way.SetBackend(replica.Addr())
+				way.CutAll()
+				master, replica = replica, master
+				p.server = master
+			})
+			p.run(n)
+			master.AwaitReplicas(1)
+		}
+	})
+}
+
+func TestCommandsOfAllTypesHaveTheRepliesOfAPlainClientOverAFailover(t *testing.T) {
+	bothModes(t, func(t *testing.T, ctx context.Context, mode holdfast.TrackingMode) {
+		r := redistest.StartSentinel(t, 1)
+		o := cachingAt("", mode)
+		o.Redis = watched(r.Addrs()...).Redis
+		p := newTwins(t, ctx, o, r.Master())
+		p.readsBeside(2)
+		n := steps(t, 40, 400)
+		for range 3 {
+			p.run(n, p.killed)
+			old := p.server
+			old.AwaitReplicas(1)
+			p.lost("a failover", func() {
+				old.Kill()
+				redistest.WaitFor(t, patience, "another master", func() bool { return r.Master() != old })
+				p.server = r.Master()
+			})
+			p.run(n)
+			old.Restart()
+			redistest.WaitFor(t, patience, "the old master to be a replica", func() bool { return role(old) == "slave" })
+		}
 	})
 }
