@@ -98,7 +98,7 @@ func (p *twins) readsBeside(goroutines int) {
 	}
 	load(p.t, goroutines, func(g, _ int) {
 		read := randomRead(sources[g], &kinds[sources[g].IntN(len(kinds))])
-		p.ours.DoCache(p.ctx, cacheable(p.ours.B(), read), time.Minute)
+		p.ours.DoCache(p.ctx, forDoCache(p.ours.B(), read), time.Minute)
 		time.Sleep(200 * time.Microsecond) // the commands that are compared need the machine, too
 	})
 }
@@ -142,7 +142,7 @@ var routes = []struct {
 	// A command with side effects is a mistake here: it is Redis' to answer, each time.
 	{"DoCache", func(p *twins, cmds []command) {
 		for _, c := range cmds {
-			p.same(c, c.name(), p.ours.DoCache(p.ctx, cacheable(p.ours.B(), c), p.cachedFor()), p.asked(c))
+			p.same(c, c.name(), p.ours.DoCache(p.ctx, forDoCache(p.ours.B(), c), p.cachedFor()), p.asked(c))
 		}
 	}},
 	{"DoMultiCache", func(p *twins, cmds []command) { p.sameReads(cmds) }},
@@ -292,7 +292,7 @@ func (p *twins) lapse() {
 	p.same(c, c.name(), p.ours.Do(p.ctx, built(p.ours.B(), c.args)), want)
 	ended := 33 * time.Millisecond
 	for _, w := range p.watches[key] {
-		p.ours.DoCache(p.ctx, cacheable(p.ours.B(), w.command), time.Hour)
+		p.ours.DoCache(p.ctx, forDoCache(p.ours.B(), w.command), time.Hour)
 	}
 	passes(p.t, "the end of a key", ended)
 	p.happened("the end of it", c.keys)
@@ -354,7 +354,7 @@ func (p *twins) lookAtAll() {
 
 func (p *twins) sameRead(w watchedRead) {
 	p.t.Helper()
-	got := p.ours.DoCache(p.ctx, cacheable(p.ours.B(), w.command), p.cachedFor())
+	got := p.ours.DoCache(p.ctx, forDoCache(p.ours.B(), w.command), p.cachedFor())
 	p.counted(w.command, got)
 	p.same(w.command, w.name(), got, p.asked(w.command))
 }
@@ -364,7 +364,7 @@ func (p *twins) sameReads(cmds []command) {
 	p.t.Helper()
 	reads := make([]rueidis.CacheableTTL, len(cmds))
 	for i, c := range cmds {
-		reads[i] = rueidis.CT(cacheable(p.ours.B(), c), p.cachedFor())
+		reads[i] = rueidis.CT(forDoCache(p.ours.B(), c), p.cachedFor())
 	}
 	got := p.ours.DoMultiCache(p.ctx, reads...)
 	for i, c := range cmds {
@@ -388,8 +388,8 @@ func (p *twins) logHits() {
 	p.t.Logf("hits of reads: %s", strings.Join(all, ", "))
 }
 
-// cacheable is a command for DoCache, made by the methods of the builder where most programs would.
-func cacheable(b rueidis.Builder, c command) rueidis.Cacheable {
+// forDoCache is a command for DoCache, made by the methods of the builder where most programs would.
+func forDoCache(b rueidis.Builder, c command) rueidis.Cacheable {
 	if typed := byBuilder[c.args[0]]; typed != nil && len(c.args) == typed.args {
 		return typed.make(b, c.args)
 	}
@@ -538,7 +538,7 @@ func (p *twins) sameContents() {
 		for _, args := range slices.Concat(wholes[name], [][]string{{"TYPE"}, {"PTTL"}}) {
 			c := command{append([]string{args[0], key}, args[1:]...), []string{key}}
 			p.same(c, c.name(), raw.Do(p.ctx, built(raw.B(), c.args)), p.asked(c))
-			p.same(c, c.name(), p.ours.DoCache(p.ctx, cacheable(p.ours.B(), c), time.Hour), p.asked(c))
+			p.same(c, c.name(), p.ours.DoCache(p.ctx, forDoCache(p.ours.B(), c), time.Hour), p.asked(c))
 		}
 	}
 }
