@@ -381,11 +381,11 @@ func (p *twins) counted(c command, res rueidis.RedisResult) {
 }
 
 func (p *twins) logHits() {
-	var all []string
-	for _, name := range slices.Sorted(maps.Keys(p.reads)) {
-		all = append(all, fmt.Sprintf("%s %d/%d", name, p.hits[name], p.reads[name]))
+	var reads, hits int
+	for name, n := range p.reads {
+		reads, hits = reads+n, hits+p.hits[name]
 	}
-	p.t.Logf("hits of reads: %s", strings.Join(all, ", "))
+	p.t.Logf("%d steps, %d reads, of which %d were hits, by %d commands", p.step, reads, hits, len(p.hits))
 }
 
 // forDoCache is a command for DoCache, made by the methods of the builder where most programs would.
