@@ -203,7 +203,10 @@ func (p *twins) change() {
 	cmds := make([]command, 1+p.r.IntN(4))
 	touched := map[string]bool{}
 	for i := range cmds {
-		cmds[i] = randomWrite(p.r)
+		if cmds[i] = randomWrite(p.r); len(touched) > 0 && p.r.IntN(3) == 0 {
+			key := pick(p.r, slices.Sorted(maps.Keys(touched)))
+			cmds[i] = pick(p.r, p.watches[key]).command // between two writes
+		}
 		p.happened(fmt.Sprintf("%s %q", route.name, cmds[i].args), cmds[i].keys)
 		for _, key := range cmds[i].keys {
 			touched[key] = true
@@ -354,7 +357,12 @@ func (p *twins) lookAtAll() {
 
 func (p *twins) sameRead(w watchedRead) {
 	p.t.Helper()
-	got := p.ours.DoCache(p.ctx, forDoCache(p.ours.B(), w.command), p.cachedFor())
+	var got rueidis.RedisResult
+	if p.r.IntN(4) == 0 {
+		got = p.ours.Do(p.ctx, built(p.ours.B(), w.args))
+	} else {
+		got = p.ours.DoCache(p.ctx, forDoCache(p.ours.B(), w.command), p.cachedFor())
+	}
 	p.counted(w.command, got)
 	p.same(w.command, w.name(), got, p.asked(w.command))
 }
