@@ -19,7 +19,7 @@ type kind struct {
 
 // words are the arguments. They are few, so that commands meet at the same fields.
 var words = map[string][]string{
-	"field":  {"f1", "f2", "f3", "1", ""},
+	"field":  {"f1", "f2", "f", "1f1", "1", ""}, // some are the same in a row
 	"member": {"m1", "m2", "m3", "1", "2"},
 	"value":  {"1", "v", "", "17", "\x00\r\n\xfe", "a value of more than sixty-four bytes, for which Redis changes the encoding"},
 	"index":  {"-3", "-1", "0", "0", "1", "2", "7"},
