@@ -646,3 +646,49 @@ func TestCommandsOfAllTypesHaveTheRepliesOfAPlainClientOverAFailover(t *testing.
 		}
 	})
 }
+
+func resultText(c command, res rueidis.RedisResult) string {
+	if err := res.NonRedisError(); err != nil {
+		return err.Error()
+	}
+	m, _ := res.ToMessage()
+	return replyText(c.name(), m)
+}
+
+// The server does not look for expired keys, so the Cache itself must know the end of a reply. Each
+// read has a key of its own: it is the first that looks.
+func TestNoCachedReplyOutlivesItsKey(t *testing.T) {
+	bothModes(t, func(t *testing.T, ctx context.Context, mode holdfast.TrackingMode) {
+		s := redistest.Start(t)
+		fill(s)
+		s.MustDo("DEBUG", "SET-ACTIVE-EXPIRE", "0")
+		c := open(t, cachingAt(s.Addr(), mode))
+		ready(t, c)
+		cl, raw := c.Client(), rawAt(t, s.Addr())
+		reads := make([]command, len(keptReads))
+		var copies rueidis.Commands
+		for i, line := range keptReads {
+			args := strings.Fields(line)
+			key := fmt.Sprint(args[1], ":", i)
+			copies = append(copies, built(raw.B(), []string{"COPY", args[1], key}), built(raw.B(), []string{"PEXPIRE", key, "300"}))
+			args[1] = key
+			reads[i].args = args
+		}
+		for _, res := range raw.DoMulti(ctx, copies...) {
+			must(t, res.Error())
+		}
+		ended := time.Now().Add(303 * time.Millisecond)
+		for _, read := range reads {
+			for range 3 {
+				cl.DoCache(ctx, forDoCache(cl.B(), read), time.Hour)
+			}
+		}
+		passes(t, "the end of the keys", time.Until(ended))
+		for _, read := range reads {
+			got := resultText(read, cl.DoCache(ctx, forDoCache(cl.B(), read), time.Hour))
+			if want := resultText(read, raw.Do(ctx, built(raw.B(), read.args))); got != want {
+				t.Errorf("%q after the end of the key: %s; redis says %s", read.args, got, want)
+			}
+		}
+	})
+}

@@ -4,6 +4,8 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+
+	"github.com/holdfast-cache/holdfast/internal/redistest"
 )
 
 // The commands of the differential test of all types. In a form, a word in lower case stands
@@ -370,4 +372,82 @@ func allKeys() []string {
 // kindOf returns the kind that a key usually holds.
 func kindOf(key string) *kind {
 	return &kinds[slices.IndexFunc(kinds, func(k kind) bool { return slices.Contains(k.keys, key) })]
+}
+
+// contents are commands that make a key of each type.
+var contents = lines(`
+SET app:s1 a-value
+SETBIT app:b1 7 1
+HSET app:h1 f1 1 f2 2
+RPUSH app:l1 m1 m2 m1
+SADD app:t1 m1 m2
+ZADD app:z1 1 m1 2.5 m2 inf m3
+PFADD app:p1 a b c
+GEOADD app:g1 13.361389 38.115556 m1 15.087269 37.502669 m2
+XADD app:x1 1-1 f1 1
+XADD app:x1 2-1 f2 2
+`)
+
+// keptReads are reads whose replies are cached, of all types and of absent keys.
+var keptReads = lines(`
+GET app:s1
+STRLEN app:s1
+GETRANGE app:s1 0 3
+SUBSTR app:s1 0 3
+GETBIT app:b1 7
+BITCOUNT app:b1
+BITCOUNT app:b1 0 0 BIT
+BITPOS app:b1 1
+BITFIELD_RO app:b1 GET u4 0
+HGETALL app:h1
+HGET app:h1 f1
+HGET app:h1 absent
+HMGET app:h1 f1 absent
+HLEN app:h1
+HEXISTS app:h1 f2
+HKEYS app:h1
+HVALS app:h1
+HSTRLEN app:h1 f1
+LRANGE app:l1 0 -1
+LINDEX app:l1 1
+LLEN app:l1
+LPOS app:l1 m1
+SMEMBERS app:t1
+SISMEMBER app:t1 m1
+SMISMEMBER app:t1 m1 absent
+SCARD app:t1
+ZRANGE app:z1 0 -1
+ZRANGE app:z1 0 -1 WITHSCORES
+ZRANGEBYSCORE app:z1 -inf 2
+ZREVRANGEBYSCORE app:z1 +inf 1
+ZREVRANGE app:z1 0 1
+ZRANGEBYLEX app:z1 - +
+ZREVRANGEBYLEX app:z1 + -
+ZSCORE app:z1 m2
+ZMSCORE app:z1 m1 absent
+ZCARD app:z1
+ZCOUNT app:z1 1 2
+ZLEXCOUNT app:z1 - +
+ZRANK app:z1 m2
+ZREVRANK app:z1 absent
+GEOPOS app:g1 m1
+GEODIST app:g1 m1 m2 km
+GEOHASH app:g1 m1
+GEOSEARCH app:g1 FROMMEMBER m1 BYRADIUS 200 km ASC
+GEORADIUS_RO app:g1 15 37 200 km ASC
+GEORADIUSBYMEMBER_RO app:g1 m1 200 km ASC
+XRANGE app:x1 - +
+XREVRANGE app:x1 + -
+XLEN app:x1
+TYPE app:p1
+HGETALL app:absent
+LRANGE app:absent 0 -1
+ZSCORE app:absent m1
+`)
+
+// fill makes a server hold the contents.
+func fill(s *redistest.Server) {
+	for _, line := range contents {
+		s.MustDo(strings.Fields(line)...)
+	}
 }

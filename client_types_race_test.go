@@ -176,28 +176,19 @@ func TestNoCachedHashIsOlderThanAForeignWriteThatWasTold(t *testing.T) {
 		ready(t, c)
 		cl, raw := c.Client(), rawAt(t, s.Addr())
 		h := newHashRace(t)
-		const burst = 8 // in each round of the server's telling: two writes of each key
-		for first := int64(1); first <= int64(raceRounds(t, 4000)/len(hashKeys)) && !t.Failed(); first += burst / 4 {
-			var wg sync.WaitGroup
-			for g := range 2 {
-				wg.Go(func() {
-					for i := range 2 * len(hashKeys) {
-						h.check(ctx, cl, g+i/len(hashKeys), (g+i)%len(hashKeys))
-					}
-				})
-			}
-			var cmds rueidis.Commands
-			last := first + burst/4 - 1
-			for number := first; number <= last; number++ {
+		stop := load(t, 3, func(g, i int) { h.check(ctx, cl, g+i/len(hashKeys), i%len(hashKeys)) })
+		const perRound = 4 // writes of each key, of which the Cache is told at the end of the round
+		for last := int64(perRound); last <= int64(raceRounds(t, 4000)/len(hashKeys)) && !t.Failed(); last += perRound {
+			for number := last - perRound + 1; number <= last; number++ {
+				var cmds rueidis.Commands
 				for k, key := range hashKeys {
 					h.started[k].Store(number)
 					cmds = append(cmds, hashWrite(raw.B(), key, number))
 				}
+				for _, res := range raw.DoMulti(ctx, cmds...) {
+					must(t, res.Error())
+				}
 			}
-			for _, res := range raw.DoMulti(ctx, cmds...) {
-				must(t, res.Error())
-			}
-			wg.Wait()
 			told(t, c)
 			for k := range hashKeys {
 				h.settled[k].Store(last)
@@ -206,6 +197,7 @@ func TestNoCachedHashIsOlderThanAForeignWriteThatWasTold(t *testing.T) {
 				}
 			}
 		}
+		stop()
 		h.log(c)
 	})
 }
