@@ -440,7 +440,7 @@ func TestAReplyEndsWithItsKeyAndItsFields(t *testing.T) {
 
 // The bytes of a reply are those that it keeps on the heap.
 func TestRepliesCountAsWhatTheyKeep(t *testing.T) {
-	ctx := undisturbed(t)
+	undisturbed(t)
 	s := redistest.Start(t)
 	o := at(s.Addr())
 	o.Local.MaxBytes, o.Timeout = 512<<20, 10*time.Second

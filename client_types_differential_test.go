@@ -24,6 +24,7 @@ import (
 func cachingAt(addr string, mode holdfast.TrackingMode) holdfast.Options {
 	o := tracked(addr, mode)
 	o.Timeout = 10 * time.Second // the replies are compared, not the machine
+	o.Local.CacheDo = true
 	o.Breaker.MinBackoff, o.Breaker.MaxBackoff = 5*time.Millisecond, 20*time.Millisecond
 	return o
 }
