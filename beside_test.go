@@ -3,6 +3,7 @@ package holdfast_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strconv"
 	"sync/atomic"
 	"testing"
@@ -187,5 +188,35 @@ func TestALoadThatBeganBeforeInvalidateIsNotKept(t *testing.T) {
 	wantGet(t, c, "k", "after")
 	if v := s.MustDo("GET", "k"); v != "after" {
 		t.Errorf("k is %q at Redis", v)
+	}
+}
+
+// A call that needs the journal's write of its key at Redis waits within its budget, also while the
+// replay in the background is sending that write.
+func TestACallWaitsForTheReplayThatHasItsKey(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	for i := range 60 {
+		key := fmt.Sprint("k", i)
+		o := at(s.Addr())
+		if o.Timeout = 10 * time.Second; i%2 == 0 {
+			o.Journal.Dir = t.TempDir()
+		}
+		c := open(t, o)
+		must(t, c.Set(ctx, key, []byte("1"), 0))
+		switch i % 3 {
+		case 0:
+			must(t, c.Deliver(ctx, key))
+		case 1:
+			if added, err := c.Add(ctx, key, nil, 0); err != nil || added {
+				t.Fatalf("Add of a key that was set right after New: %v, %v", added, err)
+			}
+		case 2:
+			wantSay(t, c.Client(), "2", "INCR", key)
+			continue
+		}
+		if got := s.MustDo("GET", key); got != "1" {
+			t.Fatalf("Redis holds %q", got)
+		}
 	}
 }

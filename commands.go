@@ -205,15 +205,23 @@ func (c *Cache) writerAfterReplay(ctx link.Bound, h keyhash.Hash, key string) (*
 	if err != nil {
 		return nil, c.asError("replay", key, link.Unsent(ctx))
 	}
-	for range 3 { // an expiry during the replay takes one more round, and so does a conflict
-		tasks := c.journal.TakeOne(h, key)
-		if tasks == nil {
-			if again, _ := c.journal.Sweep(ctx, ctx.Began); again { // the replay may be done with it
-				c.routes.Wake()
-			}
-			break
+	for round := 0; round < 3 && ctx.Err() == nil; { // an expiry during the replay takes one more round, and so does a conflict
+		if tasks := c.journal.TakeOne(h, key); tasks != nil {
+			replayerOf(l).Replay(ctx, s, tasks)
+			round++
+			continue
 		}
-		replayerOf(l).Replay(ctx, s, tasks)
+		if returned := c.journal.AwaitReturn(h, key); returned != nil { // the replay is sending it
+			select {
+			case <-returned:
+			case <-ctx.Done():
+			}
+			continue
+		}
+		if again, _ := c.journal.Sweep(ctx, ctx.Began); again { // the replay may be done with it
+			c.routes.Wake()
+		}
+		break
 	}
 	if ctx.Err() != nil {
 		s.Abandon(ticket)

@@ -336,6 +336,7 @@ func (j *Journal) Sweep(ctx context.Context, began int64) (again, done bool) {
 		} else {
 			again = true
 		}
+		l.shard.wakeLocked(l.key)
 		l.shard.mu.Unlock()
 	}
 	return again, true

@@ -68,8 +68,9 @@ const (
 type shard struct {
 	mu      sync.RWMutex
 	intents map[string]*Intent
-	grown   int              // the largest number of intents since the map was made
-	sent    map[*Intent]sent // with a file: the writes that are being sent
+	grown   int                      // the largest number of intents since the map was made
+	sent    map[*Intent]sent         // with a file: the writes that are being sent
+	waits   map[string]chan struct{} // see AwaitReturn; nil until somebody waits
 }
 
 // admission is the journal's decision on a write.

@@ -218,6 +218,33 @@ func (j *Journal) returned(t *Task, f func(sh *shard, in *Intent)) {
 		delete(sh.sent, in)
 		f(sh, in)
 	}
+	sh.wakeLocked(t.Key)
+}
+
+// wakeLocked ends the waits for the key's intent. The caller holds the shard's lock.
+func (sh *shard) wakeLocked(key string) {
+	if ch := sh.waits[key]; ch != nil {
+		close(ch)
+		delete(sh.waits, key)
+	}
+}
+
+// AwaitReturn returns a channel that is closed when the key's intent is no longer being sent. It
+// returns nil if that is not being sent now, or is resolved and waits for its record in the file.
+func (j *Journal) AwaitReturn(h keyhash.Hash, key string) <-chan struct{} {
+	sh := j.shard(h)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	if in := sh.intents[key]; in == nil || !in.sending || in.done {
+		return nil
+	}
+	if sh.waits == nil {
+		sh.waits = map[string]chan struct{}{}
+	}
+	if sh.waits[key] == nil {
+		sh.waits[key] = make(chan struct{})
+	}
+	return sh.waits[key]
 }
 
 // GiveUp turns a set under which connections were lost into a delete.
