@@ -26,7 +26,7 @@ type bounds struct {
 }
 
 var (
-	rootBounds = bounds{files: 44, longest: 600, edges: 5.5, knot: 10, calls: 9, shadows: 0, pronouns: 0.05}
+	rootBounds = bounds{files: 45, longest: 600, edges: 5.7, knot: 11, calls: 10, shadows: 0, pronouns: 0.05}
 	// Of each package under internal.
 	internalBounds = bounds{files: 45, longest: 700, edges: 6, knot: 14, calls: 14, shadows: 0, pronouns: 0.8}
 )

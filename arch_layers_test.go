@@ -32,7 +32,7 @@ var layers = []layer{
 		"codec.go", "typed.go", "typed_load.go", "typed_many.go",
 	}},
 	{"drop-in", []string{"api", "core"}, []string{
-		"client.go", "client_dedicated.go", "client_hooks.go", "client_keys.go", "client_listen.go",
+		"client.go", "client_cached.go", "client_dedicated.go", "client_hooks.go", "client_keys.go", "client_listen.go",
 		"client_own.go", "client_pass.go", "client_read.go", "client_recycle.go", "client_reply.go", "client_run.go", "client_write.go",
 	}},
 }

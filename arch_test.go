@@ -102,7 +102,7 @@ func TestEachDependencyIsImportedByItsOwnFilesAlone(t *testing.T) {
 	want := map[string][]string{
 		"github.com/sony/gobreaker/v2": {"breaker.go"},
 		"github.com/redis/rueidis": {
-			"client.go", "client_dedicated.go", "client_hooks.go", "client_listen.go", "client_own.go", "client_pass.go",
+			"client.go", "client_cached.go", "client_dedicated.go", "client_hooks.go", "client_listen.go", "client_own.go", "client_pass.go",
 			"client_read.go", "client_recycle.go", "client_reply.go", "client_run.go", "client_write.go", "commands.go", "lease.go", "lifecycle.go",
 			"listeners.go", "open.go", "options.go", "redis.go", "user_code.go", "write.go",
 		},

@@ -133,7 +133,7 @@ func (c *Cache) look(h keyhash.Hash, key string, now int64) (e *local.Entry, fre
 	return e, now < e.FreshEnd()
 }
 
-// lookCoarse is look for now. It reads the clock only for a copy that is not fresh for long.
+// lookCoarse is look for now, without a reading of the clock where that is not needed.
 func (c *Cache) lookCoarse(h keyhash.Hash, key string) (e *local.Entry, fresh bool) {
 	if c.journal.Keys.Load() != 0 {
 		return c.look(h, key, c.clock.Now())
@@ -141,8 +141,18 @@ func (c *Cache) lookCoarse(h keyhash.Hash, key string) (e *local.Entry, fresh bo
 	if e = c.local.Get(h); e == nil {
 		return nil, false
 	}
-	end := e.FreshEnd()
-	return e, c.coarse.Before(end) || c.clock.Now() < end
+	_, fresh = c.before(e.FreshEnd())
+	return e, fresh
+}
+
+// before reports whether the time t has not come, and the present time, of which it may be sure only
+// as far as the coarse clock is. It reads the clock only if t is near.
+func (c *Cache) before(t int64) (now int64, yes bool) {
+	if c.coarse.Before(t) {
+		return c.coarse.Last(), true
+	}
+	now = c.clock.Now()
+	return now, now < t
 }
 
 // readCounted is read for a call that is not inside the call gate yet, and counts it.
@@ -211,19 +221,25 @@ func (c *Cache) readOutcome(op string, h keyhash.Hash, key string, now int64, t 
 		c.local.Forget(h, t, now)
 		return Entry{Tier: Remote}, ErrMiss
 	}
-	if v.Open {
-		v.TTL = max(c.opts.Tracking.UntrackedTTL, time.Nanosecond)
+	k := c.freshness(now, v.Life, t, o, key)
+	if !c.local.Fill(h, key, v.Bytes, t, k) {
+		c.stats.fillsDiscarded.Add(1)
 	}
-	k := local.Freshness{Confirmed: now, Expires: clock.After(now, v.TTL), Scope: t.Scope, Epoch: t.Epoch}
+	return Entry{Value: v.Bytes, Tier: Remote, TTL: clock.Left(now, k.Expires)}, nil
+}
+
+// freshness returns the freshness of an answer of Redis that was asked for at now, under the token.
+func (c *Cache) freshness(now int64, life link.Life, t local.Token, o link.Outcome, key string) local.Freshness {
+	if life.Open {
+		life.TTL = max(c.opts.Tracking.UntrackedTTL, time.Nanosecond)
+	}
+	k := local.Freshness{Confirmed: now, Expires: clock.After(now, life.TTL), Scope: t.Scope, Epoch: t.Epoch}
 	// A replica's master may have a newer value. A server that imports a slot does not
 	// report the changes that the slot's owner makes.
 	if o.Session.OfMaster() && !o.Asked {
 		k.Fresh = c.freshUntil(now, k.Expires, o.Session.Tracks(key))
 	}
-	if !c.local.Fill(h, key, v.Bytes, t, k) {
-		c.stats.fillsDiscarded.Add(1)
-	}
-	return Entry{Value: v.Bytes, Tier: Remote, TTL: v.TTL}, nil
+	return k
 }
 
 // freshUntil returns the time until which a copy is fresh; tracked says whether the

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/keyhash"
 	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/redis/rueidis"
@@ -28,6 +29,8 @@ type dropIn struct {
 	answers *answers
 	recycle *recycler
 	unix    unixClock
+
+	replyFlights replyFlights
 }
 
 // Client returns the Cache as a rueidis.Client: a program that is written for rueidis keeps its
@@ -78,9 +81,20 @@ type dropIn struct {
 // effect in order, as in one pipeline. In a cluster, a command of several keys that goes through
 // the tiers may name keys of different slots.
 //
-// The ttl of DoCache bounds the age of a copy that is served without asking Redis; with 0 none is
-// served. While Redis is away Options.Outage applies instead. Of all commands only GET, MGET and
-// the other commands above that go through the tiers are cached.
+// The ttl of DoCache bounds the age of a reply that is served without asking Redis; with 0 none is
+// served. While Redis is away Options.Outage applies instead. Beside GET and MGET, DoCache and
+// DoMultiCache serve Redis' replies to read commands of one key from memory: reads of hashes, lists,
+// sets, sorted sets, bitmaps, geo sets and streams, parts of strings, TYPE, and the reads of JSON,
+// Bloom filters and their kin. So do Do and DoMulti with Options.Local.CacheDo. A reply is as fresh
+// as a copy of a value: an invalidation of its key, any write of this client to the key, or a loss of
+// the invalidation stream ends all replies of the key. The answer for an absent key is kept, too; an
+// error is not. Equal reads that are under way share one command. While Redis is away, and when its
+// answer does not come in time, a reply that was kept is served within Options.Outage; without one
+// the command returns ErrUnavailable. Replies count in Options.Local.MaxBytes; those of one key
+// take at most an eighth of it. Commands whose reply changes by itself or by chance, scripts, SORT,
+// SCAN and its kin, and commands that may write are not kept. A reply that shows a field of a hash is
+// not served past the end of the field (HEXPIRE); HLEN and HVALS are not kept by a server with such
+// ends.
 //
 // A reply of more than a million elements, or 1 GiB, is treated as invalid and ends the connection,
 // because a few bytes can announce that much: ask for the elements in parts.
@@ -109,6 +123,10 @@ func (cl *client) B() rueidis.Builder { return cl.builder }
 func (cl *client) Do(ctx context.Context, cmd rueidis.Completed) (res rueidis.RedisResult) {
 	key, ok := cl.plainGet(cmd)
 	if !ok {
+		if cl.cachedHit(ctx, givenCommand{cmd: cmd}, &res) {
+			cl.recycle.put(cmd, &res)
+			return res
+		}
 		if text, ttl, ok := cl.plainSet(cmd); ok {
 			return cl.set(ctx, cmd, text, ttl)
 		}
@@ -128,13 +146,16 @@ func (cl *client) DoCache(ctx context.Context, cmd rueidis.Cacheable, ttl time.D
 	key, ok := cl.plainGet(plain)
 	if !ok {
 		given := givenCommand{cmd: plain, cache: true, cached: ttl}
+		if cl.cachedHit(ctx, given, &res) {
+			cl.recycle.put(plain, &res)
+			return res
+		}
 		return cl.do(ctx, []commandState{{givenCommand: given}})[0]
 	}
-	now := cl.c.clock.Now()
-	if e := cl.youngHit(ctx, key, now, ttl); e != nil {
-		cl.answers.answerHit(&res, e.Bytes(), cl.unix.millis(now, cachedFor(e, now, ttl)))
+	if e, now := cl.youngHit(ctx, key, ttl); e != nil {
+		cl.answers.answerHit(&res, e.Bytes(), cl.unix.millis(now, cachedUntil(e, ttl)))
 	} else {
-		res = cl.get(ctx, key, now, true, ttl)
+		res = cl.get(ctx, key, cl.c.clock.Now(), true, ttl)
 	}
 	cl.recycle.put(plain, &res)
 	return res
@@ -178,38 +199,50 @@ func (cl *client) doMulti(ctx context.Context, n int, given func(int) givenComma
 	return append(replies, rest...)
 }
 
-// leadingHits answers the first commands of a batch of GETs, up to one that is no hit. It answers
+// leadingHits answers the first commands of a batch of reads, up to one that is no hit. It answers
 // none of a batch that has another command, which may take the whole batch past the tiers.
 func (cl *client) leadingHits(ctx context.Context, n int, given func(int) givenCommand) (replies []rueidis.RedisResult) {
 	for i := range n {
-		if _, ok := cl.plainGet(given(i).cmd); !ok {
+		st := given(i)
+		if _, ok := cl.plainGet(st.cmd); !ok && !cl.cachedRead(st) {
 			return nil
 		}
 	}
-	now := cl.c.clock.Now()
 	for i := range n {
 		st := given(i)
-		ttl := anyAge
-		if st.cache {
-			ttl = st.cached
-		}
-		key, _ := cl.plainGet(st.cmd)
-		e := cl.youngHit(ctx, key, now, ttl)
-		if e == nil {
+		var res rueidis.RedisResult
+		if !cl.answerHit(ctx, st, &res) {
 			break
 		}
 		if replies == nil {
 			replies = make([]rueidis.RedisResult, 0, n)
 		}
-		replies = replies[:i+1]
-		if st.cache {
-			cl.answers.answerHit(&replies[i], e.Bytes(), cl.unix.millis(now, cachedFor(e, now, ttl)))
-		} else {
-			cl.answers.answer(&replies[i], e.Bytes())
-		}
+		replies = append(replies, res)
 		cl.recycle.put(st.cmd, &replies[i])
 	}
 	return replies
+}
+
+// answerHit answers one read if it is a hit.
+func (cl *client) answerHit(ctx context.Context, st givenCommand, res *rueidis.RedisResult) bool {
+	key, ok := cl.plainGet(st.cmd)
+	if !ok {
+		return cl.cachedHit(ctx, st, res)
+	}
+	ttl := anyAge
+	if st.cache {
+		ttl = st.cached
+	}
+	e, now := cl.youngHit(ctx, key, ttl)
+	switch {
+	case e == nil:
+		return false
+	case st.cache:
+		cl.answers.answerHit(res, e.Bytes(), cl.unix.millis(now, cachedUntil(e, ttl)))
+	default:
+		cl.answers.answer(res, e.Bytes())
+	}
+	return true
 }
 
 // anyAge is longer than the age of any copy.
@@ -231,19 +264,34 @@ func (cl *client) hit(ctx context.Context, key string) *local.Entry {
 	return e
 }
 
-// youngHit is hit for a copy that is younger than ttl.
-func (cl *client) youngHit(ctx context.Context, key string, now int64, ttl time.Duration) *local.Entry {
+// youngHit is hit for a copy that is younger than ttl. It returns the present time, too.
+func (cl *client) youngHit(ctx context.Context, key string, ttl time.Duration) (e *local.Entry, now int64) {
 	c := cl.c
 	if cl.closed.Load() || enterable(ctx, !c.inflight.Closed.Load()) != nil {
-		return nil
+		return nil, 0
 	}
 	h := c.local.Hash(key)
-	e, fresh := c.look(h, key, now)
-	if !fresh || !young(e, now, ttl) {
-		return nil
+	if cl.journaledNow(h, key) {
+		return nil, 0
+	}
+	if e = c.local.Get(h); e == nil {
+		return nil, 0
+	}
+	now, fresh := c.before(min(e.FreshEnd(), youngUntil(e, ttl)))
+	if !fresh {
+		return nil, 0
 	}
 	c.local.CountHit(h)
-	return e
+	return e, now
+}
+
+// journaledNow reports whether the journal has the key. It reads the clock only if it has any.
+func (cl *client) journaledNow(h keyhash.Hash, key string) bool {
+	if cl.c.journal.Keys.Load() == 0 {
+		return false
+	}
+	_, inJournal := cl.c.journal.Get(h, key, cl.c.clock.Now())
+	return inJournal
 }
 
 // get answers a GET that is no hit.

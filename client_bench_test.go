@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/redis/rueidis"
 )
 
@@ -117,6 +118,75 @@ func BenchmarkClientRemote(b *testing.B) {
 					func(_, i int) { what.f(ours, keys[i&(n-1)]) },
 					func(_, i int) { what.f(plain, keys[i&(n-1)]) })
 			})
+		}
+	}
+}
+
+// BenchmarkClientReplyHit is a DoCache of HGETALL or ZRANGE that the first tier answers, beside one
+// that the client-side cache of rueidis answers (target: at most 1.0), with the reply as it is and
+// with its conversion to a map or a slice of strings. The commands are built each time, by both.
+// Target: no allocation beside those of the conversion.
+func BenchmarkClientReplyHit(b *testing.B) {
+	ctx := context.Background()
+	s := redistest.Start(b)
+	c, err := New(Options{Redis: rueidis.ClientOption{InitAddress: []string{s.Addr()}}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.WaitReady(ctx); err != nil {
+		b.Fatal(err)
+	}
+	plain, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{s.Addr()}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer plain.Close()
+	cl := c.Client()
+	type read struct {
+		name    string
+		command func(rueidis.Client) rueidis.Cacheable
+		convert func(rueidis.RedisResult)
+	}
+	var reads []read
+	for _, n := range []int{2, 20, 200} {
+		hash, set := []string{"HSET", "h" + strconv.Itoa(n)}, []string{"ZADD", "z" + strconv.Itoa(n)}
+		for i := range n {
+			hash = append(hash, "field"+strconv.Itoa(i), "value of some length "+strconv.Itoa(i))
+			set = append(set, strconv.Itoa(i), "member"+strconv.Itoa(i))
+		}
+		s.MustDo(hash...)
+		s.MustDo(set...)
+		reads = append(reads,
+			read{"HGETALL", func(cl rueidis.Client) rueidis.Cacheable { return cl.B().Hgetall().Key(hash[1]).Cache() },
+				func(res rueidis.RedisResult) { _, _ = res.AsStrMap() }},
+			read{"ZRANGE", func(cl rueidis.Client) rueidis.Cacheable {
+				return cl.B().Zrange().Key(set[1]).Min("0").Max("-1").Cache()
+			},
+				func(res rueidis.RedisResult) { _, _ = res.AsStrSlice() }})
+		for i := len(reads) - 2; i < len(reads); i++ {
+			reads[i].name += "/elements=" + strconv.Itoa(n)
+		}
+	}
+	for _, r := range reads {
+		hit := func(cl rueidis.Client, convert bool) func(_, i int) {
+			return func(_, _ int) {
+				if res := cl.DoCache(ctx, r.command(cl), time.Hour); convert {
+					r.convert(res)
+				}
+			}
+		}
+		for deadline := time.Now().Add(time.Minute); !cl.DoCache(ctx, r.command(cl), time.Hour).IsCacheHit() || !plain.DoCache(ctx, r.command(plain), time.Hour).IsCacheHit(); {
+			if time.Now().After(deadline) {
+				b.Fatal("there is no hit: there is nothing to compare")
+			}
+		}
+		for _, g := range []int{1, 8} {
+			for _, convert := range []bool{false, true} {
+				b.Run(r.name+"/converted="+strconv.FormatBool(convert)+"/callers="+strconv.Itoa(g), func(b *testing.B) {
+					versus(b, g, hit(cl, convert), hit(plain, convert))
+				})
+			}
 		}
 	}
 }

@@ -57,17 +57,16 @@ func (st *commandState) takes(e *local.Entry, now int64) bool {
 }
 
 // young reports whether the copy is younger than ttl.
-func young(e *local.Entry, now int64, ttl time.Duration) bool {
-	return now-e.Confirmed.Load() < int64(ttl)
+func young(e *local.Entry, now int64, ttl time.Duration) bool { return now < youngUntil(e, ttl) }
+
+// youngUntil returns the time until which a copy is younger than ttl.
+func youngUntil(e *local.Entry, ttl time.Duration) int64 {
+	return clock.Saturated(e.Confirmed.Load(), int64(ttl))
 }
 
-// cachedFor returns how long DoCache may go on serving a copy with the given ttl.
-func cachedFor(e *local.Entry, now int64, ttl time.Duration) time.Duration {
-	ttl -= time.Duration(now - e.Confirmed.Load())
-	if left := clock.Left(now, e.Expires.Load()); left > 0 {
-		ttl = min(ttl, left)
-	}
-	return max(ttl, time.Millisecond)
+// cachedUntil returns the time until which DoCache may go on serving a copy with the given ttl.
+func cachedUntil(e *local.Entry, ttl time.Duration) int64 {
+	return min(youngUntil(e, ttl), e.Expires.Load())
 }
 
 func (r *pipelineCall) fallback(st *commandState, at int, e *local.Entry) {

@@ -8,6 +8,7 @@ import (
 	"unsafe"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
+	"github.com/holdfast-cache/holdfast/internal/local"
 	"github.com/redis/rueidis"
 )
 
@@ -143,6 +144,55 @@ func (a *answers) answerHit(res *rueidis.RedisResult, data []byte, end int64) {
 	a.asHit((*rueidis.RedisMessage)(unsafe.Pointer(&(*result)(unsafe.Pointer(res)).val)), end)
 }
 
+// answerReply stores a copy of the reply in res, which must be the zero value.
+func (a *answers) answerReply(res *rueidis.RedisResult, m *rueidis.RedisMessage) {
+	if !a.direct {
+		*res = replied(*m)
+		return
+	}
+	(*result)(unsafe.Pointer(res)).val = *(*message)(unsafe.Pointer(m))
+}
+
+// markHit marks the reply in res as a hit; see asHit.
+func (a *answers) markHit(res *rueidis.RedisResult, end int64) {
+	if a.direct {
+		a.asHit((*rueidis.RedisMessage)(unsafe.Pointer(&(*result)(unsafe.Pointer(res)).val)), end)
+		return
+	}
+	m, _ := res.ToMessage()
+	a.asHit(&m, end)
+	*res = replied(m)
+}
+
+// heap returns about the number of bytes that the reply keeps on the heap, beside the message itself.
+func (a *answers) heap(m *rueidis.RedisMessage) int64 {
+	if !a.direct {
+		// A string of a few bytes takes four times its encoded size in memory.
+		return 4 * int64(m.CacheSize())
+	}
+	return (*message)(unsafe.Pointer(m)).heap()
+}
+
+func (m *message) heap() (size int64) {
+	const each = int64(unsafe.Sizeof(message{}))
+	if m.attrs != nil {
+		size = each + (*message)(unsafe.Pointer(m.attrs)).heap()
+	}
+	switch {
+	case m.array != nil:
+		size += local.Allocated(each * m.intlen)
+		for _, part := range unsafe.Slice((*message)(unsafe.Pointer(m.array)), m.intlen) {
+			size += part.heap()
+		}
+	case m.bytes == nil:
+	case m.intlen < 16: // Go puts small strings into one block
+		size += (m.intlen + 7) &^ 7
+	default:
+		size += local.Allocated(m.intlen)
+	}
+	return size
+}
+
 func (a *answers) number(n int64) (m rueidis.RedisMessage) {
 	if !a.direct {
 		return inner(binary.BigEndian.AppendUint64([]byte{typeNumber}, uint64(n)))
@@ -245,12 +295,13 @@ type unixClock struct {
 	readAt atomic.Int64 // by clock; 0 is never
 }
 
-// millis returns the Unix time in milliseconds of now+ttl, where now was just read from the clock.
-func (u *unixClock) millis(now int64, ttl time.Duration) int64 {
+// millis returns a time of the clock in milliseconds of Unix time. now is the present time, by the
+// clock.
+func (u *unixClock) millis(now, at int64) int64 {
 	if now-u.readAt.Load() > int64(time.Second) {
 		wall := time.Now()
 		u.apart.Store(wall.UnixNano() - u.clock.At(wall))
 		u.readAt.Store(now)
 	}
-	return (u.apart.Load()+now)/int64(time.Millisecond) + ttl.Milliseconds()
+	return clock.Saturated(u.apart.Load(), at) / int64(time.Millisecond)
 }

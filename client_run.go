@@ -34,7 +34,9 @@ type pipelineCall struct {
 	items     []link.Item
 	writes    []*write
 	dirtyKeys map[string]bool // keys that a remote operation may change
-	flushes   bool            // one of the commands empties a database
+	flight    *replyFlight    // that the call leads; nil for none
+	unsettled []unsettledReply
+	flushes   bool // one of the commands empties a database
 	allDirty  bool
 	kept      journal.Saving
 
@@ -84,6 +86,8 @@ type remoteOp struct {
 	at      int // index in MGET; of a passed command: number of earlier writes of the call
 
 	token    local.Token
+	stored   keyhash.Hash // of a command whose reply is stored
+	flight   *replyFlight // nil for none
 	change   *write
 	deadline int64  // of EXPIRE
 	prior    []byte // the value that the tiers held before a delete
@@ -107,6 +111,7 @@ const (
 	opAsk // a read of which only the reply counts
 	opTouch
 	opPass
+	opCached
 )
 
 // all produces the reply of every turn. The caller has entered the call gate.
@@ -127,6 +132,12 @@ func (r *pipelineCall) all() {
 	}
 	if len(r.items) > 0 {
 		r.c.remote.Batch(r.bounded(), r.items, 0, r.build, r.ran)
+	}
+	if r.flight != nil {
+		r.cl.replyFlights.land(r.flight)
+	}
+	if len(r.unsettled) > 0 {
+		r.settle()
 	}
 	if r.flushes {
 		r.c.journal.EndFlush()
@@ -213,6 +224,11 @@ func (r *pipelineCall) modelled(st *commandState) bool {
 		r.ttl(st, args[1])
 	case verbExpire, verbPersist:
 		return r.expire(st)
+	case verbCached:
+		if !r.caches(st) {
+			return false
+		}
+		r.cached(st)
 	default:
 		return r.store(st)
 	}
@@ -352,7 +368,7 @@ func (r *pipelineCall) markDirty(key string) {
 func (r *pipelineCall) add(e *remoteOp, s *link.Session) {
 	r.items = append(r.items, link.Item{
 		Key: e.key, Session: s, Payload: e, Size: e.size(), Stays: e.stays,
-		Reads: e.kind == opRead || e.kind == opPass, Transaction: len(e.passed) > 1,
+		Reads: e.kind == opRead || e.kind == opPass || e.kind == opCached, Transaction: len(e.passed) > 1,
 	})
 }
 
@@ -382,6 +398,8 @@ func (r *pipelineCall) build(b rueidis.Builder, it *link.Item, cmds []rueidis.Co
 			return append(cmds, b.Exists().Key(e.key).Build())
 		}
 		return append(cmds, b.Arbitrary(e.command.name).Keys(e.key).Build())
+	case opCached:
+		return e.cachedCommands(b, it, cmds)
 	case opTouch:
 		return append(cmds, b.Arbitrary(e.change.verbatim...).Build(), b.Exists().Key(e.key).Build())
 	}
@@ -398,6 +416,8 @@ func (r *pipelineCall) ran(i int, replies []rueidis.RedisResult, o link.Outcome)
 		r.hasWritten(e, replies, o)
 	case opAsk:
 		r.hasAsked(e, replies, o)
+	case opCached:
+		r.hasCached(e, replies, o)
 	case opTouch:
 		r.hasTouched(e, replies, o)
 	default:

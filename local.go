@@ -14,6 +14,11 @@ type LocalOptions struct {
 	// MaxTTL is the longest time that a local copy is served without being read again from
 	// Redis. Default 10m. It does not shorten an entry's life without a Redis configured.
 	MaxTTL time.Duration
+
+	// CacheDo lets Do and DoMulti of Client serve replies to read commands of one key, such as
+	// HGETALL or LRANGE, from memory, as DoCache and DoMultiCache do. Default false: each such
+	// command asks Redis. GET and MGET go through memory in either case.
+	CacheDo bool
 }
 
 func (o LocalOptions) withDefaults() LocalOptions {

@@ -300,6 +300,7 @@ func TestNoOptionIsForgotten(t *testing.T) {
 		"Breaker.ProbePrefix": "any prefix will do",
 		"Tracking.Prefixes":   "TestNewRefusesWhatCannotBeMeant has the lists that are refused",
 		"CloseTimeout":        "negative is off",
+		"Local.CacheDo":       "on or off",
 		"Journal.KeysOnly":    "on or off",
 		"Journal.Dir":         "any directory, or none: TestADirectoryInUseIsAnErrorThatSaysSo has those that are refused",
 		"AllowAddress":        "any function, or none",

@@ -44,6 +44,9 @@ func (c *Coarse) Before(t int64) bool {
 	return t > now+int64(CoarseMargin)
 }
 
+// Last returns the time of the last step, 0 while the goroutine rests.
+func (c *Coarse) Last() int64 { return c.now.Load() }
+
 // Run keeps the time by the clock until stop is closed.
 func (c *Coarse) Run(of Clock, stop <-chan struct{}) {
 	ticker := time.NewTicker(coarseStep)

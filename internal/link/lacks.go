@@ -12,6 +12,7 @@ const (
 	LackLeases
 	LackScripts
 	lackEvalsha // not in names: it costs nothing but the text of the scripts
+	lackHPTTL   // not in names: the server does not know it, so no field of a hash expires
 )
 
 // lacks is the set of refused helper commands of a session. The last try of each command

@@ -248,12 +248,11 @@ func (r *Remote) reply(s *Session, res rueidis.RedisResult) Outcome {
 	return Outcome{Class: c, Err: err, Session: s}
 }
 
-// RemoteValue is the value that Redis holds for a key. TTL is 0 for no expiry.
+// RemoteValue is the value that Redis holds for a key.
 type RemoteValue struct {
 	Found bool
 	Bytes []byte
-	TTL   time.Duration
-	Open  bool // the expiry is not known: PTTL is refused
+	Life
 }
 
 // Get reads a value with its remaining life, so that a local copy does not outlive it.
@@ -329,20 +328,7 @@ func ReadValue(replies []rueidis.RedisResult, o Outcome) (RemoteValue, Outcome) 
 	if err != nil {
 		return RemoteValue{}, Outcome{Class: rediserr.Command, Err: err, Session: o.Session}
 	}
-	v := RemoteValue{Found: true, Bytes: bytes[:len(bytes):len(bytes)]}
-	ms, err := pttl.AsInt64()
-	v.Open = err != nil && rediserr.Classify(context.Background(), err) == rediserr.Command
-	o.Session.Lacks.Note(lackPTTL, v.Open)
-	switch {
-	case v.Open:
-	case err != nil || ms == keyAbsent:
-		// The key expired between the two commands, or PTTL failed: the value answers this call,
-		// but is not kept.
-		v.TTL = time.Nanosecond
-	case ms >= 0:
-		v.TTL = max(Millis(ms), time.Nanosecond)
-	}
-	return v, o
+	return RemoteValue{Found: true, Bytes: bytes[:len(bytes):len(bytes)], Life: LifeOf(pttl, o.Session)}, o
 }
 
 // Millis converts milliseconds to a Duration and limits values that do not fit.

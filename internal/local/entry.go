@@ -194,17 +194,17 @@ func (e *Entry) Holds(val []byte) bool {
 // decoded value may be attached at any time unless the caller holds the stripe; a caller
 // without it must ask again under the lock.
 func (e *Entry) size() int64 {
-	size := keyhash.LengthIn(e.check) + allocated(int64(e.length)) + entryOverhead
+	size := keyhash.LengthIn(e.check) + Allocated(int64(e.length)) + entryOverhead
 	if d := e.decoded.Load(); d != nil {
 		size += int64(d.Size)
 	}
 	return size
 }
 
-// allocated is about the size that Go's allocator gives to that many bytes: its size classes are
+// Allocated is about the size that Go's allocator gives to that many bytes: its size classes are
 // multiples of 16 bytes, and further apart for large ones. So a value that changes its length a
 // little seldom changes its cost.
-func allocated(n int64) int64 {
+func Allocated(n int64) int64 {
 	step := int64(max(16, 1<<bits.Len64(uint64(n))>>4))
 	return (n + step - 1) / step * step
 }

@@ -32,6 +32,69 @@ func versionIn(e *Entry) (v uint64) {
 	return v
 }
 
+// command is the hash of one of the commands that read the key.
+func (k *trackedKey) command(l *Tier, n int) keyhash.Hash {
+	return l.CommandHash(k.hash, []string{fmt.Sprint("READ", n), k.name}, 1)
+}
+
+// readReply reads the key by a command whose reply is the server's value, absent or not.
+func (k *trackedKey) readReply(t *testing.T, l *Tier, n int, least uint64, now int64, f Freshness) {
+	command := k.command(l, n)
+	if e, v := StoredReply[uint64](l, command); e != nil && now < e.FreshEnd() {
+		l.CountHit(command)
+		if *v < least {
+			t.Errorf("%s: a reply of %d after %d was written", k.name, *v, least)
+		}
+		return
+	}
+	l.CountRead(command)
+	token := l.Token(k.hash, f.Scope)
+	k.mu.Lock()
+	v := k.value
+	k.tracked = true
+	k.mu.Unlock()
+	FillReply(l, k.hash, command, v, int64(v%64), token, f)
+}
+
+// checkReplies compares the lists of replies of a stripe with its index. It returns their number
+// and size.
+func checkReplies(t *testing.T, l *Tier, s *stripe) (n, size int64) {
+	t.Helper()
+	for place, set := range s.replies {
+		var bytes int64
+		before := n
+		for r := set.oldest; r != nil; r = r.newer {
+			k := s.find(r.place)
+			if k == nil || k.entry.Load().reply() != r || r.set != set {
+				t.Fatalf("the list has a reply that the index has not")
+			}
+			n, bytes = n+1, bytes+k.entry.Load().size()
+			if r.newer == nil && set.newest != r || r.newer != nil && r.newer.older != r {
+				t.Fatalf("the list is broken")
+			}
+		}
+		if bytes != set.bytes || set.place != place || n == before {
+			t.Errorf("%d replies of %d bytes are counted as %d", n-before, bytes, set.bytes)
+		}
+		if bytes > l.maxEntry {
+			t.Errorf("the replies of a key take %d bytes, over %d", bytes, l.maxEntry)
+		}
+		size += bytes
+	}
+	if x := s.index.Load(); x != nil {
+		stored := int64(0)
+		for i := range x.slots {
+			if x.slots[i].entry.Load().reply() != nil {
+				stored++
+			}
+		}
+		if stored != n {
+			t.Errorf("%d replies are stored, and %d are in lists", stored, n)
+		}
+	}
+	return n, size
+}
+
 // Reads, own writes, foreign writes, invalidations and evictions of a few keys that share stripes
 // and slots. No read returns a value from before an own write that had returned (law 4), and when
 // all invalidations have arrived, what is fresh is what the server has (law 5).
@@ -87,6 +150,10 @@ func testTracked(t *testing.T, maxBytes int64, seed uint64) {
 				switch rnd.IntN(8) {
 				default: // a read
 					least := k.written.Load()
+					if rnd.IntN(2) == 0 {
+						k.readReply(t, l, rnd.IntN(3), least, now, freshness())
+						continue
+					}
 					if e := l.Get(k.hash); e != nil && now < e.FreshEnd() {
 						l.CountHit(k.hash)
 						if v := versionIn(e); v < least {
@@ -156,6 +223,11 @@ func testTracked(t *testing.T, maxBytes int64, seed uint64) {
 	}
 	var size, n int64
 	for _, k := range keys {
+		for n := range 3 {
+			if e, v := StoredReply[uint64](l, k.command(l, n)); e != nil && e.FreshEnd() > 0 && *v != k.value {
+				t.Errorf("%s: the reply of %d is fresh, the server has %d", k.name, *v, k.value)
+			}
+		}
 		e := l.Get(k.hash)
 		if e == nil {
 			continue
@@ -164,6 +236,10 @@ func testTracked(t *testing.T, maxBytes int64, seed uint64) {
 		if v := versionIn(e); e.FreshEnd() > 0 && v != k.value {
 			t.Errorf("%s: %d is fresh, the server has %d", k.name, v, k.value)
 		}
+	}
+	for i := range l.stripes {
+		replies, bytes := checkReplies(t, l, &l.stripes[i])
+		n, size = n+replies, size+bytes
 	}
 	if n != l.Len() || size != l.Bytes() || size > maxBytes {
 		t.Errorf("%d entries of %d bytes, counted as %d of %d, over %d", n, size, l.Len(), l.Bytes(), maxBytes)

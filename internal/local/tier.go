@@ -56,7 +56,8 @@ type stripe struct {
 	mu      sync.Mutex
 	version atomic.Uint64 // grows with every write and invalidation
 	index   atomic.Pointer[index]
-	_       [40]byte // a cache line each
+	replies map[uint64]*replySet // by the place of the key; nil until there are some
+	_       [32]byte             // a cache line each
 }
 
 // Token is taken before a read is sent and proves, when the answer is stored, that the stripe
@@ -154,6 +155,9 @@ func (l *Tier) Fill(h keyhash.Hash, key string, val []byte, t Token, f Freshness
 	if old != nil && old.Confirmed.Load() > f.Confirmed {
 		return false
 	}
+	if set := s.replies[h.Place]; set != nil {
+		set.enter(t)
+	}
 	// An unchanged value is confirmed in place: so reading a copy again when its time is up
 	// costs neither memory nor ristretto's attention.
 	if old != nil && old.Scope == f.Scope && old.StaleIfError()&NotInRedis == 0 && old.equals(val) {
@@ -220,7 +224,7 @@ func (l *Tier) begin(s *stripe, k *slot, h keyhash.Hash, e *Entry) (seq uint64) 
 	k.overlap = k.writers > 0
 	k.writers++
 	l.put(s, k, h, e)
-	return s.version.Add(1)
+	return s.changed(h)
 }
 
 // End closes a write that Begin opened. The entry stays only if Redis acknowledged the write
@@ -255,7 +259,7 @@ func (l *Tier) EndAs(h keyhash.Hash, e *Entry, fresh FreshUntil) {
 }
 
 func (l *Tier) end(s *stripe, k *slot, h keyhash.Hash, e *Entry, fresh FreshUntil) {
-	s.version.Add(1)
+	s.changed(h)
 	if !k.writing() {
 		return // there was no Begin
 	}
@@ -308,7 +312,7 @@ func (l *Tier) overwrite(s *stripe, k *slot, h keyhash.Hash, e *Entry) (seq uint
 		k.overlap = k.writers > 0
 	}
 	l.put(s, k, h, e)
-	return s.version.Add(1)
+	return s.changed(h)
 }
 
 // Add is Put if the key has no live entry; it reports whether it stored e.
@@ -318,7 +322,7 @@ func (l *Tier) Add(h keyhash.Hash, e *Entry, now int64) bool {
 	if old != nil && now < old.Expires.Load() {
 		return false
 	}
-	s.version.Add(1)
+	s.changed(h)
 	l.put(s, k, h, e)
 	return true
 }
@@ -328,7 +332,7 @@ func (l *Tier) Add(h keyhash.Hash, e *Entry, now int64) bool {
 func (l *Tier) Suspect(h keyhash.Hash, end func(old int64) int64) {
 	s, _, old := l.lock(h)
 	defer s.mu.Unlock()
-	s.version.Add(1)
+	s.changed(h)
 	if old != nil && !old.Invalid() {
 		old.SetUnconfirmed()
 		old.Expires.Store(end(old.Expires.Load()))
@@ -340,7 +344,7 @@ func (l *Tier) Suspect(h keyhash.Hash, end func(old int64) int64) {
 func (l *Tier) Retime(h keyhash.Hash, was *Entry, end int64) {
 	s, k, old := l.lock(h)
 	defer s.mu.Unlock()
-	s.version.Add(1)
+	s.changed(h)
 	switch {
 	case old == nil:
 	case old != was:
@@ -358,7 +362,7 @@ func (l *Tier) Retime(h keyhash.Hash, was *Entry, end int64) {
 func (l *Tier) OnReplayed(h keyhash.Hash) {
 	s, k, old := l.lock(h)
 	defer s.mu.Unlock()
-	s.version.Add(1)
+	s.changed(h)
 	if old != nil && old.FreshUntil() != Unconfirmed {
 		l.replace(s, k, nil)
 	}
@@ -381,7 +385,7 @@ func SameEnd(old int64) int64 { return old }
 func (l *Tier) Invalidate(h keyhash.Hash, now int64) {
 	s, k, old := l.lock(h)
 	defer s.mu.Unlock()
-	s.version.Add(1)
+	s.changed(h)
 	if k.writing() {
 		k.invalidated = true
 	}
@@ -447,6 +451,7 @@ func (l *Tier) replace(s *stripe, k *slot, e *Entry) {
 	if e != nil {
 		added, change = added+1, change+e.size()
 	}
+	s.replaceReply(k.entry.Load(), e)
 	k.entry.Store(e)
 	l.account(k, added, change)
 	s.release(k)

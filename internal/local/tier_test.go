@@ -187,7 +187,7 @@ func TestUpdatesCannotGrowPastMaxBytes(t *testing.T) {
 			tr.set(fmt.Sprint("k", i), make([]byte, 10+round*2000))
 			// A large one may be over the bound until the policy has judged it, beside two that it is
 			// judging: the feeder may have taken one and its successor before that made room.
-			newest := allocated(int64(10+round*2000)) + entryOverhead + 4
+			newest := Allocated(int64(10+round*2000)) + entryOverhead + 4
 			if newest <= l.reserve {
 				newest = 0
 			}

@@ -54,8 +54,8 @@ func (j *Injector) Accepted() int { return int(j.accepted.Load()) }
 func (j *Injector) Injected() int { return int(j.injected.Load()) }
 
 // Answer sets the function that is called for each command from now on, from several
-// goroutines. It returns the reply, an error line without its dash, or "" to send the
-// command to the server. A nil answer sends all commands to the server. Answer does not
+// goroutines. It returns the reply, an error line without its dash, or an array in RESP,
+// or "" to send the command to the server. A nil answer sends all commands to the server. Answer does not
 // block.
 func (j *Injector) Answer(answer func(cmd []string) string) {
 	if answer == nil {
@@ -211,6 +211,9 @@ func (j *Injector) replies(client, server net.Conn, order <-chan string) {
 		}
 		for len(turn) > 0 {
 			reply := []byte("-" + turn[0] + "\r\n")
+			if strings.HasPrefix(turn[0], "*") {
+				reply = []byte(turn[0])
+			}
 			if turn[0] == "" {
 				if len(waiting) == 0 {
 					break
