@@ -223,3 +223,62 @@ func TestWhoWaitsForALockIsToldOfTheLockersEnd(t *testing.T) {
 		}
 	})
 }
+
+func (v venue) locker(o rueidislock.LockerOption) (rueidislock.Locker, error) {
+	o.ClientBuilder, o.KeyValidity = v.build, validity
+	return rueidislock.NewLocker(o)
+}
+
+// lockProgram has two lockers for one lock.
+func lockProgram(ctx context.Context, s *story) {
+	option := rueidislock.LockerOption{TryNextAfter: budget}
+	first, err := s.locker(option)
+	s.note("locker", nil, err)
+	defer first.Close()
+	second, err := s.locker(option)
+	s.note("another", nil, err)
+
+	held, release, err := first.WithContext(ctx, "x")
+	s.note("lock", nil, err)
+	_, _, err = second.TryWithContext(ctx, "x")
+	s.note("try of another's lock", kindOf(err), nil)
+	_, _, err = first.TryWithContext(ctx, "x")
+	s.note("try of the own lock", kindOf(err), nil)
+	short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
+	_, _, err = second.WithContext(short, "x")
+	s.note("wait for a while", kindOf(err), nil)
+	cancel()
+	waited := make(chan error, 1)
+	go func() {
+		_, release, err := second.WithContext(ctx, "x")
+		if err == nil {
+			release()
+		}
+		waited <- err
+	}()
+	release()
+	s.note("wait for the release", nil, <-waited)
+	s.note("after the release", held.Err(), nil)
+
+	held, release, err = first.TryWithContext(ctx, "x")
+	s.note("try", nil, err)
+	forced, releaseForced, err := second.ForceWithContext(ctx, "x")
+	s.note("take over", nil, err)
+	<-held.Done()
+	s.note("the holder lost it", held.Err(), forced.Err())
+	release()
+	s.note("the taker has it", nil, forced.Err())
+	releaseForced()
+
+	cancelled, cancel := context.WithCancel(ctx)
+	held, _, err = first.WithContext(cancelled, "x")
+	s.note("lock", nil, err)
+	cancel()
+	<-held.Done()
+	_, release, err = second.WithContext(ctx, "x")
+	s.note("lock after a holder whose context ended", nil, err)
+	release()
+	second.Close()
+	_, _, err = second.TryWithContext(ctx, "x")
+	s.note("try with a closed locker", kindOf(err), nil)
+}

@@ -1,126 +1,14 @@
 package compat
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
-	"testing"
 	"time"
 
-	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/redis/rueidis/rueidiscompat"
 )
-
-// story is what a program was answered.
-type story struct {
-	c     rueidiscompat.Cmdable
-	lines []string
-}
-
-func (s *story) note(what string, v any, err error) {
-	s.lines = append(s.lines, fmt.Sprintf("%s: %v, %v (nil: %t)", what, v, err, err == rueidiscompat.Nil))
-}
-
-// tell notes the result of a command.
-func tell[T any](s *story, what string, cmd interface{ Result() (T, error) }) {
-	v, err := cmd.Result()
-	s.note(what, v, err)
-}
-
-// set notes the result of one that has no order.
-func set[T cmp.Ordered](s *story, what string, cmd interface{ Result() ([]T, error) }) {
-	v, err := cmd.Result()
-	slices.Sort(v)
-	s.note(what, v, err)
-}
-
-// about notes a time, as what it is a few seconds less than.
-func about(s *story, what string, cmd interface {
-	Result() (time.Duration, error)
-}) {
-	v, err := cmd.Result()
-	if v > 0 {
-		v = (v + 10*time.Minute).Truncate(time.Hour)
-	}
-	s.note(what, v, err)
-}
-
-type chapter struct {
-	name string
-	run  func(context.Context, *story)
-}
-
-var chapters = []chapter{
-	{"strings", stringsProgram},
-	{"counters", countersProgram},
-	{"expiry", expiryProgram},
-	{"hashes", hashesProgram},
-	{"lists", listsProgram},
-	{"sets", setsProgram},
-	{"streams and bits", streamsProgram},
-	{"pipelines", pipelinesProgram},
-	{"transactions", transactionsProgram},
-	{"watch", watchProgram},
-	{"scripts", scriptsProgram},
-	{"scan", scanProgram},
-	{"cache", cacheProgram},
-	{"mistakes", mistakesProgram},
-	{"subscribe", subscribeProgram},
-}
-
-// A program that is written for the adapter is answered on a Cache as on a client of
-// rueidis': each with a server of its own.
-func TestTheAdapterAnswersAsOnAPlainClient(t *testing.T) {
-	ours, theirs := redistest.Start(t), redistest.Start(t)
-	cache := open(t, ours, budget)
-	for _, ch := range chapters {
-		t.Run(ch.name, func(t *testing.T) {
-			want := &story{c: rueidiscompat.NewAdapter(plain(t, theirs, true))}
-			got := &story{c: rueidiscompat.NewAdapter(cache.Client())}
-			var both sync.WaitGroup
-			for _, s := range []*story{want, got} {
-				both.Go(func() {
-					for range 2 { // the second time in front of what the first has left
-						ch.run(context.Background(), s)
-					}
-				})
-			}
-			bounded(ch.name, both.Wait)
-			if len(want.lines) < 4 {
-				t.Fatalf("the program told only %q", want.lines)
-			}
-			for i := range max(len(want.lines), len(got.lines)) {
-				if i >= len(got.lines) || i >= len(want.lines) || got.lines[i] != want.lines[i] {
-					t.Errorf("line %d\nplain:    %q\nholdfast: %q", i, from(want.lines, i), from(got.lines, i))
-				}
-			}
-			equal(t, "the server's keys", contents(ours), contents(theirs))
-		})
-	}
-}
-
-func from(lines []string, i int) string {
-	if i >= len(lines) {
-		return "-"
-	}
-	return lines[i]
-}
-
-// contents is what a server holds, without the cache's own key.
-func contents(s *redistest.Server) string {
-	return s.MustDo("EVAL", `local keys = redis.call("KEYS", "*"); table.sort(keys)
-		local all = {}
-		for _, k in ipairs(keys) do
-			if not k:find("^holdfast") then
-				all[#all+1] = k .. "=" .. redis.call("TYPE", k).ok .. ":" .. redis.sha1hex(
-					redis.call("TYPE", k).ok == "string" and redis.call("GET", k) or "")
-			end
-		end
-		return table.concat(all, " ")`, "0")
-}
 
 func stringsProgram(ctx context.Context, s *story) {
 	c := s.c
@@ -496,4 +384,66 @@ func subscribeProgram(ctx context.Context, s *story) {
 	s.note("unsubscribe", nil, sub.Unsubscribe(ctx, "news"))
 	receive("unsubscribed")
 	s.note("close", nil, sub.Close())
+}
+
+// cachedTypesProgram reads each type by a cached command, twice, and once more after a write
+// of its own.
+func cachedTypesProgram(ctx context.Context, s *story) {
+	c, cached := s.c, s.c.Cache(time.Hour)
+	c.Set(ctx, "ct:s", "value", 0)
+	c.HSet(ctx, "ct:h", "f", "1", "g", "2")
+	c.RPush(ctx, "ct:l", "a", "b", "c")
+	c.SAdd(ctx, "ct:t", "a")
+	c.ZAdd(ctx, "ct:z", rueidiscompat.Z{Score: 1, Member: "a"}, rueidiscompat.Z{Score: 2, Member: "b"})
+	c.SetBit(ctx, "ct:b", 7, 1)
+	reads := []struct {
+		name string
+		read func() (any, error)
+	}{
+		{"get", result(func() *rueidiscompat.StringCmd { return cached.Get(ctx, "ct:s") })},
+		{"getrange", result(func() *rueidiscompat.StringCmd { return cached.GetRange(ctx, "ct:s", 1, 2) })},
+		{"strlen", result(func() *rueidiscompat.IntCmd { return cached.StrLen(ctx, "ct:s") })},
+		{"bitcount", result(func() *rueidiscompat.IntCmd { return cached.BitCount(ctx, "ct:b", nil) })},
+		{"getbit", result(func() *rueidiscompat.IntCmd { return cached.GetBit(ctx, "ct:b", 7) })},
+		{"hget", result(func() *rueidiscompat.StringCmd { return cached.HGet(ctx, "ct:h", "f") })},
+		{"hget of nothing", result(func() *rueidiscompat.StringCmd { return cached.HGet(ctx, "ct:h", "none") })},
+		{"hgetall", result(func() *rueidiscompat.StringStringMapCmd { return cached.HGetAll(ctx, "ct:h") })},
+		{"hgetall of nothing", result(func() *rueidiscompat.StringStringMapCmd { return cached.HGetAll(ctx, "ct:none") })},
+		{"hmget", result(func() *rueidiscompat.SliceCmd { return cached.HMGet(ctx, "ct:h", "f", "none") })},
+		{"hlen", result(func() *rueidiscompat.IntCmd { return cached.HLen(ctx, "ct:h") })},
+		{"hexists", result(func() *rueidiscompat.BoolCmd { return cached.HExists(ctx, "ct:h", "g") })},
+		{"lrange", result(func() *rueidiscompat.StringSliceCmd { return cached.LRange(ctx, "ct:l", 0, -1) })},
+		{"lindex", result(func() *rueidiscompat.StringCmd { return cached.LIndex(ctx, "ct:l", 1) })},
+		{"llen", result(func() *rueidiscompat.IntCmd { return cached.LLen(ctx, "ct:l") })},
+		{"smembers", result(func() *rueidiscompat.StringSliceCmd { return cached.SMembers(ctx, "ct:t") })},
+		{"sismember", result(func() *rueidiscompat.BoolCmd { return cached.SIsMember(ctx, "ct:t", "a") })},
+		{"scard", result(func() *rueidiscompat.IntCmd { return cached.SCard(ctx, "ct:t") })},
+		{"zrange", result(func() *rueidiscompat.ZSliceCmd { return cached.ZRangeWithScores(ctx, "ct:z", 0, -1) })},
+		{"zscore", result(func() *rueidiscompat.FloatCmd { return cached.ZScore(ctx, "ct:z", "a") })},
+		{"zrank of nothing", result(func() *rueidiscompat.IntCmd { return cached.ZRank(ctx, "ct:z", "none") })},
+		{"hget of a list", result(func() *rueidiscompat.StringCmd { return cached.HGet(ctx, "ct:l", "f") })},
+	}
+	note := func(what string) {
+		for _, r := range reads {
+			v, err := r.read()
+			s.note(r.name+", "+what, v, err)
+		}
+	}
+	note("first")
+	note("again")
+	c.Del(ctx, "ct:s", "ct:h", "ct:l", "ct:t", "ct:z", "ct:b")
+	// Rueidis' own cache may be a moment behind its own writes.
+	gone := func() bool {
+		hash, err := cached.HGetAll(ctx, "ct:h").Result()
+		return err == nil && len(hash) == 0 && cached.ZScore(ctx, "ct:z", "a").Err() == rueidiscompat.Nil
+	}
+	for began := time.Now(); !gone() && time.Since(began) < patience; {
+		time.Sleep(time.Millisecond)
+	}
+	note("after the deletion")
+}
+
+// result makes a function of a command that returns its result.
+func result[T any, C interface{ Result() (T, error) }](run func() C) func() (any, error) {
+	return func() (any, error) { return run().Result() }
 }
