@@ -63,6 +63,7 @@ func ululeInOutage(t *testing.T, open connect) []operation {
 	prepared(t, func() (err error) { store, err = ululestore.NewStore(rdb); return err })
 	hourly := limiter.New(store, limiter.Rate{Period: time.Hour, Limit: 1_000_000})
 	return []operation{
+		{name: "NewStore", alone: true, call: func(context.Context) error { _, err := ululestore.NewStore(rdb); return err }},
 		{name: "Get", alone: true, call: func(ctx context.Context) error { _, err := hourly.Get(ctx, "ada"); return err }},
 		{name: "Peek", alone: true, call: func(ctx context.Context) error { _, err := hourly.Peek(ctx, "ada"); return err }},
 		{name: "Reset", call: func(ctx context.Context) error { _, err := hourly.Reset(ctx, "bob"); return err }},
