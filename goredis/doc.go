@@ -47,7 +47,7 @@
 // mind: a script of a second needs more than a second. Commands that block in Redis, such
 // as BLPOP, XREAD with BLOCK, WAIT and MONITOR, have no budget, only the timeouts that
 // they have without the cache. They fail at once if Redis is known to be away when they
-// begin.
+// begin. A loop that calls again without a pause after an error needs Pace.
 //
 // # Limits
 //
