@@ -49,9 +49,10 @@ func Attach(rdb redis.UniversalClient, cache *holdfast.Cache) error {
 			return err
 		}
 		rdb.Options().ContextTimeoutEnabled = true
+		h.nodes = true
 		rdb.AddHook(h)
 		// The nodes have clients of their own, and only those dial.
-		rdb.OnNewNode(func(node *redis.Client) { node.AddHook(dialGuard{h}) })
+		rdb.OnNewNode(func(node *redis.Client) { node.AddHook(nodeHook{dialGuard{h}}) })
 	case *redis.Ring:
 		return errors.New("goredis: a Ring spreads its keys over several servers: the cache knows only one of them")
 	default:
