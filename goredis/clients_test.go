@@ -252,3 +252,28 @@ func TestAClientMadeBeforeAttachIsNotServed(t *testing.T) {
 		})
 	}
 }
+
+func TestTheClientOfANodeIsServedForItsKeysAlone(t *testing.T) {
+	ctx := begin(t)
+	d := cluster(t)
+	d.options.Tracking.Mode, d.options.Tracking.UntrackedTTL = holdfast.TrackOff, time.Hour
+	c := open(t, d.options)
+	rdb := redis.NewClusterClient(&redis.ClusterOptions{Addrs: d.addrs})
+	t.Cleanup(func() { _ = rdb.Close() })
+	must(t, goredis.Attach(rdb, c))
+	ready(t, c)
+	const n = 30
+	for i := range n {
+		must(t, rdb.Set(ctx, fmt.Sprint("k", i), "old", 0).Err())
+		must(t, rdb.Get(ctx, fmt.Sprint("k", i)).Err())
+	}
+	node, err := rdb.MasterForKey(ctx, "k0")
+	must(t, err)
+	must(t, node.Append(ctx, "k0", "er").Err())
+	if v, err := rdb.Get(ctx, "k0").Result(); v != "older" || err != nil {
+		t.Errorf("after APPEND by the node's client: %q, %v", v, err)
+	}
+	if size, err := node.DBSize(ctx).Result(); size == 0 || size >= n || err != nil {
+		t.Errorf("the node has %d keys, %v", size, err)
+	}
+}
