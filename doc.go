@@ -28,7 +28,7 @@
 // behalf, while the shared connection serves, within about Redis.Dialer.Timeout.
 //
 // These calls may wait longer than Options.Timeout:
-//   - WaitReady, Drain and Shutdown, for as long as their context allows;
+//   - WaitReady, Retry, Drain and Shutdown, for as long as their context allows;
 //   - GetOrLoad, GetOrLoadMany, GetOrLoadWith and Refresh, for the load, for as long as their context allows;
 //   - blocking commands, Receive and transactions of Client, for as long as their context
 //     allows;

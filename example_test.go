@@ -203,6 +203,35 @@ func ExampleCache_Drain() {
 	// v <nil>
 }
 
+// A worker that takes a lock when it starts waits for a Redis that starts later, but not for
+// ever.
+func ExampleCache_Retry() {
+	addr := unused()
+	cache, err := holdfast.Open("redis://" + addr)
+	if err != nil {
+		panic(err)
+	}
+	defer cache.Close()
+	server := miniredis.NewMiniRedis()
+	defer server.Close()
+	time.AfterFunc(300*time.Millisecond, func() {
+		if err := server.StartAddr(addr); err != nil {
+			panic(err)
+		}
+	})
+
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	var mine bool
+	err = cache.Retry(ctx, func(ctx context.Context) (err error) {
+		mine, err = cache.Add(ctx, "lock", []byte("worker-1"), time.Minute)
+		return err
+	})
+	fmt.Println(mine, err)
+	// Output:
+	// true <nil>
+}
+
 func ExampleCache_Shutdown() {
 	server, err := miniredis.Run()
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/journal"
@@ -125,6 +126,33 @@ type notifier struct {
 	code    userCode // the hook or handler that runs now
 	stats   *counters
 	stopped chan struct{}
+	changes changes
+}
+
+// changes wakes those that wait for the next change of Health.State.
+type changes struct {
+	mu      sync.Mutex
+	waiting chan struct{} // nil: nobody waits
+}
+
+// next returns a channel that the next change closes.
+func (s *changes) next() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.waiting == nil {
+		s.waiting = make(chan struct{})
+	}
+	return s.waiting
+}
+
+// wake does not block.
+func (s *changes) wake() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.waiting != nil {
+		close(s.waiting)
+		s.waiting = nil
+	}
 }
 
 func newNotifier(o Options, stats *counters) *notifier {
@@ -201,6 +229,7 @@ func (n *notifier) post(f func()) {
 }
 
 func (n *notifier) stateChange(c StateChange) {
+	n.changes.wake()
 	n.post(func() {
 		level := slog.LevelInfo
 		attrs := []slog.Attr{slog.String("from", c.From.String()), slog.String("to", c.To.String())}

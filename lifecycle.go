@@ -151,6 +151,50 @@ func (c *Cache) WaitReady(ctx context.Context) error {
 	}
 }
 
+// Retry runs call, and runs it again for as long as its error is ErrUnavailable, or wraps
+// it. It is for calls that only Redis can decide, such as locks and counters, in a program
+// that prefers to wait for Redis. call may use the Cache, its Client, or another client to
+// which the Cache is attached. If it may have run at Redis before its error, as after a
+// timeout, then it may run twice.
+//
+// After such an error Retry waits for the next change of Health.State, but no longer than
+// about Breaker.MinBackoff, twice that the next time, and so on to Breaker.MaxBackoff. The
+// wait sends nothing and dials nothing. Retry blocks until call succeeds or fails in
+// another way, until ctx ends, or until the Cache is closed: give ctx a deadline. Without a
+// Redis configured it runs call once.
+//
+// The error is that of the last call; ErrClosed; or, where ctx ended the wait, one that
+// wraps both the context's and that of the last call. If ctx has ended already, call does
+// not run.
+func (c *Cache) Retry(ctx context.Context, call func(context.Context) error) error {
+	if err := enterable(ctx, !c.inflight.Closed.Load()); err != nil {
+		return err
+	}
+	pause := c.opts.backoff()
+	pause.Tries = 1 // without the first wait, which is 0
+	for {
+		changed := c.notify.changes.next() // before the call, which may meet the old state
+		err := call(ctx)
+		if c.routes == nil || !errors.Is(err, ErrUnavailable) {
+			return err
+		}
+		timer := time.NewTimer(pause.Next())
+		select {
+		case <-timer.C:
+		case <-changed:
+			pause.Tries = 1
+		case <-ctx.Done():
+		}
+		timer.Stop()
+		switch {
+		case c.inflight.Closed.Load():
+			return ErrClosed
+		case ctx.Err() != nil:
+			return fmt.Errorf("holdfast: retry: %w: %w", ctx.Err(), err)
+		}
+	}
+}
+
 // Drain waits until every write of the journal was replayed, or until ctx ends. It does not
 // wait for held writes, which Redis refuses while a probe succeeds; Health.HeldKeys counts
 // them. A key whose earlier write may still run late at Redis stays in the journal, and in
@@ -244,6 +288,7 @@ func (c *Cache) Close() error {
 		<-c.closed
 		return nil
 	}
+	c.notify.changes.wake()
 	return c.end(c.deliver(), false)
 }
 
@@ -294,6 +339,7 @@ func (c *Cache) Shutdown(ctx context.Context) error {
 		<-c.closed
 		return ErrClosed
 	}
+	c.notify.changes.wake()
 	c.left() // the writes that they could not deliver are in the journal then
 	err := errNilContext
 	if ctx != nil {

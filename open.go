@@ -43,7 +43,7 @@ func New(opts Options) (*Cache, error) {
 	}
 	c.notify = newNotifier(opts, &c.stats)
 	c.journal.Downgraded = c.downgraded
-	c.journal.Retry = clock.Backoff{Min: opts.Breaker.MinBackoff, Max: opts.Breaker.MaxBackoff}
+	c.journal.Retry = opts.backoff()
 	if opts.Journal.Dir != "" && len(opts.Redis.InitAddress) > 0 {
 		if err := c.restore(); err != nil {
 			cancel()

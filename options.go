@@ -563,3 +563,8 @@ func (o *Options) silence() time.Duration {
 	}
 	return time.Duration(most)
 }
+
+// backoff returns the wait between two attempts.
+func (o *Options) backoff() clock.Backoff {
+	return clock.Backoff{Min: o.Breaker.MinBackoff, Max: o.Breaker.MaxBackoff}
+}

@@ -24,9 +24,9 @@ const failoverAddr = "FailoverClient"
 // The cache and the client must use the same Redis. Attach returns an error for the
 // differences that it can detect: another address (a different spelling counts as
 // another); another database; sentinels on one side only; a cache without a Redis; a
-// *redis.Ring, which spreads its keys over servers that know nothing of each other. The
-// caller closes the client and the cache; commands after Cache.Close get
-// holdfast.ErrClosed.
+// *redis.Ring, which spreads its keys over servers that know nothing of each other; a client
+// of redis.NewFailoverClusterClient, which does not show where it goes. The caller closes
+// the client and the cache; commands after Cache.Close get holdfast.ErrClosed.
 func Attach(rdb redis.UniversalClient, cache *holdfast.Cache) error {
 	if cache == nil {
 		return errors.New("goredis: the cache is nil")
@@ -49,9 +49,10 @@ func Attach(rdb redis.UniversalClient, cache *holdfast.Cache) error {
 			return err
 		}
 		rdb.Options().ContextTimeoutEnabled = true
+		h.nodes = true
 		rdb.AddHook(h)
 		// The nodes have clients of their own, and only those dial.
-		rdb.OnNewNode(func(node *redis.Client) { node.AddHook(dialGuard{h}) })
+		rdb.OnNewNode(func(node *redis.Client) { node.AddHook(nodeHook{dialGuard{h}}) })
 	case *redis.Ring:
 		return errors.New("goredis: a Ring spreads its keys over several servers: the cache knows only one of them")
 	default:
@@ -81,6 +82,9 @@ func sameServer(r *redis.Options, o holdfast.Options) error {
 }
 
 func sameCluster(r *redis.ClusterOptions, o holdfast.Options) error {
+	if r.ClusterSlots != nil && len(r.Addrs) == 0 {
+		return errors.New("goredis: the client finds its servers by a function, as one of redis.NewFailoverClusterClient does, and shows neither them nor its database: use redis.NewFailoverClient")
+	}
 	if o.Redis.Sentinel.MasterSet != "" || o.Mode == holdfast.ModeStandalone {
 		return errors.New("goredis: the client is one of a cluster, and the cache is not")
 	}

@@ -31,6 +31,8 @@ func TestAttachRefusesAClientThatGoesElsewhere(t *testing.T) {
 	}
 	failover := redis.NewFailoverClient(&redis.FailoverOptions{MasterName: "m", SentinelAddrs: []string{here}})
 	t.Cleanup(func() { _ = failover.Close() })
+	failoverCluster := redis.NewFailoverClusterClient(&redis.FailoverOptions{MasterName: "m", SentinelAddrs: []string{here}})
+	t.Cleanup(func() { _ = failoverCluster.Close() })
 	ring := redis.NewRing(&redis.RingOptions{Addrs: map[string]string{"a": here}})
 	t.Cleanup(func() { _ = ring.Close() })
 	for _, tt := range []struct {
@@ -49,6 +51,8 @@ func TestAttachRefusesAClientThatGoesElsewhere(t *testing.T) {
 		{"sentinels on both sides", sentinel, failover, ""},
 		{"sentinels of the client's alone", at(here), failover, "MasterSet"},
 		{"sentinels of the cache's alone", sentinel, single(redis.Options{Addr: here}), "NewFailoverClient"},
+		{"sentinels with replicas", sentinel, failoverCluster, "NewFailoverClient"},
+		{"replicas, and the cache is to ask", at(here), failoverCluster, "NewFailoverClient"},
 		{"a cluster on both sides", cluster, ofCluster("127.0.0.1:7", here), ""},
 		{"a cluster, and the cache is to ask", at(here), ofCluster(here), ""},
 		{"another cluster", cluster, ofCluster("127.0.0.1:7"), "share an address"},

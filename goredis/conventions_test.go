@@ -70,9 +70,6 @@ func TestRepliesAreWhatGoRedisMakesOfThem(t *testing.T) {
 	want("EXPIRE by Do", x, err, int64(1), nil)
 	x, err = rdb.Do(ctx, "MGET", "nx", "none").Result()
 	want("MGET by Do", x, err, []any{"1", nil}, nil)
-	buf := make([]byte, 8)
-	size, err := rdb.GetToBuffer(ctx, "nx", buf).Result()
-	want("GET into a buffer", size, err, 1, nil)
 	must(t, rdb.LPush(ctx, "list", "x").Err())
 	if err := rdb.Get(ctx, "list").Err(); !redis.HasErrorPrefix(err, "WRONGTYPE") ||
 		err.Error() != "WRONGTYPE Operation against a key holding the wrong kind of value" {
@@ -252,32 +249,6 @@ func TestWhatWouldChangeTheConnectionIsRefused(t *testing.T) {
 	}
 	if got := s.MustDo("DBSIZE"); got != "0" {
 		t.Errorf("database 0 has %s keys", got)
-	}
-}
-
-func TestAutoPipelinesWork(t *testing.T) {
-	ctx := begin(t)
-	rdb, _ := attached(t, calm(redistest.Start(t).Addr()))
-	blocking, err := rdb.AutoPipeline()
-	must(t, err)
-	deferred, err := rdb.AsyncAutoPipeline()
-	must(t, err)
-	for _, ap := range []*redis.AutoPipeliner{blocking, deferred} {
-		var wg sync.WaitGroup
-		for g := range 8 {
-			wg.Go(func() {
-				key := fmt.Sprint("k", g)
-				for i := range 50 {
-					set, incr, get := ap.Set(ctx, key, i, 0), ap.Incr(ctx, key), ap.Get(ctx, key)
-					if n, err := get.Int(); n != i+1 || err != nil || incr.Val() != int64(i+1) || set.Val() != "OK" {
-						t.Errorf("%v, %v, %v", set, incr, get)
-						return
-					}
-				}
-			})
-		}
-		wg.Wait()
-		must(t, ap.Close())
 	}
 }
 

@@ -67,9 +67,31 @@
 //     calls the hooks.
 //   - go-redis' own client-side cache sees only commands that go to Redis over go-redis.
 //     It is not needed beside this one.
-//   - Clients made before Attach by WithTimeout or Conn are not attached.
-//   - Hooks that were added before Attach see every command; those added later see only
-//     the commands that go to Redis over go-redis.
+//   - A Conn of an attached client is attached. One made before Attach is not: it sees
+//     Redis alone, and the cache learns of its writes from the server's invalidations. A
+//     client of WithTimeout has the hooks of its client up to go-redis 9.14, and none from
+//     9.16 on: attach it, too, which with any version does no harm.
+//   - On a client of a cluster, the clients of its nodes (ForEachMaster, WATCH) are attached
+//     for commands with keys. Commands without keys go to that node.
+//   - A client of a cluster that reads from replicas goes on doing so for commands that the
+//     cache does not serve. NewFailoverClusterClient and Ring are refused by Attach. Attach
+//     cannot refuse what a client does not show, such as other sentinels, or ReplicaOnly.
+//   - Hooks, and instrumentation such as redisotel, that were added before Attach see every
+//     command; those added later see only the commands that go to Redis over go-redis, and
+//     of a pipeline the part that does.
 //
 // PubSub is not changed, but dials only while Redis is there.
+//
+// # Calls that should wait
+//
+// A lock or a limiter of a library that waited out a short hang of Redis is refused with
+// holdfast.ErrUnavailable after Options.Timeout, and at once while Redis is away. To wait
+// instead, make the call in Cache.Retry, with a context that has a deadline. More of what
+// a program meets first is in docs/MIGRATION.md.
+//
+// # Versions
+//
+// The module requires go-redis 9.9.0, the oldest whose Conn has the hooks of its client,
+// and works with the version that the program requires. Its tests pass with 9.9.0 and
+// 9.22.0, the newest that Go 1.25 can build.
 package goredis

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"reflect"
 	"testing"
 	"time"
 
@@ -11,7 +12,6 @@ import (
 	"github.com/holdfast-cache/holdfast/goredis"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/redis/go-redis/v9"
-	"github.com/redis/go-redis/v9/maintnotifications"
 	"github.com/redis/rueidis"
 	"go.uber.org/goleak"
 )
@@ -75,12 +75,20 @@ func ready(t testing.TB, c *holdfast.Cache) {
 // plain is a go-redis client with nothing attached.
 func plain(t testing.TB, o *redis.Options) *redis.Client {
 	t.Helper()
-	// A handshake on a Conn writes to the options that another one reads: a race of
-	// go-redis' own, up to v9.23.0 at least.
-	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	withoutMaintNotifications(o)
 	rdb := redis.NewClient(o)
 	t.Cleanup(func() { _ = rdb.Close() })
 	return rdb
+}
+
+// withoutMaintNotifications disables them where go-redis has them. A handshake on a Conn
+// writes to their options, and another one reads these: a race of go-redis' own, up to
+// v9.23.0 at least.
+func withoutMaintNotifications(o *redis.Options) {
+	if f := reflect.ValueOf(o).Elem().FieldByName("MaintNotificationsConfig"); f.IsValid() {
+		f.Set(reflect.New(f.Type().Elem()))
+		f.Elem().FieldByName("Mode").SetString("disabled")
+	}
 }
 
 // attached is a go-redis client with a cache before it that is ready.

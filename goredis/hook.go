@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,6 +22,7 @@ type hook struct {
 	timeout time.Duration
 	db      int
 	noTTL   bool // the cache has no DefaultTTL
+	nodes   bool // the client is one of a cluster, and sends by the clients of nodes
 	started time.Time
 }
 
@@ -68,7 +70,7 @@ func (h *hook) process(ctx context.Context, cmd redis.Cmder, next redis.ProcessH
 			return err
 		}
 	}
-	err = next(bounded, cmd)
+	err = next(h.sent(bounded), cmd)
 	h.after(c)
 	return verdict(ctx, err)
 }
@@ -235,6 +237,50 @@ func (dialGuard) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return 
 func (dialGuard) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return next
 }
+
+// nodeHook is the hook of a client of a cluster's node. The cluster's client sends its
+// commands by it, after its own hook. A transaction with WATCH begins here, and so do the
+// commands of ForEachMaster and its kin.
+type nodeHook struct{ dialGuard }
+
+func (n nodeHook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	own := n.hook.ProcessHook(next)
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if isSent(ctx) || !n.hook.hasKeys(cmd) {
+			return next(ctx, cmd)
+		}
+		return own(ctx, cmd)
+	}
+}
+
+func (n nodeHook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	own := n.hook.ProcessPipelineHook(next)
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		if isSent(ctx) || !slices.ContainsFunc(cmds, n.hook.hasKeys) {
+			return next(ctx, cmds)
+		}
+		return own(ctx, cmds)
+	}
+}
+
+// hasKeys reports whether a command has keys. One that is refused counts as such.
+func (h *hook) hasKeys(cmd redis.Cmder) bool {
+	c, err := h.read(cmd, false)
+	return err != nil || len(c.keys()) > 0
+}
+
+// sentKey is the key of a context in which a hook sends commands.
+type sentKey struct{}
+
+// sent marks a context for the hook of the node.
+func (h *hook) sent(ctx context.Context) context.Context {
+	if !h.nodes {
+		return ctx
+	}
+	return context.WithValue(ctx, sentKey{}, true)
+}
+
+func isSent(ctx context.Context) bool { return ctx.Value(sentKey{}) != nil }
 
 // up reports whether the server at addr is known to be there.
 func up(h holdfast.Health, addr string) bool {

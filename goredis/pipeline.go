@@ -93,7 +93,7 @@ func (p *pipeline) send(ctx context.Context, from int, next redis.ProcessPipelin
 			to = len(p.cmds)
 		}
 		bounded, cancel := p.bound(ctx, p.waiting)
-		err := next(bounded, p.cmds[from:to])
+		err := next(p.sent(bounded), p.cmds[from:to])
 		cancel()
 		told := verdict(ctx, err)
 		if told != err {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/holdfast-cache/holdfast"
 	"github.com/holdfast-cache/holdfast/goredis"
+	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/rueidis"
 )
@@ -46,6 +47,16 @@ func byRueidis(ctx context.Context, client rueidis.Client, db *users) (User, err
 		return user, err
 	}
 	return User{name}, err
+}
+
+func retry(ctx context.Context, cache *holdfast.Cache) (mine bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	err = cache.Retry(ctx, func(ctx context.Context) error {
+		mine, err = cache.Add(ctx, "lock:report", []byte("worker-1"), time.Minute)
+		return err
+	})
+	return mine, err
 }
 
 func goRedisBefore(ctx context.Context, addr string, db *users) (User, error) {
@@ -91,5 +102,14 @@ func TestWhatTheMigrationPageShowsOfClientsWorks(t *testing.T) {
 		"goRedisAfter":  goRedisAfter,
 	} {
 		t.Run(name, func(t *testing.T) { worksAndGoesOn(t, run, strings.HasSuffix(name, "Before")) })
+	}
+}
+
+func TestALockOfThePageIsTakenByRetry(t *testing.T) {
+	cache, err := holdfast.Open("redis://" + redistest.Start(t).Addr())
+	must(t, err)
+	defer cache.Close()
+	if mine, err := retry(context.Background(), cache); !mine || err != nil {
+		t.Errorf("%v, %v", mine, err)
 	}
 }
