@@ -691,3 +691,33 @@ func TestNoCachedReplyOutlivesItsKey(t *testing.T) {
 		}
 	})
 }
+
+// Each command that may write comes by DoCache, twice: it must reach Redis each time, and end the
+// replies of its keys.
+func TestACommandThatMayWriteIsNoCachedRead(t *testing.T) {
+	bothModes(t, func(t *testing.T, ctx context.Context, mode holdfast.TrackingMode) {
+		s := redistest.Start(t)
+		p := newTwins(t, ctx, cachingAt(s.Addr(), mode), s)
+		for _, k := range kinds {
+			k.keys = k.keys[:1] // which is filled
+			for _, form := range slices.Concat(k.writes, writesOfAny) {
+				fill(p.server)
+				fill(p.plainServer)
+				told(t, p.c)
+				p.step++
+				c := ofForm(p.r, form, &k)
+				for _, key := range c.keys {
+					p.lookAt(key)
+				}
+				p.happened(fmt.Sprintf("DoCache %q", c.args), c.keys)
+				for range 2 {
+					p.same(c, c.name(), p.ours.DoCache(ctx, forDoCache(p.ours.B(), c), time.Hour), p.asked(c))
+				}
+				for _, key := range c.keys {
+					p.lookAt(key)
+				}
+			}
+		}
+		p.sameContents()
+	})
+}
