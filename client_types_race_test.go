@@ -106,6 +106,16 @@ func (h *hashRace) check(ctx context.Context, cl rueidis.Client, way, k int) {
 	}
 }
 
+// readAlways reads until stop is called.
+func (h *hashRace) readAlways(ctx context.Context, cl rueidis.Client) (stop func()) {
+	return load(h.t, 3, func(g, i int) {
+		h.check(ctx, cl, g+i/len(hashKeys), i%len(hashKeys))
+		if i%64 == 0 {
+			time.Sleep(100 * time.Microsecond) // hits alone would keep all processors busy
+		}
+	})
+}
+
 func (h *hashRace) log(c *holdfast.Cache) {
 	h.t.Logf("%d reads, %d of them hits; %d replies not stored", h.reads.Load(), h.hits.Load(), c.Stats().FillsDiscarded)
 }
@@ -143,7 +153,7 @@ func TestNoCachedHashIsOlderThanAnOwnWriteThatHasReturned(t *testing.T) {
 		ready(t, c)
 		cl := c.Client()
 		h := newHashRace(t)
-		stop := load(t, 3, func(g, i int) { h.check(ctx, cl, g+i/len(hashKeys), i%len(hashKeys)) })
+		stop := h.readAlways(ctx, cl)
 		var wg sync.WaitGroup
 		rounds := raceRounds(t, 4000) / len(hashKeys)
 		for k, key := range hashKeys {
@@ -176,7 +186,7 @@ func TestNoCachedHashIsOlderThanAForeignWriteThatWasTold(t *testing.T) {
 		ready(t, c)
 		cl, raw := c.Client(), rawAt(t, s.Addr())
 		h := newHashRace(t)
-		stop := load(t, 3, func(g, i int) { h.check(ctx, cl, g+i/len(hashKeys), i%len(hashKeys)) })
+		stop := h.readAlways(ctx, cl)
 		const perRound = 4 // writes of each key, of which the Cache is told at the end of the round
 		for last := int64(perRound); last <= int64(raceRounds(t, 4000)/len(hashKeys)) && !t.Failed(); last += perRound {
 			for number := last - perRound + 1; number <= last; number++ {
