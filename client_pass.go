@@ -192,10 +192,10 @@ func (cl *client) over(p *passed, l *link.Link) {
 		cl.c.invalidate(p.keys)
 	case p.swapsOthers(cl.c.opts.Redis.SelectDB):
 	case l != nil:
-		l.Suspect()
+		l.SuspectCopies()
 	default:
 		for _, l := range cl.c.routes.Links() {
-			l.Suspect()
+			l.SuspectCopies()
 		}
 	}
 }

@@ -40,6 +40,7 @@ var words = map[string][]string{
 	"lon":    {"1.5", "2", "13.361389"},
 	"lat":    {"1.25", "2", "38.115556"},
 	"longer": {"1000", "100000", "10000000"}, // seconds to live; far from each other: see nearInTime
+	"millis": {"1000000", "100000000", "10000000000"},
 	"moment": {"4102444800", "4133980800", "1"},
 }
 
@@ -278,7 +279,7 @@ DEL key
 DEL key key
 UNLINK key
 EXPIRE key longer
-PEXPIRE key longer
+PEXPIRE key millis
 EXPIREAT key moment
 PEXPIREAT key 1
 EXPIRE key -1

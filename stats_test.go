@@ -368,3 +368,19 @@ func TestTheResultsAddUpToTheReads(t *testing.T) {
 		}
 	})
 }
+
+// SWAPDB by this client makes all copies suspect, but breaks no stream.
+func TestOnlyALossOfTheStreamCountsAsOne(t *testing.T) {
+	begin(t)
+	s := redistest.Start(t)
+	c := open(t, at(s.Addr()))
+	ready(t, c)
+	for range 3 {
+		wantSay(t, c.Client(), "OK", "SWAPDB", "0", "1")
+	}
+	if n := c.Stats().StreamLosses; n != 0 {
+		t.Errorf("three SWAPDB count as %d losses", n)
+	}
+	s.MustDo("CLIENT", "KILL", "TYPE", "normal")
+	redistest.WaitFor(t, patience, "the loss to be counted", func() bool { return c.Stats().StreamLosses == 1 })
+}

@@ -317,6 +317,12 @@ func (l *Link) Suspect() {
 	if l.streamUnbroken.Swap(false) {
 		l.stats.StreamLosses.Add(1)
 	}
+	l.SuspectCopies()
+}
+
+// SuspectCopies is Suspect where the stream is not broken, but does not report a change that this
+// process caused.
+func (l *Link) SuspectCopies() {
 	l.Keys.Scopes((*local.EpochScope).Suspect)
 	l.interrupt()
 }
