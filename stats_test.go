@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/holdfast-cache/holdfast"
+	"github.com/holdfast-cache/holdfast/internal/redistest"
 )
 
 // results are the results of reads that c has counted.
