@@ -599,7 +599,7 @@ func TestCommandsOfAllTypesHaveTheRepliesOfAPlainClient(t *testing.T) {
 		s := redistest.Start(t)
 		p := newTwins(t, ctx, cachingAt(s.Addr(), mode), s)
 		p.readsBeside(2)
-		p.run(steps(t, 200, 4000), p.killed)
+		p.run(steps(t, 200, 1500), p.killed)
 	})
 }
 
@@ -611,8 +611,11 @@ func TestCommandsOfAllTypesHaveTheRepliesOfAPlainClientOverAPromotion(t *testing
 		way := redistest.NewProxy(t, master.Addr())
 		p := newTwins(t, ctx, cachingAt(way.Addr(), mode), master)
 		p.readsBeside(2)
-		n := steps(t, 40, 400)
-		for range steps(t, 2, 6) {
+		n, promotions := steps(t, 40, 100), 2
+		if redistest.Full(t) {
+			promotions = 4
+		}
+		for range promotions {
 			p.run(n, p.killed)
 			master.AwaitReplicas(1)
 			p.lost("a promotion", func() {
@@ -635,7 +638,7 @@ func TestCommandsOfAllTypesHaveTheRepliesOfAPlainClientOverAFailover(t *testing.
 		o.Redis = watched(r.Addrs()...).Redis
 		p := newTwins(t, ctx, o, r.Master())
 		p.readsBeside(2)
-		n := steps(t, 40, 400)
+		n := steps(t, 40, 100)
 		for range 3 {
 			p.run(n, p.killed)
 			old := p.server
