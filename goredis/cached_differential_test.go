@@ -184,10 +184,9 @@ func randomCachedReads(t *testing.T, protocol int) {
 		i += len(a)
 	}
 	sameContents(t, with, without)
-	for _, name := range []string{"hgetall", "lrange", "zrange"} {
-		if own, all := calls(servers[0], name), calls(servers[1], name); own == all {
-			t.Errorf("each of %s %s reached Redis", all, name)
-		}
+	own, all := readCalls(servers[0]), readCalls(servers[1])
+	if t.Logf("%d of %d reads reached Redis", own, all); own >= all {
+		t.Error("no read was answered from memory")
 	}
 }
 

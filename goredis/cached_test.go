@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -147,26 +148,46 @@ func server(s *redistest.Server) func(args ...string) error {
 }
 
 // calls returns how often the server has executed a command.
-func calls(s *redistest.Server, name string) string {
-	prefix := "cmdstat_" + strings.ToLower(name) + ":calls="
-	for line := range strings.Lines(s.MustDo("INFO", "commandstats")) {
-		if rest, ok := strings.CutPrefix(line, prefix); ok {
-			n, _, _ := strings.Cut(rest, ",")
-			return n
-		}
+func calls(s *redistest.Server, name string) int { return allCalls(s)[strings.ToLower(name)] }
+
+// readCalls returns how often the server has executed any of the reads of readsOf.
+func readCalls(s *redistest.Server) (n int) {
+	all := allCalls(s)
+	names := map[string]bool{}
+	for _, r := range readsOf(context.Background()) {
+		names[strings.ToLower(r.command())] = true
 	}
-	return "0"
+	for name := range names {
+		n += all[name]
+	}
+	return n
+}
+
+// allCalls returns how often the server has executed each command.
+func allCalls(s *redistest.Server) map[string]int {
+	all := map[string]int{}
+	for line := range strings.Lines(s.MustDo("INFO", "commandstats")) {
+		name, stats, _ := strings.Cut(strings.TrimPrefix(line, "cmdstat_"), ":calls=")
+		n, _, _ := strings.Cut(stats, ",")
+		all[name], _ = strconv.Atoi(n)
+	}
+	return all
+}
+
+// command is the name of the command.
+func (r read) command() string {
+	name, _, _ := strings.Cut(r.name, " ")
+	return name
 }
 
 // inMemory reads until the reply comes from memory.
 func inMemory(t testing.TB, s *redistest.Server, r read, rdb redis.Cmdable) redis.Cmder {
 	t.Helper()
 	var cmd redis.Cmder
-	name, _, _ := strings.Cut(r.name, " ")
 	redistest.WaitFor(t, patience, "a hit of "+r.name, func() bool {
-		before := calls(s, name)
+		before := calls(s, r.command())
 		cmd = r.do(rdb)
-		return calls(s, name) == before
+		return calls(s, r.command()) == before
 	})
 	return cmd
 }
@@ -234,10 +255,9 @@ func TestWithoutCacheReadsEveryReadGoesToRedis(t *testing.T) {
 	}
 	lines(t, server(s), fill)
 	for _, r := range readsOf(ctx) {
-		name, _, _ := strings.Cut(r.name, " ")
 		for range 3 {
-			before := calls(s, name)
-			if r.do(rdb); calls(s, name) == before {
+			before := calls(s, r.command())
+			if r.do(rdb); calls(s, r.command()) == before {
 				t.Errorf("%s did not reach Redis", r.name)
 			}
 		}
@@ -318,19 +338,10 @@ func TestPipelinesOfCachedReads(t *testing.T) {
 		must(t, err)
 		return cmds
 	}
-	stats := func() (n int) {
-		for _, r := range reads {
-			name, _, _ := strings.Cut(r.name, " ")
-			var i int
-			_, _ = fmt.Sscan(calls(s, name), &i)
-			n += i
-		}
-		return n
-	}
 	want := run(plain(t, &redis.Options{Addr: s.Addr()}))
-	before := stats()
+	before := readCalls(s)
 	got := run(rdb)
-	if n := stats() - before; n != 0 {
+	if n := readCalls(s) - before; n != 0 {
 		t.Errorf("%d commands of a pipeline of cached reads reached Redis", n)
 	}
 	for i := range got {
