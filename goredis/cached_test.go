@@ -288,9 +288,11 @@ func TestInAnOutageCachedReadsGoOnFromMemory(t *testing.T) {
 		p.Incr(ctx, "n")
 		p.LRange(ctx, "list", 0, -1)
 		p.HGetAll(ctx, "never read")
+		p.Set(ctx, "written", "in the outage", 0)
+		p.Get(ctx, "written")
 		return nil
 	})
-	for i, known := range []bool{true, false, true, false} {
+	for i, known := range []bool{true, false, true, false, true, true} {
 		if cmdErr := cmds[i].Err(); known && cmdErr != nil || !known && !errors.Is(cmdErr, holdfast.ErrUnavailable) {
 			t.Errorf("command %d of a pipeline: %v", i, cmds[i])
 		}
@@ -310,6 +312,10 @@ func TestInAnOutageCachedReadsGoOnFromMemory(t *testing.T) {
 	}
 	s.Restart()
 	redistest.WaitFor(t, patience, "Redis is read", func() bool { return rdb.HLen(ctx, "never read").Err() == nil })
+	must(t, c.Drain(ctx))
+	if got := s.MustDo("GET", "written"); got != "in the outage" {
+		t.Errorf("Redis has %q after the replay", got)
+	}
 }
 
 // The cache answers a pipeline up to the first command that only Redis can execute.
@@ -609,5 +615,29 @@ func TestCachedRepliesAreSharedWithTheCachesClient(t *testing.T) {
 	cl := c.Client()
 	if !cl.DoCache(ctx, cl.B().Hget().Key("h").Field("f").Cache(), time.Hour).IsCacheHit() {
 		t.Error("a reply that go-redis read is not served to rueidis")
+	}
+}
+
+func TestCachedReadsOfACluster(t *testing.T) {
+	redistest.Long(t)
+	ctx := begin(t)
+	cluster := redistest.StartCluster(t, 3, 0)
+	o := calm("")
+	o.Redis.InitAddress = cluster.Addrs()
+	c := open(t, o)
+	rdb := redis.NewClusterClient(&redis.ClusterOptions{Addrs: cluster.Addrs()})
+	defer rdb.Close()
+	must(t, goredis.Attach(rdb, c, goredis.CacheReads()))
+	ready(t, c)
+	for i := range 30 {
+		key := fmt.Sprint("hash", i)
+		s := cluster.NodeFor(key)
+		hget := read{"HGET", func(r redis.Cmdable) redis.Cmder { return r.HGet(ctx, key, "f") }}
+		for _, v := range []string{"old", "new"} {
+			must(t, rdb.HSet(ctx, key, "f", v).Err())
+			if got := inMemory(t, s, hget, rdb).(*redis.StringCmd).Val(); got != v {
+				t.Errorf("%s: %q, want %q", key, got, v)
+			}
+		}
 	}
 }
