@@ -10,7 +10,6 @@ import (
 
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 	"github.com/redis/go-redis/v9"
-	"github.com/redis/go-redis/v9/maintnotifications"
 	"github.com/redis/rueidis"
 )
 
@@ -34,10 +33,7 @@ func canned(t *testing.T) (reply *atomic.Value, ours rueidis.Client, theirs *red
 		t.Fatal(err)
 	}
 	t.Cleanup(ours.Close)
-	theirs = redis.NewClient(&redis.Options{
-		Addr: l.Addr(), MaxRetries: -1,
-		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
-	})
+	theirs = redis.NewClient(&redis.Options{Addr: l.Addr(), MaxRetries: -1})
 	t.Cleanup(func() { _ = theirs.Close() })
 	return reply, ours, theirs
 }
