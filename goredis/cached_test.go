@@ -592,7 +592,7 @@ func TestACachedReadOfAnOddTypeGoesToRedis(t *testing.T) {
 			return redis.NewStringSliceCmd(ctx, "zrange", "zset", 0, -1, "WITHSCORES")
 		}),
 		"HGETALL as an array": processed(func() redis.Cmder { return redis.NewSliceCmd(ctx, "hgetall", "hash") }),
-		"HGETALL raw":         processed(func() redis.Cmder { return redis.NewRawCmd(ctx, "hgetall", "hash") }),
+		"HGETALL as numbers":  processed(func() redis.Cmder { return redis.NewMapStringIntCmd(ctx, "hgetall", "hash") }),
 		"GEOSEARCH without the options of its type": func(rdb *redis.Client) redis.Cmder {
 			return rdb.GeoSearchLocation(ctx, "geo", alone)
 		},

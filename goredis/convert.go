@@ -226,15 +226,11 @@ func arrayOf(n int, m message) ([]message, error) {
 	return all, err
 }
 
-// storeDocument stores a JSON text. An empty one is none.
-func storeDocument(cmd *redis.JSONCmd, m message) error {
+// jsonText converts a JSON text.
+func jsonText(m message) (string, error) {
 	s, err := text(m)
-	switch {
-	case err != nil:
-		return errMisfit
-	case s == "":
-		return redis.Nil
+	if s == "" {
+		err = errMisfit
 	}
-	cmd.SetVal(s)
-	return nil
+	return s, err
 }

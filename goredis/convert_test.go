@@ -2,6 +2,7 @@ package goredis
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"reflect"
 	"strings"
@@ -72,7 +73,7 @@ func TestRepliesAreStoredAsGoRedisReadsThem(t *testing.T) {
 		"TOPKQUERY":          {func(r cmdable) redis.Cmder { return r.TopKQuery(ctx, "k", "f") }, "*2 :1 :0|*2 #t #f"},
 		"TOPKLIST":           {func(r cmdable) redis.Cmder { return r.TopKList(ctx, "k") }, "*3 $1 a $1 b _|*1 $-1"},
 		"TOPKCOUNT":          {func(r cmdable) redis.Cmder { return r.TopKCount(ctx, "k", "f") }, "*1 :3"},
-		"JSONGET":            {func(r cmdable) redis.Cmder { return r.JSONGet(ctx, "k", "$") }, "$3 [1]|_|$0 |$-1"},
+		"JSONGET":            {func(r cmdable) redis.Cmder { return r.JSONGet(ctx, "k", "$") }, "$3 [1]|$4 null"},
 		"HGETALL":            {func(r cmdable) redis.Cmder { return r.HGetAll(ctx, "k") }, "%1 $1 f $1 v|*2 $1 f $1 v|%0|*0|_"},
 		"HMGET":              {func(r cmdable) redis.Cmder { return r.HMGet(ctx, "k", "f", "g") }, "*2 $1 v _|*2 $-1 $0 |*0"},
 		"LRANGE":             {func(r cmdable) redis.Cmder { return r.LRange(ctx, "k", 0, 1) }, "*2 $1 a $1 b|*0|*1 _"},
@@ -108,6 +109,26 @@ func TestRepliesAreStoredAsGoRedisReadsThem(t *testing.T) {
 			if a, b := shown(got), shown(want); a != b {
 				t.Errorf("%s, %q: %s; go-redis has %s", name, wire, a, b)
 			}
+		}
+	}
+}
+
+// Versions of go-redis differ in what they make of it: it is read by go-redis itself.
+func TestAnAbsentDocumentIsLeftToGoRedis(t *testing.T) {
+	ctx := context.Background()
+	reply, ours, theirs := canned(t)
+	for wire := range strings.SplitSeq("_|$-1|$0 |*1 $1 a", "|") {
+		reply.Store(wire)
+		cmd := theirs.JSONGet(ctx, "k", "$")
+		res := ours.Do(ctx, ours.B().Arbitrary("JSON.GET", "k", "$").Build())
+		if err := document.answer(cmd, res); !errors.Is(err, errMisfit) {
+			t.Errorf("%q: %v", wire, err)
+		}
+	}
+	h := &hook{cached: true}
+	for pipelined, want := range map[bool]class{false: cached, true: through} {
+		if c, err := h.read(theirs.JSONGet(ctx, "k", "$"), pipelined); err != nil || c.class != want {
+			t.Errorf("in a pipeline: %v; class %v, %v", pipelined, c.class, err)
 		}
 	}
 }

@@ -31,17 +31,18 @@
 //
 // # Cached reads
 //
-// With the option CacheReads the cache keeps Redis' replies to reads of one key as well, and
-// answers equal commands from memory, as DoCache of Cache.Client does: GETRANGE, STRLEN,
-// SUBSTR, GETBIT, BITCOUNT, BITPOS, BITFIELD_RO, TYPE; HGET, HGETALL, HMGET, HLEN, HKEYS,
-// HVALS, HEXISTS, HSTRLEN; LRANGE, LINDEX, LLEN, LPOS; SMEMBERS, SISMEMBER, SMISMEMBER,
-// SCARD; ZRANGE, ZREVRANGE, ZRANGEBYSCORE, ZREVRANGEBYSCORE, ZRANGEBYLEX, ZREVRANGEBYLEX,
-// ZSCORE, ZMSCORE, ZCARD, ZCOUNT, ZLEXCOUNT, ZRANK, ZREVRANK; GEOPOS, GEODIST, GEOHASH,
-// GEOSEARCH, GEORADIUS_RO, GEORADIUSBYMEMBER_RO; XRANGE, XREVRANGE, XLEN; JSON.GET, and
-// the reads of Bloom, cuckoo, count-min and top-k filters but INFO. The reply is stored in
-// the command as go-redis would have stored it, and belongs to the caller. A Cmd of a
-// command to which RESP2 and RESP3 have different replies, such as HGETALL by Do, is
-// answered so only if the client and the cache both use RESP3.
+// With the option CacheReads the cache keeps Redis' replies to reads of one key as well,
+// and answers equal commands from memory, as DoCache of Cache.Client does: GETRANGE,
+// STRLEN, SUBSTR, GETBIT, BITCOUNT, BITPOS, BITFIELD_RO, TYPE; HGET, HGETALL, HMGET,
+// HLEN, HKEYS, HVALS, HEXISTS, HSTRLEN; LRANGE, LINDEX, LLEN, LPOS; SMEMBERS, SISMEMBER,
+// SMISMEMBER, SCARD; ZRANGE, ZREVRANGE, ZRANGEBYSCORE, ZREVRANGEBYSCORE, ZRANGEBYLEX,
+// ZREVRANGEBYLEX, ZSCORE, ZMSCORE, ZCARD, ZCOUNT, ZLEXCOUNT, ZRANK, ZREVRANK; GEOPOS,
+// GEODIST, GEOHASH, GEOSEARCH, GEORADIUS_RO, GEORADIUSBYMEMBER_RO; XRANGE, XREVRANGE,
+// XLEN; JSON.GET, but not in a pipeline; and the reads of Bloom, cuckoo, count-min and
+// top-k filters but INFO. The reply is stored in the command as go-redis would have
+// stored it, and belongs to the caller. A Cmd of a command to which RESP2 and RESP3 have
+// different replies, such as HGETALL by Do, is answered so only if the client and the
+// cache both use RESP3.
 //
 // # Pipelines and transactions
 //

@@ -39,7 +39,7 @@ const (
 	locations
 	flag
 	flags
-	document
+	document // JSON; what an absent or empty one is depends on the version of go-redis
 )
 
 // versioned reports whether RESP2 and RESP3 have different replies of the shape.
@@ -98,9 +98,14 @@ func (s shape) answer(cmd redis.Cmder, res rueidis.RedisResult) error {
 	if err == nil {
 		return s.store(cmd, m)
 	}
-	if b, ok := cmd.(*redis.BoolCmd); ok && rueidis.IsRedisNil(err) {
-		b.SetVal(false) // SET with NX answers nil if the key exists
-		return nil
+	if rueidis.IsRedisNil(err) {
+		switch cmd := cmd.(type) {
+		case *redis.BoolCmd:
+			cmd.SetVal(false) // SET with NX answers nil if the key exists
+			return nil
+		case *redis.JSONCmd:
+			return errMisfit
+		}
 	}
 	raw, _ := res.ToString()
 	return replyError(err, raw)
@@ -150,7 +155,7 @@ func (s shape) store(cmd redis.Cmder, m message) error {
 	case *redis.GeoSearchLocationCmd:
 		return set(cmd.SetVal, listOf(location), m)
 	case *redis.JSONCmd:
-		return storeDocument(cmd, m)
+		return set(cmd.SetVal, jsonText, m)
 	}
 	return errMisfit
 }
