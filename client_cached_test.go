@@ -136,8 +136,8 @@ func testOwnWritesEndReplies(t *testing.T, mode holdfast.TrackingMode) {
 		"DEL":     func() error { return cl.Do(ctx, cl.B().Del().Key("h").Build()).Error() },
 		"EXPIRE":  func() error { return cl.Do(ctx, cl.B().Pexpireat().Key("h").MillisecondsTimestamp(1).Build()).Error() },
 		"Touch": func() error {
-			must(t, c.Touch(ctx, "h", time.Millisecond))
-			time.Sleep(20 * time.Millisecond)
+			must(t, c.Touch(ctx, "h", 50*time.Millisecond)) // longer than its own EXISTS takes to arrive
+			time.Sleep(60 * time.Millisecond)
 			return nil
 		},
 		"script": func() error { return script.Exec(ctx, cl, []string{"h"}, nil).Error() },

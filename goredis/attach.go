@@ -27,7 +27,7 @@ const failoverAddr = "FailoverClient"
 // *redis.Ring, which spreads its keys over servers that know nothing of each other; a client
 // of redis.NewFailoverClusterClient, which does not show where it goes. The caller closes
 // the client and the cache; commands after Cache.Close get holdfast.ErrClosed.
-func Attach(rdb redis.UniversalClient, cache *holdfast.Cache) error {
+func Attach(rdb redis.UniversalClient, cache *holdfast.Cache, opts ...Option) error {
 	if cache == nil {
 		return errors.New("goredis: the cache is nil")
 	}
@@ -36,18 +36,23 @@ func Attach(rdb redis.UniversalClient, cache *holdfast.Cache) error {
 		return errors.New("goredis: the cache has no Redis: its Redis.InitAddress is empty")
 	}
 	h := &hook{cache: cache, client: cache.Client(), timeout: o.Timeout, noTTL: o.DefaultTTL == 0, started: time.Now()}
+	for _, opt := range opts {
+		opt(h)
+	}
 	switch rdb := rdb.(type) {
 	case *redis.Client:
 		if err := sameServer(rdb.Options(), o); err != nil {
 			return err
 		}
 		h.db = rdb.Options().DB
+		h.resp3 = rdb.Options().Protocol != 2 && !o.Redis.AlwaysRESP2
 		rdb.Options().ContextTimeoutEnabled = true
 		rdb.AddHook(h)
 	case *redis.ClusterClient:
 		if err := sameCluster(rdb.Options(), o); err != nil {
 			return err
 		}
+		h.resp3 = rdb.Options().Protocol != 2 && !o.Redis.AlwaysRESP2
 		rdb.Options().ContextTimeoutEnabled = true
 		h.nodes = true
 		rdb.AddHook(h)

@@ -13,6 +13,9 @@ const (
 	through class = iota
 	// served: passed to the Cache, which may answer without Redis.
 	served
+	// cached: a read that the Cache may answer by a reply that it kept, if the option
+	// CacheReads is set.
+	cached
 	// waiting: as through, but Redis may block, so there is no budget.
 	waiting
 	// session: as through, and concerns the connection. go-redis begins each connection
@@ -31,11 +34,23 @@ type keySpec struct{ first, last, step int }
 // spec is the description of a command.
 type spec struct {
 	class class
-	shape shape // of the reply, if it is served
+	shape shape // of the reply, if the cache answers
 	write bool  // it may change its keys
 	tells bool  // Redis runs it while it is busy with a script
 	keys  keySpec
 	moved func(args []string) []string // finds the keys if their positions vary
+
+	// Of cached commands: an option that changes the shape of the reply; the name as
+	// Cache.Client has it, so that both share the replies; the class without CacheReads.
+	option  variant
+	upper   string
+	without class
+}
+
+// variant is the shape of a reply if an argument after the second begins with option.
+type variant struct {
+	option string // "": there is none
+	shape  shape
 }
 
 // unknown describes a command that is not in specs: any argument may be a key.
@@ -48,15 +63,17 @@ func makeSpecs() map[string]spec {
 	all := make(map[string]spec, 256)
 	add := func(s spec, names string) {
 		for name := range strings.FieldsSeq(names) {
+			s.upper = strings.ToUpper(name)
 			all[name] = s
 		}
 	}
 	none, one, two, every := keySpec{}, keySpec{1, 1, 1}, keySpec{1, 2, 1}, keySpec{1, -1, 1}
 
-	add(spec{class: served, shape: bulk, keys: one}, "get getrange")
+	add(spec{class: served, shape: bulk, keys: one}, "get")
+	add(spec{class: cached, without: served, shape: bulk, keys: one}, "getrange")
 	add(spec{class: served, shape: array, keys: every}, "mget")
 	add(spec{class: served, shape: integer, keys: every}, "exists")
-	add(spec{class: served, shape: integer, keys: one}, "strlen")
+	add(spec{class: cached, without: served, shape: integer, keys: one}, "strlen")
 	add(spec{class: served, shape: seconds, keys: one}, "ttl expiretime")
 	add(spec{class: served, shape: milliseconds, keys: one}, "pttl pexpiretime")
 	add(spec{class: served, shape: bulk, write: true, keys: one}, "getdel")
@@ -70,11 +87,10 @@ func makeSpecs() map[string]spec {
 	add(spec{keys: none}, `bgrewriteaof bgsave cluster command config dbsize echo failover function info keys
 		lastsave latency lolwut module ping pubsub publish randomkey replicaof role save scan script shutdown
 		slaveof slowlog time acl pfselftest`)
-	add(spec{keys: one}, `spublish bitcount bitfield_ro bitpos dump geodist geohash geopos georadius_ro georadiusbymember_ro
-		geosearch getbit hexists hget hgetall hkeys hlen hmget hrandfield hscan hstrlen hvals lindex llen lpos lrange
-		scard sismember smembers smismember srandmember sscan substr type xlen xpending xrange xrevrange zcard zcount
-		zlexcount zmscore zrandmember zrange zrangebylex zrangebyscore zrank zrevrange zrevrangebylex
-		zrevrangebyscore zrevrank zscan zscore sort_ro`)
+	add(spec{keys: one}, "spublish dump hrandfield hscan srandmember sscan xpending zrandmember zscan sort_ro")
+	for _, c := range cachedReads {
+		add(spec{class: cached, shape: c.shape, option: c.option, keys: one}, c.names)
+	}
 	add(spec{keys: two}, "lcs")
 	add(spec{keys: every}, "pfcount sdiff sinter sunion touch")
 	add(spec{write: true, keys: one}, `append bitfield decr decrby geoadd getex getset hdel hincrby hincrbyfloat hmset
@@ -116,6 +132,34 @@ func makeSpecs() map[string]spec {
 	return all
 }
 
+// cachedReads are the commands whose replies Cache.Client keeps and go-redis has a type for.
+var cachedReads = []struct {
+	shape  shape
+	option variant
+	names  string
+}{
+	{bulk, variant{}, "hget lindex substr"},
+	{status, variant{}, "type"},
+	{integer, variant{}, `bitcount bitpos getbit hexists hlen hstrlen llen scard sismember xlen zcard zcount zlexcount
+		bf.card cf.count`},
+	{integer, variant{"count", integers}, "lpos"},
+	{integer, variant{"withscore", ranked}, "zrank zrevrank"},
+	{integers, variant{}, "bitfield_ro smismember cms.query topk.count"},
+	{array, variant{}, "hmget"},
+	{texts, variant{}, "geohash hkeys hvals lrange smembers zrangebylex zrevrangebylex"},
+	{texts, variant{"withcount", mixed}, "topk.list"},
+	{texts, variant{"withscores", scores}, "zrange zrangebyscore zrevrange zrevrangebyscore"},
+	{texts, variant{"with", locations}, "georadius_ro georadiusbymember_ro geosearch"},
+	{messages, variant{}, "xrange xrevrange"},
+	{fields, variant{}, "hgetall"},
+	{decimal, variant{}, "geodist zscore"},
+	{decimals, variant{}, "zmscore"},
+	{positions, variant{}, "geopos"},
+	{flag, variant{}, "bf.exists cf.exists"},
+	{flags, variant{}, "bf.mexists cf.mexists topk.query"},
+	{document, variant{}, "json.get"},
+}
+
 // specOf returns the spec of a command.
 func specOf(name string) spec {
 	if s, ok := specs[name]; ok {
@@ -145,6 +189,20 @@ func (s *spec) telling(n int) int {
 		return min(n, 2) // the database of SELECT
 	}
 	return min(n, max(1, s.keys.last+1))
+}
+
+// shapeOf returns the shape of the reply to a cached command.
+func (s *spec) shapeOf(args []string) shape {
+	if s.option.option == "" {
+		return s.shape
+	}
+	n := len(s.option.option)
+	for _, arg := range args[min(3, len(args)):] {
+		if len(arg) >= n && strings.EqualFold(arg[:n], s.option.option) {
+			return s.option.shape
+		}
+	}
+	return s.shape
 }
 
 // find returns the keys of a command. args begins with the command's name.

@@ -29,6 +29,21 @@
 // An error reply of Redis is a redis.Error with Redis' text, whether the command went
 // through the cache or not.
 //
+// # Cached reads
+//
+// With the option CacheReads the cache keeps Redis' replies to reads of one key as well,
+// and answers equal commands from memory, as DoCache of Cache.Client does: GETRANGE,
+// STRLEN, SUBSTR, GETBIT, BITCOUNT, BITPOS, BITFIELD_RO, TYPE; HGET, HGETALL, HMGET,
+// HLEN, HKEYS, HVALS, HEXISTS, HSTRLEN; LRANGE, LINDEX, LLEN, LPOS; SMEMBERS, SISMEMBER,
+// SMISMEMBER, SCARD; ZRANGE, ZREVRANGE, ZRANGEBYSCORE, ZREVRANGEBYSCORE, ZRANGEBYLEX,
+// ZREVRANGEBYLEX, ZSCORE, ZMSCORE, ZCARD, ZCOUNT, ZLEXCOUNT, ZRANK, ZREVRANK; GEOPOS,
+// GEODIST, GEOHASH, GEOSEARCH, GEORADIUS_RO, GEORADIUSBYMEMBER_RO; XRANGE, XREVRANGE,
+// XLEN; JSON.GET, but not in a pipeline; and the reads of Bloom, cuckoo, count-min and
+// top-k filters but INFO. The reply is stored in the command as go-redis would have
+// stored it, and belongs to the caller. A Cmd of a command to which RESP2 and RESP3 have
+// different replies, such as HGETALL by Do, is answered so only if the client and the
+// cache both use RESP3.
+//
 // # Pipelines and transactions
 //
 // The cache answers the commands of a pipeline up to the first one that only Redis can
@@ -61,7 +76,8 @@
 //   - If a pipeline was sent and not answered, all of its commands have failed, including
 //     a GET.
 //   - A command object of another type than go-redis' own method makes, such as an IntCmd
-//     for GET, goes to Redis if the reply does not fit the type.
+//     for GET, goes to Redis if the reply does not fit the type; in a pipeline a kept reply
+//     that turns out not to fit is an error.
 //   - Expiry times over 292 years away read as 292 years, the longest Duration.
 //   - An AutoPipeliner works, except with its FullDuplex, which sends a command before it
 //     calls the hooks.

@@ -92,11 +92,11 @@ func withoutMaintNotifications(o *redis.Options) {
 }
 
 // attached is a go-redis client with a cache before it that is ready.
-func attached(t testing.TB, o holdfast.Options) (*redis.Client, *holdfast.Cache) {
+func attached(t testing.TB, o holdfast.Options, opts ...goredis.Option) (*redis.Client, *holdfast.Cache) {
 	t.Helper()
 	c := open(t, o)
 	rdb := plain(t, &redis.Options{Addr: o.Redis.InitAddress[0], DB: o.Redis.SelectDB})
-	must(t, goredis.Attach(rdb, c))
+	must(t, goredis.Attach(rdb, c, opts...))
 	ready(t, c)
 	return rdb, c
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"slices"
 	"strings"
@@ -23,6 +24,8 @@ type hook struct {
 	db      int
 	noTTL   bool // the cache has no DefaultTTL
 	nodes   bool // the client is one of a cluster, and sends by the clients of nodes
+	cached  bool // CacheReads is set
+	resp3   bool // of the client and of the cache
 	started time.Time
 }
 
@@ -60,8 +63,14 @@ func (h *hook) process(ctx context.Context, cmd redis.Cmder, next redis.ProcessH
 	if err != nil {
 		return err
 	}
-	if c.class == served {
-		return c.shape.answer(cmd, h.client.Do(ctx, h.build(c.args)))
+	switch c.class {
+	case served:
+		return c.shape.answer(cmd, h.client.Do(ctx, h.build(c)))
+	case cached:
+		res := h.client.DoCache(ctx, rueidis.Cacheable(h.build(c)), anyAge)
+		if err := c.shape.answer(cmd, res); !errors.Is(err, errMisfit) {
+			return err
+		}
 	}
 	bounded, cancel := h.bound(ctx, c.class == waiting)
 	defer cancel()
@@ -83,6 +92,9 @@ type command struct {
 
 func (c *command) keys() []string { return c.find(c.args) }
 
+// byCache reports whether the cache answers the command.
+func (c *command) byCache() bool { return c.class == served || c.class == cached }
+
 // read returns the spec and the arguments of a command, or an error if it is refused. For
 // a command that go-redis sends it encodes only the arguments up to the keys, because the
 // rest may be large; unless all is set.
@@ -93,15 +105,24 @@ func (h *hook) read(cmd redis.Cmder, all bool) (command, error) {
 		sub, _ := encodeArg(args[1])
 		c.spec = ofSubcommand(c.spec, name, sub)
 	}
+	if c.class == cached && !h.cached {
+		c.class = c.without
+	}
 	if c.class == served && !c.shape.fits(cmd) {
 		c.class = through
 	}
-	if c.class != served && !all {
+	if !c.byCache() && !all {
 		args = args[:c.telling(len(args))]
 	}
 	var err error
 	if c.args, err = encode(args); err != nil {
 		return c, err
+	}
+	if c.class == cached {
+		// In a pipeline it is too late to send a command whose reply does not fit.
+		if c.shape = c.shapeOf(c.args); !h.fits(cmd, c.shape) || all && c.shape == document {
+			c.class = through
+		}
 	}
 	switch {
 	case len(c.args) == 0:
@@ -118,6 +139,14 @@ func (h *hook) read(cmd redis.Cmder, all bool) (command, error) {
 	return c, nil
 }
 
+// fits reports whether the cache can answer a cached command of this shape.
+func (h *hook) fits(cmd redis.Cmder, s shape) bool {
+	if _, raw := cmd.(*redis.Cmd); raw && s.versioned() && !h.resp3 {
+		return false
+	}
+	return s.fits(cmd)
+}
+
 // blocks reports whether an XREAD has the option BLOCK.
 func blocks(args []string) bool {
 	for _, arg := range args[1:] {
@@ -130,8 +159,14 @@ func blocks(args []string) bool {
 	return false
 }
 
-func (h *hook) build(args []string) rueidis.Completed {
-	return h.client.B().Arbitrary(args...).Build()
+// anyAge is longer than the age of any copy.
+const anyAge = time.Duration(math.MaxInt64)
+
+func (h *hook) build(c command) rueidis.Completed {
+	if c.class == cached {
+		c.args[0] = c.upper
+	}
+	return h.client.B().Arbitrary(c.args...).Build()
 }
 
 // bound adds the budget to the context, unless Redis may block.

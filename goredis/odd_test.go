@@ -12,6 +12,11 @@ import (
 // Every name with every odd number of odd arguments, in every kind of command, where
 // nobody listens: an error or an answer, and no panic.
 func TestNoCommandPanics(t *testing.T) {
+	t.Run("by default", func(t *testing.T) { noCommandPanics(t) })
+	t.Run("CacheReads", func(t *testing.T) { noCommandPanics(t, CacheReads()) })
+}
+
+func noCommandPanics(t *testing.T, opts ...Option) {
 	ctx := context.Background()
 	const nowhere = "127.0.0.1:1"
 	cache, err := holdfast.New(holdfast.Options{Redis: rueidis.ClientOption{InitAddress: []string{nowhere}}})
@@ -21,7 +26,7 @@ func TestNoCommandPanics(t *testing.T) {
 	defer cache.Close()
 	rdb := redis.NewClient(&redis.Options{Addr: nowhere})
 	defer rdb.Close()
-	if err := Attach(rdb, cache); err != nil {
+	if err := Attach(rdb, cache, opts...); err != nil {
 		t.Fatal(err)
 	}
 	kinds := []func(args ...any) redis.Cmder{
@@ -34,6 +39,8 @@ func TestNoCommandPanics(t *testing.T) {
 		func(args ...any) redis.Cmder { return redis.NewSliceCmd(ctx, args...) },
 		func(args ...any) redis.Cmder { return redis.NewMapStringStringCmd(ctx, args...) },
 		func(args ...any) redis.Cmder { return redis.NewScanCmd(ctx, nil, args...) },
+		func(args ...any) redis.Cmder { return redis.NewStringSliceCmd(ctx, args...) },
+		func(args ...any) redis.Cmder { return redis.NewZSliceCmd(ctx, args...) },
 	}
 	odd := []any{nil, "", "k", []byte("\xff\x00"), -1, 1e300, struct{}{}, "streams", "ex", "99999999999999999999", func() {}, []any{1}}
 	names := []any{"nonesuch", []byte("GET"), 7, nil, ""}

@@ -49,7 +49,7 @@ type pipeline struct {
 // rest in one pipeline, so that the order is kept. While Redis is away, it also serves
 // the commands of the rest that can be served.
 func (p *pipeline) run(ctx context.Context, next redis.ProcessPipelineHook) error {
-	from := slices.IndexFunc(p.read, func(c command) bool { return c.class != served })
+	from := slices.IndexFunc(p.read, func(c command) bool { return !c.byCache() })
 	switch {
 	case p.whole:
 		from = 0
@@ -128,11 +128,7 @@ func (p *pipeline) serve(ctx context.Context, from, to int) {
 	if from == to {
 		return
 	}
-	batch := make([]rueidis.Completed, 0, to-from)
-	for _, c := range p.read[from:to] {
-		batch = append(batch, p.build(c.args))
-	}
-	for i, res := range p.client.DoMulti(ctx, batch...) {
+	for i, res := range p.ask(ctx, p.read[from:to]) {
 		at := from + i
 		err := p.read[at].shape.answer(p.cmds[at], res)
 		p.cmds[at].SetErr(err)
@@ -140,12 +136,29 @@ func (p *pipeline) serve(ctx context.Context, from, to int) {
 	}
 }
 
+// ask has the cache execute the commands, in order.
+func (h *hook) ask(ctx context.Context, cmds []command) []rueidis.RedisResult {
+	if !slices.ContainsFunc(cmds, func(c command) bool { return c.class == cached }) {
+		batch := make([]rueidis.Completed, len(cmds))
+		for i, c := range cmds {
+			batch[i] = h.build(c)
+		}
+		return h.client.DoMulti(ctx, batch...)
+	}
+	// Other commands are executed as by DoMulti.
+	batch := make([]rueidis.CacheableTTL, len(cmds))
+	for i, c := range cmds {
+		batch[i] = rueidis.CT(rueidis.Cacheable(h.build(c)), anyAge)
+	}
+	return h.client.DoMultiCache(ctx, batch...)
+}
+
 // without executes the rest of a pipeline while Redis is away: commands that cannot be
 // served get the error why.
 func (p *pipeline) without(ctx context.Context, from int, why error) error {
 	for from < len(p.cmds) {
 		to := from
-		for to < len(p.cmds) && p.read[to].class == served {
+		for to < len(p.cmds) && p.read[to].byCache() {
 			to++
 		}
 		p.serve(ctx, from, to)

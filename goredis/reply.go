@@ -14,7 +14,7 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// shape is the kind of a served command's reply.
+// shape is the kind of the reply to a command that the cache answers.
 type shape uint8
 
 const (
@@ -24,7 +24,26 @@ const (
 	array
 	seconds
 	milliseconds
+	texts    // strings
+	integers // integers
+	messages // of a stream
+
+	// Of these RESP2 and RESP3 have different replies.
+	mixed // strings and integers
+	ranked
+	fields // of a hash, with values
+	decimal
+	decimals
+	scores // members of a sorted set, with scores
+	positions
+	locations
+	flag
+	flags
+	document // JSON; what an absent or empty one is depends on the version of go-redis
 )
+
+// versioned reports whether RESP2 and RESP3 have different replies of the shape.
+func (s shape) versioned() bool { return s >= mixed }
 
 // fits reports whether a reply of the shape can be stored in the command. A caller may
 // have built a command with another type, or one that parses the reply itself.
@@ -32,18 +51,42 @@ func (s shape) fits(cmd redis.Cmder) bool {
 	switch cmd.(type) {
 	case *redis.Cmd:
 		return true
-	case *redis.StringCmd:
-		return s == bulk || s == status
-	case *redis.StatusCmd:
+	case *redis.StringCmd, *redis.StatusCmd:
 		return s == bulk || s == status
 	case *redis.BoolCmd:
-		return s == status || s == integer
+		return s == status || s == integer || s == flag
 	case *redis.IntCmd:
 		return s == integer || s == seconds || s == milliseconds
 	case *redis.DurationCmd:
 		return s == seconds || s == milliseconds
 	case *redis.SliceCmd:
-		return s == array
+		return s == array || s == texts || s == integers || s == messages
+	case *redis.StringSliceCmd, *redis.StringStructMapCmd:
+		return s == texts
+	case *redis.IntSliceCmd:
+		return s == integers
+	case *redis.BoolSliceCmd:
+		return s == integers || s == flags
+	case *redis.FloatCmd:
+		return s == decimal
+	case *redis.FloatSliceCmd:
+		return s == decimals
+	case *redis.MapStringStringCmd:
+		return s == fields
+	case *redis.ZSliceCmd:
+		return s == scores
+	case *redis.RankWithScoreCmd:
+		return s == ranked
+	case *redis.XMessageSliceCmd:
+		return s == messages
+	case *redis.GeoPosCmd:
+		return s == positions
+	case *redis.GeoLocationCmd:
+		return s == locations || s == texts
+	case *redis.GeoSearchLocationCmd:
+		return s == locations
+	case *redis.JSONCmd:
+		return s == document
 	}
 	return false
 }
@@ -51,60 +94,70 @@ func (s shape) fits(cmd redis.Cmder) bool {
 // answer stores the reply in the command and returns its error, which the caller must
 // set.
 func (s shape) answer(cmd redis.Cmder, res rueidis.RedisResult) error {
-	if err := res.Error(); err != nil {
-		if b, ok := cmd.(*redis.BoolCmd); ok && rueidis.IsRedisNil(err) {
-			b.SetVal(false) // SET with NX answers nil if the key exists
-			return nil
-		}
-		raw, _ := res.ToString()
-		return replyError(err, raw)
-	}
-	var v any
-	var err error
-	switch s {
-	case bulk, status:
-		v, err = res.ToString()
-	case array:
-		v, err = elements(res)
-	default:
-		v, err = res.AsInt64()
-	}
+	m, err := res.ToMessage()
 	if err == nil {
-		s.give(cmd, v)
+		return s.store(cmd, m)
 	}
-	return err
-}
-
-// give stores the value in the command, converted to the command's type.
-func (s shape) give(cmd redis.Cmder, v any) {
-	switch v := v.(type) {
-	case string:
-		if b, ok := cmd.(*redis.BoolCmd); ok {
-			b.SetVal(v == "OK")
-			return
-		}
-	case int64:
+	if rueidis.IsRedisNil(err) {
 		switch cmd := cmd.(type) {
 		case *redis.BoolCmd:
-			cmd.SetVal(v == 1)
-			return
-		case *redis.DurationCmd:
-			cmd.SetVal(s.duration(v))
-			return
+			cmd.SetVal(false) // SET with NX answers nil if the key exists
+			return nil
+		case *redis.JSONCmd:
+			return errMisfit
 		}
 	}
+	raw, _ := res.ToString()
+	return replyError(err, raw)
+}
+
+// store stores the reply in the command, converted to the command's type.
+func (s shape) store(cmd redis.Cmder, m message) error {
 	switch cmd := cmd.(type) {
 	case *redis.Cmd:
-		cmd.SetVal(v)
+		return set(cmd.SetVal, anything, m)
 	case *redis.StringCmd:
-		cmd.SetVal(v.(string))
+		return set(cmd.SetVal, ownText, m)
 	case *redis.StatusCmd:
-		cmd.SetVal(v.(string))
+		return set(cmd.SetVal, ownText, m)
+	case *redis.BoolCmd:
+		return set(cmd.SetVal, truth, m)
 	case *redis.IntCmd:
-		cmd.SetVal(v.(int64))
+		return set(cmd.SetVal, number, m)
+	case *redis.DurationCmd:
+		return set(func(n int64) { cmd.SetVal(s.duration(n)) }, number, m)
 	case *redis.SliceCmd:
-		cmd.SetVal(v.([]any))
+		return set(cmd.SetVal, listOf(anything), m)
+	case *redis.StringSliceCmd:
+		return set(cmd.SetVal, listOf(text), m)
+	case *redis.StringStructMapCmd:
+		return set(cmd.SetVal, members, m)
+	case *redis.IntSliceCmd:
+		return set(cmd.SetVal, listOf(number), m)
+	case *redis.BoolSliceCmd:
+		return set(cmd.SetVal, listOf(truth), m)
+	case *redis.FloatCmd:
+		return set(cmd.SetVal, float, m)
+	case *redis.FloatSliceCmd:
+		return set(cmd.SetVal, listOf(float), m)
+	case *redis.MapStringStringCmd:
+		return set(cmd.SetVal, textMap, m)
+	case *redis.ZSliceCmd:
+		return set(cmd.SetVal, scored, m)
+	case *redis.RankWithScoreCmd:
+		return set(cmd.SetVal, rankWithScore, m)
+	case *redis.XMessageSliceCmd:
+		return set(cmd.SetVal, listOf(streamMessage), m)
+	case *redis.GeoPosCmd:
+		return set(cmd.SetVal, listOf(position), m)
+	case *redis.GeoLocationCmd:
+		return set(cmd.SetVal, listOf(place), m)
+	case *redis.GeoSearchLocationCmd:
+		return set(cmd.SetVal, listOf(location), m)
+	case *redis.JSONCmd:
+		return set(cmd.SetVal, jsonText, m)
 	}
+	return errMisfit
 }
 
 // duration converts the seconds or milliseconds of a reply as go-redis does: -1 (no
@@ -125,24 +178,6 @@ func times(n int64, unit time.Duration) time.Duration {
 		return math.MaxInt64
 	}
 	return time.Duration(n) * unit
-}
-
-// elements returns the strings of an array; a missing value is nil.
-func elements(res rueidis.RedisResult) ([]any, error) {
-	messages, err := res.ToArray()
-	if err != nil {
-		return nil, err
-	}
-	all := make([]any, len(messages))
-	for i := range messages {
-		if messages[i].IsNil() {
-			continue
-		}
-		if all[i], err = messages[i].ToString(); err != nil {
-			return nil, err
-		}
-	}
-	return all, nil
 }
 
 // replyError converts an error to go-redis' form. raw is the text as Redis sent it, if
@@ -168,11 +203,11 @@ func replyError(err error, raw string) error {
 func errorLike[E ~string](_ E, text string) E { return E(text) }
 
 // codes are the first words of Redis' errors that do not begin with ERR.
-var codes = set(`ASK BUSY BUSYGROUP BUSYKEY CLUSTERDOWN CROSSSLOT DENIED EXECABORT INPROG IOERR LOADING MASTERDOWN
+var codes = wordSet(`ASK BUSY BUSYGROUP BUSYKEY CLUSTERDOWN CROSSSLOT DENIED EXECABORT INPROG IOERR LOADING MASTERDOWN
 	MISCONF MOVED NOAUTH NOGOODSLAVE NOGROUP NOKEY NOMASTERLINK NOPERM NOPROTO NOREPLICAS NOSCRIPT NOTBUSY OOM READONLY
 	STALEREPLICA TRYAGAIN UNBLOCKED UNKILLABLE WRONGPASS WRONGTYPE`)
 
-func set(words string) map[string]bool {
+func wordSet(words string) map[string]bool {
 	all := map[string]bool{}
 	for w := range strings.FieldsSeq(words) {
 		all[w] = true
