@@ -98,10 +98,9 @@ func (c *Cache) readMany(ctx context.Context, op string, keys []string, now int6
 	}
 	bounded, cancel := c.remote.Bound(ctx, now)
 	defer cancel()
-	c.remote.Batch(bounded, items, 2, link.ReadCommands, func(i int, replies []rueidis.RedisResult, o link.Outcome) {
-		r := &reads[i]
-		v, o := link.ReadValue(replies, o)
-		e, err := c.readOutcome(op, r.hash, items[i].Key, now, r.token, v, o)
+	c.remote.Batch(bounded, items, 2, link.ReadCommands, func(i int, _ []rueidis.RedisResult, o link.Outcome) {
+		r, it := &reads[i], &items[i]
+		e, err := c.readOutcome(op, r.hash, it.Key, now, r.token, it.Value, o)
 		each(r.at, e, err)
 	})
 	return ctx.Err()

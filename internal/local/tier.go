@@ -93,6 +93,14 @@ func (l *Tier) Get(h keyhash.Hash) *Entry {
 	return nil
 }
 
+// Prefetch loads what a lookup of the key reads first. A batch calls it for its next keys: the loads
+// of several keys then overlap, while each lookup would wait for its own.
+func (l *Tier) Prefetch(h keyhash.Hash) {
+	if x := l.stripe(h.Place).index.Load(); x != nil {
+		x.slots[x.home(h.Place)].place.Load()
+	}
+}
+
 // of returns the slot's entry if it is of that key, or nil. Another key with the same place may
 // have taken the slot.
 func (s *slot) of(h keyhash.Hash) *Entry {
