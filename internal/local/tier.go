@@ -47,6 +47,9 @@ const (
 	// other's fills: a write invalidates the fills in flight of its whole stripe.
 	stripeCount = 1024
 
+	// PrefetchKeys is the number of keys to prefetch at once: they fit into the first cache of a core.
+	PrefetchKeys = 64
+
 	// entryOverhead is the cost in bytes of an entry beside its key and value: the entry itself,
 	// its slot in the index and ristretto's two map slots. BenchmarkHeapMillion measures it.
 	entryOverhead = 280
@@ -93,8 +96,8 @@ func (l *Tier) Get(h keyhash.Hash) *Entry {
 	return nil
 }
 
-// Prefetch loads what a lookup of the key reads first. A batch calls it for its next keys: the loads
-// of several keys then overlap, while each lookup would wait for its own.
+// Prefetch loads what a lookup of the key reads first. A batch calls it for its next PrefetchKeys keys
+// before it looks for them: their loads from memory overlap, while each lookup would wait for its own.
 func (l *Tier) Prefetch(h keyhash.Hash) {
 	if x := l.stripe(h.Place).index.Load(); x != nil {
 		x.slots[x.home(h.Place)].place.Load()
