@@ -34,13 +34,10 @@ func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte,
 	}
 	defer func(all []manyRead) { c.reads.Put(all) }(reads)
 	var hits, journalReads uint64
+	hash := func(i int) keyhash.Hash { return reads[i].hash }
 	missing := reads[:0]
 	for i, r := range reads {
-		if i%local.PrefetchKeys == 0 {
-			for _, next := range reads[i:min(i+local.PrefetchKeys, len(reads))] {
-				c.local.Prefetch(next.hash)
-			}
-		}
+		c.local.Prefetch(i, len(reads), hash)
 		c.local.CountRead(r.hash)
 		if e, fresh := c.look(r.hash, r.key, now); fresh {
 			values[r.key] = e.Bytes()
@@ -88,6 +85,7 @@ type manyRead struct {
 	at    int // the caller's
 	hash  keyhash.Hash
 	token local.Token
+	value link.RemoteValue
 }
 
 // readMany is read for the keys of a batch that are not journaled.
@@ -108,16 +106,19 @@ func (c *Cache) readMany(ctx context.Context, op string, reads []manyRead, now i
 			each(r, e, err)
 			continue
 		}
-		items = append(items, link.Item{Key: r.key, Session: s, Reads: true, Plain: true, Payload: r})
+		items = append(items, link.Item{Key: r.key, Session: s, Reads: true, Read: &r.value, Payload: r})
 	}
 	if len(items) == 0 {
 		return nil
 	}
 	bounded, cancel := c.remote.Bound(ctx, now)
 	defer cancel()
+	readOf := func(i int) *manyRead { return items[i].Payload.(*manyRead) }
+	hash := func(i int) keyhash.Hash { return readOf(i).hash }
 	c.remote.Batch(bounded, items, 2, link.ReadCommands, func(i int, _ []rueidis.RedisResult, o link.Outcome) {
-		r := items[i].Payload.(*manyRead)
-		e, err := c.readOutcome(op, r.hash, r.key, now, r.token, items[i].Value, o)
+		c.local.Prefetch(i, len(items), hash)
+		r := readOf(i)
+		e, err := c.readOutcome(op, r.hash, r.key, now, r.token, r.value, o)
 		each(r, e, err)
 	})
 	return ctx.Err()

@@ -3,7 +3,6 @@ package link
 import (
 	"context"
 	"errors"
-	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -31,13 +30,14 @@ type Item struct {
 	script           *Script // that the last try ran; nil: none
 	byDigest, byText bool    // it named the script by its digest; the next try sends the text
 
-	Value    RemoteValue // the answer to a plain read
-	needsGET bool        // a plain read that an MGET did not answer
+	// Read is set for a plain read: the commands are ReadCommands, the stride is 2, and the value is
+	// stored here instead of passing on the replies.
+	Read     *RemoteValue
+	needsGET bool // an MGET was no answer
 
 	Payload     any  // the caller's; Batch does not read it
 	Size        int  // bytes to send beside the key, approximately
 	Reads       bool // the reply contains a value
-	Plain       bool // the commands are ReadCommands, the stride is 2, and the answer is Value
 	Stays       bool // a redirection is the answer, and is not followed
 	Transaction bool // the replies are those of a transaction
 }
@@ -101,16 +101,21 @@ func (r *Remote) parts(ctx Bound, items []Item, groups [][]int, stride int, buil
 // bySession groups the indexes of the items by their destination. It returns nil if there is only
 // one.
 func bySession(items []Item) [][]int {
-	same := func(it Item) bool { return it.Session == items[0].Session && it.asking == items[0].asking }
-	if !slices.ContainsFunc(items, func(it Item) bool { return !same(it) }) {
-		return nil
+	first := &items[0]
+	for i := range items {
+		if it := &items[i]; it.Session != first.Session || it.asking != first.asking {
+			return groupsOf(items)
+		}
 	}
+	return nil
+}
+
+func groupsOf(items []Item) (groups [][]int) {
 	type place struct {
 		session *Session
 		asking  bool
 	}
 	at := map[place]int{}
-	var groups [][]int
 	for i := range items {
 		p := place{items[i].Session, items[i].asking}
 		g, ok := at[p]
@@ -273,8 +278,8 @@ func (p *pipelines) distribute(replies []rueidis.RedisResult, o Outcome, each fu
 			if at.Class == rediserr.Redirect && it.Stays {
 				at.Class = rediserr.Command // the answer of the node that was asked
 			}
-			if it.Plain {
-				it.Value, at = ReadValue(itemReplies, at)
+			if it.Read != nil {
+				*it.Read, at = ReadValue(itemReplies, at)
 			}
 		default:
 			itemReplies = nil
@@ -427,7 +432,6 @@ func (r *Remote) redirect(ctx Bound, items []Item, stride int, build commands, e
 		}
 		for _, indexes := range groups {
 			r.part(ctx, again, indexes, stride, build, func(i int, replies []rueidis.RedisResult, o Outcome) {
-				items[at[i]].Value = again[i].Value
 				each(at[i], replies, o)
 			})
 		}

@@ -22,7 +22,7 @@ func (p *pipelines) usesMGET() bool {
 	inCluster, slot := p.remote.routes.Cluster.Load() != nil, SlotOf(p.item(p.from).Key)
 	for i := p.from; i < p.to; i++ {
 		it := p.item(i)
-		if !it.Plain || it.needsGET || inCluster && SlotOf(it.Key) != slot {
+		if it.Read == nil || it.needsGET || inCluster && SlotOf(it.Key) != slot {
 			return false
 		}
 	}
@@ -57,7 +57,7 @@ func (p *pipelines) distributeMGET(replies []rueidis.RedisResult, o Outcome, eac
 		case class == rediserr.OK && it.answeredBy(&values[n], &pttls[n], s):
 			at = Outcome{Class: rediserr.OK, Session: s}
 			size.values++
-			size.bytes += len(it.Value.Bytes)
+			size.bytes += len(it.Read.Bytes)
 		case class == rediserr.Redirect:
 			at = Outcome{Class: class, Err: err, Session: s}
 		case o.Class == rediserr.OK:
@@ -97,7 +97,7 @@ func (s *Session) noteMGET(err error) rediserr.Class {
 func (it *Item) answeredBy(value *rueidis.RedisMessage, pttl *rueidis.RedisResult, s *Session) bool {
 	if value.IsString() {
 		bytes, _ := value.AsBytes()
-		it.Value = found(bytes, *pttl, s)
+		*it.Read = found(bytes, *pttl, s)
 		return true
 	}
 	if s.noteMGET(value.Error()) != rediserr.OK {
