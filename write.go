@@ -373,10 +373,13 @@ func (c *Cache) send(ctx context.Context, op string, items []link.Item, now int6
 	begun := 0
 	for i := range items {
 		c.local.Prefetch(i, len(items), hash)
-		if c.beginWrite(writeOf(&items[i])) {
-			items[begun] = items[i]
-			begun++
+		if !c.beginWrite(writeOf(&items[i])) {
+			continue
 		}
+		if begun < i {
+			items[begun] = items[i]
+		}
+		begun++
 	}
 	if items = items[:begun]; begun == 0 {
 		return
