@@ -28,41 +28,47 @@ func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte,
 	}
 	now := c.clock.Now()
 	values := make(map[string][]byte, len(keys))
-	var missing []string
-	var hits, journalReads uint64
+	reads := c.reads.Get(len(keys))
 	for _, key := range keys {
-		h := c.local.Hash(key)
-		c.local.CountRead(h)
-		if e, fresh := c.look(h, key, now); fresh {
-			values[key] = e.Bytes()
+		reads = append(reads, manyRead{key: key, hash: c.local.Hash(key)})
+	}
+	defer func(all []manyRead) { c.reads.Put(all) }(reads)
+	var hits, journalReads uint64
+	hash := func(i int) keyhash.Hash { return reads[i].hash }
+	missing := reads[:0]
+	for i, r := range reads {
+		c.local.Prefetch(i, len(reads), hash)
+		c.local.CountRead(r.hash)
+		if e, fresh := c.look(r.hash, r.key, now); fresh {
+			values[r.key] = e.Bytes()
 			hits++
 			continue
 		}
-		if e, ok, journaled := c.journaled(h, key, now); journaled {
+		if e, ok, journaled := c.journaled(r.hash, r.key, now); journaled {
 			err := ErrMiss
 			if ok {
-				values[key], err = e.Value, nil
+				values[r.key], err = e.Value, nil
 			}
 			c.counted(e, err)
 			journalReads++
 			continue
 		}
-		if err := checkKey(key); err != nil {
+		if err := checkKey(r.key); err != nil {
 			c.stats.readErrors.Add(uint64(len(keys)) - journalReads)
 			return nil, &Error{Op: "getmany", Tier: Remote, Err: err}
 		}
-		missing = append(missing, key)
+		missing = append(missing, r)
 	}
 	c.stats.batchHits.Add(hits)
 	if len(missing) == 0 {
 		return values, nil
 	}
 	var errs errorList
-	err := c.readMany(ctx, "getmany", missing, now, func(i int, e Entry, err error) {
+	err := c.readMany(ctx, "getmany", missing, now, func(r *manyRead, e Entry, err error) {
 		c.counted(e, err)
 		switch {
 		case err == nil:
-			values[missing[i]] = e.Value
+			values[r.key] = e.Value
 		case err != ErrMiss:
 			errs.errs = append(errs.errs, err)
 		}
@@ -73,45 +79,49 @@ func (c *Cache) GetMany(ctx context.Context, keys ...string) (map[string][]byte,
 	return values, errs.join()
 }
 
+// manyRead is the read of one key of a batch.
+type manyRead struct {
+	key   string
+	at    int // the caller's
+	hash  keyhash.Hash
+	token local.Token
+	value link.RemoteValue
+}
+
 // readMany is read for the keys of a batch that are not journaled.
-func (c *Cache) readMany(ctx context.Context, op string, keys []string, now int64, each func(i int, e Entry, err error)) error {
-	items, reads := c.items.Get(len(keys)), c.reads.Get(len(keys))
-	defer func() { c.items.Put(items); c.reads.Put(reads) }()
-	for i, key := range keys {
-		h := c.local.Hash(key)
+func (c *Cache) readMany(ctx context.Context, op string, reads []manyRead, now int64, each func(r *manyRead, e Entry, err error)) error {
+	items := c.items.Get(len(reads))
+	defer func() { c.items.Put(items) }()
+	for i := range reads {
+		r := &reads[i]
+		var s *link.Session
 		if c.routes != nil {
-			s, t := c.readerOf(h, key)
-			if s == nil && c.remote.AwaitKey(ctx, now, false, key) {
-				s, t = c.readerOf(h, key)
-			}
-			if s != nil {
-				items = append(items, link.Item{Key: key, Session: s, Reads: true, Plain: true})
-				reads = append(reads, manyRead{at: i, hash: h, token: t})
-				continue
+			s, r.token = c.readerOf(r.hash, r.key)
+			if s == nil && c.remote.AwaitKey(ctx, now, false, r.key) {
+				s, r.token = c.readerOf(r.hash, r.key)
 			}
 		}
-		e, err := c.fallback(c.local.Get(h), now)
-		each(i, e, err)
+		if s == nil {
+			e, err := c.fallback(c.local.Get(r.hash), now)
+			each(r, e, err)
+			continue
+		}
+		items = append(items, link.Item{Key: r.key, Session: s, Reads: true, Read: &r.value, Payload: r})
 	}
 	if len(items) == 0 {
 		return nil
 	}
 	bounded, cancel := c.remote.Bound(ctx, now)
 	defer cancel()
-	c.remote.Batch(bounded, items, 2, link.ReadCommands, func(i int, replies []rueidis.RedisResult, o link.Outcome) {
-		r := &reads[i]
-		v, o := link.ReadValue(replies, o)
-		e, err := c.readOutcome(op, r.hash, items[i].Key, now, r.token, v, o)
-		each(r.at, e, err)
+	readOf := func(i int) *manyRead { return items[i].Payload.(*manyRead) }
+	hash := func(i int) keyhash.Hash { return readOf(i).hash }
+	c.remote.Batch(bounded, items, 2, link.ReadCommands, func(i int, _ []rueidis.RedisResult, o link.Outcome) {
+		c.local.Prefetch(i, len(items), hash)
+		r := readOf(i)
+		e, err := c.readOutcome(op, r.hash, r.key, now, r.token, r.value, o)
+		each(r, e, err)
 	})
 	return ctx.Err()
-}
-
-// manyRead is the read of one key of a batch that goes to Redis.
-type manyRead struct {
-	at    int // index of the key
-	hash  keyhash.Hash
-	token local.Token
 }
 
 // Add stores value under key if the key is absent, and reports whether it did. A ttl of 0 means

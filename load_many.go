@@ -219,7 +219,7 @@ func (b *batch) read(ctx context.Context, v *inflight.Guard) {
 func (b *batch) readOnce(ctx context.Context, items []loadItem, v *inflight.Guard) (missed []loadItem) {
 	c, now := b.cache, b.cache.clock.Now()
 	var asked []loadItem
-	var keys []string
+	var reads []manyRead
 	for _, it := range items {
 		if !v.Open {
 			return nil
@@ -246,7 +246,8 @@ func (b *batch) readOnce(ctx context.Context, items []loadItem, v *inflight.Guar
 			missed = append(missed, it)
 			continue
 		}
-		asked, keys = append(asked, it), append(keys, it.key)
+		reads = append(reads, manyRead{key: it.key, at: len(asked), hash: it.h})
+		asked = append(asked, it)
 	}
 	if len(asked) == 0 || !v.Open {
 		return missed
@@ -258,7 +259,7 @@ func (b *batch) readOnce(ctx context.Context, items []loadItem, v *inflight.Guar
 	// The answers are judged below: usable is user code that may block, and readMany calls
 	// its function between the pipelines of a batch.
 	replies := make([]readResult, len(asked))
-	c.readMany(ctx, b.request.op, keys, now, func(i int, e Entry, err error) { replies[i] = readResult{e, err} })
+	c.readMany(ctx, b.request.op, reads, now, func(r *manyRead, e Entry, err error) { replies[r.at] = readResult{e, err} })
 	for i, it := range asked {
 		e, err := replies[i].e, replies[i].err
 		switch {

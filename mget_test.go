@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/alicebob/miniredis/v2/server"
 	"github.com/holdfast-cache/holdfast"
 	"github.com/holdfast-cache/holdfast/internal/redistest"
 )
@@ -88,6 +90,36 @@ func TestGetManyAsksAgainWhereAnMGETIsNoAnswer(t *testing.T) {
 			if st := c.Stats(); c.Health().State != holdfast.Up || st.BreakerOpens != 0 {
 				t.Errorf("%+v, %+v", c.Health(), st)
 			}
+		})
+	}
+}
+
+func TestGetManyAsksAgainWhereAnMGETIsAnsweredByNonsense(t *testing.T) {
+	for name, answer := range map[string]func(p *server.Peer){
+		"a string":            func(p *server.Peer) { p.WriteInline("nonsense") },
+		"nil":                 func(p *server.Peer) { p.WriteNull() },
+		"too few values":      func(p *server.Peer) { p.WriteStrings([]string{"nonsense"}) },
+		"numbers":             func(p *server.Peer) { p.WriteLen(2); p.WriteInt(3); p.WriteInt(4) },
+		"errors for the keys": func(p *server.Peer) { p.WriteLen(2); p.WriteError("ERR no"); p.WriteError("ERR no") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				v := newVirtual(t)
+				c := open(t, v.options())
+				ready(t, c)
+				v.redis.Set("a", "1")
+				v.redis.Set("b", "2")
+				v.redis.Server().SetPreHook(func(p *server.Peer, cmd string, _ ...string) bool {
+					if cmd == "MGET" {
+						answer(p)
+					}
+					return cmd == "MGET"
+				})
+				found, err := c.GetMany(context.Background(), "a", "b")
+				if err != nil || len(found) != 2 || string(found["a"]) != "1" || string(found["b"]) != "2" {
+					t.Errorf("%q, %v", found, err)
+				}
+			})
 		})
 	}
 }

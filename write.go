@@ -3,7 +3,6 @@ package holdfast
 import (
 	"bytes"
 	"context"
-	"slices"
 	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
@@ -370,18 +369,19 @@ const earlierServer = "earlier"
 // send writes the items to Redis. It returns the journal records that the caller must wait
 // for.
 func (c *Cache) send(ctx context.Context, op string, items []link.Item, now int64, errs *errorList) (toSave journal.Saving) {
-	items = slices.DeleteFunc(items, func(it link.Item) bool {
-		w := writeOf(&it)
-		if w.flight != nil {
-			var begun bool
-			w.old, w.seq, begun = c.local.BeginUnless(w.hash, w.entry, &w.flight.SupersededDuringStore)
-			return !begun
+	hash := func(i int) keyhash.Hash { return writeOf(&items[i]).hash }
+	begun := 0
+	for i := range items {
+		c.local.Prefetch(i, len(items), hash)
+		if !c.beginWrite(writeOf(&items[i])) {
+			continue
 		}
-		c.invalidateFlight(w)
-		w.old, w.seq = c.local.Begin(w.hash, w.entry)
-		return false
-	})
-	if len(items) == 0 {
+		if begun < i {
+			items[begun] = items[i]
+		}
+		begun++
+	}
+	if items = items[:begun]; begun == 0 {
 		return
 	}
 	bounded, cancel := c.remote.Bound(ctx, now)
@@ -402,6 +402,7 @@ func (c *Cache) send(ctx context.Context, op string, items []link.Item, now int6
 		return append(cmds, writeOf(it).loadedCommand(b, it))
 	}
 	c.remote.Batch(bounded, items, stride, build, func(i int, replies []rueidis.RedisResult, o link.Outcome) {
+		c.local.Prefetch(i, len(items), hash)
 		w := writeOf(&items[i])
 		saved, err := c.written(w, now, replies, o)
 		toSave = toSave.Or(saved)
@@ -410,10 +411,21 @@ func (c *Cache) send(ctx context.Context, op string, items []link.Item, now int6
 	return toSave
 }
 
-// sendOne is send for the write of writeOne. It also returns the reply, as writeOne does.
-func (c *Cache) sendOne(ctx context.Context, s *link.Session, w *write, now int64) (reply rueidis.RedisResult, saved journal.Saving, err error) {
+// beginWrite gives the local tier the entry of a write that is sent now. It returns false for a loaded
+// value that another write has superseded.
+func (c *Cache) beginWrite(w *write) (begun bool) {
+	if w.flight != nil {
+		w.old, w.seq, begun = c.local.BeginUnless(w.hash, w.entry, &w.flight.SupersededDuringStore)
+		return begun
+	}
 	c.invalidateFlight(w)
 	w.old, w.seq = c.local.Begin(w.hash, w.entry)
+	return true
+}
+
+// sendOne is send for the write of writeOne. It also returns the reply, as writeOne does.
+func (c *Cache) sendOne(ctx context.Context, s *link.Session, w *write, now int64) (reply rueidis.RedisResult, saved journal.Saving, err error) {
+	c.beginWrite(w)
 	bounded, cancel := c.remote.Bound(ctx, now)
 	defer cancel()
 	c.supersede(bounded.Context, w)

@@ -3,7 +3,6 @@ package link
 import (
 	"context"
 	"errors"
-	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -31,10 +30,14 @@ type Item struct {
 	script           *Script // that the last try ran; nil: none
 	byDigest, byText bool    // it named the script by its digest; the next try sends the text
 
+	// Read is set for a plain read: the commands are ReadCommands, the stride is 2, and the value is
+	// stored here instead of passing on the replies.
+	Read     *RemoteValue
+	needsGET bool // an MGET was no answer
+
 	Payload     any  // the caller's; Batch does not read it
 	Size        int  // bytes to send beside the key, approximately
 	Reads       bool // the reply contains a value
-	Plain       bool // the commands are ReadCommands, the stride is 2
 	Stays       bool // a redirection is the answer, and is not followed
 	Transaction bool // the replies are those of a transaction
 }
@@ -98,16 +101,21 @@ func (r *Remote) parts(ctx Bound, items []Item, groups [][]int, stride int, buil
 // bySession groups the indexes of the items by their destination. It returns nil if there is only
 // one.
 func bySession(items []Item) [][]int {
-	same := func(it Item) bool { return it.Session == items[0].Session && it.asking == items[0].asking }
-	if !slices.ContainsFunc(items, func(it Item) bool { return !same(it) }) {
-		return nil
+	first := &items[0]
+	for i := range items {
+		if it := &items[i]; it.Session != first.Session || it.asking != first.asking {
+			return groupsOf(items)
+		}
 	}
+	return nil
+}
+
+func groupsOf(items []Item) (groups [][]int) {
 	type place struct {
 		session *Session
 		asking  bool
 	}
 	at := map[place]int{}
-	var groups [][]int
 	for i := range items {
 		p := place{items[i].Session, items[i].asking}
 		g, ok := at[p]
@@ -246,61 +254,13 @@ func (p *pipelines) send(ctx Bound) (replies []rueidis.RedisResult, o Outcome) {
 	return replies, o
 }
 
-// usesMGET reports whether the present pipeline is sent as an MGET.
-func (p *pipelines) usesMGET() bool {
-	if p.to-p.from < 2 || p.asking || p.session.refusesMGET.Load() {
-		return false
-	}
-	inCluster, slot := p.remote.routes.Cluster.Load() != nil, SlotOf(p.item(p.from).Key)
-	for i := p.from; i < p.to; i++ {
-		if !p.item(i).Plain || inCluster && SlotOf(p.item(i).Key) != slot {
-			return false
-		}
-	}
-	return true
-}
-
-// fillMGET is fill for a pipeline that is sent as an MGET.
-func (p *pipelines) fillMGET() {
-	b := p.session.Client.B()
-	mget := b.Arbitrary("MGET")
-	for i := p.from; i < p.to; i++ {
-		mget = mget.Args(p.item(i).Key)
-	}
-	p.cmds = append(p.cmds[:0], mget.ReadOnly())
-	for i := p.from; i < p.to; i++ {
-		p.cmds = append(p.cmds, pttlCommand(b, p.item(i).Key))
-	}
-}
-
-// needsGET reports whether an MGET was no answer for an item.
-func (p *pipelines) needsGET(replies []rueidis.RedisResult) bool {
-	answer := judgeMGET(replies[0], replies[1])
-	if answer == mgetRefused {
-		p.session.refusesMGET.Store(true)
-	}
-	return answer != mgetAnswers
-}
-
-// readAgain sends the GETs of the items that an MGET did not answer.
-func (p *pipelines) readAgain(ctx Bound, build commands, each func(i int, replies []rueidis.RedisResult, o Outcome)) {
-	if len(p.again) == 0 {
-		return
-	}
-	for _, i := range p.again {
-		p.items[i].Plain = false
-	}
-	ctx, cancel := p.remote.Bound(ctx.Caller, p.remote.clock.Now())
-	defer cancel()
-	p.remote.part(ctx, p.items, p.again, p.stride, build, each)
-}
-
 // distribute gives each item of the pipeline its replies.
 func (p *pipelines) distribute(replies []rueidis.RedisResult, o Outcome, each func(i int, replies []rueidis.RedisResult, o Outcome)) {
-	var size sizes
 	if p.mget && replies != nil {
-		replies = arranged(replies)
+		p.distributeMGET(replies, o, each)
+		return
 	}
+	var size sizes
 	for i := p.from; i < p.to; i++ {
 		it, itemReplies, at := p.item(i), replies, o
 		if itemReplies != nil && p.n > 1 {
@@ -308,12 +268,6 @@ func (p *pipelines) distribute(replies []rueidis.RedisResult, o Outcome, each fu
 		}
 		switch {
 		case itemReplies == nil:
-		case p.mget && p.needsGET(itemReplies):
-			if o.Class == rediserr.OK {
-				p.again = append(p.again, p.index(i))
-				continue
-			}
-			itemReplies = nil
 		case o.Class == rediserr.OK, itemReplies[0].NonRedisError() == nil:
 			// If the connection was lost, it may have been lost after some of the replies.
 			if p.n > 1 {
@@ -323,6 +277,9 @@ func (p *pipelines) distribute(replies []rueidis.RedisResult, o Outcome, each fu
 			at.Asked = p.asking
 			if at.Class == rediserr.Redirect && it.Stays {
 				at.Class = rediserr.Command // the answer of the node that was asked
+			}
+			if it.Read != nil {
+				*it.Read, at = ReadValue(itemReplies, at)
 			}
 		default:
 			itemReplies = nil

@@ -317,18 +317,19 @@ func ReadCommands(b rueidis.Builder, it *Item, cmds []rueidis.Completed) []rueid
 
 // ReadValue decodes the replies of GET and PTTL.
 func ReadValue(replies []rueidis.RedisResult, o Outcome) (RemoteValue, Outcome) {
-	if o.Class != rediserr.OK {
+	if o.Class != rediserr.OK || rueidis.IsRedisNil(replies[0].Error()) {
 		return RemoteValue{}, o
 	}
-	get, pttl := replies[0], replies[1]
-	if rueidis.IsRedisNil(get.Error()) {
-		return RemoteValue{}, o
-	}
-	bytes, err := get.AsBytes()
+	bytes, err := replies[0].AsBytes()
 	if err != nil {
 		return RemoteValue{}, Outcome{Class: rediserr.Command, Err: err, Session: o.Session}
 	}
-	return RemoteValue{Found: true, Bytes: bytes[:len(bytes):len(bytes)], Life: LifeOf(pttl, o.Session)}, o
+	return found(bytes, replies[1], o.Session), o
+}
+
+// found returns a value that was read, with the life that the reply to PTTL tells.
+func found(bytes []byte, pttl rueidis.RedisResult, s *Session) RemoteValue {
+	return RemoteValue{Found: true, Bytes: bytes[:len(bytes):len(bytes)], Life: LifeOf(pttl, s)}
 }
 
 // Millis converts milliseconds to a Duration and limits values that do not fit.

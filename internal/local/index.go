@@ -79,12 +79,9 @@ func (s *stripe) find(place uint64) *slot {
 	return nil
 }
 
-// take returns the slot of a place, and gives it one if it has none. It replaces the index if that
-// is three quarters full. The caller holds the stripe.
+// take gives a slot to a place for which find has found none. It replaces the index if that is three
+// quarters full. The caller holds the stripe.
 func (s *stripe) take(place uint64) *slot {
-	if k := s.find(place); k != nil {
-		return k
-	}
 	x := s.index.Load()
 	if x == nil || x.used >= len(x.slots)/4*3 {
 		x = s.resize()

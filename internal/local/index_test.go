@@ -59,10 +59,16 @@ func TestTheIndexFindsWhatAMapFinds(t *testing.T) {
 			n := uint64(rnd.IntN(keys))
 			place := (n%homes)<<60 | n + 1
 			k := s.find(place)
+			taken := func() *slot {
+				if k != nil {
+					return k
+				}
+				return s.take(place)
+			}
 			switch rnd.IntN(5) {
 			case 0, 1:
 				e := new(Entry)
-				s.take(place).entry.Store(e)
+				taken().entry.Store(e)
 				model[place] = e
 			case 2:
 				if k != nil {
@@ -71,7 +77,7 @@ func TestTheIndexFindsWhatAMapFinds(t *testing.T) {
 				}
 				delete(model, place)
 			case 3:
-				s.take(place).queued = true
+				taken().queued = true
 				held[place] = true
 			default:
 				if k != nil && k.queued {

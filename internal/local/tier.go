@@ -47,6 +47,9 @@ const (
 	// other's fills: a write invalidates the fills in flight of its whole stripe.
 	stripeCount = 1024
 
+	// prefetchKeys is the number of keys to prefetch at once: they fit into the first cache of a core.
+	prefetchKeys = 64
+
 	// entryOverhead is the cost in bytes of an entry beside its key and value: the entry itself,
 	// its slot in the index and ristretto's two map slots. BenchmarkHeapMillion measures it.
 	entryOverhead = 280
@@ -91,6 +94,21 @@ func (l *Tier) Get(h keyhash.Hash) *Entry {
 		return k.of(h)
 	}
 	return nil
+}
+
+// Prefetch is called for each of n keys, in the order in which they are looked up. At every
+// prefetchKeys keys it loads what the next lookups will read: so their loads from memory overlap,
+// while each lookup would wait for its own.
+func (l *Tier) Prefetch(i, n int, hash func(i int) keyhash.Hash) {
+	if i%prefetchKeys != 0 {
+		return
+	}
+	for end := min(i+prefetchKeys, n); i < end; i++ {
+		place := hash(i).Place
+		if x := l.stripe(place).index.Load(); x != nil {
+			x.slots[x.home(place)].place.Load()
+		}
+	}
 }
 
 // of returns the slot's entry if it is of that key, or nil. Another key with the same place may

@@ -174,6 +174,10 @@ func (f *Framer) Feed(b []byte) error {
 	for i := 0; i < len(b); {
 		switch f.state {
 		case stType:
+			if end := f.skip(b, i); end > i {
+				i = end
+				continue
+			}
 			i = f.begin(b, i)
 		case stNumber:
 			i = f.readNumber(b, i)

@@ -330,7 +330,7 @@ func TestARequestIsAnArrayOfBulkStrings(t *testing.T) {
 	}
 	for _, s := range []string{
 		"PING\r\n", "+OK\r\n", "*0\r\n", "*-1\r\n", "*1\r\n$-1\r\n", "*1\r\n:1\r\n", "*1\r\n*1\r\n", "$1\r\na\r\n",
-		">2\r\n", "*2\r\n$1\r\na\r\n+b\r\n",
+		">2\r\n", "*2\r\n$1\r\na\r\n+b\r\n", "*1\r\n$1\r\nab\r\n", "*1\r\n$1\r\na\rb", "*1\r\n$\r\n\r\n", "*\r\n", "*1\r$",
 	} {
 		v := feed(fresh(), s, cuts["whole"])
 		if v.reason == "" {
@@ -338,6 +338,18 @@ func TestARequestIsAnArrayOfBulkStrings(t *testing.T) {
 		}
 		everyCut(t, fresh, s, v)
 	}
+}
+
+func TestUsualFramesCountHoweverTheyAreCut(t *testing.T) {
+	fresh := func() *Framer { f := newRequestFramer(); return &f }
+	everyCut(t, fresh, strings.Repeat("*2\r\n$4\r\nPTTL\r\n$1\r\nk\r\n", 9)+"*1\r\n$4\r\nPI", verdict{replies: 9, midFrame: true, offset: -1})
+	short := strings.Repeat("+OK\r\n:0\r\n:123456789\r\n:1234567890\r\n:-2\r\n", 3)
+	everyCut(t, func() *Framer { return NewFramer(testLimits) }, short, verdict{replies: 15, offset: -1})
+	everyCut(t, func() *Framer {
+		f := NewFramer(testLimits)
+		f.allowed = 2
+		return f
+	}, short, verdict{replies: 2, offset: int64(len("+OK\r\n:0\r\n")), reason: "a reply nobody asked for"})
 }
 
 func TestFeedingAStreamOfRepliesAllocatesNothing(t *testing.T) {
