@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -48,10 +49,15 @@ func overwrites(t *testing.T, ctx context.Context, c *holdfast.Cache, b backend,
 		"refresh": func(key string, source func()) error {
 			b.set(key, "before")
 			done := make(chan struct{})
-			end := sync.OnceFunc(func() { close(done) })
+			var began atomic.Bool
 			for {
 				e, err := c.GetOrLoadWith(ctx, key, time.Hour, early, func(context.Context, *holdfast.Entry) (holdfast.Loaded, error) {
-					defer end()
+					// A second refresh would find the value that the others write, which they then
+					// write again: nothing in Redis tells that from no write.
+					if !began.CompareAndSwap(false, true) {
+						return holdfast.Loaded{}, errors.New("loaded already")
+					}
+					defer close(done)
 					source()
 					return holdfast.Loaded{Value: []byte("ours")}, nil
 				})
