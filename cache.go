@@ -141,8 +141,8 @@ func (c *Cache) lookCoarse(h keyhash.Hash, key string) (e *local.Entry, fresh bo
 	if e = c.local.Get(h); e == nil {
 		return nil, false
 	}
-	_, fresh = c.before(e.FreshEnd())
-	return e, fresh
+	end := e.FreshEnd()
+	return e, c.coarse.Before(end) || c.clock.Now() < end // before would cost a call
 }
 
 // before reports whether the time t has not come, and the present time, of which it may be sure only

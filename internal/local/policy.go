@@ -34,7 +34,7 @@ type policy struct {
 	trimmed int          // index of the first that trim has not looked at
 
 	reads    [readShards]readShard
-	interval atomic.Uint64 // one read in so many is sampled
+	interval atomic.Uint64 // one read in so many is sampled; 0 until ristretto is started
 	paced    time.Time     // when the interval was chosen
 	draining time.Duration // spent on samples since
 
@@ -79,14 +79,18 @@ type readShard struct {
 // CountHit records that a caller was answered with the key's entry.
 func (l *Tier) CountHit(h keyhash.Hash) {
 	r := &l.policy.reads[inflight.Spread()%readShards]
-	l.policy.sample(r, r.hits.Add(1), h)
+	if nth := r.hits.Add(1); l.policy.interval.Load() != 0 {
+		l.policy.sample(r, nth, h)
+	}
 }
 
 // CountRead records that a caller read the key in another way. An access that is not recorded
 // makes the policy take the key for one that nobody reads.
 func (l *Tier) CountRead(h keyhash.Hash) {
 	r := &l.policy.reads[inflight.Spread()%readShards]
-	l.policy.sample(r, r.others.Add(1), h)
+	if nth := r.others.Add(1); l.policy.interval.Load() != 0 {
+		l.policy.sample(r, nth, h)
+	}
 }
 
 // Hits is the number of calls of CountHit.
@@ -97,11 +101,11 @@ func (l *Tier) Hits() (n uint64) {
 	return n
 }
 
-// sample samples the shard's nth read if its turn has come. The choice by a multiple of the golden
+// sample samples the shard's nth read if its turn has come. ristretto was started. The choice by a multiple of the golden
 // ratio spreads evenly over the keys of callers that read in a cycle.
 func (p *policy) sample(r *readShard, nth uint64, h keyhash.Hash) {
 	const golden = 0x9E3779B97F4A7C15
-	if interval := p.interval.Load(); interval == 0 || nth*golden > math.MaxUint64/interval {
+	if nth*golden > math.MaxUint64/p.interval.Load() {
 		return
 	}
 	i := r.sampled.Add(1)
