@@ -315,9 +315,8 @@ type Latencies struct {
 	Lease  Latency // Of waits for a load of another process.
 }
 
-// Latencies returns a snapshot. It takes some microseconds, does not block, and is no use of Redis.
-func (c *Cache) Latencies() (l Latencies) {
-	n := &c.stats
+// latencies reads every histogram.
+func (n *counters) latencies() (l Latencies) {
 	for _, part := range []struct {
 		to   *Latency
 		from *latency.Histogram
