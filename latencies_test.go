@@ -101,3 +101,27 @@ func TestALoadThatWaitedForAnotherProcessIsTimed(t *testing.T) {
 		t.Errorf("one wait counts as %d, in all %v", l.Lease.Count(), l.Lease.Sum)
 	}
 }
+
+func TestTheLastStateChangesAreKept(t *testing.T) {
+	begin(t)
+	s := redistest.Start(t)
+	c := open(t, at(s.Addr()))
+	ready(t, c)
+	for range 2 {
+		s.Kill()
+		waitState(t, c, holdfast.Down)
+		s.Restart()
+		waitState(t, c, holdfast.Up)
+	}
+	closed(t, c)
+	got := c.StateChanges()
+	want := []holdfast.State{holdfast.Up, holdfast.Down, holdfast.Up, holdfast.Down, holdfast.Up, holdfast.Closed}
+	if len(got) != len(want) {
+		t.Fatalf("the changes are %v", got)
+	}
+	for i, change := range got {
+		if change.To != want[i] || i > 0 && (change.From != got[i-1].To || change.At.Before(got[i-1].At)) || (change.To == holdfast.Down) != (change.Err != nil) {
+			t.Errorf("change %d is %+v", i, change)
+		}
+	}
+}
