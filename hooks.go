@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -129,10 +130,31 @@ type notifier struct {
 	changes changes
 }
 
-// changes wakes those that wait for the next change of Health.State.
+// changes has the last changes of Health.State, and wakes those that wait for the next one.
 type changes struct {
 	mu      sync.Mutex
+	recent  []StateChange // oldest first
 	waiting chan struct{} // nil: nobody waits
+}
+
+// keptChanges is the number of changes that are kept.
+const keptChanges = 50
+
+// add keeps the change, and wakes those that wait. It does not block.
+func (s *changes) add(c StateChange) {
+	s.mu.Lock()
+	if len(s.recent) == keptChanges {
+		s.recent = append(s.recent[:0], s.recent[1:]...)
+	}
+	s.recent = append(s.recent, c)
+	s.mu.Unlock()
+	s.wake()
+}
+
+func (s *changes) all() []StateChange {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.recent)
 }
 
 // next returns a channel that the next change closes.
@@ -229,7 +251,7 @@ func (n *notifier) post(f func()) {
 }
 
 func (n *notifier) stateChange(c StateChange) {
-	n.changes.wake()
+	n.changes.add(c)
 	n.post(func() {
 		level := slog.LevelInfo
 		attrs := []slog.Attr{slog.String("from", c.From.String()), slog.String("to", c.To.String())}

@@ -48,3 +48,14 @@ func TestAHeldWriteIsShownInBoundedLength(t *testing.T) {
 		t.Errorf("%d bytes", len(text))
 	}
 }
+
+func TestNoMoreThanFiftyChangesAreKept(t *testing.T) {
+	var s changes
+	for i := range 3 * keptChanges {
+		s.add(StateChange{Shard: string(rune('a' + i))})
+	}
+	got := s.all()
+	if len(got) != keptChanges || got[0].Shard != string(rune('a'+2*keptChanges)) || got[keptChanges-1].Shard != string(rune('a'+3*keptChanges-1)) {
+		t.Errorf("%d changes are kept, from %q to %q", len(got), got[0].Shard, got[len(got)-1].Shard)
+	}
+}

@@ -142,6 +142,7 @@ func (c *Cache) lease(ctx context.Context, r *request, it *loadItem) (*lease, le
 		}
 		if try == 0 {
 			c.stats.leaseWaits.Add(1)
+			defer func() { c.stats.leaseTook.Record(time.Duration(c.clock.Now() - began)) }()
 		}
 		patience := r.o.Lease - time.Duration(c.clock.Now()-began)
 		if patience <= 0 {

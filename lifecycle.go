@@ -251,6 +251,14 @@ func (c *Cache) Stats() Stats {
 	return r.snapshot()
 }
 
+// StateChanges returns the last 50 changes of Health.State since New, oldest first, as
+// Hooks.OnStateChange gets them. It does not block, and is no use of Redis.
+func (c *Cache) StateChanges() []StateChange { return c.notify.changes.all() }
+
+// Latencies returns how long the work of the Cache took since New. It takes some microseconds, does
+// not block, and is no use of Redis.
+func (c *Cache) Latencies() Latencies { return c.stats.latencies() }
+
 // closeLimit bounds how long Close waits for user code that does not return: a hook, a log
 // handler, a loader or a dial function that ignores its context. diskLimit is the bound for
 // the disk of Journal.Dir.

@@ -191,6 +191,8 @@ func (c *Cache) call(ctx context.Context, r *request, items []*loadItem) {
 	if r.early {
 		c.stats.earlyRefreshes.Add(1)
 	}
+	began := c.clock.Now()
+	defer func() { c.stats.loadTook.Record(time.Duration(c.clock.Now() - began)) }()
 	r.call(ctx, items)
 	for _, it := range items {
 		if it.err != nil {

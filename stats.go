@@ -4,7 +4,9 @@ import (
 	"iter"
 	"reflect"
 	"sync/atomic"
+	"time"
 
+	"github.com/holdfast-cache/holdfast/internal/latency"
 	"github.com/holdfast-cache/holdfast/internal/link"
 )
 
@@ -95,6 +97,8 @@ type counters struct {
 	refused, rejected, held, discarded atomic.Uint64
 
 	fillsDiscarded atomic.Uint64
+
+	loadTook, leaseTook latency.Histogram
 }
 
 // statSource is the source of a snapshot: the counters, and the numbers that other parts keep.
@@ -267,6 +271,63 @@ func (s Stats) All() iter.Seq[Stat] {
 			}
 		}
 	}
+}
+
+// Latency has the numbers of durations since New by their length, in exponential buckets. It is a
+// snapshot.
+type Latency struct {
+	// Counts has the number of durations of each bucket. The nth bucket ends with
+	// LatencyBound(n), the last one has all that are longer. These are the buckets of an
+	// exponential histogram of OpenTelemetry with scale 2, from the index -80 on, and of a native
+	// histogram of Prometheus with schema 2.
+	Counts [latency.Buckets]uint64
+	// Sum is the sum of all durations.
+	Sum time.Duration
+}
+
+// LatencyBound returns the longest duration of the nth bucket of a Latency: 2^((n-80)/4) seconds.
+func LatencyBound(n int) time.Duration { return latency.Bound(n) }
+
+// Count returns the number of durations.
+func (l *Latency) Count() uint64 { return (*latency.Snapshot)(l).Count() }
+
+// Quantile returns the upper bound of the bucket that has the quantile q, from 0 to 1; 0 if there
+// are no durations. It is at most 19% above the true quantile.
+func (l *Latency) Quantile(q float64) time.Duration { return (*latency.Snapshot)(l).Quantile(q) }
+
+// Minus returns the durations that came after an earlier snapshot of the same Cache.
+func (l Latency) Minus(earlier Latency) Latency {
+	return Latency(latency.Snapshot(l).Minus(latency.Snapshot(earlier)))
+}
+
+// Latencies has how long the work of a Cache took. A local hit is not measured.
+type Latencies struct {
+	// Of pipelines that were sent to Redis, until the last reply or until they were given up: with
+	// reads, with writes of Set, Delete and the like, with scripts, and with other commands of
+	// Client, by the first command of the pipeline. A pipeline may have up to 256 commands. Commands
+	// on dedicated connections do not count.
+	Read, Write, Script, Passed Latency
+
+	Probe  Latency // Of the probes of the supervisor.
+	Replay Latency // Of pipelines of the replay.
+	Dial   Latency // Of connects that succeeded, with their handshakes.
+	Load   Latency // Of calls of a loader.
+	Lease  Latency // Of waits for a load of another process.
+}
+
+// latencies reads every histogram.
+func (n *counters) latencies() (l Latencies) {
+	for _, part := range []struct {
+		to   *Latency
+		from *latency.Histogram
+	}{
+		{&l.Read, &n.Took[link.KindRead]}, {&l.Write, &n.Took[link.KindWrite]}, {&l.Script, &n.Took[link.KindScript]},
+		{&l.Passed, &n.Took[link.KindPassed]}, {&l.Probe, &n.Took[link.KindProbe]}, {&l.Replay, &n.Took[link.KindReplay]},
+		{&l.Dial, &n.Dialled}, {&l.Load, &n.loadTook}, {&l.Lease, &n.leaseTook},
+	} {
+		part.from.AddTo((*latency.Snapshot)(part.to))
+	}
+	return l
 }
 
 // localAnswers is the number of answers of the local tier, apart from those that the call

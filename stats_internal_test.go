@@ -7,8 +7,11 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 	"unsafe"
 
+	"github.com/holdfast-cache/holdfast/internal/latency"
+	"github.com/holdfast-cache/holdfast/internal/link"
 	"github.com/holdfast-cache/holdfast/internal/local"
 )
 
@@ -47,6 +50,41 @@ func TestEachFieldOfStatsHasOneRow(t *testing.T) {
 	}
 }
 
+// Each histogram gets a number of durations of its own, and Latencies must show it where it belongs.
+func TestEachLatencyIsReadFromItsOwnHistogram(t *testing.T) {
+	c, err := New(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	histograms := map[string]*latency.Histogram{"dial": &c.stats.Dialled, "load": &c.stats.loadTook, "lease": &c.stats.leaseTook}
+	for kind := range link.Kind(link.Kinds) {
+		histograms[kind.String()] = &c.stats.Took[kind]
+	}
+	shown := reflect.ValueOf(new(Latencies)).Elem()
+	if shown.NumField() != len(histograms) {
+		t.Fatalf("%d histograms, and %d are shown", len(histograms), shown.NumField())
+	}
+	for i := range shown.NumField() {
+		h := histograms[strings.ToLower(shown.Type().Field(i).Name)]
+		if h == nil {
+			t.Fatalf("%s has no histogram", shown.Type().Field(i).Name)
+		}
+		for range i + 1 {
+			h.Record(time.Millisecond)
+		}
+	}
+	shown = reflect.ValueOf(c.Latencies())
+	for i := range shown.NumField() {
+		if l := shown.Field(i).Interface().(Latency); l.Count() != uint64(i+1) || l.Sum != time.Duration(i+1)*time.Millisecond {
+			t.Errorf("%s has %d durations, in all %v; want %d of 1 ms", shown.Type().Field(i).Name, l.Count(), l.Sum, i+1)
+		}
+	}
+	if n := testing.AllocsPerRun(10, func() { c.Latencies() }); n != 0 {
+		t.Errorf("a snapshot allocates %v times", n)
+	}
+}
+
 // Each counter gets a number of its own, and Stats must show it where it belongs.
 func TestEachFieldOfStatsIsReadFromItsOwnCounter(t *testing.T) {
 	c, err := New(Options{})
@@ -63,8 +101,8 @@ func TestEachFieldOfStatsIsReadFromItsOwnCounter(t *testing.T) {
 		"batchHits": "LocalHits", "asides": "", "Dials": "DialAttempts",
 	}
 	for _, f := range reflect.VisibleFields(stats.Type()) {
-		if f.Anonymous {
-			continue // its fields follow
+		if f.Anonymous || f.Type != reflect.TypeFor[atomic.Uint64]() {
+			continue // its fields follow, or it is a histogram: see below
 		}
 		counter := (*atomic.Uint64)(unsafe.Pointer(stats.FieldByIndex(f.Index).UnsafeAddr()))
 		counter.Store(next())

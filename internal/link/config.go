@@ -9,6 +9,7 @@ import (
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/group"
+	"github.com/holdfast-cache/holdfast/internal/latency"
 	"github.com/redis/rueidis"
 )
 
@@ -53,6 +54,40 @@ type Counters struct {
 	Isolated        atomic.Uint64 // commands isolated
 	Invalidations   atomic.Uint64 // keys that a server reported as changed
 	StreamLosses    atomic.Uint64 // losses of an invalidation stream
+
+	Took    [Kinds]latency.Histogram // pipelines that were sent, from a place in the bulkhead to the replies
+	Dialled latency.Histogram        // attempts to connect, with the handshake, that succeeded
+}
+
+// Kind is the kind of the first command of a pipeline.
+type Kind uint8
+
+const (
+	KindRead   Kind = iota // GET, MGET, and reads of the cached replies
+	KindWrite              // SET, DEL and the other writes that the tiers model
+	KindScript             // scripts: of leases, of loads, and of callers
+	KindPassed             // other commands of callers
+	KindProbe
+	KindReplay
+	Kinds = iota
+)
+
+func (k Kind) String() string {
+	return [...]string{"read", "write", "script", "passed", "probe", "replay"}[k]
+}
+
+// kindOf returns the kind of a command of a caller or of the tiers.
+func kindOf(cmd rueidis.Completed) Kind {
+	switch name := cmd.Commands()[0]; name {
+	case "SET", "SETEX", "PSETEX", "DEL", "UNLINK", "GETDEL", "EXPIRE", "PEXPIRE", "EXPIREAT", "PEXPIREAT", "PERSIST":
+		return KindWrite
+	case "EVAL", "EVALSHA", "EVAL_RO", "EVALSHA_RO", "FCALL", "FCALL_RO":
+		return KindScript
+	}
+	if cmd.IsReadOnly() {
+		return KindRead
+	}
+	return KindPassed
 }
 
 // Watcher is told the news of the servers. Its methods do not block and are safe from

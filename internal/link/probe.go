@@ -39,7 +39,9 @@ func ProbeCommands(b rueidis.Builder, key string, cmds []rueidis.Completed) []ru
 // slots of abandoned calls. probe blocks at most until ctx ends.
 func (s *Session) probe(ctx context.Context, key string) (rediserr.Class, error) {
 	ticket := s.Tickets.Add(1)
+	sent := s.Link.clock.Now()
 	replies := s.Client.DoMulti(ctx, ProbeCommands(s.Client.B(), key, nil)...)
+	s.Took(KindProbe, sent)
 	if replies[len(replies)-1].NonRedisError() == nil {
 		s.Answered(ticket)
 	}

@@ -153,6 +153,13 @@ func (q request) send(ctx context.Context, s *Session) (a response, err error) {
 	return a, a.many[len(a.many)-1].NonRedisError()
 }
 
+func (q request) kind() Kind {
+	if len(q.many) == 0 {
+		return kindOf(q.one)
+	}
+	return kindOf(q.many[0])
+}
+
 func (q request) isReadOnly() bool {
 	if len(q.many) == 0 {
 		return q.one.IsReadOnly()
@@ -181,7 +188,9 @@ func (r *Remote) doOn(ctx Bound, s *Session, alone bool, q request) (response, O
 		return response{}, Outcome{Class: rediserr.Down, Err: err}
 	}
 	completed, dead := s.Completed.Load(), s.Lost.Load()
+	kind, sent := q.kind(), r.clock.Now() // before rueidis reuses the commands
 	a, err := q.send(ctx.Context, s)
+	r.stats.Took[kind].Record(time.Duration(r.clock.Now() - sent))
 	keep := int64(0)
 	if err != nil && rediserr.GaveUp(err) {
 		s.Abandon(ticket)

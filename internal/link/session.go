@@ -170,6 +170,7 @@ func (l *Link) openSession(life context.Context, addr string, m dial.Manner, bar
 	if bare {
 		option.SelectDB, option.ClientName, option.ClientSetInfo = 0, "", rueidis.DisableClientSetInfo
 	}
+	began := l.clock.Now()
 	err = next.Dial(life, dial.Plan{
 		Addr:        addr,
 		Option:      option,
@@ -180,6 +181,9 @@ func (l *Link) openSession(life context.Context, addr string, m dial.Manner, bar
 		Lost:        func() { l.lostSession(next) },
 		Invalidated: func(keys []rueidis.RedisMessage) { l.invalidated(next, keys) },
 	})
+	if err == nil {
+		l.stats.Dialled.Record(time.Duration(l.clock.Now() - began))
+	}
 	if err == nil && !bare {
 		limit := l.cfg.Redis.Dialer.Timeout
 		ask, done := context.WithTimeout(life, limit)
@@ -446,4 +450,9 @@ func (c *Config) connection() rueidis.ClientOption {
 	o := c.Redis
 	o.ConnWriteTimeout = max(o.ConnWriteTimeout, time.Duration(clock.Saturated(int64(c.Timeout), int64(c.Timeout))))
 	return o
+}
+
+// Took records how long a pipeline took that was sent at the given time.
+func (s *Session) Took(kind Kind, sent int64) {
+	s.Link.stats.Took[kind].Record(time.Duration(s.Link.clock.Now() - sent))
 }

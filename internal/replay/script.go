@@ -314,7 +314,9 @@ func (r *Replayer) do(ctx context.Context, s *link.Session, cmds []rueidis.Compl
 	if asking {
 		cmds = link.WithAsking(s.Client.B(), cmds)
 	}
+	sent := r.clock.Now()
 	replies := s.Client.DoMulti(ctx, cmds...)
+	s.Took(link.KindReplay, sent)
 	if asking {
 		replies = link.WithoutAsking(replies)
 	}
