@@ -438,6 +438,65 @@ func TestAReplyEndsWithItsKeyAndItsFields(t *testing.T) {
 	}
 }
 
+// Between a reply and HPTTL a field may expire, or the whole key. Such a reply is not kept.
+func TestAReplyThatShowsAFieldThatIsGoneIsNotKept(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	j := redistest.NewInjector(t, s.Addr())
+	s.MustDo("HSET", "h", "f", "v", "empty", "")
+	for _, hpttl := range []string{"*2\r\n:-2\r\n:-2\r\n", "*-1\r\n"} {
+		j.Answer(func(cmd []string) string {
+			if cmd[0] == "HPTTL" {
+				return hpttl
+			}
+			return ""
+		})
+		c := open(t, at(j.Addr()))
+		ready(t, c)
+		cl := c.Client()
+		for _, line := range []string{"HGETALL h", "HKEYS h", "HGET h f", "HGET h empty", "HMGET h none f", "HEXISTS h f", "HSTRLEN h f"} {
+			for range 3 {
+				if res := cl.DoCache(ctx, cacheable(cl, line), time.Hour); res.Error() != nil || res.IsCacheHit() {
+					t.Errorf("%s is kept though HPTTL says %q: %v", line, hpttl, res.Error())
+				}
+			}
+		}
+		for _, line := range []string{"HGET absent f", "HMGET absent f g", "HEXISTS absent f", "HGETALL absent"} {
+			hitOf(t, cl, line)
+		}
+	}
+}
+
+// A reply that has just come from Redis tells for how long it may be kept, as rueidis' own does.
+func TestAReplyOfRedisTellsTheLifeOfItsKey(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	p := redistest.NewProxy(t, s.Addr())
+	o := at(p.Addr())
+	o.Timeout = 10 * time.Second
+	c := open(t, o)
+	ready(t, c)
+	cl := c.Client()
+	s.MustDo("HSET", "h", "f", "v")
+	s.MustDo("PEXPIRE", "h", "100000")
+	p.SetLatency(100 * time.Millisecond)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			if ms := cl.DoCache(ctx, cacheable(cl, "HGETALL h"), time.Hour).CachePTTL(); ms < 50_000 || ms > 100_000 {
+				t.Errorf("a reply of a key that has 100 s is for %d ms", ms)
+			}
+		})
+	}
+	wg.Wait()
+	p.SetLatency(0)
+	for line, most := range map[string]int64{"HGETALL none": 3_600_000, "HLEN h": 100_000} {
+		if ms := cl.DoCache(ctx, cacheable(cl, line), time.Hour).CachePTTL(); ms < most/2 || ms > most {
+			t.Errorf("%s is for %d ms, want %d", line, ms, most)
+		}
+	}
+}
+
 // The bytes of a reply are those that it keeps on the heap.
 func TestRepliesCountAsWhatTheyKeep(t *testing.T) {
 	undisturbed(t)
