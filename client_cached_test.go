@@ -524,6 +524,31 @@ func TestRepliesCountAsWhatTheyKeep(t *testing.T) {
 	}
 }
 
+// A key with a single reply costs more than the reply: what ties the replies of the key together.
+func TestSmallRepliesOfManyKeysCountAsWhatTheyKeep(t *testing.T) {
+	ctx := undisturbed(t)
+	s := redistest.Start(t)
+	o := at(s.Addr())
+	o.Local.MaxBytes, o.Timeout = 32<<20, 10*time.Second
+	c := open(t, o)
+	ready(t, c)
+	cl := c.Client()
+	heap := heapInUse()
+	batch := make([]rueidis.CacheableTTL, 1000)
+	for i := range 200 {
+		for j := range batch {
+			batch[j] = rueidis.CT(cl.B().Hlen().Key(fmt.Sprint("key", i, ":", j)).Cache(), time.Hour)
+		}
+		for _, res := range cl.DoMultiCache(ctx, batch...) {
+			must(t, res.Error())
+		}
+	}
+	grown, told := heapInUse()-heap, c.Stats().LocalBytes
+	if ratio := float64(grown) / float64(told); ratio > 1.18 {
+		t.Errorf("small replies take %d bytes of the heap and are counted as %d, ratio %.2f", grown, told, ratio)
+	}
+}
+
 func TestAReplyOfMoreThanAnEighthOfMaxBytesIsNotKept(t *testing.T) {
 	ctx := begin(t)
 	s := redistest.Start(t)

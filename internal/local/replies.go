@@ -20,6 +20,7 @@ type replySet struct {
 	version atomic.Uint64 // of the key: replies of an earlier one have ended
 	scope   *EpochScope
 	epoch   uint32 // in which the replies were read
+	end     int64  // of the life of all of the replies
 	bytes   int64
 
 	oldest, newest *Reply // a list; a reply that was used becomes the newest before it would go
@@ -49,6 +50,9 @@ const (
 
 	// replyBytes is the size of a Reply without its value.
 	replyBytes = int64(unsafe.Sizeof(Reply{}))
+
+	// setBytes is the size of a replySet and of its place in the stripe's map.
+	setBytes = int64(unsafe.Sizeof(replySet{})) + 32
 )
 
 // reply returns the reply that the entry stands for, or nil.
@@ -104,20 +108,31 @@ func FillReply[V any](l *Tier, key, command keyhash.Hash, value V, size int64, t
 
 	s, k, _ := l.lock(key)
 	defer l.unlock(s, command)
-	if !s.fillable(k, t) {
+	at, old := s.find(command.Place), (*Entry)(nil)
+	if at != nil {
+		old = at.of(command)
+	}
+	switch {
+	case !s.fillable(k, t):
 		// The caller gets this reply, so no later call may get an older one.
-		if old := s.find(command.Place); old != nil && old.of(command).olderThan(k, f.Confirmed) {
-			l.replace(s, old, nil)
+		if old.olderThan(k, f.Confirmed) {
+			l.replace(s, at, nil)
 		}
+		return false
+	case old != nil && old.Confirmed.Load() > f.Confirmed && !old.reply().ended():
 		return false
 	}
 	set := s.replies[key.Place]
 	if set == nil {
 		set = s.newReplySet(key.Place)
 	}
-	set.enter(t)
+	set.enter(t, f.Confirmed)
+	set.end = max(set.end, f.Expires)
 	r.set, r.version = set, set.version.Load()
-	fits := l.put(s, s.find(command.Place), command, e)
+	if set.holdsOnly(command.Place) {
+		r.Size += int32(setBytes)
+	}
+	fits := l.put(s, at, command, e)
 	l.boundReplies(s, set)
 	s.dropIfEmpty(set)
 	return fits
@@ -132,13 +147,33 @@ func (s *stripe) newReplySet(place uint64) *replySet {
 	return set
 }
 
-// enter is called before an answer that was read under the token is stored. Replies of an earlier
-// epoch end: they may be of an earlier version of the key, and must not be served after the answer.
-func (set *replySet) enter(t Token) {
-	if set.scope != t.Scope || set.epoch != t.Epoch {
+// holdsOnly reports whether the set has no reply beside the one at that place. Such a reply counts
+// with the set.
+func (set *replySet) holdsOnly(place uint64) bool {
+	return set.oldest == nil || set.oldest == set.newest && set.oldest.place == place
+}
+
+// enter is called before an answer is stored that was read at the given time, under the token. Replies
+// of an earlier epoch end, and so do replies whose time is over: they may be of an earlier version of
+// the key, and must not be served after the answer.
+func (set *replySet) enter(t Token, read int64) {
+	if set.scope != t.Scope || set.epoch != t.Epoch || set.end <= read {
 		set.scope, set.epoch = t.Scope, t.Epoch
-		set.version.Add(1)
+		set.advance()
 	}
+}
+
+// enterReplies is enter for the replies of a key, if it has any.
+func (s *stripe) enterReplies(h keyhash.Hash, t Token, read int64) {
+	if set := s.replies[h.Place]; set != nil {
+		set.enter(t, read)
+	}
+}
+
+// advance ends the replies.
+func (set *replySet) advance() {
+	set.version.Add(1)
+	set.end = 0
 }
 
 // changed records that the key may have another value from now on: answers that were read before
@@ -146,9 +181,19 @@ func (set *replySet) enter(t Token) {
 // change. The caller holds the stripe.
 func (s *stripe) changed(h keyhash.Hash) (seq uint64) {
 	if set := s.replies[h.Place]; set != nil {
-		set.version.Add(1)
+		set.advance()
 	}
 	return s.version.Add(1)
+}
+
+// invalidated is changed for an invalidation. Replies whose time is over do not end: as with copies,
+// the server may be announcing just that, and Outage.ServeStaleFor may still use them.
+func (s *stripe) invalidated(h keyhash.Hash, now int64) {
+	if set := s.replies[h.Place]; set == nil || now < set.end {
+		s.changed(h)
+		return
+	}
+	s.version.Add(1)
 }
 
 // boundReplies removes replies of the set that have ended, and the least used ones as long as all
