@@ -299,6 +299,31 @@ func TestEqualReadsUnderWayAreOneCommand(t *testing.T) {
 	wg.Wait()
 }
 
+// panickyContext panics when a call begins to wait.
+type panickyContext struct{ context.Context }
+
+func (panickyContext) Done() <-chan struct{} { panic("the caller's own fault") }
+
+func TestNobodyWaitsForALeaderThatPanicked(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	c := open(t, at(s.Addr()))
+	ready(t, c)
+	cl := c.Client()
+	s.MustDo("HSET", "h", "f", "v")
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("the context was not asked")
+			}
+		}()
+		cl.DoCache(panickyContext{ctx}, cacheable(cl, "HGETALL h"), time.Hour)
+	}()
+	if got := anyOf(cl.DoCache(ctx, cacheable(cl, "HGETALL h"), time.Hour)); got != "map[f:v] <nil>" {
+		t.Errorf("after a panic of an equal read the reply is %s", got)
+	}
+}
+
 // A read that begins after a write has returned shares no reply of a read from before the write.
 func TestAReadSharesNoReplyFromBeforeAWrite(t *testing.T) {
 	ctx := begin(t)
