@@ -1,7 +1,6 @@
 package local
 
 import (
-	"math"
 	"sync/atomic"
 	"unsafe"
 
@@ -51,6 +50,9 @@ const (
 	// replyBytes is the size of a Reply without its value.
 	replyBytes = int64(unsafe.Sizeof(Reply{}))
 
+	// largestReply is more than an entry may take.
+	largestReply = 1 << 30
+
 	// setBytes is the size of a replySet and of its place in the stripe's map.
 	setBytes = int64(unsafe.Sizeof(replySet{})) + 32
 )
@@ -94,38 +96,28 @@ func StoredReply[V any](l *Tier, command keyhash.Hash) (*Entry, *V) {
 }
 
 // FillReply stores the reply to a command on the key, as Fill stores a value. size is the number of
-// bytes that the value keeps on the heap beside itself.
+// bytes that the value keeps on the heap beside itself. A reply that is too large ends the one before it.
 func FillReply[V any](l *Tier, key, command keyhash.Hash, value V, size int64, t Token, f Freshness) bool {
 	size += replyBytes + int64(unsafe.Sizeof(value))
-	if size > min(l.maxEntry, math.MaxInt32) {
-		return false
-	}
 	r := &ReplyAs[V]{Value: value}
-	r.Size, r.place = int32(size), command.Place
+	r.Size, r.place = int32(min(size, largestReply)), command.Place
 	e := NewEntry("", nil, f)
 	e.check = command.Check
 	e.decoded.Store(&r.Decoded)
 
 	s, k, _ := l.lock(key)
 	defer l.unlock(s, command)
-	at, old := s.find(command.Place), (*Entry)(nil)
-	if at != nil {
-		old = at.of(command)
-	}
-	switch {
-	case !s.fillable(k, t):
+	at := s.find(command.Place)
+	if old := at.reply(command); !s.fillable(k, t) {
 		// The caller gets this reply, so no later call may get an older one.
 		if old.olderThan(k, f.Confirmed) {
 			l.replace(s, at, nil)
 		}
 		return false
-	case old != nil && old.Confirmed.Load() > f.Confirmed && !old.reply().ended():
+	} else if old != nil && old.Confirmed.Load() > f.Confirmed && !old.reply().ended() {
 		return false
 	}
-	set := s.replies[key.Place]
-	if set == nil {
-		set = s.newReplySet(key.Place)
-	}
+	set := s.replySetOf(key.Place)
 	set.enter(t, f.Confirmed)
 	set.end = max(set.end, f.Expires)
 	r.set, r.version = set, set.version.Load()
@@ -138,7 +130,19 @@ func FillReply[V any](l *Tier, key, command keyhash.Hash, value V, size int64, t
 	return fits
 }
 
-func (s *stripe) newReplySet(place uint64) *replySet {
+// reply returns the entry of a stored reply, or nil. The slot may be nil.
+func (s *slot) reply(command keyhash.Hash) *Entry {
+	if s == nil {
+		return nil
+	}
+	return s.of(command)
+}
+
+// replySetOf returns the set of the replies of a key, a new one if there is none.
+func (s *stripe) replySetOf(place uint64) *replySet {
+	if set := s.replies[place]; set != nil {
+		return set
+	}
 	if s.replies == nil {
 		s.replies = map[uint64]*replySet{}
 	}

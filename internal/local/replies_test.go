@@ -137,6 +137,13 @@ func TestALaterAnswerEndsTheRepliesOfAnEarlierEpoch(t *testing.T) {
 			r.l.Fill(r.l.Hash("k"), "k", []byte("2"), r.token("k"), r.freshness())
 		},
 		"no such key": func(r *replyRig) { r.l.Forget(r.l.Hash("k"), r.token("k"), 1) },
+		"a reply that is too large": func(r *replyRig) {
+			for _, command := range []string{"HLEN", "HGETALL"} {
+				if r.fillUnder(r.token("k"), "k", command, "2", 1<<40) {
+					t.Error("a reply that is too large is stored")
+				}
+			}
+		},
 	} {
 		r := newReplyRig(t, 1<<20)
 		r.fill("k", "HLEN", "1")
