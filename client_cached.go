@@ -122,7 +122,7 @@ func (r *pipelineCall) cached(st *commandState) {
 		}
 		op := r.newOp()
 		*op = remoteOp{command: st, kind: opCached, key: key, hash: h, stored: stored, token: t}
-		if len(r.commands) == 1 && !r.lead(op) {
+		if len(r.commands) == 1 && st.shares() && !r.lead(op) {
 			if r.follow(op) {
 				return
 			}
@@ -132,6 +132,10 @@ func (r *pipelineCall) cached(st *commandState) {
 		return
 	}
 }
+
+// shares reports whether the command may get the reply of an equal one that is under way. With a ttl
+// of 0 DoCache takes no reply that was asked for before.
+func (st *commandState) shares() bool { return !st.cache || st.cached > 0 }
 
 // lead makes the call the one that asks Redis for this reply. It returns false if another call
 // already does, and sets the operation's flight in any case. Only a call of a single command leads

@@ -299,6 +299,32 @@ func TestEqualReadsUnderWayAreOneCommand(t *testing.T) {
 	wg.Wait()
 }
 
+func TestAReadWithATTLOf0SharesNoReply(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	f := redistest.NewFilter(t, s.Addr(), redistest.Makes[3])
+	p := redistest.NewProxy(t, f.Addr())
+	o := at(p.Addr())
+	o.Timeout = 10 * time.Second
+	c := open(t, o)
+	ready(t, c)
+	cl := c.Client()
+	p.SetLatency(100 * time.Millisecond)
+	before := f.Seen("HGETALL")
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			if err := cl.DoCache(ctx, cacheable(cl, "HGETALL h"), 0).Error(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := f.Seen("HGETALL") - before; n != 8 {
+		t.Errorf("8 reads with a ttl of 0 sent %d commands", n)
+	}
+}
+
 // panickyContext panics when a call begins to wait.
 type panickyContext struct{ context.Context }
 
