@@ -88,13 +88,13 @@ type dropIn struct {
 // Bloom filters and their kin. So do Do and DoMulti with Options.Local.CacheDo. A reply is as fresh
 // as a copy of a value: an invalidation of its key, any write of this client to the key, or a loss of
 // the invalidation stream ends all replies of the key. The answer for an absent key is kept, too; an
-// error is not. Equal reads that are under way share one command. While Redis is away, and when its
-// answer does not come in time, a reply that was kept is served within Options.Outage; without one
-// the command returns ErrUnavailable. Replies count in Options.Local.MaxBytes; those of one key
-// take at most an eighth of it. Commands whose reply changes by itself or by chance, scripts, SORT,
-// SCAN and its kin, and commands that may write are not kept. A reply that shows a field of a hash is
-// not served past the end of the field (HEXPIRE); HLEN and HVALS are not kept by a server with such
-// ends.
+// error is not. Equal reads that are under way share one command, except for those with a ttl of 0.
+// While Redis is away, and when its answer does not come in time, a reply that was kept is served within
+// Options.Outage; without one the command returns ErrUnavailable. Replies count in
+// Options.Local.MaxBytes; those of one key take at most an eighth of it. Commands whose reply changes by
+// itself or by chance, scripts, SORT, SCAN and its kin, and commands that may write are not kept. A reply
+// that shows a field of a hash is not served past the end of the field (HEXPIRE); HLEN and HVALS are not
+// kept by a server with such ends.
 //
 // A reply of more than a million elements, or 1 GiB, is treated as invalid and ends the connection,
 // because a few bytes can announce that much: ask for the elements in parts.

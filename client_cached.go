@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/holdfast-cache/holdfast/internal/clock"
 	"github.com/holdfast-cache/holdfast/internal/keyhash"
@@ -121,7 +122,7 @@ func (r *pipelineCall) cached(st *commandState) {
 		}
 		op := r.newOp()
 		*op = remoteOp{command: st, kind: opCached, key: key, hash: h, stored: stored, token: t}
-		if len(r.commands) == 1 && !r.lead(op) {
+		if len(r.commands) == 1 && st.shares() && !r.lead(op) {
 			if r.follow(op) {
 				return
 			}
@@ -131,6 +132,10 @@ func (r *pipelineCall) cached(st *commandState) {
 		return
 	}
 }
+
+// shares reports whether the command may get the reply of an equal one that is under way. With a ttl
+// of 0 DoCache takes no reply that was asked for before.
+func (st *commandState) shares() bool { return !st.cache || st.cached > 0 }
 
 // lead makes the call the one that asks Redis for this reply. It returns false if another call
 // already does, and sets the operation's flight in any case. Only a call of a single command leads
@@ -150,7 +155,7 @@ func (r *pipelineCall) follow(op *remoteOp) (answered bool) {
 	select {
 	case <-f.landed:
 		if f.answered {
-			r.answerCached(op.command, f.reply)
+			r.answerCached(op.command, f.reply, f.left)
 		}
 		return f.answered
 	case <-r.bounded().Done():
@@ -170,15 +175,19 @@ func (e *remoteOp) cachedCommands(b rueidis.Builder, it *link.Item, cmds []rueid
 
 func (r *pipelineCall) hasCached(e *remoteOp, replies []rueidis.RedisResult, o link.Outcome) {
 	st := e.command
+	var life link.Life
 	switch o.Class {
 	case rediserr.OK:
-		r.keepReply(e, replies, o)
+		if life = link.LifeOf(replies[1], o.Session); life.Absent {
+			life.TTL = 0 // the absence has no end of its own
+		}
+		r.keepReply(e, replies, life, o)
 		fallthrough
 	case rediserr.Command:
 		if e.flight != nil {
-			e.flight.reply, e.flight.answered = replies[0], true
+			e.flight.reply, e.flight.left, e.flight.answered = replies[0], life.TTL, true
 		}
-		r.answerCached(st, replies[0])
+		r.answerCached(st, replies[0], life.TTL)
 	case rediserr.Canceled:
 		r.failReply(st, e.key, o.Err)
 	default:
@@ -186,15 +195,16 @@ func (r *pipelineCall) hasCached(e *remoteOp, replies []rueidis.RedisResult, o l
 	}
 }
 
-// answerCached answers the command with a reply of Redis.
-func (r *pipelineCall) answerCached(st *commandState, reply rueidis.RedisResult) {
+// answerCached answers the command with a reply of Redis. left is the remaining life of the key, 0 for
+// no expiry.
+func (r *pipelineCall) answerCached(st *commandState, reply rueidis.RedisResult, left time.Duration) {
 	m, err := reply.ToMessage()
 	if err != nil && !rueidis.IsRedisNil(err) {
 		r.c.counted(Entry{}, err)
 		st.decide(reply)
 		return
 	}
-	r.foundReply(st, m, Entry{Tier: Remote}, nil)
+	r.foundReply(st, m, Entry{Tier: Remote, TTL: left}, nil)
 }
 
 // foundReply answers the command with a reply. e is the entry that it came from, nil for none.
@@ -225,23 +235,19 @@ func (r *pipelineCall) failReply(st *commandState, key string, err error) {
 }
 
 // keepReply stores the reply in the first tier, if it is known how long it may be kept.
-func (r *pipelineCall) keepReply(e *remoteOp, replies []rueidis.RedisResult, o link.Outcome) {
+func (r *pipelineCall) keepReply(e *remoteOp, replies []rueidis.RedisResult, life link.Life, o link.Outcome) {
 	m, err := replies[0].ToMessage()
 	if err != nil && !rueidis.IsRedisNil(err) {
 		return
 	}
-	life := link.LifeOf(replies[1], o.Session)
-	if life.Absent {
-		if !isEmptyReply(&m) {
-			return // the key expired between the commands
-		}
-		life.TTL = 0
+	if life.Absent && !isEmptyReply(&m) {
+		return // the key expired between the commands
 	}
 	stored := unsettledReply{op: e, message: m, life: life, outcome: o}
 	switch fields := fieldsIn(e.command.name, &m); {
 	case !readsHash(e.command.name) || !o.Session.FieldsExpire():
 	case len(replies) > 2:
-		if !stored.life.EndWithFields(replies[2], o.Session) {
+		if !stored.endWithFields(replies[2]) {
 			return
 		}
 	case len(fields) > 0:
@@ -274,10 +280,16 @@ func (r *pipelineCall) settle() {
 		return append(cmds, link.FieldsCommand(b, it.Key, it.Payload.(*unsettledReply).fields))
 	}
 	r.c.remote.Batch(r.bounded(), items, 1, build, func(i int, replies []rueidis.RedisResult, o link.Outcome) {
-		if len(replies) == 1 && o.Session == all[i].outcome.Session && all[i].life.EndWithFields(replies[0], o.Session) {
+		if len(replies) == 1 && o.Session == all[i].outcome.Session && all[i].endWithFields(replies[0]) {
 			all[i].store(r)
 		}
 	})
+}
+
+// endWithFields shortens the life of the reply to that of its fields; see link.Life.EndWithFields.
+func (u *unsettledReply) endWithFields(hpttl rueidis.RedisResult) bool {
+	shown := func(i int) bool { return showsField(u.op.command.name, &u.message, i) }
+	return u.life.EndWithFields(hpttl, shown, u.outcome.Session)
 }
 
 func (u *unsettledReply) store(r *pipelineCall) {
@@ -335,6 +347,20 @@ func fieldsIn(name string, m *rueidis.RedisMessage) (fields []string) {
 	return fields
 }
 
+// showsField reports whether a reply shows the ith of the fields that HPTTL was asked for.
+func showsField(name string, m *rueidis.RedisMessage, i int) bool {
+	switch name {
+	case "HGET":
+		return !m.IsNil()
+	case "HEXISTS", "HSTRLEN":
+		return !isEmptyReply(m)
+	case "HMGET":
+		all, err := m.ToArray()
+		return err != nil || i >= len(all) || !all[i].IsNil()
+	}
+	return true
+}
+
 // replyFlights has the reads under way, so that equal ones share one command.
 type replyFlights struct {
 	mu sync.Mutex
@@ -348,7 +374,8 @@ type replyFlight struct {
 	landed chan struct{}
 
 	reply    rueidis.RedisResult
-	answered bool // with a reply of Redis
+	left     time.Duration // remaining life of the key, 0 for no expiry
+	answered bool          // with a reply of Redis
 }
 
 // join returns the flight for a reply, and whether the caller leads it. A flight with another

@@ -299,6 +299,57 @@ func TestEqualReadsUnderWayAreOneCommand(t *testing.T) {
 	wg.Wait()
 }
 
+func TestAReadWithATTLOf0SharesNoReply(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	f := redistest.NewFilter(t, s.Addr(), redistest.Makes[3])
+	p := redistest.NewProxy(t, f.Addr())
+	o := at(p.Addr())
+	o.Timeout = 10 * time.Second
+	c := open(t, o)
+	ready(t, c)
+	cl := c.Client()
+	p.SetLatency(100 * time.Millisecond)
+	before := f.Seen("HGETALL")
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			if err := cl.DoCache(ctx, cacheable(cl, "HGETALL h"), 0).Error(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := f.Seen("HGETALL") - before; n != 8 {
+		t.Errorf("8 reads with a ttl of 0 sent %d commands", n)
+	}
+}
+
+// panickyContext panics when a call begins to wait.
+type panickyContext struct{ context.Context }
+
+func (panickyContext) Done() <-chan struct{} { panic("the caller's own fault") }
+
+func TestNobodyWaitsForALeaderThatPanicked(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	c := open(t, at(s.Addr()))
+	ready(t, c)
+	cl := c.Client()
+	s.MustDo("HSET", "h", "f", "v")
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("the context was not asked")
+			}
+		}()
+		cl.DoCache(panickyContext{ctx}, cacheable(cl, "HGETALL h"), time.Hour)
+	}()
+	if got := anyOf(cl.DoCache(ctx, cacheable(cl, "HGETALL h"), time.Hour)); got != "map[f:v] <nil>" {
+		t.Errorf("after a panic of an equal read the reply is %s", got)
+	}
+}
+
 // A read that begins after a write has returned shares no reply of a read from before the write.
 func TestAReadSharesNoReplyFromBeforeAWrite(t *testing.T) {
 	ctx := begin(t)
@@ -438,6 +489,65 @@ func TestAReplyEndsWithItsKeyAndItsFields(t *testing.T) {
 	}
 }
 
+// Between a reply and HPTTL a field may expire, or the whole key. Such a reply is not kept.
+func TestAReplyThatShowsAFieldThatIsGoneIsNotKept(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	j := redistest.NewInjector(t, s.Addr())
+	s.MustDo("HSET", "h", "f", "v", "empty", "")
+	for _, hpttl := range []string{"*2\r\n:-2\r\n:-2\r\n", "*-1\r\n"} {
+		j.Answer(func(cmd []string) string {
+			if cmd[0] == "HPTTL" {
+				return hpttl
+			}
+			return ""
+		})
+		c := open(t, at(j.Addr()))
+		ready(t, c)
+		cl := c.Client()
+		for _, line := range []string{"HGETALL h", "HKEYS h", "HGET h f", "HGET h empty", "HMGET h none f", "HEXISTS h f", "HSTRLEN h f"} {
+			for range 3 {
+				if res := cl.DoCache(ctx, cacheable(cl, line), time.Hour); res.Error() != nil || res.IsCacheHit() {
+					t.Errorf("%s is kept though HPTTL says %q: %v", line, hpttl, res.Error())
+				}
+			}
+		}
+		for _, line := range []string{"HGET absent f", "HMGET absent f g", "HEXISTS absent f", "HGETALL absent"} {
+			hitOf(t, cl, line)
+		}
+	}
+}
+
+// A reply that has just come from Redis tells for how long it may be kept, as rueidis' own does.
+func TestAReplyOfRedisTellsTheLifeOfItsKey(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	p := redistest.NewProxy(t, s.Addr())
+	o := at(p.Addr())
+	o.Timeout = 10 * time.Second
+	c := open(t, o)
+	ready(t, c)
+	cl := c.Client()
+	s.MustDo("HSET", "h", "f", "v")
+	s.MustDo("PEXPIRE", "h", "100000")
+	p.SetLatency(100 * time.Millisecond)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			if ms := cl.DoCache(ctx, cacheable(cl, "HGETALL h"), time.Hour).CachePTTL(); ms < 50_000 || ms > 100_000 {
+				t.Errorf("a reply of a key that has 100 s is for %d ms", ms)
+			}
+		})
+	}
+	wg.Wait()
+	p.SetLatency(0)
+	for line, most := range map[string]int64{"HGETALL none": 3_600_000, "HLEN h": 100_000} {
+		if ms := cl.DoCache(ctx, cacheable(cl, line), time.Hour).CachePTTL(); ms < most/2 || ms > most {
+			t.Errorf("%s is for %d ms, want %d", line, ms, most)
+		}
+	}
+}
+
 // The bytes of a reply are those that it keeps on the heap.
 func TestRepliesCountAsWhatTheyKeep(t *testing.T) {
 	undisturbed(t)
@@ -462,6 +572,31 @@ func TestRepliesCountAsWhatTheyKeep(t *testing.T) {
 		if ratio := float64(told) / float64(grown); ratio < 0.8 || ratio > 1.2 {
 			t.Errorf("replies with values of %d B take %d bytes of the heap and are counted as %d", size, grown, told)
 		}
+	}
+}
+
+// A key with a single reply costs more than the reply: what ties the replies of the key together.
+func TestSmallRepliesOfManyKeysCountAsWhatTheyKeep(t *testing.T) {
+	ctx := undisturbed(t)
+	s := redistest.Start(t)
+	o := at(s.Addr())
+	o.Local.MaxBytes, o.Timeout = 32<<20, 10*time.Second
+	c := open(t, o)
+	ready(t, c)
+	cl := c.Client()
+	heap := heapInUse()
+	batch := make([]rueidis.CacheableTTL, 1000)
+	for i := range 200 {
+		for j := range batch {
+			batch[j] = rueidis.CT(cl.B().Hlen().Key(fmt.Sprint("key", i, ":", j)).Cache(), time.Hour)
+		}
+		for _, res := range cl.DoMultiCache(ctx, batch...) {
+			must(t, res.Error())
+		}
+	}
+	grown, told := heapInUse()-heap, c.Stats().LocalBytes
+	if ratio := float64(grown) / float64(told); ratio > 1.18 {
+		t.Errorf("small replies take %d bytes of the heap and are counted as %d, ratio %.2f", grown, told, ratio)
 	}
 }
 

@@ -131,10 +131,7 @@ func (r *pipelineCall) all() {
 		r.c.journal.BeginFlush()
 	}
 	if len(r.items) > 0 {
-		r.c.remote.Batch(r.bounded(), r.items, 0, r.build, r.ran)
-	}
-	if r.flight != nil {
-		r.cl.replyFlights.land(r.flight)
+		r.run()
 	}
 	if len(r.unsettled) > 0 {
 		r.settle()
@@ -155,6 +152,15 @@ func (r *pipelineCall) all() {
 			st.reply = rueidis.NewErrorResult(saveErr)
 		}
 	}
+}
+
+// run sends the remote operations and handles their outcomes. A flight lands also if the caller's
+// context panics: else later callers would wait for it.
+func (r *pipelineCall) run() {
+	if r.flight != nil {
+		defer r.cl.replyFlights.land(r.flight)
+	}
+	r.c.remote.Batch(r.bounded(), r.items, 0, r.build, r.ran)
 }
 
 func (r *pipelineCall) bounded() link.Bound {

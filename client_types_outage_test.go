@@ -143,6 +143,32 @@ func TestCachedRepliesAreServedWithinTheOutageOptionsOnly(t *testing.T) {
 	}
 }
 
+// The server announces the expiry of a key. The replies may stand in past it, as a value may.
+func TestCachedRepliesAreServedPastTheEndOfTheirKey(t *testing.T) {
+	ctx := begin(t)
+	s := redistest.Start(t)
+	o := at(s.Addr())
+	o.Outage.ServeStaleFor = time.Hour
+	c := open(t, o)
+	ready(t, c)
+	cl := c.Client()
+	s.MustDo("HSET", "h", "f", "v")
+	s.MustDo("PEXPIRE", "h", "2000")
+	hitOf(t, cl, "HGETALL h")
+	before := c.Stats()
+	redistest.WaitFor(t, patience, "the end of the key", func() bool {
+		return s.MustDo("EXISTS", "h") == "0" && c.Stats().Minus(before).Invalidations > 0
+	})
+	s.Kill()
+	waitState(t, c, holdfast.Down)
+	if got := anyOf(cl.DoCache(ctx, cacheable(cl, "HGETALL h"), time.Hour)); got != "map[f:v] <nil>" {
+		t.Errorf("past the end of the key HGETALL is %s", got)
+	}
+	if n := c.Stats().Minus(before).StaleHits; n != 1 {
+		t.Errorf("%d reads past the end are counted, want 1", n)
+	}
+}
+
 // The differential test compares hits of most commands, not replies of Redis alone.
 func TestTheDifferentialTestComparesHits(t *testing.T) {
 	ctx := begin(t)

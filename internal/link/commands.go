@@ -28,6 +28,9 @@ func pttlCommand(b rueidis.Builder, key string) rueidis.Completed {
 // keyAbsent is the reply to PTTL of a key that does not exist.
 const keyAbsent = -2
 
+// fieldAbsent is HPTTL's reply for a field that does not exist.
+const fieldAbsent = -2
+
 // SetCommand builds the SET of the plain value, which redis-cli GET shows unchanged (law 8).
 func SetCommand(b rueidis.Builder, key string, data []byte, ttl time.Duration) rueidis.Completed {
 	set := b.Arbitrary("SET", key, ViewString(data))

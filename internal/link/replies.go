@@ -52,18 +52,22 @@ func FieldsCommand(b rueidis.Builder, key string, fields []string) rueidis.Compl
 func (s *Session) FieldsExpire() bool { return !s.Lacks.has(lackHPTTL) }
 
 // EndWithFields shortens the life to that of the field that expires first. It returns false if the
-// reply to HPTTL does not tell that.
-func (l *Life) EndWithFields(hpttl rueidis.RedisResult, s *Session) bool {
+// reply to HPTTL does not tell that, or if a field that the reply shows has expired since. shown tells
+// whether the reply shows the ith field.
+func (l *Life) EndWithFields(hpttl rueidis.RedisResult, shown func(i int) bool, s *Session) bool {
 	all, err := hpttl.AsIntSlice()
 	if rueidis.IsRedisNil(err) {
-		return true // there is no such key
+		return l.Absent // there is no such key now
 	}
 	if err != nil {
 		unknown := strings.Contains(strings.ToLower(err.Error()), "unknown command")
 		s.Lacks.Note(lackHPTTL, unknown)
 		return unknown
 	}
-	for _, ms := range all {
+	for i, ms := range all {
+		if ms == fieldAbsent && shown(i) {
+			return false
+		}
 		if left := max(Millis(ms), time.Nanosecond); ms >= 0 && (l.TTL == 0 || left < l.TTL) {
 			l.TTL = left
 		}

@@ -1,7 +1,6 @@
 package local
 
 import (
-	"math"
 	"sync/atomic"
 	"unsafe"
 
@@ -20,6 +19,7 @@ type replySet struct {
 	version atomic.Uint64 // of the key: replies of an earlier one have ended
 	scope   *EpochScope
 	epoch   uint32 // in which the replies were read
+	end     int64  // of the life of all of the replies
 	bytes   int64
 
 	oldest, newest *Reply // a list; a reply that was used becomes the newest before it would go
@@ -49,6 +49,12 @@ const (
 
 	// replyBytes is the size of a Reply without its value.
 	replyBytes = int64(unsafe.Sizeof(Reply{}))
+
+	// largestReply is more than an entry may take.
+	largestReply = 1 << 30
+
+	// setBytes is the size of a replySet and of its place in the stripe's map.
+	setBytes = int64(unsafe.Sizeof(replySet{})) + 32
 )
 
 // reply returns the reply that the entry stands for, or nil.
@@ -90,40 +96,53 @@ func StoredReply[V any](l *Tier, command keyhash.Hash) (*Entry, *V) {
 }
 
 // FillReply stores the reply to a command on the key, as Fill stores a value. size is the number of
-// bytes that the value keeps on the heap beside itself.
+// bytes that the value keeps on the heap beside itself. A reply that is too large ends the one before it.
 func FillReply[V any](l *Tier, key, command keyhash.Hash, value V, size int64, t Token, f Freshness) bool {
 	size += replyBytes + int64(unsafe.Sizeof(value))
-	if size > min(l.maxEntry, math.MaxInt32) {
-		return false
-	}
 	r := &ReplyAs[V]{Value: value}
-	r.Size, r.place = int32(size), command.Place
+	r.Size, r.place = int32(min(size, largestReply)), command.Place
 	e := NewEntry("", nil, f)
 	e.check = command.Check
 	e.decoded.Store(&r.Decoded)
 
 	s, k, _ := l.lock(key)
 	defer l.unlock(s, command)
-	if !s.fillable(k, t) {
+	at := s.find(command.Place)
+	if old := at.reply(command); !s.fillable(k, t) {
 		// The caller gets this reply, so no later call may get an older one.
-		if old := s.find(command.Place); old != nil && old.of(command).olderThan(k, f.Confirmed) {
-			l.replace(s, old, nil)
+		if old.olderThan(k, f.Confirmed) {
+			l.replace(s, at, nil)
 		}
 		return false
+	} else if old != nil && old.Confirmed.Load() > f.Confirmed && !old.reply().ended() {
+		return false
 	}
-	set := s.replies[key.Place]
-	if set == nil {
-		set = s.newReplySet(key.Place)
-	}
-	set.enter(t)
+	set := s.replySetOf(key.Place)
+	set.enter(t, f.Confirmed)
+	set.end = max(set.end, f.Expires)
 	r.set, r.version = set, set.version.Load()
-	fits := l.put(s, s.find(command.Place), command, e)
+	if set.holdsOnly(command.Place) {
+		r.Size += int32(setBytes)
+	}
+	fits := l.put(s, at, command, e)
 	l.boundReplies(s, set)
 	s.dropIfEmpty(set)
 	return fits
 }
 
-func (s *stripe) newReplySet(place uint64) *replySet {
+// reply returns the entry of a stored reply, or nil. The slot may be nil.
+func (s *slot) reply(command keyhash.Hash) *Entry {
+	if s == nil {
+		return nil
+	}
+	return s.of(command)
+}
+
+// replySetOf returns the set of the replies of a key, a new one if there is none.
+func (s *stripe) replySetOf(place uint64) *replySet {
+	if set := s.replies[place]; set != nil {
+		return set
+	}
 	if s.replies == nil {
 		s.replies = map[uint64]*replySet{}
 	}
@@ -132,13 +151,33 @@ func (s *stripe) newReplySet(place uint64) *replySet {
 	return set
 }
 
-// enter is called before an answer that was read under the token is stored. Replies of an earlier
-// epoch end: they may be of an earlier version of the key, and must not be served after the answer.
-func (set *replySet) enter(t Token) {
-	if set.scope != t.Scope || set.epoch != t.Epoch {
+// holdsOnly reports whether the set has no reply beside the one at that place. Such a reply counts
+// with the set.
+func (set *replySet) holdsOnly(place uint64) bool {
+	return set.oldest == nil || set.oldest == set.newest && set.oldest.place == place
+}
+
+// enter is called before an answer is stored that was read at the given time, under the token. Replies
+// of an earlier epoch end, and so do replies whose time is over: they may be of an earlier version of
+// the key, and must not be served after the answer.
+func (set *replySet) enter(t Token, read int64) {
+	if set.scope != t.Scope || set.epoch != t.Epoch || set.end <= read {
 		set.scope, set.epoch = t.Scope, t.Epoch
-		set.version.Add(1)
+		set.advance()
 	}
+}
+
+// enterReplies is enter for the replies of a key, if it has any.
+func (s *stripe) enterReplies(h keyhash.Hash, t Token, read int64) {
+	if set := s.replies[h.Place]; set != nil {
+		set.enter(t, read)
+	}
+}
+
+// advance ends the replies.
+func (set *replySet) advance() {
+	set.version.Add(1)
+	set.end = 0
 }
 
 // changed records that the key may have another value from now on: answers that were read before
@@ -146,9 +185,19 @@ func (set *replySet) enter(t Token) {
 // change. The caller holds the stripe.
 func (s *stripe) changed(h keyhash.Hash) (seq uint64) {
 	if set := s.replies[h.Place]; set != nil {
-		set.version.Add(1)
+		set.advance()
 	}
 	return s.version.Add(1)
+}
+
+// invalidated is changed for an invalidation. Replies whose time is over do not end: as with copies,
+// the server may be announcing just that, and Outage.ServeStaleFor may still use them.
+func (s *stripe) invalidated(h keyhash.Hash, now int64) {
+	if set := s.replies[h.Place]; set == nil || now < set.end {
+		s.changed(h)
+		return
+	}
+	s.version.Add(1)
 }
 
 // boundReplies removes replies of the set that have ended, and the least used ones as long as all

@@ -33,8 +33,12 @@ func (r *replyRig) command(key, command string) (h, at keyhash.Hash) {
 }
 
 func (r *replyRig) fillUnder(token Token, key, command, value string, size int64) bool {
+	return r.fillAs(token, key, command, value, size, r.freshness())
+}
+
+func (r *replyRig) fillAs(token Token, key, command, value string, size int64, f Freshness) bool {
 	h, at := r.command(key, command)
-	return FillReply(r.l, h, at, value, size, token, r.freshness())
+	return FillReply(r.l, h, at, value, size, token, f)
 }
 
 func (r *replyRig) fill(key, command, value string) bool {
@@ -132,6 +136,14 @@ func TestALaterAnswerEndsTheRepliesOfAnEarlierEpoch(t *testing.T) {
 		"a value": func(r *replyRig) {
 			r.l.Fill(r.l.Hash("k"), "k", []byte("2"), r.token("k"), r.freshness())
 		},
+		"no such key": func(r *replyRig) { r.l.Forget(r.l.Hash("k"), r.token("k"), 1) },
+		"a reply that is too large": func(r *replyRig) {
+			for _, command := range []string{"HLEN", "HGETALL"} {
+				if r.fillUnder(r.token("k"), "k", command, "2", 1<<40) {
+					t.Error("a reply that is too large is stored")
+				}
+			}
+		},
 	} {
 		r := newReplyRig(t, 1<<20)
 		r.fill("k", "HLEN", "1")
@@ -153,6 +165,53 @@ func TestALaterAnswerEndsTheRepliesOfAnEarlierEpoch(t *testing.T) {
 	r.scope.Suspect()
 	r.fillUnder(stale, "k", "HLEN", "2", 0)
 	r.want("k", "HLEN", "") // the caller has got 2
+}
+
+func TestAnAnswerThatWasAskedForEarlierReplacesNoLaterOne(t *testing.T) {
+	r := newReplyRig(t, 1<<20)
+	token, earlier, later := r.token("k"), r.freshness(), r.freshness()
+	later.Confirmed++
+	r.fillAs(token, "k", "HLEN", "2", 0, later)
+	if r.fillAs(token, "k", "HLEN", "1", 0, earlier) {
+		t.Error("the earlier reply is stored")
+	}
+	r.want("k", "HLEN", "2")
+	r.l.Invalidate(r.l.Hash("k"), 1)
+	r.fillAs(r.token("k"), "k", "HLEN", "3", 0, earlier) // of a later version of the key
+	r.want("k", "HLEN", "3")
+}
+
+// The server announces that a key has expired. Outage.ServeStaleFor may need the replies.
+func TestAnInvalidationLeavesRepliesWhoseTimeIsOver(t *testing.T) {
+	for name, answer := range map[string]func(r *replyRig, f Freshness){
+		"another reply": func(r *replyRig, f Freshness) { r.fillAs(r.token("k"), "k", "HGETALL", "2", 0, f) },
+		"a value":       func(r *replyRig, f Freshness) { r.l.Fill(r.l.Hash("k"), "k", []byte("2"), r.token("k"), f) },
+		"no such key":   func(r *replyRig, f Freshness) { r.l.Forget(r.l.Hash("k"), r.token("k"), f.Confirmed) },
+	} {
+		r := newReplyRig(t, 1<<20)
+		h, f := r.l.Hash("k"), r.freshness()
+		f.Expires, f.Fresh = 100, 100
+		r.fillAs(r.token("k"), "k", "HLEN", "1", 0, f)
+		f.Expires, f.Fresh = 99, 99 // as told by another PTTL
+		r.fillAs(r.token("k"), "k", "HKEYS", "1", 0, f)
+		before := r.token("k")
+		r.l.Invalidate(h, 100)
+		r.want("k", "HLEN", "1")
+		r.want("k", "HKEYS", "1")
+		if r.fillUnder(before, "k", "HVALS", "2", 0) {
+			t.Error("a reply that was read before the invalidation is stored")
+		}
+		f.Confirmed, f.Expires, f.Fresh = 200, 300, 300
+		answer(r, f)
+		r.want("k", "HLEN", "")
+
+		r.fillAs(r.token("k"), "k", "HLEN", "3", 0, f)
+		r.l.Invalidate(h, 299)
+		r.want("k", "HLEN", "")
+		if t.Failed() {
+			t.Fatalf("with %s", name)
+		}
+	}
 }
 
 func TestTheRepliesOfAKeyTakeAnEighthOfMaxBytes(t *testing.T) {

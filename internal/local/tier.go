@@ -173,9 +173,7 @@ func (l *Tier) Fill(h keyhash.Hash, key string, val []byte, t Token, f Freshness
 	if old != nil && old.Confirmed.Load() > f.Confirmed {
 		return false
 	}
-	if set := s.replies[h.Place]; set != nil {
-		set.enter(t)
-	}
+	s.enterReplies(h, t, f.Confirmed)
 	// An unchanged value is confirmed in place: so reading a copy again when its time is up
 	// costs neither memory nor ristretto's attention.
 	if old != nil && old.Scope == f.Scope && old.StaleIfError()&NotInRedis == 0 && old.equals(val) {
@@ -199,6 +197,9 @@ func (e *Entry) olderThan(k *slot, read int64) bool {
 func (l *Tier) Forget(h keyhash.Hash, t Token, now int64) {
 	s, k, old := l.lock(h)
 	defer l.unlock(s, h)
+	if s.fillable(k, t) {
+		s.enterReplies(h, t, now)
+	}
 	switch {
 	case old == nil || old.saysAbsent(now):
 	case s.fillable(k, t):
@@ -403,7 +404,7 @@ func SameEnd(old int64) int64 { return old }
 func (l *Tier) Invalidate(h keyhash.Hash, now int64) {
 	s, k, old := l.lock(h)
 	defer s.mu.Unlock()
-	s.changed(h)
+	s.invalidated(h, now)
 	if k.writing() {
 		k.invalidated = true
 	}
