@@ -276,8 +276,8 @@ func (s Stats) All() iter.Seq[Stat] {
 // Latency has the numbers of durations since New by their length, in exponential buckets. It is a
 // snapshot.
 type Latency struct {
-	// Counts has the number of durations of each bucket. The nth bucket ends with
-	// LatencyBound(n), the last one has all that are longer. These are the buckets of an
+	// Counts has the number of durations of each bucket. The nth bucket ends with Bound(n), the
+	// last one has all that are longer. These are the buckets of an
 	// exponential histogram of OpenTelemetry with scale 2, from the index -80 on, and of a native
 	// histogram of Prometheus with schema 2.
 	Counts [latency.Buckets]uint64
@@ -285,8 +285,8 @@ type Latency struct {
 	Sum time.Duration
 }
 
-// LatencyBound returns the longest duration of the nth bucket of a Latency: 2^((n-80)/4) seconds.
-func LatencyBound(n int) time.Duration { return latency.Bound(n) }
+// Bound returns the longest duration of the nth bucket of any Latency: 2^((n-80)/4) seconds.
+func (*Latency) Bound(n int) time.Duration { return latency.Bound(n) }
 
 // Count returns the number of durations.
 func (l *Latency) Count() uint64 { return (*latency.Snapshot)(l).Count() }
