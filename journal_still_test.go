@@ -200,7 +200,15 @@ func TestCloseAndShutdownEndThoughTheDiskStandsStill(t *testing.T) {
 			t.Parallel()
 			o := at(redistest.FreeAddr(t))
 			o.Timeout, o.Journal.Dir = 100*time.Millisecond, t.TempDir()
-			t.Cleanup(func() { removeAll(t, o.Journal.Dir) }) // the disk goes on beside it
+			t.Cleanup(func() { // the disk goes on after the test, and has ended when the directory is free
+				redistest.WaitFor(t, patience, "the directory to be free", func() bool {
+					next, err := holdfast.New(o)
+					if err == nil {
+						_ = next.Close()
+					}
+					return err == nil
+				})
+			})
 			c, err := holdfast.New(o)
 			must(t, err)
 			goOn := holdfast.HangDisk(c)

@@ -269,7 +269,7 @@ func TestRepliesStayWithinMaxBytes(t *testing.T) {
 	l := startLocal(t, 4<<20)
 	r := &replyRig{t: t, l: l}
 	r.scope.Until.Store(clock.Never)
-	n := 200_000
+	n := 1_000_000
 	if testing.Short() {
 		n = 20_000
 	}
