@@ -204,7 +204,7 @@ func TestACallWaitsForTheReplayThatHasItsKey(t *testing.T) {
 		}
 		c := open(t, o)
 		must(t, c.Set(ctx, key, []byte("1"), 0))
-		switch i % 3 {
+		switch i % 4 {
 		case 0:
 			must(t, c.Deliver(ctx, key))
 		case 1:
@@ -213,6 +213,11 @@ func TestACallWaitsForTheReplayThatHasItsKey(t *testing.T) {
 			}
 		case 2:
 			wantSay(t, c.Client(), "2", "INCR", key)
+			continue
+		case 3: // a read whose reply is cached must see the write, too
+			if n, err := c.Client().DoCache(ctx, cacheable(c.Client(), "STRLEN "+key), time.Hour).AsInt64(); err != nil || n != 1 {
+				t.Fatalf("STRLEN of a key that was set right after New: %d, %v", n, err)
+			}
 			continue
 		}
 		if got := s.MustDo("GET", key); got != "1" {

@@ -111,7 +111,7 @@ func TestAReplyIsServedFromMemoryUntilItsKeyChanges(t *testing.T) {
 	}
 }
 
-// Every write of a key ends its replies, in whatever way it is made.
+// Each way to write a key ends the replies of the key.
 func TestEveryOwnWriteEndsTheRepliesOfItsKeys(t *testing.T) {
 	for _, mode := range []holdfast.TrackingMode{holdfast.TrackReads, holdfast.TrackPrefixes, holdfast.TrackOff} {
 		t.Run(fmt.Sprint(mode), func(t *testing.T) { testOwnWritesEndReplies(t, mode) })
@@ -575,7 +575,7 @@ func TestRepliesCountAsWhatTheyKeep(t *testing.T) {
 	}
 }
 
-// A key with a single reply costs more than the reply: what ties the replies of the key together.
+// The set of a key's replies takes memory, too. It counts with a single reply.
 func TestSmallRepliesOfManyKeysCountAsWhatTheyKeep(t *testing.T) {
 	ctx := undisturbed(t)
 	s := redistest.Start(t)

@@ -198,7 +198,7 @@ func scripted(c command) command {
 	return command{append(args, c.args...), c.keys}
 }
 
-// change sends some commands by a random way, and looks at what they may have changed.
+// change sends some commands by a random way, and compares the keys that they may have changed.
 func (p *twins) change() {
 	p.t.Helper()
 	route := pick(p.r, routes)
@@ -541,7 +541,7 @@ func nearInTime(name string, a, b rueidis.RedisMessage) bool {
 	return errX == nil && errY == nil && x > 0 && y > 0 && max(x-y, y-x) <= most
 }
 
-// sameContents compares what the two servers hold, as the type of each key is read.
+// sameContents compares the contents of the two servers, each key by the reads of its type.
 func (p *twins) sameContents() {
 	p.t.Helper()
 	raw := rawAt(p.t, p.server.Addr())

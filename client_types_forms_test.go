@@ -263,7 +263,7 @@ XACK key group id
 `)},
 }
 
-// Commands of any key, whatever it holds.
+// Commands for keys of all types.
 var (
 	readsOfAny = lines(`
 TYPE key

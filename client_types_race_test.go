@@ -78,7 +78,7 @@ func readNumber(ctx context.Context, cl rueidis.Client, way int, key string) (nu
 	return number, res.IsCacheHit(), err
 }
 
-// hashRace is what the readers of the races check, and count.
+// hashRace has the numbers that the readers of a race check, and the counts of their reads.
 type hashRace struct {
 	t       testing.TB
 	started []atomic.Int64 // by key: number of the last write that has begun

@@ -66,7 +66,7 @@ func (r *received) HandleLeave(ch string, info *centrifuge.ClientInfo) error {
 	return nil
 }
 
-// broker is a RedisBroker that runs, with what it has received.
+// broker is a running RedisBroker, with the publications that it has received.
 func (v venue) broker() (*centrifuge.RedisBroker, *received, func(), error) {
 	node, err := centrifuge.New(centrifuge.Config{})
 	if err != nil {

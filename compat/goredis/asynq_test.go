@@ -74,7 +74,7 @@ func (w *workers) has(start string) bool {
 	return slices.ContainsFunc(w.handled, func(line string) bool { return strings.HasPrefix(line, start) })
 }
 
-// all returns what was handled so far, sorted, and forgets it.
+// all returns the tasks that were handled since the last call, sorted.
 func (w *workers) all() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()

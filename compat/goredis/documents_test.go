@@ -20,7 +20,7 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// queues has what a program needs of asynq. closeAll closes the clients, which asynq
+// queues has the parts of asynq that a program needs. closeAll closes the clients, which asynq
 // leaves open.
 type queues struct {
 	client    *asynq.Client

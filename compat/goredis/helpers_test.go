@@ -82,7 +82,7 @@ func attached(t testing.TB, s *redistest.Server, timeout time.Duration) (connect
 	}, cache
 }
 
-// A record has what a program saw, a line for each observation.
+// A record has the observations of a program, a line for each.
 type record struct {
 	mu    sync.Mutex
 	lines []string
